@@ -1,0 +1,65 @@
+"""Packaging: two import packages, `keras_resnet` and `resnet_export` (folder `export/`), one distribution."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "keras_resnet" / "_version.py").read_text()).group(1)
+
+LINUX_X86 = 'sys_platform == "linux" and platform_machine == "x86_64"'
+REQUIRES = [
+    "tensorflow>=2.21",
+    "keras>=3.15",
+    "tf2onnx>=1.17",
+    "onnx>=1.17",
+    # 1.27 on Linux declares CUDA extras that cannot be installed and does not import without CUDA 13.
+    f"onnxruntime-gpu>=1.26,!=1.27.*; {LINUX_X86}",
+    'onnxruntime>=1.26; sys_platform != "linux" or platform_machine != "x86_64"',
+    "click>=8.1",
+    "rich>=13",
+    "numpy>=1.26",
+    "pillow>=10",
+]
+EXTRAS = {
+    "gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.28"],
+    # TensorFlow 2.21 is built for CUDA 12; 1.26 is the last onnxruntime-gpu that is.
+    "train-gpu": ["tensorflow[and-cuda]>=2.21,<2.22", "onnxruntime-gpu[cuda,cudnn]==1.26.*"],
+    "serve": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
+    "cluster": ["ray[serve,data]>=2.40", "starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
+    "data": ["tensorflow-datasets>=4.9"],
+    "demo": ["matplotlib>=3.8", "scikit-learn>=1.4"],
+    "batch": ["pyarrow>=15"],
+    "client": ["httpx>=0.27"],
+    "backends": ["jax>=0.4.30", "torch>=2.4"],
+    "peers": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "keras-hub>=0.20", "openvino>=2024.4"],
+}
+EXTRAS["dev"] = ["pytest>=8", "ruff>=0.6", "build>=1.2"] + EXTRAS["demo"]
+
+setup(
+    name="keras-resnet-export",
+    version=VERSION,
+    description="Residual networks for Keras that start as the identity, and verified ONNX and SavedModel export",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["keras_resnet", "keras_resnet.*"])
+    + ["resnet_export"]
+    + ["resnet_export." + name for name in find_packages("export")],
+    package_dir={"resnet_export": "export"},
+    package_data={"keras_resnet": ["py.typed", "weights/data/*"], "resnet_export": ["py.typed", "serving/page/*"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["resnet-export = resnet_export.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    zip_safe=False,
+)
