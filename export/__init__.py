@@ -1,0 +1,33 @@
+"""Verified ONNX and SavedModel export of Keras models. Names are imported on first use, so that reading an artefact needs no TensorFlow."""
+
+import importlib
+
+_HOME = {
+    "to_onnx": "convert",
+    "to_savedmodel": "savedmodel",
+    "verify": "verification",
+    "predict": "prediction",
+    "session": "runtime",
+    "ExportResult": "results",
+    "VerificationReport": "results",
+    "ExportError": "errors",
+    "UsageError": "errors",
+    "MismatchError": "errors",
+    "DeviceError": "errors",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    try:
+        return importlib.import_module(f".{name}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name == f"{__name__}.{name}":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        raise
+
+
+def __dir__():
+    return sorted(set(globals()) | set(_HOME))

@@ -1,0 +1,170 @@
+"""What travels inside an ONNX file, and how a file or a folder gets onto the disk whole or not at all.
+
+Metadata keys of an ONNX file (all values are JSON; `read_metadata` decodes them):
+
+- `keras_resnet.card`: the model card, `{"name", "config", "preprocessing", "labels", "weights"}`; see
+  `keras_resnet.modelcard.ModelCard`. `preprocessing` is `{"mode", "size", "resize", "interpolation"}`: `mode` names what
+  the graph itself does to pixels 0–255, the rest how an image file becomes the graph's input.
+- `keras_resnet.tolerances`: `{"relative": bound of max |difference| / max |reference|, "precision": "float32" | …}`.
+- `keras_resnet.versions`: `{"keras_resnet_export", "keras", "tensorflow", "tf2onnx", "onnx"}`.
+- `keras_resnet.sha256`: hexadecimal digest over the model's config and its weights in order.
+
+Everything in the file depends on the model and on the options alone: no date, no path, no measured figure.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from .errors import UsageError
+
+PREFIX = "keras_resnet."
+KEYS = ("card", "tolerances", "versions", "sha256")
+
+
+def encode_metadata(metadata):
+    """`{"card": …, …}` as the string pairs that an ONNX file holds, in a fixed order.
+
+    Raises:
+        ValueError: a key that `KEYS` does not list.
+    """
+    if unknown := set(metadata) - set(KEYS):
+        raise ValueError(f"metadata keys must be among {KEYS}, got {sorted(unknown)}")
+    return {PREFIX + key: json.dumps(metadata[key], sort_keys=True, ensure_ascii=False) for key in KEYS if key in metadata}
+
+
+def decode_metadata(pairs):
+    """The metadata among the string pairs of an ONNX file; keys of other makers are left out, broken JSON too."""
+    found = {}
+    for key in KEYS:
+        with contextlib.suppress(KeyError, ValueError):
+            found[key] = json.loads(pairs[PREFIX + key])
+    return found
+
+
+def read_metadata(path):
+    """The metadata of an ONNX file, without its external data.
+
+    Args:
+        path: ONNX file.
+
+    Returns:
+        dict with those of `KEYS` that the file holds.
+
+    Raises:
+        UsageError: the file is missing or no ONNX file.
+    """
+    return decode_metadata({entry.key: entry.value for entry in read_proto(path, external_data=False).metadata_props})
+
+
+def read_proto(path, external_data=True):
+    """The `ModelProto` of an ONNX file.
+
+    Raises:
+        UsageError: the file, or its external data, is missing or damaged.
+    """
+    import onnx
+
+    path = existing_file(path)
+    try:
+        proto = onnx.load(path, load_external_data=external_data)
+        if not proto.graph.output:
+            raise ValueError("it has no outputs")
+    except Exception as error:
+        raise UsageError(f"{path} is not a readable ONNX file: {first_line(error)}") from error
+    return proto
+
+
+def existing_file(path):
+    """`Path(path)`, or a `UsageError` if there is no such file."""
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a file")
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist")
+    return path
+
+
+def first_line(error):
+    """The first line of an exception's text, for one-sentence messages."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def check_target(path, overwrite):
+    """The absolute target path, checked before any work is done.
+
+    Args:
+        path: file or folder to be written.
+        overwrite: whether something may be there already.
+
+    Raises:
+        UsageError: something is there and `overwrite` is false, or the parent folder is missing or read-only.
+    """
+    target = Path(os.path.abspath(path))
+    if target.exists() and not overwrite:
+        raise UsageError(f"{path} exists already; choose another name or allow overwriting (--force)")
+    if not target.parent.is_dir():
+        raise UsageError(f"cannot write {path}: the folder {target.parent} does not exist")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {path}: the folder {target.parent} is not writable")
+    return target
+
+
+@contextlib.contextmanager
+def publishing(path, overwrite=True, keep_failed=False):
+    """A folder beside `path` to write into; what lies there is moved into place if the block ends well.
+
+    Everything is written under its final name (the place of external data is baked into an ONNX file) and verified there;
+    then companions (`path.name + ".data"` …) move first and the file or folder itself last, so that a reader never sees a
+    half-written one. If the block raises, the folder goes and what was at `path` stays.
+
+    Args:
+        path: the final file or folder.
+        overwrite: whether `path` may exist.
+        keep_failed: keep what a failed block has written, as `path.name + ".failed"`.
+
+    Yields:
+        the path inside the folder under which to write.
+
+    Raises:
+        UsageError: `path` cannot be written, or the disk is full.
+    """
+    target = check_target(path, overwrite)
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield work / target.name
+        entries = sorted(work.iterdir(), key=lambda entry: entry.name == target.name)
+        for entry in entries:
+            _move(entry, target.parent / entry.name, work)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EIO):
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise
+    except Exception:
+        if keep_failed and (work / target.name).exists():
+            _move(work / target.name, target.parent / f"{target.name}.failed", work)
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _move(source, target, work):
+    """Rename `source` to `target`; a folder that is in the way is set aside first and put back if the move fails."""
+    if not (target.is_dir() and not target.is_symlink()):
+        os.replace(source, target)
+        return
+    aside = work / f"{target.name}.old"
+    os.rename(target, aside)
+    try:
+        os.rename(source, target)
+    except BaseException:
+        os.rename(aside, target)
+        raise

@@ -1,0 +1,34 @@
+"""What can go wrong, and the exit code each kind has on the command line."""
+
+
+class ExportError(Exception):
+    """Base of all errors that this package raises on purpose: one sentence that names the thing and the mend."""
+
+    exit_code = 1
+
+
+class UsageError(ExportError):
+    """Wrong usage, unreadable input, or a place that cannot be written."""
+
+    exit_code = 2
+
+
+class MismatchError(ExportError):
+    """The artefact does not compute what the model computes.
+
+    Args:
+        message: what differs, by how much, and where first.
+        report: the `VerificationReport`, if there is one.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message, report=None):
+        super().__init__(message)
+        self.report = report
+
+
+class DeviceError(ExportError):
+    """A device, library or extra that was asked for is not there."""
+
+    exit_code = 4

@@ -1,0 +1,140 @@
+"""Image files to arrays, with Pillow: the one place that decodes, resizes and crops."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import UsageError
+
+MAX_PIXELS = 64_000_000
+MAX_BYTES = 64 * 2**20
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+
+def decode(source, channels=3, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES):
+    """One image as pixels, upright (EXIF orientation is applied) and without alpha.
+
+    Differs from `keras.utils.load_img`: the size is checked before anything is decompressed, and 16-bit greyscale is scaled.
+
+    Args:
+        source: path, or the encoded bytes.
+        channels: 3 for RGB, 1 for greyscale.
+        max_pixels: largest allowed width × height.
+        max_bytes: largest allowed size of the encoded image.
+
+    Returns:
+        uint8 array [height, width, channels].
+
+    Raises:
+        UsageError: not an image, damaged, or larger than allowed.
+    """
+    if channels not in (1, 3):
+        raise UsageError(f"an image has 1 or 3 channels, the model wants {channels}")
+    name, data = _read(source, max_bytes)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UsageError(f"{name} is {width}×{height} pixels; at most {max_pixels:,} pixels are read")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    except UsageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UsageError(f"{name} is not an image that Pillow can read") from error
+    except Exception as error:
+        raise UsageError(f"{name} is a damaged image: {error}") from error
+    return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
+
+
+def _read(source, max_bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
+        name, size = "the image", len(source)
+    else:
+        name, path = str(source), Path(source)
+        if path.is_dir():
+            raise UsageError(f"{name} is a folder, not an image file")
+        if not path.is_file():
+            raise UsageError(f"{name} does not exist")
+        size = path.stat().st_size
+    if size > max_bytes:
+        raise UsageError(f"{name} has {size:,} bytes; at most {max_bytes:,} are read")
+    if name == "the image":
+        return name, bytes(source)
+    try:
+        return name, path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {name}: {error.strerror}") from error
+
+
+def fit(pixels, preprocessing, size=None):
+    """Bring pixels to the size a model wants, as its card says: shorter side to `resize` and centre crop, or stretched.
+
+    Args:
+        pixels: uint8 array [height, width, channels].
+        preprocessing: the card's entry, see `keras_resnet.modelcard.ModelCard`; `{}` for a model without card.
+        size: [height, width] where the graph's input is fixed and the card names none.
+
+    Returns:
+        uint8 array; as it came if neither the card nor `size` names a size.
+
+    Raises:
+        UsageError: unknown interpolation, or `resize` smaller than the crop.
+    """
+    target = preprocessing.get("size") or size
+    if target is None:
+        return pixels
+    height, width = (int(side) for side in target)
+    resampling = _interpolation(preprocessing.get("interpolation") or "bilinear")
+    resize = preprocessing.get("resize")
+    if resize is None:
+        return _resize(pixels, height, width, resampling)
+    if resize < max(height, width):
+        raise UsageError(f"the card's `resize` ({resize}) must be at least its `size` ({height}×{width})")
+    shorter = min(pixels.shape[:2])
+    pixels = _resize(pixels, *(int(resize * side / shorter) for side in pixels.shape[:2]), resampling)
+    top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[:2], (height, width), strict=True))
+    return pixels[top : top + height, left : left + width]
+
+
+def _interpolation(name):
+    if name not in INTERPOLATIONS:
+        raise UsageError(f"`interpolation` must be one of {', '.join(INTERPOLATIONS)}, got {name!r}")
+    return INTERPOLATIONS[name]
+
+
+def _resize(pixels, height, width, resampling):
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return np.asarray(image.resize((width, height), resampling)).reshape(height, width, pixels.shape[2])
+
+
+def load(source, preprocessing, size=None, channels=3):
+    """One image file (or its bytes) decoded and fitted: uint8 array [height, width, channels]. See `decode` and `fit`."""
+    return fit(decode(source, channels), preprocessing, size)
+
+
+def find(folder):
+    """All image files below a folder, sorted by path.
+
+    Raises:
+        UsageError: there is no such folder, or no image in it.
+    """
+    if not os.path.isdir(folder):
+        raise UsageError(f"{folder} is not a folder")
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise UsageError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    return paths

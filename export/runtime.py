@@ -1,0 +1,177 @@
+"""onnxruntime sessions that do what was asked for, or say why not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from .artifact import decode_metadata, existing_file, first_line
+from .errors import DeviceError, UsageError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, shape and numpy dtype of an input or output; a dimension that may vary is its name (`"batch"`), not a number."""
+
+    name: str
+    shape: tuple
+    dtype: str
+
+    @property
+    def layout(self):
+        """`"nhwc"` or `"nchw"` of an image tensor, told by the axis that has 1, 3 or 4 entries; None for other ranks."""
+        if len(self.shape) != 4:
+            return None
+        return "nchw" if self.shape[1] in (1, 3, 4) and self.shape[3] not in (1, 3, 4) else "nhwc"
+
+
+class Session:
+    """An ONNX file that is ready to run. Made by `session`.
+
+    Attributes:
+        path: the file.
+        device: `"cpu"`, `"cuda"`, `"tensorrt"` or `"openvino"`: what really runs it.
+        note: one sentence that says which device was taken, and why.
+        inputs, outputs: tuples of `TensorInfo`.
+        metadata: decoded metadata, see `resnet_export.artifact`.
+        card: the model card as a dict, `{}` if the file has none.
+        labels: class names in the order of the logits, or None.
+    """
+
+    def __init__(self, path, ort_session, device, note):
+        self.path, self.ort, self.device, self.note = Path(path), ort_session, device, note
+        self.inputs = tuple(_tensor_info(value) for value in ort_session.get_inputs())
+        self.outputs = tuple(_tensor_info(value) for value in ort_session.get_outputs())
+        self.metadata = decode_metadata(ort_session.get_modelmeta().custom_metadata_map)
+        self.card = self.metadata.get("card") or {}
+        self.labels = self.card.get("labels")
+
+    def run(self, feeds, outputs=None):
+        """Run once.
+
+        Args:
+            feeds: array, for a model with one input, or `{input name: array}`; cast to the input's dtype where that loses nothing.
+            outputs: names wanted; all by default.
+
+        Returns:
+            `{output name: array}`.
+
+        Raises:
+            UsageError: a name, shape or dtype does not fit.
+        """
+        feeds = self._checked(feeds)
+        names = list(outputs) if outputs is not None else [value.name for value in self.outputs]
+        known = {value.name for value in self.outputs}
+        if unknown := [name for name in names if name not in known]:
+            raise UsageError(f"{self.path.name} has no output {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        return dict(zip(names, self.ort.run(names, feeds), strict=True))
+
+    def _checked(self, feeds):
+        if not isinstance(feeds, dict):
+            if len(self.inputs) != 1:
+                raise UsageError(f"{self.path.name} has {len(self.inputs)} inputs; give a dict of {', '.join(v.name for v in self.inputs)}")
+            feeds = {self.inputs[0].name: feeds}
+        if set(feeds) != {value.name for value in self.inputs}:
+            raise UsageError(f"inputs must be {', '.join(v.name for v in self.inputs)}, got {', '.join(map(str, feeds)) or 'none'}")
+        return {value.name: _fitting(np.asarray(feeds[value.name]), value) for value in self.inputs}
+
+
+def _tensor_info(value):
+    shape = tuple(dim if dim is not None else "?" for dim in value.shape)
+    return TensorInfo(value.name, shape, DTYPES.get(value.type, value.type))
+
+
+def _fitting(array, value):
+    fits = array.ndim == len(value.shape) and all(
+        isinstance(want, str) or want == have for want, have in zip(value.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise UsageError(f"input `{value.name}` must have shape {_shown(value.shape)}, got {_shown(array.shape)}")
+    if array.dtype == value.dtype:
+        return array
+    if not np.can_cast(array.dtype, value.dtype, "same_kind"):
+        raise UsageError(f"input `{value.name}` must be {value.dtype}, got {array.dtype}")
+    return array.astype(value.dtype)
+
+
+def _shown(shape):
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def session(path, device="auto", *, threads=None, optimise=True):
+    """Open an ONNX file on a device; differs from `onnxruntime.InferenceSession` in that a missing device is an error.
+
+    Args:
+        path: ONNX file.
+        device: `"auto"` (a GPU if one really starts, else the CPU), `"cpu"`, `"cuda"`, `"tensorrt"` or `"openvino"`.
+        threads: threads within an operator; onnxruntime's choice by default.
+        optimise: False runs the graph as it is written, without onnxruntime's rewriting.
+
+    Returns:
+        Session
+
+    Raises:
+        UsageError: unknown device name, or the file is missing or damaged.
+        DeviceError: the device does not start.
+    """
+    path = existing_file(path)
+    if device != "auto" and device not in PROVIDERS:
+        raise UsageError(f"`device` must be one of auto, {', '.join(PROVIDERS)}, got {device!r}")
+    if device != "auto":
+        return _open(path, device, threads, optimise, f"{device}, as asked for")
+    for name in ("cuda", "cpu"):
+        if name == "cpu" or _has_hardware(PROVIDERS[name]):
+            return _open(path, name, threads, optimise, f"{name}: {'a GPU is there' if name != 'cpu' else 'no GPU provider starts here'}")
+
+
+def _has_hardware(provider):
+    """Whether onnxruntime sees a device for a provider; `get_available_providers` only tells what was compiled in."""
+    return any(entry.ep_name == provider for entry in ort.get_ep_devices())
+
+
+def session_options(threads=None, optimise=True, fallback=True):
+    """onnxruntime's options as this package uses them everywhere."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = int(threads)
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not fallback:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def _open(path, device, threads, optimise, note):
+    provider = PROVIDERS[device]
+    if device != "cpu" and provider not in ort.get_available_providers():
+        raise DeviceError(f"{device}: this onnxruntime ({ort.__version__}) was built without {provider}; install one that has it")
+    try:
+        opened = ort.InferenceSession(
+            str(path), session_options(threads, optimise, fallback=device == "cpu"), providers=[provider]
+        )
+    except Exception as error:
+        if device == "cpu":
+            raise UsageError(f"{path} is not an ONNX file that onnxruntime can run: {first_line(error)}") from error
+        raise DeviceError(f"{device} does not start: {first_line(error)}; `resnet-export doctor` tells what is missing") from error
+    if opened.get_providers()[0] != provider:
+        raise DeviceError(f"{device} does not start: onnxruntime fell back to {opened.get_providers()[0]}; try `resnet-export doctor`")
+    return Session(path, opened, device, note)
