@@ -1,0 +1,562 @@
+"""The Open Inference Protocol v2 as plain functions: bytes to numpy arrays and back. No server, no session, no state.
+
+A message is a JSON object, behind which raw little-endian tensors may follow; the header `Inference-Header-Content-Length`
+then gives the length of the JSON. Whatever the bytes are, a reader returns a value or raises `ProtocolError`.
+
+Source: kserve/open-inference-protocol, `inference_rest.md`; Triton's `extension_binary_data.md`, `extension_classification.md`.
+"""
+
+import json
+import math
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+DTYPES = {
+    "BOOL": np.dtype("bool"),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype("object"),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_DIMENSIONS = 32
+MAX_ELEMENTS = 2**40
+
+
+class ProtocolError(Exception):
+    """A message that cannot be answered as asked.
+
+    Args:
+        message: one sentence for the client.
+        status: HTTP status of the answer.
+        headers: further headers of the answer.
+    """
+
+    def __init__(self, message, status=400, headers=None):
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, datatype and shape (-1 where it may vary) of a tensor, as model metadata gives them."""
+
+    name: str
+    datatype: str
+    shape: tuple
+
+    def to_json(self):
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """One entry of a request's `outputs`: name, binary or JSON, and how many classes (0: the tensor itself)."""
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A decoded inference request; `outputs` is None where the client named none, `binary` is what then holds for all."""
+
+    inputs: dict
+    id: str | None = None
+    parameters: dict = field(default_factory=dict)
+    outputs: tuple | None = None
+    binary: bool = False
+
+    @property
+    def timeout(self):
+        """Seconds after which the client no longer wants an answer (`parameters.timeout` is in microseconds), or None."""
+        return self.parameters["timeout"] / 1e6 if self.parameters.get("timeout") else None
+
+
+@dataclass(frozen=True)
+class InferResponse:
+    """A decoded inference response."""
+
+    model_name: str
+    model_version: str | None
+    id: str | None
+    outputs: dict
+
+
+def datatype_of(dtype):
+    """The protocol's name of a numpy dtype.
+
+    Raises:
+        ProtocolError: the protocol has none.
+    """
+    dtype = np.dtype(dtype)
+    name = NAMES.get(dtype.newbyteorder("<"))
+    if name is None:
+        raise ProtocolError(f"the protocol has no datatype for numpy's {dtype}", 501)
+    return name
+
+
+def parse_json(text):
+    """The JSON object in `text`; NaN and infinity, which Python would take, are no JSON.
+
+    Args:
+        text: bytes.
+
+    Returns:
+        dict
+
+    Raises:
+        ProtocolError: anything else.
+    """
+    try:
+        value = json.loads(str(text, "utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
+    if not isinstance(value, dict):
+        raise ProtocolError(f"the body must be a JSON object, got {_kind(value)}")
+    return value
+
+
+def _no_constant(name):
+    raise ValueError(f"{name} is not JSON; send such values as binary data")
+
+
+def header_length(value, size):
+    """The length of the JSON part, from the header's text (None: no header, all of the body is JSON).
+
+    Raises:
+        ProtocolError: not a number, or more than the body has.
+    """
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) < 20):
+        raise ProtocolError(f"`{HEADER_LENGTH}` must be a number of bytes, got {value[:40]!r}")
+    if int(value) > size:
+        raise ProtocolError(f"`{HEADER_LENGTH}` is {int(value)}, but the body has only {size} bytes")
+    return int(value)
+
+
+def decompress(body, encoding, limit):
+    """The body as it was before `Content-Encoding`; never more than `limit` bytes are unpacked.
+
+    Args:
+        body: bytes.
+        encoding: the header's text, or None.
+        limit: bytes.
+
+    Raises:
+        ProtocolError: unknown encoding (415), damaged data (400), more than the limit (413).
+    """
+    encoding = (encoding or "identity").strip().lower()
+    if encoding == "identity":
+        return body
+    windows = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+    if encoding not in windows:
+        raise ProtocolError(f"`Content-Encoding` must be gzip or deflate, got {encoding[:40]!r}", 415)
+    unpacker = zlib.decompressobj(windows[encoding])
+    try:
+        data = unpacker.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise ProtocolError(f"the body is not valid {encoding} data: {error}") from error
+    if len(data) > limit:
+        raise ProtocolError(f"the body unpacks to more than {limit:,} bytes", 413)
+    if not unpacker.eof or unpacker.unused_data:
+        raise ProtocolError(f"the body is not one complete {encoding} stream")
+    return data
+
+
+def compress(body, encoding):
+    """`body` as gzip or (zlib-wrapped) deflate, at the fastest level: tensors hardly shrink further."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, {"gzip": 31, "deflate": 15}[encoding])
+    return packer.compress(body) + packer.flush()
+
+
+def decode_request(body, json_length=None):
+    """An inference request.
+
+    Args:
+        body: bytes, not compressed.
+        json_length: length of the JSON part, see `header_length`.
+
+    Returns:
+        InferRequest; binary tensors are read-only views of `body`.
+
+    Raises:
+        ProtocolError: the body is no inference request.
+    """
+    head, tail = _split(body, json_length)
+    message = parse_json(head)
+    parameters = _parameters(message)
+    _check_timeout(parameters)
+    inputs = _read_tensors(_entries(message, "inputs"), tail, "input")
+    if not inputs:
+        raise ProtocolError("`inputs` must name at least one tensor")
+    binary = _flag(parameters, "binary_data_output", False)
+    wanted = [] if message.get("outputs") is None else _entries(message, "outputs")
+    outputs = tuple(_requested_output(entry, binary) for entry in wanted)
+    _check_unique([output.name for output in outputs], "output")
+    return InferRequest(inputs, _identifier(message), parameters, outputs or None, binary)
+
+
+def decode_raw_request(body, spec):
+    """A raw binary request: the body is the one input of the model, one row of it, and all outputs come back binary.
+
+    Args:
+        body: bytes.
+        spec: the `TensorSpec` of that input.
+
+    Raises:
+        ProtocolError: the shape is not fixed, or the body does not fit.
+    """
+    if any(dim < 0 for dim in spec.shape[1:]):
+        raise ProtocolError(f"a raw binary request needs an input of fixed size; {spec.name!r} has shape {list(spec.shape)}")
+    shape = (1, *spec.shape[1:])
+    if spec.datatype == "BYTES":
+        array = np.array([bytes(body)] * math.prod(shape), dtype=object).reshape(shape)
+        if array.size != 1:
+            raise ProtocolError(f"a raw binary request holds one element, {spec.name!r} takes {array.size}")
+    else:
+        array = _from_bytes(memoryview(body), spec.datatype, shape, f"input {spec.name!r}")
+    return InferRequest({spec.name: array}, binary=True)
+
+
+def encode_response(model_name, model_version, outputs, request_id=None):
+    """An inference response.
+
+    Args:
+        model_name, model_version: strings.
+        outputs: list of `(name, array, binary)`.
+        request_id: the request's id, echoed.
+
+    Returns:
+        `(body, length of the JSON part)`; the length is None where all outputs are JSON.
+
+    Raises:
+        ProtocolError: an output that JSON cannot express (FP16, NaN, infinity, bytes that are no UTF-8).
+    """
+    message = {"model_name": model_name, "model_version": model_version}
+    if request_id is not None:
+        message["id"] = request_id
+    return _encode(message, "outputs", [_write_tensor(*output) for output in outputs])
+
+
+def encode_request(inputs, outputs=None, request_id=None, binary=True, parameters=None):
+    """An inference request, for clients.
+
+    Args:
+        inputs: `{name: array}`.
+        outputs: list of `RequestedOutput`; None asks for all.
+        request_id: string.
+        binary: send tensors, and have unnamed outputs sent back, as raw bytes.
+        parameters: further request parameters.
+
+    Returns:
+        `(body, length of the JSON part)` as in `encode_response`.
+
+    Raises:
+        ProtocolError: an array the protocol, or JSON, has no form for.
+    """
+    message = {"parameters": {**(parameters or {}), "binary_data_output": binary}}
+    if request_id is not None:
+        message["id"] = request_id
+    if outputs is not None:
+        message["outputs"] = [_output_entry(output) for output in outputs]
+    return _encode(message, "inputs", [_write_tensor(name, array, binary) for name, array in inputs.items()])
+
+
+def _output_entry(output):
+    parameters = {"binary_data": output.binary} | ({"classification": output.classes} if output.classes else {})
+    return {"name": output.name, "parameters": parameters}
+
+
+def decode_response(body, json_length=None):
+    """An inference response, for clients.
+
+    Returns:
+        InferResponse
+
+    Raises:
+        ProtocolError: the body is no inference response.
+    """
+    head, tail = _split(body, json_length)
+    message = parse_json(head)
+    name, version = message.get("model_name"), message.get("model_version")
+    if not isinstance(name, str) or not isinstance(version, str | None):
+        raise ProtocolError("`model_name` and `model_version` must be strings")
+    return InferResponse(name, version, _identifier(message), _read_tensors(_entries(message, "outputs"), tail, "output"))
+
+
+def classify(array, classes, labels=None, batched=True):
+    """The classification extension: scores to strings `"value:index[:label]"`, best first, equal ones by index.
+
+    Args:
+        array: scores; [rows, …] if `batched`.
+        classes: how many per row; at most as many as there are.
+        labels: class names, or None.
+        batched: whether the first axis counts rows.
+
+    Returns:
+        object array of bytes, [rows, classes] or [classes].
+    """
+    rows = array.reshape(array.shape[0], -1) if batched else array.reshape(1, -1)
+    order = np.argsort(-rows.astype("float64"), axis=1, kind="stable")[:, :classes]
+    strings = np.empty(order.shape, dtype=object)
+    for row, column in np.ndindex(*order.shape):
+        index = int(order[row, column])
+        label = f":{labels[index]}" if labels and index < len(labels) else ""
+        strings[row, column] = f"{float(rows[row, index]):f}:{index}{label}".encode()
+    return strings if batched else strings[0]
+
+
+def _split(body, json_length):
+    view = memoryview(body)
+    return (view, view[:0]) if json_length is None else (view[:json_length], view[json_length:])
+
+
+def _kind(value):
+    kinds = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null")
+
+
+def _entries(message, key):
+    entries = message.get(key)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ProtocolError(f"`{key}` must be an array of objects")
+    return entries
+
+
+def _identifier(message):
+    identifier = message.get("id")
+    if not isinstance(identifier, str | None):
+        raise ProtocolError(f"`id` must be a string, got {_kind(identifier)}")
+    return identifier
+
+
+def _parameters(message):
+    parameters = message.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise ProtocolError(f"`parameters` must be an object, got {_kind(parameters)}")
+    for name, value in parameters.items():
+        if not isinstance(value, str | bool | int | float):
+            raise ProtocolError(f"parameter {name[:80]!r} must be a string, number or boolean, got {_kind(value)}")
+    return parameters
+
+
+def _flag(parameters, name, default):
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise ProtocolError(f"parameter `{name}` must be true or false, got {_kind(value)}")
+    return value
+
+
+def _count(value, what):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ProtocolError(f"{what} must be a whole number of at least 0, got {_shown(value)}")
+    return value
+
+
+def _shown(value):
+    return repr(value)[:40] if isinstance(value, str | int | float) else _kind(value)
+
+
+def _check_timeout(parameters):
+    # Beyond an hour is as good as never, and keeps the sum with the clock finite.
+    if "timeout" in parameters and _count(parameters["timeout"], "parameter `timeout` (microseconds)") > 3_600_000_000:
+        raise ProtocolError("parameter `timeout` (microseconds) must be at most 3600000000, an hour")
+
+
+def _name(entry, what):
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        raise ProtocolError(f"every {what} must have a `name`, a string that is not empty")
+    return name
+
+
+def _check_unique(names, what):
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ProtocolError(f"{what} {twice[:80]!r} is given twice")
+
+
+def _requested_output(entry, binary):
+    name, parameters = _name(entry, "output"), _parameters(entry)
+    classes = _count(parameters.get("classification", 0), f"`classification` of output {name[:80]!r}")
+    return RequestedOutput(name, _flag(parameters, "binary_data", binary), classes)
+
+
+def _read_tensors(entries, tail, what):
+    _check_unique([_name(entry, what) for entry in entries], what)
+    tensors = {}
+    for entry in entries:
+        label = f"{what} {entry['name'][:80]!r}"
+        datatype, shape, parameters = _datatype(entry, label), _shape(entry, label), _parameters(entry)
+        if "binary_data_size" in parameters:
+            if "data" in entry:
+                raise ProtocolError(f"{label} has both `data` and `binary_data_size`")
+            size = _count(parameters["binary_data_size"], f"`binary_data_size` of {label}")
+            if size > len(tail):
+                raise ProtocolError(f"{label} has `binary_data_size` {size}, but only {len(tail)} bytes are left in the body")
+            tensors[entry["name"]], tail = _from_bytes(tail[:size], datatype, shape, label), tail[size:]
+        else:
+            tensors[entry["name"]] = _from_json(entry.get("data"), datatype, shape, label)
+    if len(tail):
+        raise ProtocolError(f"{len(tail)} bytes are left in the body behind the last tensor")
+    return tensors
+
+
+def _datatype(entry, label):
+    datatype = entry.get("datatype")
+    if not isinstance(datatype, str) or datatype not in DTYPES:
+        raise ProtocolError(f"`datatype` of {label} must be one of {', '.join(DTYPES)}, got {_shown(datatype)}")
+    return datatype
+
+
+def _shape(entry, label):
+    shape = entry.get("shape")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise ProtocolError(f"`shape` of {label} must be an array of at most {MAX_DIMENSIONS} numbers")
+    shape = tuple(_count(dim, f"a dimension of {label}") for dim in shape)
+    # Empty tensors count as well: numpy refuses what would overflow if the empty dimension were not there.
+    if math.prod(max(dim, 1) for dim in shape) > MAX_ELEMENTS:
+        raise ProtocolError(f"`shape` of {label} stands for more than {MAX_ELEMENTS:,} elements")
+    return shape
+
+
+def _from_bytes(raw, datatype, shape, label):
+    count = math.prod(shape)
+    if datatype == "BYTES":
+        return _object_array(_length_prefixed(raw, count, label), shape)
+    dtype = DTYPES[datatype]
+    if len(raw) != count * dtype.itemsize:
+        wanted = f"{count * dtype.itemsize} bytes ({datatype}, shape {list(shape)})"
+        raise ProtocolError(f"{label} takes {wanted}, got {len(raw)}")
+    if datatype == "BOOL":
+        # Any byte may come; a numpy boolean that is neither 0 nor 1 would not behave.
+        return (np.frombuffer(raw, "u1") != 0).reshape(shape)
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _length_prefixed(raw, count, label):
+    elements, position = [], 0
+    while position < len(raw):
+        start = position + 4
+        end = start + int.from_bytes(raw[position:start], "little")
+        if start > len(raw) or end > len(raw):
+            raise ProtocolError(f"{label}: element {len(elements)} of the BYTES data is cut short")
+        elements.append(bytes(raw[start:end]))
+        position = end
+    if len(elements) != count:
+        raise ProtocolError(f"{label} takes {count} BYTES elements, got {len(elements)}")
+    return elements
+
+
+def _object_array(elements, shape):
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    return array.reshape(shape)
+
+
+def _from_json(data, datatype, shape, label):
+    if not isinstance(data, list):
+        raise ProtocolError(f"{label} must have `data`, an array, or `binary_data_size`")
+    if datatype == "FP16":
+        raise ProtocolError(f"{label} is FP16, which has no JSON form; send it as binary data")
+    if datatype == "BYTES":
+        return _object_array(_strings(data, shape, label), shape)
+    try:
+        # Numpy would turn a list with large and small unsigned numbers into floats.
+        array = np.asarray(data, dtype=object if datatype == "UINT64" else None)
+    except (ValueError, OverflowError) as error:
+        raise ProtocolError(f"`data` of {label} is ragged, or holds numbers that are too large") from error
+    _check_layout(array.shape, shape, label)
+    if datatype == "UINT64" and all(type(item) is int and 0 <= item < 2**64 for item in array.ravel()):
+        array = array.astype("u8")
+    return _cast(array, datatype, label).reshape(shape)
+
+
+def _check_layout(have, shape, label):
+    if have != shape and (len(have) != 1 or have[0] != math.prod(shape)):
+        wanted = f"{list(shape)}, or flat with {math.prod(shape)} values"
+        raise ProtocolError(f"`data` of {label} has shape {list(have)}; it must be {wanted}")
+
+
+def _cast(array, datatype, label):
+    dtype = DTYPES[datatype]
+    allowed = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
+    if array.size and array.dtype.kind not in allowed:
+        raise ProtocolError(f"`data` of {label} holds values that are not {datatype}")
+    if dtype.kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise ProtocolError(f"`data` of {label} holds values beyond {datatype} ({limits.min} to {limits.max})")
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype)
+    if dtype.kind == "f" and not np.isfinite(result).all():
+        raise ProtocolError(f"`data` of {label} holds values beyond {datatype}")
+    return result
+
+
+def _strings(data, shape, label):
+    flat, have = data, [len(data)]
+    while flat and isinstance(flat[0], list):
+        if not all(isinstance(part, list) and len(part) == len(flat[0]) for part in flat):
+            raise ProtocolError(f"`data` of {label} is ragged")
+        have.append(len(flat[0]))
+        flat = [item for part in flat for item in part]
+    _check_layout(tuple(have), shape, label)
+    if not all(isinstance(item, str) for item in flat):
+        raise ProtocolError(f"`data` of {label} holds values that are not strings")
+    try:
+        return [item.encode() for item in flat]
+    except UnicodeEncodeError as error:
+        raise ProtocolError(f"`data` of {label} holds a string that is no valid Unicode") from error
+
+
+def _write_tensor(name, array, binary):
+    """The JSON entry and the raw bytes (None: JSON data) of one tensor."""
+    array = np.asarray(array)
+    datatype = "BYTES" if array.dtype.kind in "SU" else datatype_of(array.dtype)
+    entry = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+    if not binary:
+        return {**entry, "data": _json_data(array, datatype, name)}, None
+    raw = _bytes_data(array) if datatype == "BYTES" else np.ascontiguousarray(array, DTYPES[datatype]).tobytes()
+    return {**entry, "parameters": {"binary_data_size": len(raw)}}, raw
+
+
+def _bytes_data(array):
+    elements = (item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel())
+    return b"".join(len(item).to_bytes(4, "little") + item for item in elements)
+
+
+def _json_data(array, datatype, name):
+    if datatype == "FP16":
+        raise ProtocolError(f"{name!r} is FP16, which has no JSON form; ask for binary data")
+    if datatype == "BYTES":
+        try:
+            return [item if isinstance(item, str) else bytes(item).decode() for item in array.ravel()]
+        except UnicodeDecodeError as error:
+            raise ProtocolError(f"{name!r} holds bytes that are no UTF-8; ask for binary data") from error
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ProtocolError(f"{name!r} holds NaN or infinity, which JSON cannot express; ask for binary data")
+    return array.ravel().tolist()
+
+
+def _encode(message, key, tensors):
+    message[key] = [entry for entry, _ in tensors]
+    head = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
+    raw = [data for _, data in tensors if data is not None]
+    return (b"".join([head, *raw]), len(head)) if raw else (head, None)
