@@ -80,6 +80,7 @@ json_values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=8,
 )
+parameters = st.dictionaries(st.sampled_from(["binary_data_size", "binary_data", "classification"]), json_values)
 entry = st.fixed_dictionaries(
     {},
     optional={
@@ -87,7 +88,7 @@ entry = st.fixed_dictionaries(
         "datatype": st.one_of(st.sampled_from(sorted(protocol.DTYPES)), json_values),
         "shape": st.one_of(st.lists(st.integers(-1, 2**64), max_size=4), st.just([2]), json_values),
         "data": st.one_of(st.lists(st.one_of(st.integers(-1, 300), st.floats()), max_size=4), json_values),
-        "parameters": st.one_of(st.dictionaries(st.sampled_from(["binary_data_size", "classification"]), json_values), json_values),
+        "parameters": st.one_of(parameters, json_values),
     },
 )
 message = st.fixed_dictionaries(

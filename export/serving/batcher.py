@@ -1,0 +1,280 @@
+"""Micro-batching by rows: requests of one shape that wait together run together.
+
+Everything but the run itself happens on the event loop's thread, so nothing here needs a lock.
+"""
+
+import asyncio
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+class QueueFull(Exception):
+    """More rows wait than the queue may hold."""
+
+
+class DeadlineExceeded(Exception):
+    """The request was not answered in the time it had."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How requests are put together.
+
+    Args:
+        max_rows: rows per run; a larger request is split.
+        max_delay: seconds that a request waits for others which are already on their way; without such it never waits.
+        queue_rows: rows that may wait; more are refused.
+        instances: runs at a time.
+    """
+
+    max_rows: int = 16
+    max_delay: float = 0.005
+    queue_rows: int = 1024
+    instances: int = 1
+
+    def __post_init__(self):
+        for name in ("max_rows", "queue_rows", "instances"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.max_delay <= 60:
+            raise ValueError(f"`max_delay` must be between 0 and 60 seconds, got {self.max_delay}")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Nanoseconds that one run took: gathering its rows, the model itself, handing out the results."""
+
+    rows: int
+    gather: int
+    infer: int
+    scatter: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Outputs of a request, nanoseconds it waited in the queue, and the `Timing` of every run that had a part in it."""
+
+    outputs: dict
+    queued: int
+    runs: tuple
+
+
+@dataclass(eq=False)
+class _Item:
+    inputs: dict
+    rows: int
+    future: asyncio.Future
+    arrived: int = field(default_factory=time.monotonic_ns)
+    state: str = "queued"
+
+
+class Batcher:
+    """Collects requests of one model and runs them in batches.
+
+    Differs from the usual request-counting batchers: rows count, inputs of different shapes are never mixed, and an idle
+    batcher sends at once unless it was told (`announced`) that more is on its way.
+
+    Args:
+        run: function `{name: array} -> {name: array}`, called in a thread.
+        options: `BatchOptions`.
+        observe: called with the `Timing` of every run that succeeded.
+        batched: whether the first axis of every array counts rows; otherwise every request runs alone, and counts as one row.
+    """
+
+    def __init__(self, run, options, observe=lambda timing: None, batched=True):
+        self.options, self.batched = options, batched
+        self._run, self._observe = run, observe
+        self._groups = {}
+        self._waiting = self._running = self._coming = 0
+        self._timer = self._drained = None
+        self._threads = ThreadPoolExecutor(options.instances, thread_name_prefix="infer")
+
+    @property
+    def waiting(self):
+        """Rows in the queue."""
+        return self._waiting
+
+    @contextmanager
+    def announced(self):
+        """Around the reading of a request that will be submitted next: until then others may wait `max_delay` for it."""
+        self._coming += 1
+        try:
+            yield
+        except BaseException:
+            self._coming -= 1
+            # It will not come, so whoever waited for it need wait no longer.
+            self._pump()
+            raise
+        self._coming -= 1
+
+    async def submit(self, inputs, timeout=None):
+        """Run one request, together with others where that serves.
+
+        Args:
+            inputs: `{name: array}`; of a batched model all with the same number of rows, at least one.
+            timeout: seconds until the answer is of no use.
+
+        Returns:
+            Answer
+
+        Raises:
+            QueueFull: more rows wait than may; the request was not taken.
+            DeadlineExceeded: the time is over; what had not begun does not run.
+            Exception: whatever `run` raised.
+        """
+        if self._drained:
+            raise RuntimeError("this batcher is closed")
+        rows = self._rows(inputs)
+        if self._waiting and self._waiting + rows > self.options.queue_rows:
+            raise QueueFull(f"{self._waiting} rows wait already; at most {self.options.queue_rows} may")
+        items = [self._enqueue(part) for part in _split(inputs, rows, self.options.max_rows)]
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                self._pump()
+                done = await asyncio.gather(*(item.future for item in items))
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(f"no answer within {timeout:g} s") from error
+        finally:
+            for item in items:
+                self._drop(item)
+        return Answer(
+            _joined([outputs for outputs, _, _ in done]),
+            queued=max(queued for _, queued, _ in done),
+            runs=tuple(timing for _, _, timing in done),
+        )
+
+    async def close(self):
+        """Finish what was submitted, take no more, and give the threads back."""
+        self._drained = self._drained or asyncio.get_running_loop().create_future()
+        self._check_drained()
+        await self._drained
+        self._threads.shutdown()
+
+    def _rows(self, inputs):
+        return len(next(iter(inputs.values()))) if self.batched else 1
+
+    def _enqueue(self, inputs):
+        key = object()
+        if self.batched:
+            key = tuple((name, array.shape[1:], array.dtype.str) for name, array in sorted(inputs.items()))
+        item = _Item(inputs, self._rows(inputs), asyncio.get_running_loop().create_future())
+        self._groups.setdefault(key, deque()).append(item)
+        self._waiting += item.rows
+        return item
+
+    def _drop(self, item):
+        """Take back what nobody waits for any longer; `_live_groups` sweeps it out of the queue."""
+        item.future.cancel()
+        if item.state == "queued":
+            item.state, item.inputs = "dropped", None
+            self._waiting -= item.rows
+            self._check_drained()
+
+    def _check_drained(self):
+        if self._drained and not self._drained.done() and not self._waiting and not self._running:
+            self._drained.set_result(None)
+
+    def _pump(self):
+        """Start as many runs as may start now, and look again when the oldest request has waited long enough."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        while self._running < self.options.instances and (groups := self._live_groups()):
+            holds = [self._hold(group) for group in groups]
+            if min(holds) > 0:
+                self._timer = asyncio.get_running_loop().call_later(min(holds), self._pump)
+                return
+            self._start(self._take(next(group for group, hold in zip(groups, holds, strict=True) if hold <= 0)))
+
+    def _live_groups(self):
+        """Groups with something to run, the one whose first request is oldest first."""
+        for key, group in list(self._groups.items()):
+            while group and group[0].state != "queued":
+                group.popleft()
+            if not group:
+                del self._groups[key]
+        return sorted(self._groups.values(), key=lambda group: group[0].arrived)
+
+    def _hold(self, group):
+        """Seconds for which a batch of this group should still be held back."""
+        if not self._coming or not self.batched:
+            return 0
+        rows = 0
+        for item in group:
+            rows += item.rows if item.state == "queued" else 0
+            if rows >= self.options.max_rows:
+                return 0
+        return self.options.max_delay - (time.monotonic_ns() - group[0].arrived) / 1e9
+
+    def _take(self, group):
+        """The first requests of a group, in order, as many as fit."""
+        batch, rows = [], 0
+        while group and (group[0].state != "queued" or rows + group[0].rows <= self.options.max_rows):
+            item = group.popleft()
+            if item.state == "queued":
+                item.state = "running"
+                rows += item.rows
+                batch.append(item)
+        self._waiting -= rows
+        return batch
+
+    def _start(self, batch):
+        self._running += 1
+        started = time.monotonic_ns()
+        job = asyncio.get_running_loop().run_in_executor(self._threads, _execute, self._run, batch, self.batched)
+        job.add_done_callback(lambda job: self._finish(batch, started, job))
+
+    def _finish(self, batch, started, job):
+        self._running -= 1
+        error = None if job.cancelled() else job.exception()
+        for index, item in enumerate(batch):
+            item.state, item.inputs = "done", None
+            if item.future.done():
+                continue
+            if job.cancelled():
+                item.future.cancel()
+            elif error:
+                item.future.set_exception(error)
+            else:
+                results, timing = job.result()
+                item.future.set_result((results[index], started - item.arrived, timing))
+        if not job.cancelled() and not error:
+            self._observe(job.result()[1])
+        self._pump()
+        self._check_drained()
+
+
+def _split(inputs, rows, size):
+    for start in range(0, rows, size):
+        yield inputs if rows <= size else {name: array[start : start + size] for name, array in inputs.items()}
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _execute(run, batch, batched):
+    """Run a batch (in a thread): one output dict per request, and the timing."""
+    begin = time.monotonic_ns()
+    inputs = _joined([item.inputs for item in batch])
+    gathered = time.monotonic_ns()
+    outputs = run(inputs)
+    inferred = time.monotonic_ns()
+    rows = sum(item.rows for item in batch)
+    results = _shares(outputs, [item.rows for item in batch]) if batched else [outputs]
+    return results, Timing(rows, gathered - begin, inferred - gathered, time.monotonic_ns() - inferred)
+
+
+def _shares(outputs, counts):
+    for name, array in outputs.items():
+        if array.ndim == 0 or len(array) != sum(counts):
+            raise ValueError(f"output {name!r} has shape {list(array.shape)} for {sum(counts)} rows")
+    ends = np.cumsum(counts).tolist()
+    return [{name: array[end - rows : end] for name, array in outputs.items()} for rows, end in zip(counts, ends, strict=True)]
