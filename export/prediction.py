@@ -44,7 +44,7 @@ def predict(path, files, *, top=5, device="auto", batch=8):
     if top < 1:
         raise UsageError(f"`top` must be at least 1, got {top}")
     spec = image_input(model)
-    name, is_logits = _scores_output(model)
+    name, is_logits = scores_output(model)
     found = []
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
@@ -64,7 +64,12 @@ def image_input(model):
     return model.inputs[0]
 
 
-def _scores_output(model):
+def scores_output(model):
+    """The output that ranks classes, and whether it holds logits.
+
+    Raises:
+        UsageError: the model has none.
+    """
     names = [value.name for value in model.outputs]
     for name in ("logits", "probabilities"):
         if name in names and len(next(v for v in model.outputs if v.name == name).shape) == 2:
@@ -84,21 +89,33 @@ def batches(files, card, spec):
         card: the model card (dict).
         spec: the `TensorInfo` of the input.
     """
-    nchw = spec.layout == "nchw"
-    height, width, channels = (spec.shape[2], spec.shape[3], spec.shape[1]) if nchw else spec.shape[1:]
-    size = None if isinstance(height, str) or isinstance(width, str) else (height, width)
-    channels = channels if isinstance(channels, int) else 3
-    loaded = [images.load(file, card.get("preprocessing") or {}, size, channels) for file in files]
     fixed_batch = isinstance(spec.shape[0], int)
     groups = []
-    for pixels in loaded:
+    for pixels in (load_pixels(file, card, spec) for file in files):
         if groups and groups[-1][-1].shape == pixels.shape and not fixed_batch:
             groups[-1].append(pixels)
         else:
             groups.append([pixels])
     for group in groups:
-        array = np.stack(group).astype(spec.dtype)
-        yield array.transpose(0, 3, 1, 2) if nchw else array
+        yield stacked(group, spec)
+
+
+def load_pixels(source, card, spec, max_pixels=images.MAX_PIXELS):
+    """One image file, or its bytes, as the uint8 pixels [height, width, channels] that an input takes.
+
+    Raises:
+        UsageError: not an image, damaged, or larger than allowed.
+    """
+    height, width, channels = (*spec.shape[2:], spec.shape[1]) if spec.layout == "nchw" else spec.shape[1:]
+    size = None if isinstance(height, str) or isinstance(width, str) else (height, width)
+    pixels = images.decode(source, channels if isinstance(channels, int) else 3, max_pixels)
+    return images.fit(pixels, card.get("preprocessing") or {}, size)
+
+
+def stacked(pixels, spec):
+    """Pixels of one size as the array an input takes, in its dtype and layout."""
+    array = np.stack(pixels).astype(spec.dtype)
+    return array.transpose(0, 3, 1, 2) if spec.layout == "nchw" else array
 
 
 def _best(file, scores, labels, top):
