@@ -5,6 +5,22 @@ import sys
 # Functional models of depth 1202 overrun the default limit of 1000 while Keras builds, loads or clones them.
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 9_000))
 
-from . import layers
+from . import blocks, layers
 from ._version import __version__
+from .assembly import feature_info
+from .config import ResNetConfig, VGGConfig, config_from_dict
+from .growth import ResidualBlock, drift, find_blocks, grow, identity_report, prune, residual_stack
 from .modelcard import ModelCard, card, set_card
+from .preprocessing import Preprocessing
+from .registry import ModelInfo, Plugin, constructor, create_model, list_models, model_info
+
+
+def __getattr__(name):
+    # Every variant is a constructor too (`keras_resnet.resnet50()`), those of plug-ins included.
+    if not name.startswith("_") and name in list_models():
+        return constructor(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *list_models()])

@@ -7,6 +7,15 @@ PACKAGE = "keras_resnet"
 register = keras.saving.register_keras_serializable(PACKAGE)
 
 
+def __getattr__(name):
+    # `ResidualBlock` is built from the layers here, in growth; users look for it among the layers.
+    if name == "ResidualBlock":
+        from .growth.blocks import ResidualBlock
+
+        return ResidualBlock
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 @register
 class ResidualAdd(keras.layers.Layer):
     """`shortcut + branch`: the one mark by which drift, prune, parameter groups and reports find a residual block.
@@ -46,6 +55,10 @@ class ResidualAdd(keras.layers.Layer):
             raise ValueError(f"shortcut and branch of a residual block must have one shape, got {shortcut.shape} and {branch.shape}")
         return keras.KerasTensor(shortcut.shape, dtype=shortcut.dtype)
 
+    def compute_mask(self, inputs, previous_mask=None):
+        # The block is to change nothing, so the mask of what it is added to goes on.
+        return previous_mask[0] if isinstance(previous_mask, (list, tuple)) else previous_mask
+
     def get_config(self):
         return {**super().get_config(), "block": self.block, "gate": self.gate, "kind": self.kind, "grown": self.grown}
 
@@ -73,3 +86,231 @@ class Card(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "card": self.card}
+
+
+@register
+class Affine(keras.layers.Layer):
+    """`scale · x + shift` with learned scale and shift: Keras has no such layer without normalisation.
+
+    Args:
+        scale: `"scalar"` (one number), `"channel"` (one per channel) or None (no scale).
+        initial: start value of the scale. Default 1.
+        shift: whether a scalar shift, starting at 0, is added. Default False.
+        axis: channel axis, for `scale="channel"`. Default -1.
+
+    Source: SkipInit (arXiv 2002.10444), LayerScale (arXiv 2103.17239), Fixup (arXiv 1901.09321).
+    """
+
+    def __init__(self, scale="scalar", initial=1.0, shift=False, axis=-1, **kwargs):
+        super().__init__(**kwargs)
+        if scale not in ("scalar", "channel", None):
+            raise ValueError(f'`scale` must be "scalar", "channel" or None, got {scale!r}')
+        self.scale_kind, self.initial, self.use_shift, self.axis = scale, float(initial), bool(shift), axis
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        shape = ()
+        if self.scale_kind == "channel":
+            shape = [1] * (len(input_shape) - 1)
+            axis = self.axis % len(input_shape)
+            shape[axis - 1] = input_shape[axis]
+        self.scale = self.shift = None
+        if self.scale_kind:
+            self.scale = self.add_weight(name="scale", shape=shape, initializer=keras.initializers.Constant(self.initial))
+        if self.use_shift:
+            self.shift = self.add_weight(name="shift", shape=(), initializer="zeros")
+
+    def call(self, inputs):
+        x = inputs if self.scale is None else inputs * ops.cast(self.scale, inputs.dtype)
+        return x if self.shift is None else x + ops.cast(self.shift, inputs.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        own = {"scale": self.scale_kind, "initial": self.initial, "shift": self.use_shift, "axis": self.axis}
+        return {**super().get_config(), **own}
+
+
+@register
+class DropPath(keras.layers.Layer):
+    """Stochastic depth per sample: Keras has no public layer for it.
+
+    Args:
+        rate: probability that a sample's branch is dropped in training; the rest is scaled by 1 / (1 − rate).
+        seed: of the layer's own generator.
+
+    Source: arXiv 1603.09382, section 3.
+    """
+
+    def __init__(self, rate, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"`rate` must be at least 0 and below 1, got {rate!r}")
+        self.rate, self.seed = float(rate), seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    def call(self, inputs, training=False):
+        if not training or not self.rate:
+            return inputs
+        shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
+        kept = keras.random.uniform(shape, seed=self.seed_generator) >= self.rate
+        return inputs * ops.cast(kept, inputs.dtype) / (1 - self.rate)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+class _Spatial(keras.layers.Layer):
+    """A weightless layer on a feature map of any rank: resolves the data format and keeps it in the config."""
+
+    def __init__(self, data_format=None, **kwargs):
+        super().__init__(**kwargs)
+        self.data_format = data_format or keras.config.image_data_format()
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise ValueError(f'`data_format` must be "channels_last" or "channels_first", got {data_format!r}')
+
+    def channel_axis(self, shape):
+        return len(shape) - 1 if self.data_format == "channels_last" else 1
+
+    def spatial_axes(self, shape):
+        return [axis for axis in range(1, len(shape)) if axis != self.channel_axis(shape)]
+
+    def get_config(self):
+        return {**super().get_config(), "data_format": self.data_format}
+
+
+@register
+class ChannelPad(_Spatial):
+    """Zeros as additional channels: the parameter-free shortcut ("option A") where the width grows.
+
+    Args:
+        filters: channels that go out.
+        position: `"both"` puts half of the zeros on either side, `"end"` all behind.
+
+    Raises:
+        ValueError: more channels come in than go out.
+
+    Source: arXiv 1512.03385, section 3.3; the paper does not say where the zeros go, published code differs.
+    """
+
+    def __init__(self, filters, position="both", data_format=None, **kwargs):
+        super().__init__(data_format, **kwargs)
+        if position not in ("both", "end"):
+            raise ValueError(f'`position` must be "both" or "end", got {position!r}')
+        self.filters, self.position = filters, position
+
+    def call(self, inputs):
+        axis = self.channel_axis(inputs.shape)
+        missing = self.filters - inputs.shape[axis]
+        before = missing // 2 if self.position == "both" else 0
+        padding = [(0, 0)] * len(inputs.shape)
+        padding[axis] = (before, missing - before)
+        return ops.pad(inputs, padding)
+
+    def compute_output_shape(self, input_shape):
+        shape = list(input_shape)
+        axis = self.channel_axis(shape)
+        if shape[axis] > self.filters:
+            raise ValueError(f"`filters` must be at least the channels that come in ({shape[axis]}), got {self.filters}")
+        shape[axis] = self.filters
+        return tuple(shape)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters, "position": self.position}
+
+
+@register
+class InfinityPad(_Spatial):
+    """Pads each spatial side with −∞ in front of a max pool, as torch does; Keras pads with zeros or on one side only.
+
+    Args:
+        size: places per side. Default 1.
+    """
+
+    def __init__(self, size=1, data_format=None, **kwargs):
+        super().__init__(data_format, **kwargs)
+        self.size = size
+
+    def call(self, inputs):
+        padding = [(0, 0)] * len(inputs.shape)
+        for axis in self.spatial_axes(inputs.shape):
+            padding[axis] = (self.size, self.size)
+        return ops.pad(inputs, padding, constant_values=float("-inf"))
+
+    def compute_output_shape(self, input_shape):
+        shape = list(input_shape)
+        for axis in self.spatial_axes(shape):
+            shape[axis] = None if shape[axis] is None else shape[axis] + 2 * self.size
+        return tuple(shape)
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
+
+
+@register
+class BlurPool(_Spatial):
+    """Binomial 1-2-1 blur with reflected borders, then every second pixel; works at any rank, one axis after the other.
+
+    Source: arXiv 1904.11486, section 3.
+    """
+
+    def call(self, inputs):
+        for axis in self.spatial_axes(inputs.shape):
+            inputs = self._along(inputs, axis)
+        return inputs
+
+    @staticmethod
+    def _along(x, axis):
+        def part(start, stop=None, step=None):
+            index = [slice(None)] * len(x.shape)
+            index[axis] = slice(start, stop, step)
+            return tuple(index)
+
+        padded = ops.concatenate([x[part(1, 2)], x, x[part(-2, -1)]], axis=axis)
+        return (padded[part(0, -2, 2)] + 2 * padded[part(1, -1, 2)] + padded[part(2, None, 2)]) / 4
+
+    def compute_output_shape(self, input_shape):
+        shape = list(input_shape)
+        for axis in self.spatial_axes(shape):
+            shape[axis] = None if shape[axis] is None else (shape[axis] + 1) // 2
+        return tuple(shape)
+
+
+class _Standardized:
+    """Convolution whose kernel is standardised per filter in float32 before use.
+
+    Source: arXiv 1903.10520, equation 11; the epsilon is that of BiT (arXiv 1912.11370).
+    """
+
+    epsilon = 1e-8
+
+    def convolution_op(self, inputs, kernel):
+        weights = ops.cast(kernel, "float32")
+        mean, variance = ops.moments(weights, axes=list(range(len(weights.shape) - 1)), keepdims=True)
+        standardized = (weights - mean) / ops.sqrt(variance + self.epsilon)
+        return super().convolution_op(inputs, ops.cast(standardized, kernel.dtype))
+
+
+@register
+class StandardizedConv1D(_Standardized, keras.layers.Conv1D):
+    """`Conv1D` with weight standardisation; see `StandardizedConv2D`."""
+
+
+@register
+class StandardizedConv2D(_Standardized, keras.layers.Conv2D):
+    """`Conv2D` whose kernel is standardised per filter before use; same weights, same arguments."""
+
+
+@register
+class StandardizedConv3D(_Standardized, keras.layers.Conv3D):
+    """`Conv3D` with weight standardisation; see `StandardizedConv2D`."""
+
+
+def standardized_conv(rank):
+    """The convolution with weight standardisation for 1, 2 or 3 spatial axes."""
+    return {1: StandardizedConv1D, 2: StandardizedConv2D, 3: StandardizedConv3D}[rank]

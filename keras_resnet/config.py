@@ -1,0 +1,329 @@
+"""Architecture as data: every choice that changes a logit is a field here, and survives `save` and `load_model`."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+CHOICES = {
+    "block": ("basic", "bottleneck"),
+    "shortcut": ("projection", "projection_all", "average", "subsample", "pad", "pad_end", "pad_average", "none"),
+    "stem_pool": ("max", "max_zero", "conv", None),
+    "stride_in": ("3x3", "1x1"),
+    "stride_block": ("first", "last"),
+    "padding": ("symmetric", "same"),
+    "norm": ("batch", "group"),
+    "gate": (None, "zero_gamma", "zero_conv"),
+    "head": ("dense", "pool"),
+    "rank": (1, 2, 3),
+}
+BIASED = ("stem", "inner", "last", "projection")
+CIFAR_STEM = {"stem_widths": (16,), "stem_kernel": 3, "stem_stride": 1, "stem_pool": None, "num_classes": 10, "input_size": 32}
+
+
+class Config:
+    """What both families share: checked choices, a JSON form, and copies with changes."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+            if field.name in CHOICES and value not in CHOICES[field.name]:
+                raise ValueError(f"`{field.name}` must be one of {', '.join(map(repr, CHOICES[field.name]))}, got {value!r}")
+        for name in ("num_classes", "input_size", "channels", "rank"):
+            _positive(name, getattr(self, name))
+
+    def replace(self, **changes):
+        """A copy with some fields changed; checked like a new config."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self):
+        """Plain JSON values, with the family under `"family"`; `config_from_dict` is the way back."""
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+        return {"family": self.family, **fields}
+
+
+@dataclass(frozen=True)
+class ResNetConfig(Config):
+    """A residual network; the defaults are torchvision's ResNet (v1.5), not the paper's: the stride sits in the 3×3.
+
+    Args:
+        depths: residual blocks per stage, e.g. `(3, 4, 6, 3)`.
+        widths: base filters per stage; a bottleneck puts out four times as many.
+        block: `"basic"` (two 3×3) or `"bottleneck"` (1×1, 3×3, 1×1).
+        preact: norm and activation in front of each convolution, and once more behind the last block (v2).
+        shortcut: what stands beside the branch where its shape changes: `"projection"` (option B: 1×1 convolution),
+            `"projection_all"` (option C: in every block), `"average"` (D: 2×2 average pool, then 1×1),
+            `"subsample"` (projection where the width changes, else every n-th pixel: keras.applications' V2),
+            `"pad"`, `"pad_end"`, `"pad_average"` (option A as published by akamaster, Fixup and TF Garden: subsampling or
+            average pooling, zero channels on both sides or at the end), `"none"` (a plain net).
+        shortcut_norm: norm behind a projection; a pre-activation net never has one.
+        groups: groups of the 3×3 in a bottleneck (ResNeXt's cardinality).
+        base_width: filters per group of a bottleneck at width 64.
+        stem_widths: filters of the stem's convolutions, the first of which has the stride.
+        stem_kernel: their size.
+        stem_stride: stride of the first of them.
+        stem_pool: `"max"` (3×3, stride 2, padded with −∞), `"max_zero"` (padded with zeros), `"conv"` (a 3×3 convolution
+            with stride 2, norm and activation) or None.
+        stride_in: which convolution of a bottleneck has the stride: `"3x3"` (v1.5) or `"1x1"` (v1). Same
+            parameters, other logits.
+        stride_block: which block of a stage has it; `"last"` is keras.applications' V2 (in all stages but the last one).
+        padding: `"symmetric"` (torch, Caffe) or `"same"` (TensorFlow: one-sided at stride 2 on even sizes).
+        se_ratio: squeeze width of squeeze-and-excitation as a part of the block's filters; 0 for none.
+        se_divisor: the squeeze width is rounded to a multiple of it (timm 8, paper 1).
+        norm: `"batch"` or `"group"`.
+        norm_groups: groups of a group norm.
+        norm_epsilon: added to the variance.
+        norm_momentum: of the moving statistics, Keras style (0.9 is torch's 0.1).
+        weight_standardization: kernels are standardised per filter before use (BiT).
+        conv_bias: which convolutions have a bias: any of `"stem"`, `"inner"`, `"last"`, `"projection"`.
+        activation: any name Keras knows.
+        antialias: a 3×3 binomial blur does the subsampling in branch and stem pool.
+        gate: `"zero_gamma"` or `"zero_conv"`: what holds a branch at zero in the beginning.
+        output_stride: total stride of the trunk; later strides become dilations. None keeps all strides.
+        drop_path: probability to drop the deepest branch; grows linearly from 0 at the first.
+        dropout: rate in front of the last convolution of a branch (Wide ResNet).
+        head_dropout: rate in front of the classifier.
+        rank: spatial axes: 1, 2 or 3.
+        num_classes: logits.
+        input_size: pixels per side the network was published for.
+        channels: of the input.
+
+    Raises:
+        ValueError: a value out of range; the message names the field and what it may be.
+
+    Source: He et al. (arXiv 1512.03385, 1603.05027); the fields' own sources stand at the variants.
+    """
+
+    depths: tuple
+    widths: tuple = (64, 128, 256, 512)
+    block: str = "bottleneck"
+    preact: bool = False
+    shortcut: str = "projection"
+    shortcut_norm: bool = True
+    groups: int = 1
+    base_width: int = 64
+    stem_widths: tuple = (64,)
+    stem_kernel: int = 7
+    stem_stride: int = 2
+    stem_pool: str | None = "max"
+    stride_in: str = "3x3"
+    stride_block: str = "first"
+    padding: str = "symmetric"
+    se_ratio: float = 0.0
+    se_divisor: int = 8
+    norm: str = "batch"
+    norm_groups: int = 32
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
+    weight_standardization: bool = False
+    conv_bias: tuple = ()
+    activation: str = "relu"
+    antialias: bool = False
+    gate: str | None = None
+    output_stride: int | None = None
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    head_dropout: float = 0.0
+    rank: int = 2
+    num_classes: int = 1000
+    input_size: int = 224
+    channels: int = 3
+
+    family = "resnet"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.depths or len(self.depths) != len(self.widths):
+            raise ValueError(f"`depths` and `widths` must have one entry per stage, got {self.depths} and {self.widths}")
+        for name in ("depths", "widths", "stem_widths"):
+            for value in getattr(self, name):
+                _positive(name, value)
+        for name in ("groups", "base_width", "stem_kernel", "stem_stride", "se_divisor", "norm_groups"):
+            _positive(name, getattr(self, name))
+        for name in ("drop_path", "dropout", "head_dropout"):
+            _rate(name, getattr(self, name))
+        if self.se_ratio < 0:
+            raise ValueError(f"`se_ratio` must be 0 or more, got {self.se_ratio}")
+        if self.block == "basic" and (self.groups, self.base_width) != (1, 64):
+            got = f"groups={self.groups}, base_width={self.base_width}"
+            raise ValueError(f'`groups` and `base_width` need block="bottleneck", got {got}')
+        if unknown := set(self.conv_bias) - set(BIASED):
+            raise ValueError(f"`conv_bias` may hold {', '.join(BIASED)}, got {', '.join(sorted(unknown))}")
+        if (self.gate == "zero_conv") != (self.gate is not None and self.preact):
+            allowed = '"zero_conv" (a norm follows no zero convolution)' if self.preact else '"zero_gamma"'
+            kind = "pre" if self.preact else "post"
+            raise ValueError(f"`gate` of a {kind}-activation net must be None or {allowed}, got {self.gate!r}")
+        if self.gate and self.shortcut == "none":
+            raise ValueError(f"`gate` must be None in a plain net (shortcut='none'), whose output would be zero, got {self.gate!r}")
+        if self.norm == "group":
+            for filters in {self.inner_filters(stage) for stage in range(len(self.depths))}:
+                if filters % self.norm_groups:
+                    raise ValueError(f"`norm_groups` must divide the filters ({filters}), got {self.norm_groups}")
+        if self.output_stride is not None:
+            allowed = [self.stem_reduction * 2**k for k in range(len(self.depths))]
+            if self.output_stride not in allowed:
+                raise ValueError(f"`output_stride` must be one of {', '.join(map(str, allowed))}, got {self.output_stride}")
+
+    @classmethod
+    def cifar(cls, depth, *, block="basic", **changes):
+        """The paper's network for 32×32 images: `n` blocks in each of three stages of 16, 32, 64 filters.
+
+        Args:
+            depth: weighted layers: 6n+2 for basic blocks, 9n+2 for bottlenecks.
+            block: `"basic"` or `"bottleneck"`.
+            **changes: any other field.
+
+        Raises:
+            ValueError: the depth has not that form; names the nearest that has.
+
+        Source: arXiv 1512.03385, section 4.2; arXiv 1603.05027 for bottlenecks.
+        """
+        blocks = _blocks_per_stage(depth, step=9 if block == "bottleneck" else 6, extra=2)
+        return cls(**{"depths": (blocks,) * 3, "widths": (16, 32, 64), "block": block, **CIFAR_STEM, **changes})
+
+    @classmethod
+    def wide(cls, depth, widen, **changes):
+        """A Wide ResNet for 32×32 images; its depth is 6n+4, since it counts the stages' projections too.
+
+        Args:
+            depth: 6n+4.
+            widen: factor on the widths 16, 32, 64.
+            **changes: any other field.
+
+        Raises:
+            ValueError: the depth has not that form; names the nearest that has.
+
+        Source: arXiv 1605.07146, table 1.
+        """
+        blocks = _blocks_per_stage(depth, step=6, extra=4)
+        fields = {"depths": (blocks,) * 3, "widths": (16 * widen, 32 * widen, 64 * widen), "block": "basic", "preact": True}
+        return cls(**{**fields, **CIFAR_STEM, **changes})
+
+    @property
+    def expansion(self):
+        """Filters a block puts out per filter of its width."""
+        return 4 if self.block == "bottleneck" else 1
+
+    @property
+    def stem_reduction(self):
+        """Stride of the stem, pool included."""
+        return self.stem_stride * (1 if self.stem_pool is None else 2)
+
+    @property
+    def reduction(self):
+        """Stride of the trunk, i.e. the smallest side the network takes."""
+        return self.output_stride or self.stem_reduction * 2 ** (len(self.depths) - 1)
+
+    def inner_filters(self, stage):
+        """Filters of the 3×3 in a stage (counted from 0)."""
+        if self.block == "basic":
+            return self.widths[stage]
+        return int(self.widths[stage] * self.base_width / 64) * self.groups
+
+    def squeeze_filters(self, filters):
+        """Width of the squeeze for a block of `filters`, 0 without squeeze-and-excitation; rounds halves up, like timm."""
+        if not self.se_ratio:
+            return 0
+        return max(self.se_divisor, int(filters * self.se_ratio + self.se_divisor / 2) // self.se_divisor * self.se_divisor)
+
+
+@dataclass(frozen=True)
+class VGGConfig(Config):
+    """A VGG network; differs from the paper by a head that also fits small inputs, and by pooling to 7×7 at other sizes.
+
+    Args:
+        stages: 3×3 convolutions per stage, each stage closed by a 2×2 max pool.
+        widths: filters per stage.
+        width: percent of `widths` and `head_widths` that are built (25: a quarter of the filters).
+        batch_norm: a norm between convolution and activation.
+        norm_epsilon: added to the variance.
+        norm_momentum: of the moving statistics, Keras style.
+        head: `"dense"` flattens `head_size`×`head_size` features (average-pooled to that size where they differ, as torchvision
+            does); `"pool"` takes their global average.
+        head_widths: units of the hidden layers in front of the classifier.
+        head_size: side of the features the dense head was trained on.
+        head_dropout: rate behind each hidden layer.
+        activation: any name Keras knows.
+        rank: spatial axes: 1, 2 or 3.
+        num_classes: logits.
+        input_size: pixels per side the network was published for.
+        channels: of the input.
+
+    Source: Simonyan and Zisserman (arXiv 1409.1556), table 1.
+    """
+
+    stages: tuple = (2, 2, 3, 3, 3)
+    widths: tuple = (64, 128, 256, 512, 512)
+    width: int = 100
+    batch_norm: bool = False
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
+    head: str = "dense"
+    head_widths: tuple = (4096, 4096)
+    head_size: int = 7
+    head_dropout: float = 0.5
+    activation: str = "relu"
+    rank: int = 2
+    num_classes: int = 1000
+    input_size: int = 224
+    channels: int = 3
+
+    family = "vgg"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.stages or len(self.stages) != len(self.widths):
+            raise ValueError(f"`stages` and `widths` must have one entry per stage, got {self.stages} and {self.widths}")
+        for name in ("stages", "widths", "head_widths"):
+            for value in getattr(self, name):
+                _positive(name, value)
+        for name in ("width", "head_size"):
+            _positive(name, getattr(self, name))
+        _rate("head_dropout", self.head_dropout)
+
+    @property
+    def reduction(self):
+        """Stride of the trunk, i.e. the smallest side the network takes."""
+        return 2 ** len(self.stages)
+
+    def scaled(self, filters):
+        """`filters` at this width, at least one."""
+        return max(1, math.floor(filters * self.width / 100 + 0.5))
+
+
+FAMILIES = {family.family: family for family in (ResNetConfig, VGGConfig)}
+
+
+def config_from_dict(data):
+    """The config that `Config.to_dict` wrote, e.g. `config_from_dict(kr.card(model).config)`.
+
+    Raises:
+        ValueError: the family is unknown, or a field is (a file from a newer version).
+    """
+    fields = dict(data)
+    family = FAMILIES.get(fields.pop("family", None))
+    if family is None:
+        raise ValueError(f"`family` must be one of {', '.join(FAMILIES)}, got {data.get('family')!r}")
+    if unknown := set(fields) - {field.name for field in dataclasses.fields(family)}:
+        raise ValueError(f"{family.__name__} has no field {', '.join(sorted(unknown))}; was the file written by a newer version?")
+    return family(**fields)
+
+
+def _blocks_per_stage(depth, step, extra):
+    blocks, rest = divmod(depth - extra, step)
+    if rest or blocks < 1:
+        low = max(1, blocks)
+        near = f"{low * step + extra} and {(low + 1) * step + extra}"
+        raise ValueError(f"`depth` must be of the form {step}n+{extra}, got {depth}; the nearest are {near}")
+    return blocks
+
+
+def _positive(name, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must hold whole numbers from 1 up, got {value!r}")
+
+
+def _rate(name, value):
+    if not 0 <= value < 1:
+        raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}")

@@ -1,0 +1,145 @@
+"""Parameters and multiply-adds, by walking a model's layers, or by arithmetic on a `ResNetConfig` alone."""
+
+import math
+from dataclasses import dataclass
+
+import keras
+from keras import layers
+
+from .plan import block_plans
+
+CONVOLUTIONS = tuple(getattr(layers, f"Conv{rank}D") for rank in (1, 2, 3))
+DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sizes of a model.
+
+    Args:
+        trainable: trainable parameters (what torch calls `numel` of the parameters).
+        total: with moving statistics (Keras' `count_params()`).
+        macs: multiply-adds of convolutions and dense layers for one input; None where the input size is open.
+    """
+
+    trainable: int
+    total: int
+    macs: int | None
+
+
+def count(model, input_shape=None):
+    """Parameters and multiply-adds of any Keras model, by a walk over its layers; Keras has no such counter.
+
+    Args:
+        model: a built Functional or Sequential model; nested models are walked too.
+        input_shape: without batch; needed where the model's own is open and the multiply-adds are wanted.
+
+    Returns:
+        `Counts`. Convolutions (grouped and depthwise ones too) and dense layers count one multiply-add per weight and
+        position; norms, activations and pooling count nothing.
+    """
+    trainable = sum(math.prod(weight.shape) for weight in model.trainable_weights)
+    return Counts(trainable, model.count_params(), count_macs(model, input_shape))
+
+
+def count_macs(model, input_shape=None):
+    """Multiply-adds for one input; see `count`."""
+    if input_shape is None and any(None in tensor.shape[1:] for tensor in model.inputs):
+        return None
+    total = 0
+
+    def record(layer, *args, **kwargs):
+        nonlocal total
+        if isinstance(layer, keras.Model):
+            outputs = layer(*args, **kwargs)
+            total += count_macs(layer, args[0].shape[1:])
+            return outputs
+        outputs = layer(*args, **kwargs)
+        total += _layer_macs(layer, outputs)
+        return outputs
+
+    tensors = None if input_shape is None else keras.Input(tuple(input_shape), dtype=model.inputs[0].dtype)
+    functional = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
+    keras.models.clone_model(functional, input_tensors=tensors, clone_function=lambda layer: layer, call_function=record)
+    return total
+
+
+def _layer_macs(layer, output):
+    if isinstance(layer, CONVOLUTIONS + DEPTHWISE):
+        sides = output.shape[1:-1] if layer.data_format == "channels_last" else output.shape[2:]
+        return math.prod(sides) * math.prod(layer.kernel.shape)
+    if isinstance(layer, layers.Dense):
+        return math.prod(output.shape[1:-1]) * math.prod(layer.kernel.shape)
+    return 0
+
+
+def arithmetic(config):
+    """The same figures for a `ResNetConfig` at its published input size, without building anything (0.1 s at depth 1202).
+
+    Returns:
+        `Counts`.
+    """
+    tally = _Tally(config)
+    side = -(-config.input_size // config.stem_stride)
+    filters = config.channels
+    for number, width in enumerate(config.stem_widths, start=1):
+        tally.conv(filters, width, config.stem_kernel, side, bias="stem" in config.conv_bias)
+        if number < len(config.stem_widths) or not config.preact:
+            tally.norm(width)
+        filters = width
+    if config.stem_pool:
+        side = -(-side // 2)
+    if config.stem_pool == "conv":
+        tally.conv(filters, filters, 3, side * (2 if config.antialias else 1))
+        tally.norm(filters)
+    for plan in block_plans(config):
+        side = _count_block(tally, config, plan, side)
+        filters = plan.filters
+    if config.preact:
+        tally.norm(filters)
+    tally.conv(filters, config.num_classes, 1, 1, bias=True)
+    return Counts(tally.trainable, tally.trainable + tally.statistics, tally.macs)
+
+
+def _count_block(tally, config, plan, side):
+    """Adds one block; returns the side of what it puts out."""
+    out_side = -(-side // plan.stride)
+    if plan.changes_shape and config.shortcut in ("projection", "average") or config.shortcut == "projection_all":
+        projects = True
+    else:
+        projects = config.shortcut == "subsample" and plan.in_filters != plan.filters
+    if projects:
+        tally.conv(plan.in_filters, plan.filters, 1, out_side, bias="projection" in config.conv_bias)
+        if config.shortcut_norm and not config.preact:
+            tally.norm(plan.filters)
+    filters = plan.in_filters
+    for conv in plan.convs:
+        if config.preact:
+            tally.norm(filters)
+        here = side if config.antialias else -(-side // conv.stride)
+        tally.conv(filters, conv.filters, conv.kernel, here, groups=conv.groups, bias=conv.bias)
+        side = -(-side // conv.stride)
+        filters = conv.filters
+        if not config.preact:
+            tally.norm(filters)
+    if plan.squeeze:
+        tally.conv(filters, plan.squeeze, 1, 1, bias=True)
+        tally.conv(plan.squeeze, filters, 1, 1, bias=True)
+    return out_side
+
+
+class _Tally:
+    """Running sums for `arithmetic`."""
+
+    def __init__(self, config):
+        self.rank, self.has_statistics = config.rank, config.norm == "batch"
+        self.trainable = self.statistics = self.macs = 0
+
+    def conv(self, inputs, filters, kernel, side, groups=1, bias=False):
+        weights = kernel**self.rank * inputs // groups * filters
+        self.trainable += weights + filters * bias
+        self.macs += weights * side**self.rank
+
+    def norm(self, filters):
+        self.trainable += 2 * filters
+        self.statistics += 2 * filters * self.has_statistics

@@ -1,0 +1,207 @@
+"""Names to models: the built-in variants and those that other packages declare."""
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import importlib.metadata
+import warnings
+from dataclasses import dataclass, field
+
+import keras
+
+from .assembly import BuildOptions, feature_info
+from .config import Config, ResNetConfig, VGGConfig, config_from_dict
+from .counting import count
+from .modelcard import card
+from .resnet import resnet
+from .variants import NOTES, VARIANTS
+from .vgg import vgg
+
+ENTRY_POINT_GROUP = "keras_resnet.models"
+BUILDERS = {ResNetConfig: resnet, VGGConfig: vgg}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What another package adds to the zoo: the object its entry point in the group `keras_resnet.models` names.
+
+    Args:
+        models: name -> `ResNetConfig` or `VGGConfig`.
+    """
+
+    models: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What `model_info` reports; sizes come from a walk over the built layers.
+
+    Args:
+        name: of the model.
+        config: its architecture.
+        trainable: trainable parameters.
+        total: parameters with moving statistics.
+        macs: multiply-adds at `input_shape`.
+        input_shape: without batch.
+        features: stage outputs, see `feature_info`.
+        owner: package that declares the variant, None for a model that was passed in.
+    """
+
+    name: str
+    config: Config | None
+    trainable: int
+    total: int
+    macs: int | None
+    input_shape: tuple
+    features: list
+    owner: str | None = None
+
+    def to_json(self):
+        """Plain JSON values."""
+        config = self.config.to_dict() if self.config else None
+        return {**dataclasses.asdict(self), "config": config, "input_shape": list(self.input_shape)}
+
+
+def list_models(pattern="*"):
+    """Names of all variants that match, sorted; those of plug-ins too.
+
+    Args:
+        pattern: shell-style, e.g. `"resnet*"`.
+    """
+    return sorted(fnmatch.filter(catalogue(), pattern))
+
+
+@functools.cache
+def catalogue():
+    """Name -> `(config, owner)` of every variant.
+
+    Raises:
+        ValueError: two owners declare one name.
+    """
+    found = {name: (config, "keras_resnet") for name, config in VARIANTS.items()}
+    for owner, plugin in plugins():
+        for name, config in plugin.models.items():
+            if name in found:
+                raise ValueError(f"model {name!r} is declared by {found[name][1]} and by {owner}; one of them must rename it")
+            found[name] = (config, owner)
+    return found
+
+
+@functools.cache
+def plugins():
+    """`(owner, Plugin)` of every installed entry point; one that cannot be imported is left out with a warning."""
+    found = []
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        owner = entry.dist.name if entry.dist else entry.value
+        try:
+            plugin = entry.load()
+        except Exception as error:
+            warnings.warn(f"models of {owner} are left out: {entry.value} cannot be imported ({error})", stacklevel=2)
+            continue
+        if not isinstance(plugin, Plugin):
+            raise ValueError(f"entry point {entry.value} of {owner} must be a keras_resnet.Plugin, got {type(plugin).__name__}")
+        found.append((owner, plugin))
+    return tuple(found)
+
+
+def config_of(name):
+    """The config behind a name.
+
+    Raises:
+        ValueError: no such variant; names the nearest.
+    """
+    models = catalogue()
+    if name not in models:
+        raise ValueError(f"unknown model {name!r}{nearest(name, models)}; `list_models()` has all {len(models)}")
+    return models[name][0]
+
+
+def nearest(name, names):
+    """`"; did you mean 'a' or 'b'?"`-style hint, empty where nothing is near."""
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def create_model(name, *, weights=None, num_classes=None, **changes):
+    """Build a variant; differs from keras.applications by one name for all families, and by random weights unless asked.
+
+    Args:
+        name: a name from `list_models()`, or a config.
+        weights: None for random weights.
+        num_classes: logits; None is the variant's own number. `classes` is the same.
+        **changes: fields of the config (`drop_path=0.1`, `output_stride=8`, `head="pool"` …) and of `BuildOptions`
+            (`include_top`, `pooling`, `input_shape`, `input_tensor`, `preprocessing`, `features_only`, `name` …).
+
+    Returns:
+        A Functional `keras.Model`, uncompiled: pixels 0–255 in, float32 logits out.
+
+    Raises:
+        ValueError: unknown name or argument, or values that do not fit; the message names the mend.
+    """
+    config = name if isinstance(name, Config) else config_of(name)
+    fields, options = split_arguments(config, changes)
+    num_classes = fields.pop("num_classes", None) if num_classes is None else num_classes
+    if num_classes is not None:
+        fields["num_classes"] = num_classes
+    options.setdefault("name", name if isinstance(name, str) else config.family)
+    return BUILDERS[type(config)](config.replace(**fields), **options)
+
+
+def split_arguments(config, changes):
+    """`(config fields, build options)` among keyword arguments.
+
+    Raises:
+        ValueError: an argument is neither.
+    """
+    field_names = {item.name for item in dataclasses.fields(config)}
+    option_names = {item.name for item in dataclasses.fields(BuildOptions)}
+    changes = dict(changes)
+    if "classes" in changes:
+        changes["num_classes"] = changes.pop("classes")
+    for key in changes:
+        if key not in field_names | option_names:
+            hint = nearest(key, field_names | option_names)
+            raise ValueError(f"unknown argument `{key}` for a {config.family} model{hint}")
+    if changes.get("input_shape") is not None and "channels" not in changes and None not in changes["input_shape"][-1:]:
+        first = changes.get("data_format", keras.config.image_data_format()) == "channels_first"
+        changes["channels"] = changes["input_shape"][0 if first else -1]
+    fields = {key: value for key, value in changes.items() if key in field_names}
+    return fields, {key: value for key, value in changes.items() if key in option_names}
+
+
+def model_info(model, **changes):
+    """Parameters, multiply-adds and stage outputs of a variant or a model.
+
+    Args:
+        model: a name from `list_models()`, or a Keras model.
+        **changes: as in `create_model`, for a name.
+
+    Returns:
+        `ModelInfo`.
+    """
+    if isinstance(model, keras.Model):
+        known = card(model)
+        config = config_from_dict(known.config) if known and known.config else None
+        name, owner, shape = (known.name if known else model.name), None, tuple(model.inputs[0].shape[1:])
+    else:
+        name, owner = model, (catalogue()[model][1] if model in catalogue() else None)
+        # No memory is needed for weights that nobody reads.
+        with keras.StatelessScope():
+            model = create_model(name, **changes)
+        config, shape = config_from_dict(card(model).config), tuple(model.inputs[0].shape[1:])
+    counts = count(model)
+    features = feature_info(config) if config else []
+    return ModelInfo(name, config, counts.trainable, counts.total, counts.macs, shape, features, owner)
+
+
+def constructor(name):
+    """The named constructor of a variant, e.g. what `keras_resnet.resnet50` is."""
+    config_of(name)
+
+    def build(*, weights=None, num_classes=None, **changes):
+        return create_model(name, weights=weights, num_classes=num_classes, **changes)
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"Build `{name}`{': ' + NOTES[name] if name in NOTES else ''}. Arguments as in `create_model`."
+    return build
