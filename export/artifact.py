@@ -5,6 +5,7 @@ Metadata keys of an ONNX file (all values are JSON; `read_metadata` decodes them
 - `keras_resnet.card`: the model card, `{"name", "config", "preprocessing", "labels", "weights"}`; see
   `keras_resnet.modelcard.ModelCard`. `preprocessing` is `{"mode", "size", "resize", "interpolation"}`: `mode` names what
   the graph itself does to pixels 0–255, the rest how an image file becomes the graph's input.
+- `keras_resnet.options`: the export options that are not the default, so that `verify` can repeat the conversion.
 - `keras_resnet.tolerances`: `{"relative": bound of max |difference| / max |reference|, "precision": "float32" | …}`.
 - `keras_resnet.versions`: `{"keras_resnet_export", "keras", "tensorflow", "tf2onnx", "onnx"}`.
 - `keras_resnet.sha256`: hexadecimal digest over the model's config and its weights in order.
@@ -14,6 +15,7 @@ Everything in the file depends on the model and on the options alone: no date, n
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +25,7 @@ from pathlib import Path
 from .errors import UsageError
 
 PREFIX = "keras_resnet."
-KEYS = ("card", "tolerances", "versions", "sha256")
+KEYS = ("card", "options", "sha256", "tolerances", "versions")
 
 
 def encode_metadata(metadata):
@@ -168,3 +170,97 @@ def _move(source, target, work):
     except BaseException:
         os.rename(aside, target)
         raise
+
+
+LARGEST_FILE = 2**31 - 2**24  # protobuf messages end at 2 GiB
+EXTERNAL_FROM = 1024
+
+
+def write_onnx(model, path, external_data=None):
+    """Write an onnx-ir model without a copy of its weights in memory.
+
+    protobuf would build the message, then its bytes: three times the weights. Here the graph is serialised without them, and
+    each weight follows as a field of its own; the fields of a message may stand in any order.
+
+    Args:
+        model: `onnx_ir.Model`.
+        path: file to write.
+        external_data: whether weights go to `path.name + ".data"`; None does so where one file would pass 2 GB.
+    """
+    import onnx_ir as ir
+
+    path = Path(path)
+    weights = list(model.graph.initializers.values())
+    total = sum(value.const_value.nbytes for value in weights)
+    if external_data or (external_data is None and total > LARGEST_FILE):
+        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_FROM)
+        return
+    proto = _without_weights(model, weights)
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    tensors = [(_tensor_header(value), value.const_value.nbytes) for value in weights]
+    sizes = [len(header) + 1 + len(_varint(size)) + size for header, size in tensors]
+    body = len(graph) + sum(1 + len(_varint(size)) + size for size in sizes)
+    with open(path, "wb") as file:
+        file.write(proto.SerializeToString(deterministic=True) + b"\x3a" + _varint(body) + graph)
+        for value, (header, size), whole in zip(weights, tensors, sizes, strict=True):
+            file.write(b"\x2a" + _varint(whole) + header + b"\x4a" + _varint(size))
+            content = value.const_value.tobytes()
+            if len(content) != size:
+                raise AssertionError(f"weight {value.name!r} has {len(content)} bytes instead of {size}")
+            file.write(content)
+
+
+def _without_weights(model, weights):
+    import onnx_ir as ir
+
+    initializers = dict(model.graph.initializers)
+    model.graph.initializers.clear()
+    try:
+        return ir.to_proto(model)
+    finally:
+        for name, value in initializers.items():
+            model.graph.initializers[name] = value
+
+
+def _tensor_header(value):
+    import onnx
+
+    tensor = value.const_value
+    header = onnx.TensorProto(dims=[int(size) for size in tensor.shape], data_type=int(tensor.dtype), name=value.name)
+    return header.SerializeToString(deterministic=True)
+
+
+def _varint(number):
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def digest(path):
+    """sha256 of a file, or of all files of a folder with their relative paths, in order; hexadecimal."""
+    path, total = Path(path), hashlib.sha256()
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else companions(path)
+    for file in files:
+        if path.is_dir():
+            total.update(file.relative_to(path).as_posix().encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
+
+
+def companions(path):
+    """The files an ONNX file consists of: itself, and its external data if it has any."""
+    data = path.with_name(f"{path.name}.data")
+    return [path, data] if data.is_file() else [path]
+
+
+def disk_size(path):
+    """Bytes of a file with its external data, or of a folder."""
+    path = Path(path)
+    files = [entry for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else companions(path)
+    return sum(file.stat().st_size for file in files)

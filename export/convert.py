@@ -1,0 +1,209 @@
+"""Keras to ONNX: trace without weights, translate op by op, clean the graph, write, verify what was written, and only then rename."""
+
+import dataclasses
+import hashlib
+import json
+from importlib import metadata as distributions
+
+import numpy as np
+
+from . import artifact, passes
+from .artifact import publishing
+from .errors import UsageError
+from .graph import to_ir
+from .interface import interface as interface_of
+from .passes import finish, opset as opsets
+from .rebuild import in_float32, with_open_size
+from .results import ExportResult
+from .stock import stock_model
+from .tracing import NotWeightless, trace
+from .verification import TOLERANCES, judge, require
+
+OPTIONS = {
+    "opset": 17,
+    "layout": "nhwc",
+    "input_dtype": "float32",
+    "outputs": None,
+    "dynamic_size": False,
+}
+
+
+def to_onnx(
+    model,
+    path,
+    *,
+    opset=17,
+    layout="nhwc",
+    input_dtype="float32",
+    outputs=None,
+    dynamic_size=False,
+    labels=None,
+    external_data=None,
+    samples=None,
+    overwrite=True,
+    keep_failed=False,
+    progress=None,
+):
+    """Export a Keras model to a verified ONNX file; differs from `model.export` in that a file that does not match is not written.
+
+    Args:
+        model: built Keras model, Functional or Sequential. Mixed precision is rebuilt in float32.
+        path: file to write.
+        opset: 13 to 23.
+        layout: `"nhwc"` or `"nchw"`: layout of image inputs.
+        input_dtype: `"float32"`, or `"uint8"` for a model that takes pixels.
+        outputs: names among those the model offers, see `interface.interface`; by default `logits`, `features` or all of several.
+        dynamic_size: open height and width instead of the model's.
+        labels: class names in the order of the logits; by default the card's.
+        external_data: weights in a second file, `path + ".data"`; by default only where one file would pass 2 GB.
+        samples: images to verify on beside random batches: array in the file's layout.
+        overwrite: whether `path` may exist.
+        keep_failed: keep a file that failed verification as `path + ".failed"`.
+        progress: function that is told each step by name.
+
+    Returns:
+        ExportResult
+
+    Raises:
+        UsageError: an option or the model does not fit, or the file cannot be written.
+        MismatchError: the file does not compute what the model computes; nothing is left behind.
+    """
+    tell = progress or (lambda step: None)
+    options = {"opset": opset, "layout": layout, "input_dtype": input_dtype, "outputs": outputs, "dynamic_size": dynamic_size}
+    opsets.check_opset(opset)
+    artifact.check_target(path, overwrite)
+    interface, notes = prepared(model, options)
+    with publishing(path, overwrite, keep_failed) as work:
+        tell("convert")
+        converted, method = convert(interface, opset)
+        if method == "stock":
+            notes.append("converted by tf2onnx's own road: this model reads variables in a way that the fast one cannot follow")
+        stamp(converted, metadata_of(interface, options, labels))
+        tell("write")
+        artifact.write_onnx(converted, work, external_data)
+        tell("verify")
+        weights = {name: value.const_value for name, value in converted.graph.initializers.items()}
+        report = dataclasses.replace(judge(work, interface, expected_weights=weights, samples=samples), path=str(path))
+        require(report)
+        sha256, size = artifact.digest(work), artifact.disk_size(work)
+    return ExportResult(str(path), report, sha256, method, size, tuple(notes))
+
+
+def prepared(model, options):
+    """The model as it will be exported, seen through its interface, and notes on what had to be changed.
+
+    Args:
+        model: Keras model.
+        options: dict over `OPTIONS`; missing ones have their default.
+
+    Returns:
+        `(Interface, list of notes)`.
+    """
+    options = OPTIONS | options
+    model, note = in_float32(model)
+    if options["dynamic_size"]:
+        model = with_open_size(model)
+    view = interface_of(model, outputs=options["outputs"], layout=options["layout"], input_dtype=options["input_dtype"])
+    return view, [note] if note else []
+
+
+def convert(interface, opset=17):
+    """An onnx-ir model of an interface, not yet written or verified; the same model gives the same result.
+
+    Args:
+        interface: `interface.Interface`.
+        opset: 13 to 23.
+
+    Returns:
+        `(onnx_ir.Model, method)`, method being `"weightless"` or `"stock"`.
+
+    Raises:
+        UsageError: an op has no counterpart in ONNX.
+    """
+    low, method = min(opset, opsets.HANDLERS), "weightless"
+    try:
+        model = to_ir(trace(interface, interface.specs()), low)
+    except NotWeightless:
+        model, method = stock_model(interface, interface.specs(), low), "stock"
+    for value, port in zip(model.graph.inputs, interface.inputs, strict=True):
+        value.shape = finish.ir.Shape(port.shape)
+    passes.clean(model.graph)
+    finish.round_weights(model.graph)
+    if opset > opsets.HANDLERS:
+        finish.canonical_names(model.graph, [port.name for port in interface.inputs], list(interface.outputs))
+        model = opsets.raise_opset(model, opset)
+    finish.canonical_names(model.graph, [port.name for port in interface.inputs], list(interface.outputs))
+    finish.name_dimensions(model.graph, interface.layout == "nchw")
+    finish.strip(model)
+    model.ir_version = opsets.ir_version(opset)
+    return model, method
+
+
+def expected_weights(interface, options):
+    """`{initialiser name: tensor}` that a file of this model must hold."""
+    model, _ = convert(interface, (OPTIONS | options)["opset"])
+    return {name: value.const_value for name, value in model.graph.initializers.items()}
+
+
+def stamp(model, metadata):
+    """Put metadata into an onnx-ir model."""
+    model.metadata_props.clear()
+    model.metadata_props.update(artifact.encode_metadata(metadata))
+
+
+def metadata_of(interface, options, labels=None, precision="float32"):
+    """What a file says about itself; see `artifact`.
+
+    Raises:
+        UsageError: the number of labels is not the number of classes.
+    """
+    tolerance = {"relative": TOLERANCES[precision], "precision": precision}
+    return {
+        "card": card_of(interface, labels),
+        "options": {key: value for key, value in options.items() if value != OPTIONS[key]},
+        "sha256": model_digest(interface.model),
+        "tolerances": tolerance,
+        "versions": versions(),
+    }
+
+
+def card_of(interface, labels=None):
+    """The model's card as a dict, with the input's size and the labels filled in; models from elsewhere get a plain one."""
+    from keras_resnet.modelcard import ModelCard, card
+
+    found = card(interface.model) or ModelCard(interface.model.name)
+    preprocessing = dict(found.preprocessing)
+    shape = tuple(interface.model.inputs[0].shape)
+    if not preprocessing.get("size") and len(shape) == 4 and None not in shape[1:3]:
+        preprocessing["size"] = [int(side) for side in shape[1:3]]
+    labels = list(labels) if labels is not None else found.labels
+    classes = interface.model.outputs[0].shape[-1]
+    if labels is not None and {"logits", "probabilities"} & set(interface.outputs) and len(labels) != classes:
+        raise UsageError(f"`labels` must name the {classes} classes of the model, got {len(labels)}")
+    return found.replace(preprocessing=preprocessing, labels=labels).to_dict()
+
+
+def model_digest(model):
+    """sha256 over a model's config and its weights in order, hexadecimal."""
+    config = json.dumps(model.get_config(), sort_keys=True, default=lambda thing: type(thing).__name__)
+    total = hashlib.sha256(config.encode())
+    for variable in model.weights:
+        total.update(np.ascontiguousarray(variable.numpy()).data)
+    return total.hexdigest()
+
+
+def versions():
+    """Versions of what made the file."""
+    from keras_resnet._version import __version__
+
+    return {"keras_resnet_export": __version__} | {
+        name: distributions.version(name) for name in ("keras", "onnx", "onnx-ir", "tensorflow", "tf2onnx")
+    }
+
+
+def options_of(path, model):
+    """The options a file was exported with, from its metadata; guessed from its inputs and outputs for files from elsewhere."""
+    options = artifact.read_metadata(path).get("options")
+    if options is not None:
+        return OPTIONS | options
+    raise UsageError(f"{path} was not written by resnet-export, so it is not known how its inputs and outputs map to {model.name!r}")

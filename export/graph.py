@@ -1,0 +1,122 @@
+"""From a weightless trace to an onnx-ir model: tf2onnx's op handlers do the translation, the weights come back afterwards.
+
+tf2onnx's own optimiser is left out: it copies the whole model per pass, leaves batch norms behind a convolution with bias
+unfolded and swallows its errors. `passes` does that work.
+"""
+
+import contextlib
+import logging
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from .errors import UsageError
+
+
+def to_ir(trace, opset):
+    """Translate a `tracing.Trace`.
+
+    Args:
+        trace: the traced call.
+        opset: at most 17; later ones are reached by `passes.opset`.
+
+    Returns:
+        `onnx_ir.Model` whose graph has the trace's inputs and outputs in their order, values that carry the Keras layer they
+        come from in `meta["layer"]`, and weights that are read only when needed.
+
+    Raises:
+        UsageError: an op has no counterpart in ONNX.
+    """
+    proto, types = _handlers_only(trace, opset)
+    model = ir.from_proto(proto)
+    graph = model.graph
+    values = {value.name: value for node in graph for value in node.outputs} | {value.name: value for value in graph.inputs}
+    for name, (dtype, shape) in types.items():
+        if name in values and dtype is not None:
+            values[name].dtype = ir.DataType(dtype)
+        if name in values and shape is not None:
+            values[name].shape = ir.Shape([size if size is not None and size >= 0 else None for size in shape])
+    for name, layer in trace.layers.items():
+        if name in values:
+            values[name].meta["layer"] = layer
+    _put_weights(graph, trace.weights)
+    by_name = {value.name: value for value in graph.inputs}
+    graph.inputs[:] = [by_name[name] for name in trace.inputs]
+    graph.outputs[:] = [values[name] for name in trace.outputs.values()]
+    return model
+
+
+def _handlers_only(trace, opset):
+    import tensorflow as tf
+    from tf2onnx import tfonnx
+
+    weight_inputs = [f"{name}:0" for name in trace.weights]
+    outputs = list(dict.fromkeys(trace.outputs.values()))
+    with tf.Graph().as_default() as tf_graph, quiet("tf2onnx"):
+        tf.import_graph_def(trace.graph, name="")
+        try:
+            graph = tfonnx.process_tf_graph(
+                tf_graph, opset=opset, input_names=trace.inputs + weight_inputs, output_names=outputs, continue_on_error=False
+            )
+        except Exception as error:
+            raise UsageError(f"tf2onnx cannot convert this model: {error}") from error
+    types = {name: (graph.get_dtype(name), graph.get_shape(name)) for node in graph.get_nodes() for name in node.output}
+    proto = graph.make_model("model")
+    check_ops(proto, trace.layers)
+    return proto, types
+
+
+@contextlib.contextmanager
+def quiet(logger):
+    """Hold back a library's log lines; what they would say is raised as an error here."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+KNOWN_GAPS = {"Erfc"}  # `passes.simplify` rewrites these
+
+
+def check_ops(proto, layers):
+    """Refuse ops that ONNX does not have; tf2onnx passes them through, and no runtime loads such a file.
+
+    Raises:
+        UsageError: names the op and the layer it came from.
+    """
+    for node in proto.graph.node:
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type) and node.op_type not in KNOWN_GAPS:
+            raise UsageError(f"op {node.op_type!r} of {_origin(node, layers)} has no counterpart in ONNX; replace that layer")
+
+
+def _origin(node, layers):
+    for output in node.output:
+        if output in layers:
+            return f"layer {layers[output]!r}"
+    scope = node.name.rsplit("/", 1)[0]
+    inside = sorted({layer for tensor, layer in layers.items() if tensor.rsplit("/", 1)[0] == scope})
+    return f"layer {inside[0]!r}" if inside else f"node {node.name!r}"
+
+
+def _put_weights(graph, weights):
+    inputs = {value.name: value for value in graph.inputs}
+    for name, weight in weights.items():
+        value = inputs[f"{name}:0"]
+        graph.inputs.remove(value)
+        dtype = ir.DataType.from_numpy(weight.dtype)
+        value.shape, value.dtype = ir.Shape(weight.shape), dtype
+        value.const_value = _tensor(weight, value.name, dtype)
+        if weight.path:
+            value.meta["path"] = weight.path
+        graph.initializers[value.name] = value
+
+
+def _tensor(weight, name, dtype):
+    """Computed arrays as they are, in float64; variables are read when a pass or the writer asks for them."""
+    if isinstance(weight.source, np.ndarray):
+        return ir.tensor(weight.source, name=name)
+    return ir.LazyTensor(lambda: ir.tensor(np.asarray(weight.array()), name=name), dtype, ir.Shape(weight.shape), name=name)

@@ -1,0 +1,232 @@
+"""What goes into an artefact and what comes out of it: names, shapes, layout and dtype, decided in one place."""
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import UsageError
+
+IMAGES, LOGITS, PROBABILITIES, FEATURES = "images", "logits", "probabilities", "features"
+LAYOUTS = ("nhwc", "nchw")
+INPUT_DTYPES = ("float32", "uint8")
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input as the artefact shows it: name, shape (None where open) and dtype."""
+
+    name: str
+    shape: tuple
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A Keras model seen through the inputs and outputs of its artefact. Made by `interface`.
+
+    Attributes:
+        model: the Keras model.
+        inputs: tuple of `Port`, in the artefact's layout and dtype.
+        outputs: output names, in order.
+        layout: `"nhwc"` or `"nchw"`, of rank-4 inputs.
+    """
+
+    model: object
+    inputs: tuple
+    outputs: tuple
+    layout: str = "nhwc"
+
+    def specs(self):
+        """One `tf.TensorSpec` per input."""
+        import tensorflow as tf
+
+        return [tf.TensorSpec(port.shape, port.dtype, name=f"input_{index}") for index, port in enumerate(self.inputs)]
+
+    def __call__(self, *tensors):
+        """`{output name: tensor}` of the model, eagerly or while tracing."""
+        found = self._all(tensors)
+        return {name: found[name] for name in self.outputs}
+
+    def _all(self, tensors):
+        """The outputs that are wanted, and the logits behind probabilities."""
+        import keras
+
+        tensors = [self._as_the_model_wants(tensor, port) for tensor, port in zip(tensors, self.inputs, strict=True)]
+        if not isinstance(self.model, keras.Sequential) and keras.tree.is_nested(self.model.input):
+            tensors = [keras.tree.pack_sequence_as(self.model.input, tensors)]
+        wanted = set(self.outputs)
+        names = output_names(self.model)
+        if len(names) > 1:
+            return dict(zip(names, keras.tree.flatten(self.model(tensors[0], training=False)), strict=True))
+        found = {}
+        activation = final_activation(self.model)
+        if activation is None:
+            found[names[0]] = self.model(tensors[0], training=False)
+            if PROBABILITIES in wanted:
+                found[PROBABILITIES] = keras.ops.softmax(found[LOGITS])
+        else:
+            with without_activation(self.model):
+                found[LOGITS] = self.model(tensors[0], training=False)
+            found[PROBABILITIES] = activation(found[LOGITS])
+        return found
+
+    def _as_the_model_wants(self, tensor, port):
+        import tensorflow as tf
+
+        if port.dtype == "uint8":
+            tensor = tf.cast(tensor, "float32")
+        return tf.transpose(tensor, [0, 2, 3, 1]) if self.layout == "nchw" and len(port.shape) == 4 else tensor
+
+    def reference(self, feeds):
+        """What Keras says, and the size against which an error is measured.
+
+        That is the largest value of an output; for probabilities the largest logit, since a softmax turns an error of its input
+        into one of the same size at most.
+
+        Args:
+            feeds: `{input name: array}` in the artefact's layout.
+
+        Returns:
+            `({output name: array}, {output name: size})`.
+        """
+        import tensorflow as tf
+
+        found = {name: np.asarray(value) for name, value in self._all([tf.convert_to_tensor(feeds[p.name]) for p in self.inputs]).items()}
+        largest = {name: float(np.abs(value).max(initial=0)) for name, value in found.items()}
+        if PROBABILITIES in found:
+            largest[PROBABILITIES] = max(largest[PROBABILITIES], largest[LOGITS])
+        return {name: found[name] for name in self.outputs}, largest
+
+
+def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32"):
+    """Decide names and shapes of an artefact's inputs and outputs.
+
+    A single input is called `images`. A single output with a final softmax or sigmoid gives `logits` before and
+    `probabilities` after it; one without gives `logits`, and `probabilities` by softmax; one of higher rank, or that ends in
+    pooling, gives `features`. Several inputs or outputs keep Keras' names.
+
+    Args:
+        model: a built Functional or Sequential model.
+        outputs: names wanted; by default `logits` (`features`; all of several).
+        layout: `"nhwc"` or `"nchw"` of rank-4 inputs.
+        input_dtype: `"float32"`, or `"uint8"` for pixels.
+
+    Raises:
+        UsageError: the model has no static inputs, or a name, layout or dtype is not offered.
+    """
+    if layout not in LAYOUTS:
+        raise UsageError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if input_dtype not in INPUT_DTYPES:
+        raise UsageError(f"`input_dtype` must be one of {', '.join(INPUT_DTYPES)}, got {input_dtype!r}")
+    tensors = input_tensors(model)
+    if input_dtype == "uint8" and (len(tensors) != 1 or tensors[0].dtype != "float32"):
+        raise UsageError("`input_dtype` uint8 needs a model with one float32 input")
+    names = [IMAGES] if len(tensors) == 1 else [tensor.name for tensor in tensors]
+    ports = []
+    for name, tensor in zip(names, tensors, strict=True):
+        shape = tuple(tensor.shape)
+        if layout == "nchw" and len(shape) == 4:
+            shape = (shape[0], shape[3], shape[1], shape[2])
+        ports.append(Port(name, shape, input_dtype if input_dtype == "uint8" else str(tensor.dtype)))
+    return Interface(model, tuple(ports), _chosen(model, outputs), layout)
+
+
+def input_tensors(model):
+    """The model's symbolic inputs.
+
+    Raises:
+        UsageError: it has none, being subclassed or not built.
+    """
+    try:
+        tensors = list(model.inputs)
+    except (AttributeError, TypeError, ValueError):
+        tensors = []
+    if not tensors:
+        raise UsageError(
+            f"model {model.name!r} has no static inputs; build it, or wrap a subclassed one: keras.Model(x, model(x)) with x = keras.Input(…)"
+        )
+    return tensors
+
+
+def _chosen(model, wanted):
+    names = output_names(model)
+    if len(names) == 1:
+        offered = [LOGITS, PROBABILITIES] if names == [LOGITS] else names
+        default = offered[:1]
+    else:
+        offered = default = names
+    wanted = default if wanted is None else list(dict.fromkeys(wanted))
+    if unknown := [name for name in wanted if name not in offered]:
+        raise UsageError(f"model {model.name!r} offers the outputs {', '.join(offered)}, not {unknown[0]!r}")
+    if not wanted:
+        raise UsageError(f"`outputs` must name at least one of {', '.join(offered)}")
+    return tuple(wanted)
+
+
+def output_names(model):
+    """Names of all outputs of the model as it is; see `interface` for the rule."""
+    import keras
+
+    tensors = list(model.outputs)
+    if len(tensors) > 1:
+        structure = None if isinstance(model, keras.Sequential) else model.output
+        names = sorted(structure) if isinstance(structure, dict) else list(model.output_names)
+        if len(names) != len(tensors) or len(set(names)) != len(names):
+            names = [f"output_{index}" for index in range(len(tensors))]
+        return names
+    if len(tensors[0].shape) != 2 or isinstance(final_layer(model), _pooling_layers()):
+        return [FEATURES]
+    return [LOGITS]
+
+
+def _pooling_layers():
+    from keras import layers
+
+    kinds = ("GlobalAveragePooling", "GlobalMaxPooling")
+    return (layers.Flatten, *(getattr(layers, f"{kind}{rank}D") for kind in kinds for rank in (1, 2, 3)))
+
+
+def final_layer(model):
+    """The layer that makes the model's only output, looked up through nested models."""
+    import keras
+
+    layer = model.layers[-1] if isinstance(model, keras.Sequential) else model.outputs[0]._keras_history.operation
+    return final_layer(layer) if isinstance(layer, keras.Model) and hasattr(layer, "layers") and layer.outputs else layer
+
+
+def final_activation(model):
+    """The softmax or sigmoid that ends a one-output classifier, or None."""
+    layer = final_layer(model)
+    attribute = _activation_attribute(layer)
+    if attribute is None or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
+        return None
+    return getattr(layer, attribute)
+
+
+def _activation_attribute(layer):
+    import keras
+
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax" if layer.axis in (-1, 1) else None
+    final = (keras.activations.softmax, keras.activations.sigmoid)
+    return "activation" if getattr(layer, "activation", None) in final else None
+
+
+@contextlib.contextmanager
+def without_activation(model):
+    """Let the model return logits while the block runs; its last layer gets its activation back afterwards."""
+    import keras
+
+    layer = final_layer(model)
+    attribute = _activation_attribute(layer)
+    activation = getattr(layer, attribute)
+    setattr(layer, attribute, _linear if isinstance(layer, keras.layers.Softmax) else keras.activations.linear)
+    try:
+        yield
+    finally:
+        setattr(layer, attribute, activation)
+
+
+def _linear(x, axis=-1):
+    return x

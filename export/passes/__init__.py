@@ -1,0 +1,34 @@
+"""Graph passes, one small file per subject; each changes an onnx-ir graph in place and keeps what it computes."""
+
+from .affine import fold_affine, permute_flattened, write_batch_norm
+from .constants import drop_identities, fold_constants
+from .pools import guard_pads, merge_pads, write_global_pools
+from .reshapes import merge_reshapes
+from .simplify import drop_neutral, fix_reshapes, spell_out_erfc
+from .transposes import sink_transposes
+
+ORDER = (
+    spell_out_erfc,
+    fold_constants,
+    drop_identities,
+    drop_neutral,
+    fix_reshapes,
+    fold_constants,
+    sink_transposes,
+    drop_identities,
+    fold_constants,
+    fold_affine,
+    write_batch_norm,
+    write_global_pools,
+    merge_pads,
+    permute_flattened,
+    fold_affine,
+    merge_reshapes,
+    guard_pads,
+)
+
+
+def clean(graph):
+    """Run all passes in their order."""
+    for step in ORDER:
+        step(graph)

@@ -1,0 +1,73 @@
+"""Raise the opset: tf2onnx stops at 18, and what it emits there is worse than at 17."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ..errors import UsageError
+from .common import constant, remove_unused
+from .pools import zero_pads
+
+LOWEST, HANDLERS, HIGHEST = 13, 17, 23
+
+
+def check_opset(opset):
+    """Raises: UsageError: the opset is outside what is tested."""
+    if not isinstance(opset, int) or not LOWEST <= opset <= HIGHEST:
+        raise UsageError(f"`opset` must be a number from {LOWEST} to {HIGHEST}, got {opset!r}")
+
+
+def ir_version(opset):
+    """8 is read by everything since 2021; opsets above 18 need 10. onnx's own default is newer than onnxruntime reads."""
+    return 8 if opset <= 18 else 10
+
+
+def raise_opset(model, opset):
+    """Convert from `HANDLERS` to a later opset with onnx's version converter, weights left out; Pad then states its axes.
+
+    Args:
+        model: onnx-ir model at opset 17.
+        opset: 18 to 23.
+
+    Returns:
+        the new onnx-ir model.
+    """
+    weights = {name: value for name, value in model.graph.initializers.items() if np.prod(value.const_value.shape) > 64}
+    meta = {value.name: dict(value.meta) for value in _values(model.graph)}
+    for name, value in weights.items():
+        del model.graph.initializers[name]
+        model.graph.inputs.append(value)
+    kept = {name: (value.const_value, value.dtype) for name, value in weights.items()}
+    for value in weights.values():
+        value.const_value = None
+    converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
+    inputs = {value.name: value for value in converted.graph.inputs}
+    for name, (content, dtype) in kept.items():
+        value = inputs[name]
+        converted.graph.inputs.remove(value)
+        value.const_value, value.dtype = content, dtype
+        converted.graph.initializers[name] = value
+    for value in _values(converted.graph):
+        value.meta.update(meta.get(value.name, {}))
+    _state_axes(converted.graph)
+    return converted
+
+
+def _values(graph):
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _state_axes(graph):
+    for node in list(graph):
+        pads = zero_pads(node)
+        if pads is None:
+            continue
+        half = len(pads) // 2
+        axes = [axis for axis in range(half) if pads[axis] or pads[axis + half]]
+        node.replace_input_with(1, constant(graph, "pads", np.array(pads)[axes + [axis + half for axis in axes]]))
+        node.resize_inputs(4)
+        node.replace_input_with(3, constant(graph, "axes", np.array(axes, "int64")))
+    remove_unused(graph)
+

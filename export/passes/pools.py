@@ -1,0 +1,102 @@
+"""Means and maxima over all of space under their own names, and padding inside the op that needs it."""
+
+import numpy as np
+
+from .common import array, attribute, constant, insert, is_constant, remove_unused, replace, set_attribute, shape
+from .transposes import constant_axes
+
+GLOBAL = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
+
+
+def write_global_pools(graph):
+    """A reduction over all spatial axes becomes GlobalAveragePool or GlobalMaxPool (and Flatten): runtimes have kernels for those."""
+    for node in list(graph):
+        sizes = shape(node.inputs[0]) if node.op_type in GLOBAL else None
+        axes = constant_axes(node) if sizes is not None and len(sizes) >= 3 else None
+        if axes is None or sorted(axis % len(sizes) for axis in axes) != list(range(2, len(sizes))):
+            continue
+        output = node.outputs[0]
+        pooled = insert(
+            graph, node, GLOBAL[node.op_type], [node.inputs[0]], like=node.inputs[0], sizes=sizes[:2] + [1] * (len(sizes) - 2)
+        )
+        if not attribute(node, "keepdims", 1):
+            pooled = insert(graph, node, "Flatten", [pooled], {"axis": 1}, like=pooled, sizes=sizes[:2])
+        replace(graph, output, pooled)
+    remove_unused(graph)
+
+
+NOT_NEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Softmax"}
+
+
+def _not_negative(value):
+    node = value.producer()
+    if node is None:
+        return False
+    if node.op_type == "Clip":
+        low = array(node.inputs[1]) if len(node.inputs) > 1 else None
+        return low is not None and low.item() >= 0
+    return node.op_type in NOT_NEGATIVE
+
+
+def merge_pads(graph):
+    """Zero padding in front of a Conv goes into its `pads`; in front of a MaxPool (which pads with -inf) only where nothing is
+    negative, so that every window keeps its maximum."""
+    for node in list(graph):
+        pads = zero_pads(node)
+        if pads is None or node.outputs[0].is_graph_output():
+            continue
+        half = len(pads) // 2
+        spatial = [*pads[2:half], *pads[half + 2 :]]
+        users = list(node.outputs[0].uses())
+        if not all(user.graph is graph and index == 0 and _accepts(user, spatial, node.inputs[0]) for user, index in users):
+            continue
+        for user, _ in users:
+            own = attribute(user, "pads") or [0] * len(spatial)
+            user.attributes.pop("auto_pad", None)
+            set_attribute(user, "pads", [int(a + b) for a, b in zip(own, spatial, strict=True)])
+            user.replace_input_with(0, node.inputs[0])
+    remove_unused(graph)
+
+
+def zero_pads(node):
+    """The pads of a Pad node that puts zeros around space only, else None."""
+    if node.op_type != "Pad" or attribute(node, "mode", "constant") != "constant" or not is_constant(node.inputs[1]):
+        return None
+    if len(node.inputs) > 3 or (len(node.inputs) > 2 and node.inputs[2] is not None and _nonzero(node.inputs[2])):
+        return None
+    pads = [int(size) for size in array(node.inputs[1])]
+    half = len(pads) // 2
+    return None if min(pads) < 0 or any(pads[:2]) or any(pads[half : half + 2]) else pads
+
+
+def _nonzero(value):
+    content = array(value)
+    return content is None or content.item() != 0
+
+
+def _accepts(node, spatial, source):
+    if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return False
+    if node.op_type == "Conv":
+        return True
+    if node.op_type != "MaxPool" or attribute(node, "ceil_mode", 0) or not _not_negative(source):
+        return False
+    kernel = list(attribute(node, "kernel_shape")) * 2
+    return all(size < side for size, side in zip(spatial, kernel, strict=True))
+
+
+def guard_pads(graph):
+    """Keep onnxruntime from moving a zero Pad into a MaxPool, which pads with -inf: wrong wherever all inputs are negative.
+
+    Its Pad_Fusion looks for 0.0 and takes -0.0 for another number (up to opset 17); from opset 18 it leaves a Pad with `axes`
+    alone, see `passes.opset`.
+    """
+    for node in list(graph):
+        if zero_pads(node) is not None and np.issubdtype(np.dtype(node.inputs[0].dtype.numpy()), np.floating):
+            zero = constant(graph, "minus_zero", np.array(-0.0, node.inputs[0].dtype.numpy()))
+            if len(node.inputs) > 2:
+                node.replace_input_with(2, zero)
+            else:
+                node.resize_inputs(3)
+                node.replace_input_with(2, zero)
+    remove_unused(graph)

@@ -1,0 +1,50 @@
+"""Local rewrites that make nodes constant, neutral or known to ONNX."""
+
+import numpy as np
+import onnx_ir as ir
+
+from .common import array, constant, insert, is_constant, remove_unused, replace, shape
+
+
+def spell_out_erfc(graph):
+    """`Erfc(x)`, which exact GELU uses and ONNX lacks, becomes `1 - Erf(x)`."""
+    for node in list(graph):
+        if node.op_type == "Erfc":
+            x, output = node.inputs[0], node.outputs[0]
+            erf = insert(graph, node, "Erf", [x], like=x, sizes=shape(x))
+            one = constant(graph, "one", np.float32(1))
+            replace(graph, output, insert(graph, node, "Sub", [one, erf], like=x, sizes=shape(x)))
+
+
+NEUTRAL = {"Mul": 1.0, "Add": 0.0}
+
+
+def drop_neutral(graph):
+    """Remove `x * 1` and `x + 0` with a scalar constant: TensorFlow's SiLU is `x * sigmoid(1.0 * x)`."""
+    for node in list(graph):
+        if node.op_type not in NEUTRAL or len(node.inputs) != 2 or node.outputs[0].is_graph_output():
+            continue
+        for scalar, other in (node.inputs, node.inputs[::-1]):
+            if scalar.shape is None or scalar.shape.rank() > 0 and list(scalar.shape) != [1] or not is_constant(scalar):
+                continue
+            if other.shape is not None and other.shape.rank() >= scalar.shape.rank() and array(scalar).item() == NEUTRAL[node.op_type]:
+                replace(graph, node.outputs[0], other)
+                break
+    remove_unused(graph)
+
+
+def fix_reshapes(graph):
+    """Give a Reshape to a computed shape its constant shape, where at most one size is unknown."""
+    for node in graph:
+        if node.op_type != "Reshape" or is_constant(node.inputs[1]):
+            continue
+        sizes = shape(node.outputs[0])
+        if sizes is not None and sum(size < 0 for size in sizes) <= 1 and 0 not in sizes:
+            node.replace_input_with(1, constant(graph, "shape", np.array(sizes, "int64")))
+    remove_unused(graph)
+
+
+def merge_twins(graph):
+    """Let equal nodes with equal inputs be one; onnx-ir's pass does it."""
+    model = ir.Model(graph, ir_version=8)
+    ir.passes.common.CommonSubexpressionEliminationPass()(model)

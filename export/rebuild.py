@@ -1,0 +1,75 @@
+"""Keras models made anew where the one at hand cannot be exported as it is: other precision, open size, preprocessing in front."""
+
+import keras
+
+from .errors import UsageError
+
+
+def in_float32(model):
+    """The model under the float32 policy, itself if it has it already; weights are copied by position.
+
+    A mixed model's graph would hold casts around every layer, unfolded batch norms and half-precision errors.
+
+    Returns:
+        `(model, note)`; the note is None if nothing was done.
+
+    Raises:
+        UsageError: the model cannot be rebuilt from its config.
+    """
+    policies = sorted({layer.dtype_policy.name for layer in model._flatten_layers() if _reduced(layer.dtype_policy)})
+    if not policies:
+        return model, None
+    return _rebuilt(model, _with_float32), f"rebuilt in float32 (the model uses {', '.join(policies)})"
+
+
+def _reduced(policy):
+    return "float16" in policy.name or "bfloat16" in policy.name or "float16" in str(policy.compute_dtype)
+
+
+def _with_float32(node):
+    if not isinstance(node, dict):
+        return node
+    if node.get("class_name") == "DTypePolicy" and "float16" in str(node["config"].get("name")):
+        return {**node, "config": {**node["config"], "name": "float32"}}
+    return {
+        key: "float32" if key == "dtype" and isinstance(value, str) and "float16" in value else value for key, value in node.items()
+    }
+
+
+def with_open_size(model):
+    """The model with open height and width, itself if it has them already.
+
+    Raises:
+        UsageError: the model has no image input, or needs a fixed size (a Flatten in front of a Dense).
+    """
+    shapes = [tuple(tensor.shape) for tensor in model.inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        raise UsageError("`dynamic_size` needs a model with one image input")
+    if shapes[0][1] is None and shapes[0][2] is None:
+        return model
+    try:
+        opened = keras.models.clone_model(model, input_tensors=keras.Input((None, None, shapes[0][3])))
+        opened.set_weights(model.get_weights())
+    except Exception as error:
+        raise UsageError(f"model {model.name!r} needs a fixed image size: {str(error).splitlines()[0]}") from error
+    return opened
+
+
+def _rebuilt(model, change):
+    """The model from its config with `change` applied to every dict in it."""
+    custom = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
+    try:
+        config = _mapped(keras.saving.serialize_keras_object(model), change)
+        rebuilt = keras.saving.deserialize_keras_object({**config, "compile_config": None}, custom_objects=custom, safe_mode=False)
+        rebuilt.set_weights(model.get_weights())
+    except Exception as error:
+        raise UsageError(f"model {model.name!r} cannot be rebuilt in float32: {str(error).splitlines()[0]}") from error
+    return rebuilt
+
+
+def _mapped(node, change):
+    if isinstance(node, dict):
+        return {key: _mapped(value, change) for key, value in change(node).items()}
+    if isinstance(node, list | tuple):
+        return type(node)(_mapped(value, change) for value in node)
+    return node

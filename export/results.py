@@ -1,0 +1,98 @@
+"""What the exporters and the verifier return: plain dataclasses with `to_json()`."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output of the artefact against the model, for one batch.
+
+    Attributes:
+        output: output name.
+        batch: number of rows.
+        shape: shape of the first input, e.g. `[3, 224, 224, 3]`.
+        data: what was fed: `"pixels"`, `"noise"`, `"samples"`.
+        runtime: how it was run, e.g. `"onnxruntime, default"` or `"onnxruntime, no optimisation"`.
+        max_abs, mean_abs: absolute error.
+        relative: max |Δ| / max |reference|, what the tolerance bounds.
+        cosine: cosine similarity of all numbers.
+        top1, top5: share of rows whose best class (set of best five) agrees; None where the output is no row of scores.
+        passed: whether `relative` is within the tolerance.
+    """
+
+    output: str
+    batch: int
+    shape: list
+    data: str
+    runtime: str
+    max_abs: float
+    mean_abs: float
+    relative: float
+    cosine: float
+    top1: float | None
+    top5: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The verdict on an artefact.
+
+    Attributes:
+        path: the file or folder.
+        passed: whether everything agreed.
+        precision: `"float32"`, `"float16"` or `"int8"`.
+        tolerance: bound of `Comparison.relative`.
+        comparisons: tuple of `Comparison`.
+        weights: `{"compared", "elements", "max_relative", "worst"}` of the initialisers, or None where they were not compared.
+        diverges: name of the first layer whose output differs, or None.
+        problems: sentences, one per thing that is wrong.
+        notes: sentences on what was done beside the plain comparison, or could not be.
+    """
+
+    path: str
+    passed: bool
+    precision: str
+    tolerance: float
+    comparisons: tuple
+    weights: dict | None = None
+    diverges: str | None = None
+    problems: tuple = ()
+    notes: tuple = ()
+
+    def to_json(self):
+        return asdict(self)
+
+    def worst(self):
+        """The largest `relative` error of all comparisons, 0.0 if there are none."""
+        return max((comparison.relative for comparison in self.comparisons), default=0.0)
+
+    def summary(self):
+        """The verdict in one sentence."""
+        if not self.passed:
+            return f"{self.path} does not match the model: {self.problems[0]}"
+        return f"{self.path} matches the model: max relative error {self.worst():.1e} (bound {self.tolerance:.0e})"
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A written and verified artefact.
+
+    Attributes:
+        path: the file or folder.
+        report: `VerificationReport`.
+        sha256: digest of the file (of all files of a folder, in order of their paths).
+        method: `"weightless"`, or `"stock"` where tf2onnx's own conversion had to help; `"savedmodel"`.
+        size: bytes on disk.
+        notes: sentences that the user should read.
+    """
+
+    path: str
+    report: VerificationReport
+    sha256: str
+    method: str
+    size: int
+    notes: tuple = ()
+
+    def to_json(self):
+        return asdict(self)

@@ -1,0 +1,37 @@
+"""tf2onnx's own conversion, for what the weightless road cannot follow (variables read inside loops, as in an LSTM)."""
+
+import onnx_ir as ir
+
+from .errors import UsageError
+from .graph import check_ops, quiet
+from .tracing import concrete_function
+
+
+def stock_model(call, specs, opset):
+    """Convert with TensorFlow's freezing and tf2onnx's optimiser: slow and memory-hungry, but it follows everything they do.
+
+    Args:
+        call: function of the inputs that returns a dict.
+        specs: `tf.TensorSpec` per input.
+        opset: at most 17.
+
+    Returns:
+        `onnx_ir.Model`, inputs and outputs in order.
+
+    Raises:
+        UsageError: it cannot convert the model either.
+    """
+    from tf2onnx import convert as tf2onnx
+
+    concrete, _ = concrete_function(call, specs)
+    names = list(concrete.structured_outputs)
+    with quiet("tf2onnx"):
+        try:
+            proto, _ = tf2onnx.from_function(concrete, input_signature=specs, opset=opset)
+        except Exception as error:
+            raise UsageError(f"tf2onnx cannot convert this model: {error}") from error
+    check_ops(proto, {})
+    model = ir.from_proto(proto)
+    by_name = {value.name: value for value in model.graph.outputs}
+    model.graph.outputs[:] = [by_name[name] for name in names]
+    return model

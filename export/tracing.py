@@ -1,0 +1,257 @@
+"""A Keras call as a TensorFlow graph without its weights: small enough that every later step is cheap.
+
+TensorFlow's own freezing copies each weight into the graph several times and lets the graph optimiser walk over it; here a
+variable becomes a placeholder that remembers which variable it stands for, and what depends on weights alone (a batch norm's
+scale and shift) is computed with numpy in float64, so that only the boundary between weights and data stays in the graph.
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+LARGEST_CONSTANT = 4096
+
+
+class NotWeightless(Exception):
+    """The graph reads variables in a way that this method cannot follow, e.g. inside a loop body."""
+
+
+@dataclass
+class Weight:
+    """A value that depends on weights alone: a variable (read when asked for) or an array computed from some."""
+
+    source: object
+    path: str | None = None
+    shape: tuple = field(init=False)
+
+    def __post_init__(self):
+        self.shape = tuple(self.source.shape)
+
+    def array(self):
+        return self.source if isinstance(self.source, np.ndarray) else self.source.numpy()
+
+    @property
+    def dtype(self):
+        """numpy dtype in the graph: arithmetic is float64, the graph stays float32."""
+        dtype = np.dtype(getattr(self.source.dtype, "as_numpy_dtype", self.source.dtype))
+        return np.dtype("float32") if dtype == np.float64 and isinstance(self.source, np.ndarray) else dtype
+
+
+@dataclass
+class Trace:
+    """A traced call.
+
+    Attributes:
+        graph: GraphDef in which weights are placeholders.
+        inputs: tensor names, in the order of the specs.
+        outputs: `{output name: tensor name}`.
+        weights: `{placeholder name: Weight}`.
+        layers: `{tensor name: path of the Keras layer whose output it is}`.
+    """
+
+    graph: object
+    inputs: list
+    outputs: dict
+    weights: dict
+    layers: dict
+
+
+def trace(call, specs):
+    """Trace `call(*tensors) -> {name: tensor}` and take the weights out.
+
+    Args:
+        call: function of the model's inputs that returns a dict.
+        specs: `tf.TensorSpec` per input.
+
+    Returns:
+        Trace
+
+    Raises:
+        NotWeightless: a variable is read inside control flow or by another op than a plain read.
+    """
+    concrete, layers = concrete_function(call, specs)
+    graph, weights = _without_variables(concrete)
+    outputs = {name: tensor.name for name, tensor in concrete.structured_outputs.items()}
+    graph, weights = _evaluate_frontier(graph, weights, {name.split(":")[0] for name in outputs.values()})
+    return Trace(graph, [tensor.name for tensor in concrete.inputs[: len(specs)]], outputs, weights, layers)
+
+
+def concrete_function(call, specs):
+    """The concrete function of a call, and `{tensor name: layer path}` of every Keras layer it went through."""
+    import tensorflow as tf
+
+    with _plain_grouped_convolutions(), _recording_layers() as layers:
+        return tf.function(call, autograph=False).get_concrete_function(*specs), layers
+
+
+@contextlib.contextmanager
+def _plain_grouped_convolutions():
+    """Keras wraps a grouped convolution in `tf.function(jit_compile=True)`, a call node that no converter can enter."""
+    import keras.src.backend.tensorflow.nn as keras_nn
+
+    real = keras_nn.tf
+
+    class WithoutFunction:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        @staticmethod
+        def function(func=None, **options):
+            return func if func is not None else lambda wrapped: wrapped
+
+    keras_nn.tf = WithoutFunction()
+    try:
+        yield
+    finally:
+        keras_nn.tf = real
+
+
+@contextlib.contextmanager
+def _recording_layers():
+    """Note which tensor each Keras layer returns, so that nodes, weights and mismatches can be named after layers."""
+    import keras
+
+    found, stack, original = {}, [], keras.Layer.__call__
+
+    def recorded(layer, *args, **kwargs):
+        stack.append(layer.name)
+        try:
+            result = original(layer, *args, **kwargs)
+        finally:
+            path = "/".join(stack[1:]) or stack[0]
+            stack.pop()
+        if hasattr(result, "op") and hasattr(result, "name"):
+            found.setdefault(result.name, path)
+        return result
+
+    keras.Layer.__call__ = recorded
+    try:
+        yield found
+    finally:
+        keras.Layer.__call__ = original
+
+
+def _without_variables(concrete):
+    """Replace reads of captured variables, captured constants and large constants by placeholders of the same name."""
+    import tensorflow as tf
+
+    handles = {id(variable.handle): variable for variable in concrete.graph.variables}
+    variables, weights = {}, {}
+    for outer, inner in concrete.graph.captures:
+        if inner.dtype == tf.resource:
+            variables[inner.op.name] = handles.get(id(outer))
+        else:
+            weights[inner.op.name] = Weight(outer.numpy())
+    graph = concrete.graph.as_graph_def()
+    first_read, kept = {}, []
+    for node in graph.node:
+        if node.name in variables:
+            continue
+        sources = [name.split(":")[0] for name in node.input]
+        if node.op == "ReadVariableOp":
+            variable = variables.get(sources[0])
+            if variable is None:
+                raise NotWeightless(f"{node.name} reads a variable that is not the model's")
+            if variable.handle.ref() in first_read:
+                _become_identity(node, first_read[variable.handle.ref()])
+            else:
+                first_read[variable.handle.ref()] = node.name
+                weights[node.name] = Weight(variable, variable.name.split(":")[0])
+                _become_placeholder(node, variable.dtype, variable.shape)
+        elif any(name in variables for name in sources):
+            raise NotWeightless(f"{node.op} {node.name} uses a variable other than by reading it")
+        elif node.op == "Const" and len(node.attr["value"].tensor.tensor_content) > LARGEST_CONSTANT:
+            weights[node.name] = Weight(tf.make_ndarray(node.attr["value"].tensor))
+            _become_placeholder(node, weights[node.name].dtype, weights[node.name].shape)
+        kept.append(node)
+    return _graph_of(graph, kept), weights
+
+
+def _become_placeholder(node, dtype, shape):
+    import tensorflow as tf
+
+    node.op = "Placeholder"
+    node.ClearField("input")
+    node.attr.clear()
+    node.attr["dtype"].type = tf.as_dtype(dtype).as_datatype_enum
+    node.attr["shape"].shape.CopyFrom(tf.TensorShape(shape).as_proto())
+
+
+def _become_identity(node, source):
+    dtype = node.attr["dtype"].type
+    node.op = "Identity"
+    del node.input[:]
+    node.input.append(source)
+    node.attr.clear()
+    node.attr["T"].type = dtype
+
+
+def _graph_of(graph, nodes):
+    result = type(graph)()
+    result.versions.CopyFrom(graph.versions)
+    result.library.CopyFrom(graph.library)
+    result.node.extend(nodes)
+    return result
+
+
+ARITHMETIC = {
+    "Add": np.add,
+    "AddV2": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "RealDiv": np.divide,
+    "Sqrt": np.sqrt,
+    "Rsqrt": lambda x: 1 / np.sqrt(x),
+    "Neg": np.negative,
+    "Maximum": np.maximum,
+    "Square": np.square,
+}
+MOVEMENT = {"Identity": lambda x: x, "Reshape": lambda x, shape: np.reshape(x, shape)}
+
+
+def _evaluate_frontier(graph, weights, outputs):
+    """Compute every node that depends on weights and constants alone; only those that data meets stay, as placeholders."""
+    import tensorflow as tf
+
+    known = dict(weights)
+    constants = {node.name: node for node in graph.node if node.op == "Const"}
+
+    def value(name):
+        return known[name].array() if name in known else tf.make_ndarray(constants[name].attr["value"].tensor)
+
+    for node in graph.node:  # inference only: control edges merely order reads, and node order is topological
+        data = [name for name in node.input if not name.startswith("^")]
+        del node.input[:]
+        node.input.extend(data)
+        sources = [name.split(":")[0] for name in data]
+        if node.name in known or node.name in outputs or not any(name in known for name in sources):
+            continue
+        if not all(name in known or name in constants for name in sources):
+            continue
+        if node.op in MOVEMENT:
+            moved = MOVEMENT[node.op](*map(value, sources))
+            known[node.name] = known[sources[0]] if node.op == "Identity" else Weight(moved, known[sources[0]].path)
+        elif node.op in ARITHMETIC:
+            operands = [value(name) for name in sources]
+            if all(np.issubdtype(operand.dtype, np.floating) for operand in operands):
+                known[node.name] = Weight(np.asarray(ARITHMETIC[node.op](*(x.astype("float64") for x in operands))))
+    return _pruned(graph, known, outputs)
+
+
+def _pruned(graph, known, outputs):
+    nodes = {node.name: node for node in graph.node}
+    live, stack = set(outputs), list(outputs)
+    while stack:
+        name = stack.pop()
+        for source in () if name in known else (entry.split(":")[0] for entry in nodes[name].input):
+            if source not in live:
+                live.add(source)
+                stack.append(source)
+    kept = []
+    for node in graph.node:
+        if node.name in live and node.name in known:
+            _become_placeholder(node, known[node.name].dtype, known[node.name].shape)
+        if node.name in live or (node.op == "Placeholder" and node.name not in known):
+            kept.append(node)
+    return _graph_of(graph, kept), {node.name: known[node.name] for node in kept if node.name in known}

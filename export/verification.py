@@ -1,0 +1,249 @@
+"""The judge of every artefact: it compares what the file computes with what Keras computes, and the file's weights with the model's."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import artifact
+from .errors import MismatchError
+from .results import Comparison, VerificationReport
+
+TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "int8": None}
+BATCHES = (1, 3)
+OPEN_SIZES = {"pixels": (96, 96), "noise": (107, 131)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch to compare on: what it is, and `{input name: array}`."""
+
+    data: str
+    feeds: dict
+
+
+def judge(path, interface, *, precision="float32", expected_weights=None, samples=None, seed=0):
+    """Compare an ONNX file with a model; the file is opened as it lies on the disk.
+
+    Batches of 1 (random pixels) and 3 (random normal numbers; odd sizes where the size is open), and the samples if given; each
+    through onnxruntime with its default optimisation and with none.
+
+    Args:
+        path: ONNX file.
+        interface: `interface.Interface` of the model.
+        precision: key of `TOLERANCES`.
+        expected_weights: `{initialiser name: array}` that the file must hold, or None.
+        samples: images as an array in the artefact's layout, or None.
+        seed: seed of the random batches.
+
+    Returns:
+        VerificationReport
+    """
+    tolerance, problems, comparisons = TOLERANCES[precision], [], []
+    problems += check_structure(path, interface)
+    if not problems:
+        for case in cases(interface, samples, seed):
+            reference, largest = interface.reference(case.feeds)
+            for optimise in (True, False):
+                got = _run(path, case.feeds, list(reference), optimise)
+                if isinstance(got, str):
+                    problems.append(got)
+                    continue
+                comparisons += [
+                    _compare(name, measure(reference[name], got[name], largest[name]), case, optimise, tolerance) for name in reference
+                ]
+    problems += [_described(comparison) for comparison in comparisons if not comparison.passed]
+    weights = None
+    if expected_weights is not None:
+        weights, wrong = compare_weights(path, expected_weights)
+        problems += wrong
+    return VerificationReport(str(path), not problems, precision, tolerance, tuple(comparisons), weights, problems=tuple(problems))
+
+
+def cases(interface, samples=None, seed=0):
+    """The batches to compare on."""
+    rng = np.random.default_rng(seed)
+    for data, batch in zip(("pixels", "noise"), BATCHES, strict=True):
+        yield Case(data, {port.name: _random(rng, port, batch, data, interface.layout) for port in interface.inputs})
+    if samples is not None:
+        yield Case("samples", {interface.inputs[0].name: np.asarray(samples, interface.inputs[0].dtype)})
+
+
+def _random(rng, port, batch, data, layout):
+    shape = _filled(port.shape, batch, data, layout)
+    if np.issubdtype(np.dtype(port.dtype), np.integer):
+        return rng.integers(0, 256 if port.dtype == "uint8" else 2, shape).astype(port.dtype)
+    if data == "pixels":
+        return rng.integers(0, 256, shape).astype(port.dtype)
+    return rng.normal(size=shape).astype(port.dtype)
+
+
+def _filled(shape, batch, data, layout):
+    first = 2 if layout == "nchw" else 1
+    sizes = list(shape)
+    for axis, size in enumerate(sizes):
+        if size is None:
+            sizes[axis] = batch if axis == 0 else OPEN_SIZES[data][min(max(axis - first, 0), 1)]
+    return sizes
+
+
+def check_structure(path, interface):
+    """Sentences on what is wrong with the file as a file: invalid, or with other inputs and outputs than the interface."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        return [f"onnx.checker refuses it: {artifact.first_line(error)}"]
+    graph = artifact.read_proto(path, external_data=False).graph
+    problems = []
+    for kind, have, want in (
+        ("inputs", [value.name for value in graph.input], [port.name for port in interface.inputs]),
+        ("outputs", [value.name for value in graph.output], list(interface.outputs)),
+    ):
+        if have != want:
+            problems.append(f"its {kind} are {', '.join(have)}, the model's {', '.join(want)}")
+    return problems
+
+
+def _run(path, feeds, names, optimise):
+    """`{name: array}` from onnxruntime, or a sentence on why it did not run. Its defaults are what users will meet."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as error:
+        return f"onnxruntime does not run it: {artifact.first_line(error)}"
+
+
+def _compare(name, figures, case, optimise, tolerance):
+    first = next(iter(case.feeds.values()))
+    runtime = "onnxruntime, default" if optimise else "onnxruntime, no optimisation"
+    passed, shape = figures["relative"] <= tolerance, list(first.shape)
+    return Comparison(output=name, batch=shape[0], shape=shape, data=case.data, runtime=runtime, passed=passed, **figures)
+
+
+def measure(reference, got, largest=None):
+    """Error figures of two arrays as a dict; infinite where shapes differ or a number is not finite.
+
+    Args:
+        reference, got: arrays.
+        largest: what `relative` is relative to; the largest |reference| by default.
+    """
+    nothing = {"max_abs": np.inf, "mean_abs": np.inf, "relative": np.inf, "cosine": 0.0, "top1": None, "top5": None}
+    reference, got = np.asarray(reference, "float64"), np.asarray(got, "float64")
+    if reference.shape != got.shape or not np.isfinite(reference).all() or not np.isfinite(got).all():
+        return nothing
+    difference = np.abs(reference - got)
+    largest = np.abs(reference).max(initial=0) if largest is None else largest
+    worst = float(difference.max(initial=0))
+    norms = np.linalg.norm(reference) * np.linalg.norm(got)
+    return {
+        "max_abs": worst,
+        "mean_abs": float(difference.mean()) if difference.size else 0.0,
+        "relative": worst / float(largest) if largest > 0 else (0.0 if worst == 0 else np.inf),
+        "cosine": float((reference * got).sum() / norms) if norms > 0 else float(worst == 0),
+        "top1": agreement(reference, got, 1),
+        "top5": agreement(reference, got, 5),
+    }
+
+
+def agreement(reference, got, k):
+    """Share of rows whose `k` best classes are the same set; None where there are no rows of more than `k` scores."""
+    if reference.ndim != 2 or reference.shape[1] <= k:
+        return None
+    best = [np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :k], axis=1) for scores in (reference, got)]
+    return float((best[0] == best[1]).all(axis=1).mean())
+
+
+def _described(comparison):
+    where = f"output `{comparison.output}`, batch {comparison.batch} ({comparison.data}), {comparison.runtime}"
+    return f"{where}: max error {comparison.max_abs:.3g}, {comparison.relative:.3g} of the largest value"
+
+
+WEIGHT_TOLERANCE = 1e-6
+
+
+def compare_weights(path, expected):
+    """Compare a file's initialisers with the expected ones, element by element: one wrong weight often does not show in the output.
+
+    Args:
+        path: ONNX file.
+        expected: `{name: array}`.
+
+    Returns:
+        `(figures, problems)`.
+    """
+    import onnx
+
+    proto = artifact.read_proto(path)
+    base = str(artifact.Path(path).parent)
+    have = {tensor.name: onnx.numpy_helper.to_array(tensor, base_dir=base) for tensor in proto.graph.initializer}
+    problems, worst, worst_name, elements = [], 0.0, None, 0
+    for name in sorted(set(have) ^ set(expected)):
+        problems.append(f"weight {name!r} is {'missing' if name in expected else 'not the model’s'}")
+    for name in sorted(set(have) & set(expected)):
+        error = weight_error(have[name], np.asarray(expected[name]))
+        elements += have[name].size
+        if error > worst:
+            worst, worst_name = error, name
+        if error > WEIGHT_TOLERANCE:
+            problems.append(f"weight {name!r} differs: max error {error:.3g} of its largest value")
+    return {"compared": len(set(have) & set(expected)), "elements": elements, "max_relative": worst, "worst": worst_name}, problems
+
+
+def weight_error(have, expected):
+    """max |Δ| / max |expected|; infinite where shapes or kinds differ or a number is not finite."""
+    expected = np.asarray(expected)
+    if have.shape != expected.shape or have.dtype.kind != expected.dtype.kind:
+        return np.inf
+    if have.dtype.kind != "f":
+        return 0.0 if np.array_equal(have, expected) else np.inf
+    have, expected = have.astype("float64"), expected.astype("float64")
+    if not np.isfinite(have).all():
+        return 0.0 if np.array_equal(have, expected) else np.inf
+    difference, largest = np.abs(have - expected).max(initial=0), np.abs(expected).max(initial=0)
+    return float(difference / largest) if largest > 0 else (0.0 if difference == 0 else np.inf)
+
+
+def require(report):
+    """Return a report that passed; raise for one that did not.
+
+    Raises:
+        MismatchError: carries the report.
+    """
+    if not report.passed:
+        raise MismatchError(report.summary(), report)
+    return report
+
+
+def verify(path, model, *, samples=None, seed=0):
+    """Compare an ONNX file or SavedModel folder with the model that it is said to come from.
+
+    Args:
+        path: file or folder.
+        model: Keras model.
+        samples: images to compare on beside random batches: array in the artefact's layout.
+        seed: seed of the random batches.
+
+    Returns:
+        VerificationReport; `passed` says whether everything agreed. Nothing is raised on a mismatch.
+
+    Raises:
+        UsageError: the artefact is missing or damaged, or the model cannot be read.
+    """
+    from .convert import expected_weights, options_of, prepared
+
+    if artifact.Path(path).is_dir():
+        from .savedmodel import judge_savedmodel
+
+        return judge_savedmodel(path, prepared(model, {})[0], samples=samples, seed=seed)
+    options = options_of(path, model)
+    interface, _ = prepared(model, options)
+    weights = expected_weights(interface, options)
+    return judge(path, interface, expected_weights=weights, samples=samples, seed=seed)
+
