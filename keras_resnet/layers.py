@@ -52,7 +52,9 @@ class ResidualAdd(keras.layers.Layer):
         if len(shortcut.shape) != len(branch.shape) or any(
             a is not None and b is not None and a != b for a, b in zip(shortcut.shape, branch.shape, strict=True)
         ):
-            raise ValueError(f"shortcut and branch of a residual block must have one shape, got {shortcut.shape} and {branch.shape}")
+            raise ValueError(
+                f"shortcut and branch of a residual block must have one shape, got {shortcut.shape} and {branch.shape}"
+            )
         return keras.KerasTensor(shortcut.shape, dtype=shortcut.dtype)
 
     def compute_mask(self, inputs, previous_mask=None):

@@ -1,0 +1,164 @@
+"""How far each residual block has drifted from the identity."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from ..layers import ResidualAdd
+from .blocks import ResidualBlock, find_blocks
+from .gates import gate_parameters
+from .graph import graph_of, replay, require_graph
+
+
+@dataclass(frozen=True)
+class BlockDrift:
+    """Drift of one block: ‖F(x)‖/‖x‖ per image (mean and max), max |gate| (None without a gate), share of variance.
+
+    `variance_share` is the variance of F(x) over that of x + F(x), over all values of the batch.
+    """
+
+    block: str
+    gate: str | None
+    mean: float
+    max: float
+    gate_value: float | None
+    variance_share: float
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """Drift of all blocks, in order of execution. Iterate over it for the blocks."""
+
+    blocks: list
+    images: int
+
+    def __iter__(self):
+        return iter(self.blocks)
+
+    def __len__(self):
+        return len(self.blocks)
+
+    def to_json(self):
+        return json.dumps(dataclasses.asdict(self))
+
+    def __str__(self):
+        width = max([len(block.block) for block in self.blocks], default=5)
+        lines = [f"{'block':{width}}  gate        max|gate|   ‖F‖/‖x‖ mean       max   var share"]
+        for b in self.blocks:
+            gate = "-" if b.gate_value is None else f"{b.gate_value:.3g}"
+            lines.append(
+                f"{b.block:{width}}  {b.gate or '-':10}  {gate:>9}   {b.mean:12.4g}  {b.max:8.4g}   {b.variance_share:9.4g}"
+            )
+        return "\n".join(lines)
+
+
+def drift(model, data, batch_size=32):
+    """Measure ‖F(x)‖/‖x‖ of every residual block, in inference mode, called eagerly.
+
+    Args:
+        model: Functional or Sequential model with residual blocks (grown, zoo's, or `ResidualBlock` layers).
+        data: inputs as arrays (for several inputs a list or dict of arrays), a tuple `(inputs, labels)`, or an iterable of
+            batches (`tf.data.Dataset`, list), each of which is inputs or `(inputs, labels)`.
+        batch_size: for arrays. Default 32.
+
+    Returns:
+        `DriftReport`.
+
+    Raises:
+        ValueError: the data hold no images.
+    """
+    return drift_over(model, batches(model, data, batch_size))
+
+
+def drift_over(model, pairs):
+    """`drift` over `(inputs, labels)` batches."""
+    found = find_blocks(model)
+    seen = {id(block.add): _Totals() for block in found}
+    images = 0
+    for x, _ in pairs:
+        images += len(tree.flatten(x)[0])
+        run_observed(model, x, lambda add, shortcut, branch: seen[id(add)].add(shortcut, branch))
+    if not images:
+        raise ValueError("`data` hold no images")
+    return DriftReport([_block_drift(block, seen[id(block.add)]) for block in found], images)
+
+
+def batches(model, data, batch_size=32):
+    """Yield `(inputs, labels or None)` batches from what `drift` takes as `data`."""
+    x, y = data if _is_pair(data) else (data, None)
+    several = isinstance(x, dict) or len(require_graph(model).inputs) > 1 and isinstance(x, list) and hasattr(x[0], "shape")
+    if several or hasattr(x, "shape"):
+        for start in range(0, len(tree.flatten(x)[0]), batch_size):
+            part = slice(start, start + batch_size)
+            yield tree.map_structure(lambda a, part=part: np.asarray(a)[part], x), None if y is None else np.asarray(y)[part]
+        return
+    for batch in data:
+        x, y = batch if _is_pair(batch) else (batch, None)
+        yield tree.map_structure(ops.convert_to_numpy, x), None if y is None else ops.convert_to_numpy(y)
+
+
+def _is_pair(data):
+    return isinstance(data, tuple) and len(data) == 2
+
+
+def run_observed(model, x, observe):
+    """Run a model eagerly, layer by layer, and show every residual addition's two summands.
+
+    Args:
+        model: Functional or Sequential model.
+        x: one batch of inputs.
+        observe: `observe(add_layer, shortcut, branch)`.
+
+    Returns:
+        The model's outputs.
+    """
+
+    def call(node, args, kwargs):
+        operation = node.operation
+        if isinstance(operation, keras.Model) and (graph := graph_of(operation)) is not None:
+            return replay(graph, tree.flatten(graph._standardize_inputs(args[0])), call)
+        if isinstance(operation, ResidualBlock) and operation.add is not None:
+            observe(operation.add, *operation.parts(args[0]))
+        elif isinstance(operation, ResidualAdd):
+            observe(operation, *args[0])
+        return operation(*args, **kwargs)
+
+    graph = require_graph(model)
+    return replay(graph, tree.flatten(graph._standardize_inputs(tree.map_structure(ops.convert_to_tensor, x))), call)
+
+
+class _Totals:
+    """Sums over batches for one block; a block that is called more than once adds up over its calls."""
+
+    def __init__(self):
+        self.ratios, self.branch, self.output = [], np.zeros(3), np.zeros(3)
+
+    def add(self, shortcut, branch):
+        x, f = (np.asarray(ops.convert_to_numpy(ops.cast(t, "float32")), "float64") for t in (shortcut, branch))
+        norms = [np.sqrt((t.reshape(len(t), -1) ** 2).sum(1)) for t in (x, f)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = norms[1] / norms[0]
+        self.ratios.append(np.where(norms[1] == 0, 0.0, ratio))
+        for total, value in ((self.branch, f), (self.output, x + f)):
+            total += value.size, value.sum(), (value**2).sum()
+
+    def variance_share(self):
+        variances = [square / size - (total / size) ** 2 for size, total, square in (self.branch, self.output)]
+        return 0.0 if variances[0] <= 0 else float(variances[0] / variances[1]) if variances[1] > 0 else float("inf")
+
+
+def gate_value(block):
+    """max |gate| of a `Block`, or None if nothing gates it."""
+    parameters = gate_parameters(block.gate, block.branch)
+    return max(float(np.abs(ops.convert_to_numpy(p)).max(initial=0)) for p in parameters) if parameters else None
+
+
+def _block_drift(block, totals):
+    ratios = np.concatenate(totals.ratios)
+    return BlockDrift(
+        block.path, block.gate, float(ratios.mean()), float(ratios.max()), gate_value(block), totals.variance_share()
+    )

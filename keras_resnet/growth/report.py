@@ -1,0 +1,164 @@
+"""Proof that a grown model computes what the original computes, and which of its parameters can learn."""
+
+import contextlib
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from .blocks import find_blocks
+from .gradients import parameters_without_gradient
+from .graph import graph_of, producer, require_graph
+
+GRAPH_BOUND = 1e-6
+
+
+@dataclass(frozen=True)
+class IdentityReport:
+    """What `identity_report` saw. Differences are max |Δ| over all outputs; `scale` is max |output| of the original.
+
+    `graph_noise` is how far the *original* in graph mode is from itself called eagerly: what TensorFlow's fusions do to a
+    model that nothing was done to, and so the size of `graph` that means nothing.
+
+    `without_gradient` lists the trainable parameters of the grown model that get no gradient at step 0 (paths), or is
+    None where the backend offers no gradient.
+    """
+
+    eager: float
+    graph: float
+    graph_noise: float
+    training: float
+    scale: float
+    blocks: int
+    parameters: int
+    added_parameters: int
+    without_gradient: list | None
+
+    @property
+    def exact(self):
+        """Whether the outputs are `==` in inference and in training mode, called eagerly."""
+        return self.eager == 0 and self.training == 0
+
+    @property
+    def graph_exact(self):
+        """Whether graph mode (`predict`) showed no difference either."""
+        return self.graph == 0
+
+    @property
+    def holds(self):
+        """Exact eagerly in inference, and within 1e-6 of the scale in graph mode."""
+        return self.eager == 0 and self.graph <= GRAPH_BOUND * self.scale
+
+    def to_json(self):
+        return json.dumps({**dataclasses.asdict(self), "exact": self.exact, "graph_exact": self.graph_exact, "holds": self.holds})
+
+    def __str__(self):
+        if self.graph_exact:
+            graph = "exact"
+        else:
+            bound = "within" if self.graph <= GRAPH_BOUND * self.scale else "ABOVE"
+            relative, noise = (value / (self.scale or 1) for value in (self.graph, self.graph_noise))
+            graph = f"{relative:.1e} relative, {bound} {GRAPH_BOUND:g}: other fusions; the original's own graph mode is {noise:.1e} off"
+        gradient = (
+            "unknown on this backend" if self.without_gradient is None else f"{len(self.without_gradient)} parameter tensors"
+        )
+        return (
+            f"{self.blocks} residual blocks, {self.added_parameters:,} new parameters of {self.parameters:,}\n"
+            f"max |Δ| eager      {self.eager:g}{' (exact)' if self.eager == 0 else ''}\n"
+            f"max |Δ| graph      {self.graph:g} ({graph})\n"
+            f"max |Δ| training   {self.training:g}{' (exact)' if self.training == 0 else ''}\n"
+            f"without gradient   {gradient} at step 0 (they wake up once the gates have moved)"
+        )
+
+
+def identity_report(model, grown, x, seed=0):
+    """Compare a model with its grown copy on one batch; moves no statistics, seeds or weights of either.
+
+    Args:
+        model: the original.
+        grown: what `grow` made of it.
+        x: one batch of inputs, as the model takes it (array, list or dict).
+        seed: of the random vector that the output is multiplied with for the gradients.
+
+    Returns:
+        `IdentityReport` with max |Δ| when called eagerly, in graph mode (`predict`) and in training mode, and the
+        parameters without gradient of ⟨output before a final softmax, random vector⟩ at step 0.
+
+    Raises:
+        ValueError: the two models have different outputs.
+    """
+    x = tree.map_structure(ops.convert_to_tensor, x)
+    before, after = (_arrays(m(x, training=False)) for m in (model, grown))
+    if [a.shape for a in before] != [a.shape for a in after]:
+        raise ValueError(f"the models differ in their outputs: shapes {[a.shape for a in before]} and {[a.shape for a in after]}")
+    numpy_x = tree.map_structure(ops.convert_to_numpy, x)
+    graph = [_arrays(m.predict_on_batch(numpy_x)) for m in (model, grown)]
+    training = [_arrays(_stateless(m, x)) for m in (model, grown)]
+    rng = np.random.default_rng(seed)
+    vectors = [rng.standard_normal(a.shape).astype("float32") for a in after]
+    with _without_softmax(grown):
+        silent = parameters_without_gradient(grown, x, vectors)
+    return IdentityReport(
+        eager=largest_difference(before, after),
+        graph=largest_difference(*graph),
+        graph_noise=largest_difference(before, graph[0]),
+        training=largest_difference(*training),
+        scale=max((float(np.max(np.abs(a), initial=0)) for a in before), default=0.0),
+        blocks=len([block for block in find_blocks(grown) if block.add.grown]),
+        parameters=grown.count_params(),
+        added_parameters=grown.count_params() - model.count_params(),
+        without_gradient=silent,
+    )
+
+
+def largest_difference(first, second):
+    """max |Δ| over two lists of arrays; NaN and infinity in the same places count as equal."""
+    gaps = [0.0]
+    for a, b in zip(first, second, strict=True):
+        a, b = a.astype("float64"), b.astype("float64")
+        differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(a - b)[differ]
+        gaps.append(float(np.nan_to_num(gap, nan=np.inf).max(initial=0)))
+    return max(gaps)
+
+
+def _arrays(outputs):
+    return [np.asarray(ops.convert_to_numpy(ops.cast(output, "float32"))) for output in tree.flatten(outputs)]
+
+
+def _stateless(model, x):
+    trainable = [v.value for v in model.trainable_variables]
+    outputs, _ = model.stateless_call(trainable, [v.value for v in model.non_trainable_variables], x, training=True)
+    return outputs
+
+
+@contextlib.contextmanager
+def _without_softmax(model):
+    """For the time of the context, final softmax activations pass their input on: logits have useful gradients."""
+    layers = [layer for tensor in require_graph(model).outputs if (layer := _softmax_layer(tensor)) is not None]
+    try:
+        for layer in layers:
+            if isinstance(layer, keras.layers.Softmax):
+                object.__setattr__(layer, "call", lambda inputs, mask=None: inputs)
+            else:
+                layer.activation = keras.activations.linear
+        yield
+    finally:
+        for layer in layers:
+            if isinstance(layer, keras.layers.Softmax):
+                object.__delattr__(layer, "call")
+            else:
+                layer.activation = keras.activations.softmax
+
+
+def _softmax_layer(tensor):
+    node = producer(tensor)
+    layer = node.operation
+    if isinstance(layer, keras.Model) and (graph := graph_of(layer)) is not None:
+        return _softmax_layer(graph.outputs[node.outputs.index(tensor) if len(node.outputs) > 1 else 0])
+    softmax = isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is keras.activations.softmax
+    return layer if softmax else None

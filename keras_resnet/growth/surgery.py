@@ -1,0 +1,280 @@
+"""The only code that rewrites a model's graph: copy it, and on the way put blocks in or take blocks out."""
+
+import re
+
+import keras
+from keras import ops, tree
+
+from .blocks import BlockSpec, append_block, check_fits, check_post_activation, find_blocks
+from .gates import KINDS
+from .graph import graph_of, is_weighted, nodes, replay, require_graph, walk
+from .places import data_format_at, find_places
+from .signs import callers
+
+
+def copy_model(model, rewrite=None, name=None):
+    """Copy a model with its weights, and let `rewrite` replace the output of any call on the way.
+
+    Differs from `keras.models.clone_model`: weights come along (by position in the model's tree, since paths repeat
+    between nested models), layers shared between nested models stay shared, inputs keep their names, Sequential and
+    nested models are entered too, and seeds of random layers are in the same state.
+
+    Args:
+        model: Functional or Sequential model; never changed.
+        rewrite: `rewrite(graph, node, inputs, outputs) -> outputs`: `graph` and `node` are the original's, `inputs` (flat list)
+            and `outputs` are the copy's tensors. None copies as it is.
+        name: name of the copy; None keeps the model's.
+
+    Returns:
+        An uncompiled Functional model.
+
+    Raises:
+        ValueError: a layer that cannot be made again from its config, named.
+    """
+    twins = {}
+    copied = _copy_graph(
+        require_graph(model), rewrite or (lambda graph, node, inputs, outputs: outputs), twins, name or model.name
+    )
+    for old, new in twins.values():
+        _copy_state(old, new)
+    _copy_trainable(model, copied, twins)
+    return copied
+
+
+def _copy_graph(graph, rewrite, twins, name):
+    inputs = [_copy_input(tensor) for tensor in graph.inputs]
+
+    def call(node, args, kwargs):
+        outputs = _twin(node.operation, rewrite, twins)(*args, **kwargs)
+        flat = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
+        return rewrite(graph, node, flat, outputs)
+
+    outputs = replay(graph, inputs, call)
+    return keras.Model(tree.pack_sequence_as(graph._inputs_struct, inputs), outputs, name=name)
+
+
+def _copy_input(tensor):
+    layer = tensor._keras_history.operation
+    copied = type(layer).from_config(layer.get_config()).output
+    # An auto-named input has two names, the layer's and the tensor's; inputs may be fed by either.
+    copied.name = tensor.name
+    return copied
+
+
+def _twin(operation, rewrite, twins):
+    if id(operation) not in twins:
+        graph = graph_of(operation) if isinstance(operation, keras.Model) else None
+        new = _copy_operation(operation) if graph is None else _copy_graph(graph, rewrite, twins, operation.name)
+        # Keeping the original in the dict keeps its id from being used again.
+        twins[id(operation)] = (operation, new)
+    return twins[id(operation)][1]
+
+
+def _copy_operation(operation):
+    try:
+        config = operation.get_config()
+        if isinstance(operation, keras.layers.Lambda):
+            # A lambda's code does not survive its config; the function itself can be shared, having no weights.
+            config |= {"function": operation.function, "output_shape": operation._output_shape, "mask": operation.mask}
+            return type(operation)(**config)
+        return type(operation).from_config(config)
+    except Exception as error:
+        raise ValueError(
+            f'layer "{operation.name}" ({type(operation).__name__}) cannot be made again from its config ({_first_line(error)}); '
+            "give its class a `get_config` that returns all arguments of its constructor"
+        ) from error
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _copy_state(old, new):
+    """Copy all variables by position, and let layers that keep more than variables (Normalization) load their own."""
+    if not isinstance(old, keras.layers.Layer) or graph_of(old) is not None and isinstance(old, keras.Model):
+        return
+    if len(old.variables) != len(new.variables) or any(
+        a.shape != b.shape for a, b in zip(old.variables, new.variables, strict=True)
+    ):
+        raise ValueError(
+            f'layer "{old.name}" ({type(old).__name__}) builds other variables when made from its config; its `get_config` is incomplete'
+        )
+    for source, target in zip(old.variables, new.variables, strict=True):
+        target.assign(ops.convert_to_numpy(source))
+    for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+        if type(source).load_own_variables is not keras.layers.Layer.load_own_variables:
+            store = {}
+            source.save_own_variables(store)
+            target.load_own_variables(store)
+
+
+def _copy_trainable(model, copied, twins):
+    """Freeze what was frozen: nested models as wholes (which sets their parts), then every layer as it was."""
+    pairs = [(model, copied)] + list(twins.values())
+    layers = [(old, new) for old, new in pairs if isinstance(old, keras.layers.Layer)]
+    for old, new in sorted(layers, key=lambda pair: not isinstance(pair[0], keras.Model)):
+        if isinstance(old, keras.Model):
+            if not old.trainable:
+                new.trainable = False
+            continue
+        for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+            if source.trainable != target.trainable:
+                target.trainable = source.trainable
+
+
+# ---------------------------------------------------------------- growing
+
+
+def grow(
+    model, after=None, *, blocks=None, total_blocks=None, total_layers=None, every=None, node=None,
+    block="preact", gate=None, seed=None, name=None,
+):  # fmt: skip
+    """Make a deeper copy of any model by residual blocks that do nothing at first: its output is `==` the original's.
+
+    Net2Net (arXiv 1511.05641) deepens only in front of ReLUs and not across batch norm; this needs neither, since a
+    block's identity is its skip connection. Exact on the CPU when called eagerly; in graph mode TensorFlow may fuse other
+    operations than before, which changes the trunk's last bits (≤ 1e-6 relative): see `identity_report`.
+
+    Args:
+        model: Functional or Sequential model, nested or not, of any number of inputs and outputs. Not changed.
+        after: where blocks go: a layer's name; a path into a nested model (`"trunk/block5_pool"`); a pattern
+            (`"block*_pool"`); a list of those; a predicate of a layer. None stands for every convolution.
+        blocks: blocks per place. Default 1.
+        total_blocks: instead, a number for all places, spread in proportion to the weighted layers before each place.
+        total_layers: instead, a number of weighted layers (a `"preact"` block has two).
+        every: use each `every`-th of the places only.
+        node: index of the call, for a layer that is called more than once.
+        block: `"preact"` (default), `"bottleneck"`, `"depthwise"`, `"postact"`, or the control `"plain"`.
+        gate: what holds a block at zero; None for the block's default, `"none"` for the control.
+        seed: integer for reproducible new weights.
+        name: name of the new model; None keeps the model's.
+
+    Returns:
+        An uncompiled Functional model. New layers are called `{place}_grow{k}_…`; `k` goes on counting when a model is
+        grown again, and the new blocks come behind the earlier ones.
+
+    Raises:
+        ValueError: no such place, no block fits there, a refused pair of block and gate, or a total that does not divide.
+
+    Source: He et al. 2016 (arXiv 1603.05027); Chen et al. 2016 (arXiv 1511.05641).
+    """
+    BlockSpec(block, gate, seed)
+    if after is None and every is None:
+        raise ValueError('say where blocks go: `after="block*_pool"` (a name, pattern, list or predicate), or `every=n`')
+    if not (places := find_places(model, after, node)):
+        raise ValueError("`after` names no place; give a layer's name, a pattern, a list of those or a predicate")
+    if every is not None:
+        if every < 1:
+            raise ValueError(f"`every` must be at least 1, got {every}")
+        if not (kept := places[every - 1 :: every]):
+            raise ValueError(f"`every` must be at most the number of places ({len(places)}), got {every}")
+        places = kept
+    counts = _counts(model, places, KINDS[block].weighted_layers, blocks, total_blocks, total_layers)
+    depth, outer, plan = max(1, sum(counts)), callers(model), {}
+    taken = {id(place.graph): {call.operation.name for call in nodes(place.graph)} for place in places}
+    for index, (place, count) in enumerate(zip(places, counts, strict=True)):
+        data_format = data_format_at(place)
+        check_fits(place.tensor.shape, place.tensor.dtype, data_format, place.path)
+        specs = [BlockSpec(block, gate, None if seed is None else seed + 1000 * index + k, depth) for k in range(count)]
+        for spec in specs[:1]:
+            check_post_activation(place.tensor, spec, place.path, outer)
+        siblings = taken[id(place.graph)]
+        first = 1 + max(_number(place.name, sibling) for sibling in siblings)
+        names = [f"{place.name}_grow{first + k}" for k in range(count)]
+        siblings.update(f"{new}_" for new in names)
+        plan[id(_end_of_stack(place))] = (names, specs, data_format, _policy(place))
+
+    def rewrite(graph, call, inputs, outputs):
+        if id(call) in plan:
+            names, specs, data_format, policy = plan[id(call)]
+            x = tree.flatten(outputs)[0]
+            for block_name, spec in zip(names, specs, strict=True):
+                x = append_block(x, spec, block_name, data_format, policy)
+            outputs = tree.pack_sequence_as(outputs, [x])
+        return outputs
+
+    return copy_model(model, rewrite, name)
+
+
+def _number(place, layer_name):
+    match = re.match(re.escape(place) + r"_grow(\d+)_", layer_name)
+    return int(match.group(1)) if match else 0
+
+
+def _end_of_stack(place):
+    """The call behind which new blocks go: the place's own, or the last of the blocks grown there before."""
+    tail, calls = place.node, nodes(place.graph)
+    while following := next((call for call in calls if _continues(call, tail.outputs[0], f"{place.name}_grow")), None):
+        tail = following
+    return tail
+
+
+def _continues(call, tensor, prefix):
+    """Whether a call adds a branch grown at this place to `tensor`, or is the ReLU that closes such a block."""
+    name, inputs = call.operation.name, call.arguments.keras_tensors
+    return name.startswith(prefix) and name.endswith(("_add", "_out")) and bool(inputs) and inputs[0] is tensor
+
+
+def _policy(place):
+    """Dtype policy for a branch: that of the layer before it where it computes in the tensor's dtype."""
+    policy = getattr(place.node.operation, "dtype_policy", None)
+    if (
+        policy is not None
+        and policy.compute_dtype == place.tensor.dtype
+        and not isinstance(policy, keras.dtype_policies.QuantizedDTypePolicy)
+    ):
+        return policy
+    dtype = place.tensor.dtype
+    return f"mixed_{dtype}" if dtype in ("float16", "bfloat16") else dtype
+
+
+def _counts(model, places, layers_per_block, blocks, total_blocks, total_layers):
+    """Blocks per place."""
+    given = [value for value in (blocks, total_blocks, total_layers) if value is not None]
+    if len(given) > 1:
+        raise ValueError("give one of `blocks` (per place), `total_blocks` and `total_layers`, not several")
+    if any(int(value) != value or value < 0 for value in given):
+        raise ValueError(f"the number of blocks must be a whole number of at least 0, got {given[0]}")
+    if total_layers is not None:
+        if total_layers % layers_per_block:
+            low = total_layers - total_layers % layers_per_block
+            raise ValueError(
+                f"`total_layers` must divide by the {layers_per_block} weighted layers of a block, got {total_layers}; "
+                f"nearest are {low} and {low + layers_per_block}"
+            )
+        total_blocks = total_layers // layers_per_block
+    if total_blocks is None:
+        return [1 if blocks is None else blocks] * len(places)
+    return spread(total_blocks, _trunk_layers_before(model, places))
+
+
+def _trunk_layers_before(model, places):
+    """For each place, the weighted layers of the trunk since the place before it, in order of execution."""
+    grown = {id(layer) for block in find_blocks(model) if block.add.grown for layer in block.branch}
+    ends = {id(place.node) for place in places}
+    counts, count = [], 0
+    for _, _, node in walk(model):
+        count += is_weighted(node.operation) and id(node.operation) not in grown
+        if id(node) in ends:
+            counts.append(count)
+            count = 0
+    return counts
+
+
+def spread(total, weights):
+    """Share `total` out in proportion to `weights`: largest remainder, ties to the deeper (later) place.
+
+    Args:
+        total: whole number to share out.
+        weights: non-negative numbers; all zero counts as all equal.
+
+    Returns:
+        List of whole numbers that add up to `total`.
+    """
+    weights = weights if sum(weights) else [1] * len(weights)
+    whole = sum(weights)
+    counts = [total * weight // whole for weight in weights]
+    remainders = [total * weight % whole for weight in weights]
+    for index in sorted(range(len(weights)), key=lambda i: (remainders[i], i), reverse=True)[: total - sum(counts)]:
+        counts[index] += 1
+    return counts

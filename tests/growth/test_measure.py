@@ -1,0 +1,178 @@
+"""identity_report, drift and prune."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_resnet as kr
+from tests.growth.test_grow import nested, noise, randomise_new, small
+from tests.helpers import assert_unchanged, images, randomise, weights_of
+
+
+def test_report_moves_no_state_and_sees_a_planted_fault():
+    model = small()
+    deep = kr.grow(model, "act_*", gate="zero_gamma")
+    states = weights_of(model), weights_of(deep)
+    report = kr.identity_report(model, deep, noise(model))
+    assert_unchanged(model, states[0])
+    assert_unchanged(deep, states[1])
+    assert report.exact and report.graph_exact and report.holds
+    kernel = deep.get_layer("conv_b").kernel
+    kernel.assign(np.array(kernel) * (1 + 1e-6))
+    fault = kr.identity_report(model, deep, noise(model))
+    assert fault.eager > 0 and fault.training > 0 and not fault.exact
+    assert json.loads(report.to_json())["exact"] is True
+
+
+def test_report_names_the_parameters_that_cannot_learn_yet():
+    model = small()
+    deep = kr.grow(model, "act_a", gate="zero_gamma")
+    names = kr.identity_report(model, deep, noise(model)).without_gradient
+    closing = "act_a_grow1_norm3"
+    branch = [v.path for layer in deep.layers if layer.name.startswith("act_a_grow1") for v in layer.trainable_variables]
+    assert sorted(names) == sorted(path for path in branch if not path.startswith(closing)), (
+        "only γ and β of the last norm learn at step 0"
+    )
+    deep = kr.grow(model, "act_a", gate="zero_conv")
+    names = kr.identity_report(model, deep, noise(model)).without_gradient
+    assert "act_a_grow1_conv2/kernel" not in names and "act_a_grow1_conv1/kernel" in names and "conv_a/kernel" not in names
+
+
+@pytest.mark.parametrize("head", ["dense", "layer", "nested"])
+def test_saturated_softmax_does_not_hide_gradients(head):
+    x = inputs = keras.Input((4, 4, 3))
+    x = layers.Conv2D(4, 3, name="c")(x)
+    x = layers.Dense(3, activation="softmax" if head == "dense" else None, name="d")(layers.Flatten()(x))
+    if head == "layer":
+        x = layers.Softmax()(x)
+    if head == "nested":
+        x = keras.Sequential([keras.Input((3,)), layers.Activation("softmax")])(x)
+    model = keras.Model(inputs, x)
+    model.get_layer("d").bias.assign([1e4, 0, 0])
+    report = kr.identity_report(model, kr.grow(model, "c"), noise(model))
+    assert not any(path.startswith(("c/", "d/", "c_grow1_conv2")) for path in report.without_gradient)
+    np.testing.assert_allclose(np.asarray(model(noise(model))).sum(-1), 1, rtol=1e-6)
+
+
+def by_hand(model, x, add):
+    shortcut, branch = (np.asarray(v) for v in keras.Model(model.inputs, add.input)(x))
+    norm = lambda a: np.sqrt((a.reshape(len(a), -1).astype("float64") ** 2).sum(1))  # noqa: E731
+    return norm(branch) / norm(shortcut), branch.var() / (shortcut + branch).var()
+
+
+def test_drift_agrees_with_a_hand_made_measurement():
+    deep = randomise_new(kr.grow(small(), "act_*", blocks=2, gate="rezero"))
+    x = noise(deep, 10)
+    report = kr.drift(deep, x, batch_size=4)
+    assert report.images == 10 and [d.block for d in report] == [b.path for b in kr.find_blocks(deep)]
+    for d in report:
+        ratios, share = by_hand(deep, x, deep.get_layer(f"{d.block}_add"))
+        assert d.mean == pytest.approx(ratios.mean(), rel=1e-5) and d.max == pytest.approx(ratios.max(), rel=1e-5)
+        assert d.variance_share == pytest.approx(share, rel=1e-4)
+        assert d.gate_value == pytest.approx(abs(float(deep.get_layer(f"{d.block}_scale").scale)))
+    assert "act_b_grow2" in str(report) and len(json.loads(report.to_json())["blocks"]) == 4
+
+
+def test_drift_takes_batches_and_datasets_and_enters_nested_models_and_layers():
+    import tensorflow as tf
+
+    deep = randomise_new(kr.grow(nested(), ["trunk/act_b", "act_b"], gate="zero_gamma"))
+    x = noise(deep, 6)
+    reports = [
+        kr.drift(deep, data, 3)
+        for data in (x, (x, np.arange(6)), [x[:4], x[4:]], tf.data.Dataset.from_tensor_slices((x, np.arange(6))).batch(4))
+    ]
+    for other in reports[1:]:
+        assert [d.block for d in other] == ["trunk/act_b_grow1", "act_b_grow1"]
+        np.testing.assert_allclose([d.mean for d in other], [d.mean for d in reports[0]], rtol=1e-6)
+    sequential = keras.Sequential(
+        [
+            keras.Input((16, 16, 4)),
+            kr.layers.ResidualBlock(gate="none", seed=1, name="first"),
+            kr.layers.ResidualBlock(name="second"),
+        ]
+    )
+    drifts = {d.block: d for d in kr.drift(sequential, np.ones((2, 16, 16, 4), "float32"))}
+    assert (
+        drifts["first"].mean > 0.1
+        and drifts["first"].gate_value is None
+        and drifts["second"].max == 0 == drifts["second"].gate_value
+    )
+
+
+def test_prune_of_untouched_blocks_changes_nothing_and_gives_the_original_back():
+    for model in (small(), nested()):
+        after = ["act_*"] if model.name == "small" else ["trunk/act_*", "act_b"]
+        deep = kr.grow(model, after, blocks=2)
+        back, report = kr.prune(deep)
+        assert len(report.removed) == len(kr.find_blocks(deep)) and not report.kept and report.change == 0
+        assert back.count_params() == model.count_params() and not kr.find_blocks(back)
+        np.testing.assert_array_equal(np.asarray(back(noise(model))), np.asarray(model(noise(model))))
+        assert len(kr.find_blocks(deep)) > 0, "the original is not touched"
+
+
+def test_prune_by_gate_and_by_drift():
+    model = small()
+    deep = kr.grow(model, "act_*", blocks=2, block="postact", gate="rezero", seed=1)
+    for k, value in ((1, 0.5), (2, 1e-4)):
+        deep.get_layer(f"act_b_grow{k}_scale").scale.assign(value)
+    assert kr.prune(deep)[1].removed == ["act_a_grow1", "act_a_grow2"]
+    pruned, report = kr.prune(deep, tolerance=1e-3)
+    assert (
+        report.removed == ["act_a_grow1", "act_a_grow2", "act_b_grow2"] and report.kept == ["act_b_grow1"] and report.change > 0
+    )
+    x, y = noise(model, 8), np.arange(8) % 5
+    by_data = kr.prune(deep, (x, y), tolerance=1e-2)[1]
+    assert by_data.removed == report.removed and by_data.accuracy is not None
+    change = np.abs(np.asarray(deep(x)) - np.asarray(pruned(x))).max()
+    assert by_data.change == pytest.approx(float(change))
+    relus = [layer.name for layer in pruned.layers if layer.name.endswith("_out")]
+    assert relus == ["act_b_grow1_out"], "a pruned post-activation block takes its ReLU along"
+
+
+def test_prune_keeps_the_blocks_of_an_architecture_that_are_no_identity():
+    x = inputs = keras.Input((8, 8, 4))
+    for name, kind in (("v1", "postact"), ("v2", "preact")):
+        f = layers.Conv2D(4, 1, kernel_initializer="zeros", name=f"{name}_conv")(x)
+        x = kr.layers.ResidualAdd(name, "zero_conv", kind, name=f"{name}_add")([x, f])
+        x = layers.ReLU()(x)
+    shortcut = layers.Conv2D(6, 1)(x)
+    x = kr.layers.ResidualAdd("projection", "zero_conv", name="p_add")(
+        [shortcut, layers.Conv2D(6, 1, kernel_initializer="zeros")(x)]
+    )
+    model = randomise(keras.Model(inputs, x))
+    for layer in ("v1_conv", "v2_conv"):
+        model.get_layer(layer).bias.assign(np.zeros(4))
+    pruned, report = kr.prune(model, tolerance=1e9)
+    assert report.removed == ["v2"] and report.kept == ["v1", "projection"] and report.change == 0
+
+
+def test_prune_of_residual_block_layers():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            kr.layers.ResidualBlock(name="a"),
+            layers.ReLU(),
+            kr.layers.ResidualBlock(kind="postact", name="b"),
+            layers.Conv2D(2, 1),
+        ]
+    )
+    pruned, report = kr.prune(model)
+    assert (
+        report.removed == ["a", "b"]
+        and [layer.name for layer in pruned.layers if "residual" in type(layer).__name__.lower()] == []
+    )
+    np.testing.assert_array_equal(np.asarray(model(images(2, 8, 4))), np.asarray(pruned(images(2, 8, 4))))
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="`tolerance` must be at least 0, got -1"):
+        kr.prune(small(), tolerance=-1)
+    with pytest.raises(ValueError, match="hold no images"):
+        kr.drift(kr.grow(small(), "act_a"), np.zeros((0, 16, 16, 3), "float32"))
+    a, b = small(), keras.Model((m := small()).input, m.get_layer("act_b").output)
+    with pytest.raises(ValueError, match="differ in their outputs"):
+        kr.identity_report(a, b, noise(a))
