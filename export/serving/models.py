@@ -1,0 +1,243 @@
+"""Models that are served: loaded from files, warmed up, fed in batches, replaced while requests go on."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..artifact import first_line
+from ..errors import UsageError
+from ..images import MAX_PIXELS
+from ..prediction import image_input, load_pixels, scores_output, softmax, stacked
+from ..runtime import session
+from .batcher import Batcher, BatchOptions, DeadlineExceeded, QueueFull
+from .protocol import DTYPES, ProtocolError, TensorSpec, datatype_of
+from .statistics import Statistics
+
+RETRY = {"Retry-After": "1"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one version of a model comes from."""
+
+    name: str
+    version: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How models are run.
+
+    Args:
+        device: see `resnet_export.runtime.session`.
+        threads: threads within an operator; onnxruntime's choice by default.
+        batch: `BatchOptions`.
+        max_request_rows: rows that one request may have.
+        max_pixels: width × height that an image, or an image tensor of open size, may have.
+        timeout: seconds for which a request may wait and run.
+        warm_up: run every batch size once before a model is ready.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    batch: BatchOptions = BatchOptions()
+    max_request_rows: int = 256
+    max_pixels: int = MAX_PIXELS
+    timeout: float = 60.0
+    warm_up: bool = True
+
+
+class ServedModel:
+    """One version of a model, opened; `infer` may be called once `warm_up` has ended.
+
+    Args:
+        source: `Source`.
+        options: `ModelOptions`.
+
+    Raises:
+        UsageError: the file is missing or damaged, or has tensors that the protocol has no datatype for.
+        DeviceError: the device does not start.
+    """
+
+    def __init__(self, source, options):
+        self.source, self.options = source, options
+        self.session = session(source.path, options.device, threads=options.threads)
+        self.inputs = tuple(_spec(value, source) for value in self.session.inputs)
+        self.outputs = tuple(_spec(value, source) for value in self.session.outputs)
+        self.batched = all(isinstance(v.shape[0], str) if v.shape else False for v in self.session.inputs + self.session.outputs)
+        self.statistics = Statistics()
+        self.batcher = Batcher(self._run, options.batch, self.statistics.executed, self.batched)
+
+    @property
+    def labels(self):
+        return self.session.labels
+
+    def metadata(self, versions):
+        """The protocol's model metadata."""
+        return {
+            "name": self.source.name,
+            "versions": list(versions),
+            "platform": "onnxruntime_onnx",
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+        }
+
+    def warm_up(self):
+        """Run every batch size that may come once, with zeros; sizes left open come from the card, without one it is skipped."""
+        shapes = [self._warm_shape(spec) for spec in self.inputs]
+        if not self.options.warm_up or None in shapes:
+            return
+        for rows in buckets(self.options.batch.max_rows) if self.batched else [1]:
+            lead = [rows] if self.batched else []
+            self._run({spec.name: _zeros(spec, lead + shape) for spec, shape in zip(self.inputs, shapes, strict=True)})
+
+    def prepare(self, inputs):
+        """Decoded inputs as the session takes them; what it cannot take is refused here, before it shares a batch with others.
+
+        Args:
+            inputs: `{name: array}`.
+
+        Returns:
+            `{name: array}`: aligned and contiguous, BYTES as strings.
+
+        Raises:
+            ProtocolError: a wrong name, datatype, shape or number of rows.
+        """
+        if set(inputs) != {spec.name for spec in self.inputs}:
+            wanted, got = ", ".join(spec.name for spec in self.inputs), ", ".join(name[:80] for name in inputs)
+            raise ProtocolError(f"the inputs of model {self.source.name!r} are {wanted}; got {got}")
+        for spec in self.inputs:
+            self._check_input(spec, inputs[spec.name])
+        if self.batched and len(rows := {len(array) for array in inputs.values()}) > 1:
+            raise ProtocolError(f"all inputs must have the same number of rows, got {sorted(rows)}")
+        return {name: _native(name, array) for name, array in inputs.items()}
+
+    async def infer(self, inputs, timeout=None):
+        """Outputs of the model.
+
+        Args:
+            inputs: what `prepare` or `read_image` returned.
+            timeout: seconds; the server's own limit holds as well.
+
+        Returns:
+            `batcher.Answer`
+
+        Raises:
+            ProtocolError: the queue is full or the time is over (503), or the model failed (500).
+        """
+        started = time.monotonic_ns()
+        limit = min(timeout or math.inf, self.options.timeout)
+        try:
+            answer = await self.batcher.submit(inputs, limit)
+        except BaseException as error:
+            self.statistics.failed(time.monotonic_ns() - started)
+            if isinstance(error, QueueFull | DeadlineExceeded):
+                raise ProtocolError(f"model {self.source.name!r} is busy: {error}; try again later", 503, RETRY) from error
+            if isinstance(error, Exception):
+                raise ProtocolError(f"model {self.source.name!r} failed: {first_line(error)}", 500) from error
+            raise
+        self.statistics.succeeded(time.monotonic_ns() - started, answer)
+        return answer
+
+    def read_image(self, body):
+        """An encoded image as input arrays (to be called in a thread: decoding takes its time).
+
+        Raises:
+            ProtocolError: not an image, or the model takes none.
+        """
+        try:
+            spec = image_input(self.session)
+            scores_output(self.session)
+            return {spec.name: stacked([load_pixels(body, self.session.card, spec, self.options.max_pixels)], spec)}
+        except UsageError as error:
+            raise ProtocolError(str(error)) from error
+
+    def ranking(self, outputs, top):
+        """The best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
+
+        Raises:
+            ProtocolError: the model gave NaN.
+        """
+        name, is_logits = scores_output(self.session)
+        scores = outputs[name][0]
+        scores = softmax(scores) if is_logits else scores
+        if not np.isfinite(scores).all():
+            raise ProtocolError(f"model {self.source.name!r} gave NaN or infinity for this image", 500)
+        best = np.argsort(-scores, kind="stable")[:top]
+        return [{"class": int(i), "label": self._label(int(i)), "probability": float(scores[i])} for i in best]
+
+    async def close(self):
+        """Finish what was submitted, then let go."""
+        await self.batcher.close()
+
+    def _label(self, index):
+        return self.labels[index] if self.labels and index < len(self.labels) else None
+
+    def _check_input(self, spec, array):
+        if datatype_of(array.dtype) != spec.datatype:
+            raise ProtocolError(f"input {spec.name!r} must be {spec.datatype}, got {datatype_of(array.dtype)}")
+        same_rank = array.ndim == len(spec.shape)
+        fits = same_rank and all(want in (-1, have) for want, have in zip(spec.shape, array.shape, strict=True))
+        if not fits or not array.size:
+            raise ProtocolError(f"input {spec.name!r} must have shape {list(spec.shape)}, got {list(array.shape)}")
+        if self.batched and len(array) > self.options.max_request_rows:
+            raise ProtocolError(f"a request may have {self.options.max_request_rows} rows, got {len(array)}", 413)
+        if -1 in spec.shape[1:] and math.prod(array.shape[1:]) > 4 * self.options.max_pixels:
+            limit = f"{self.options.max_pixels:,} pixels"
+            raise ProtocolError(f"input {spec.name!r} of shape {list(array.shape)} has more than {limit}", 413)
+
+    def _warm_shape(self, spec):
+        size = (self.session.card.get("preprocessing") or {}).get("size") or ()
+        shape = list(spec.shape[1:] if self.batched else spec.shape)
+        places = [index for index, dim in enumerate(shape) if dim < 0]
+        if len(places) != len(size) and places:
+            return None
+        for index, dim in zip(places, size, strict=False):
+            shape[index] = dim
+        return shape
+
+    def _run(self, inputs):
+        """The model itself; on a GPU, batches are filled up to sizes it has seen, because each new one is planned anew."""
+        if not self.batched or self.session.device == "cpu":
+            return self.session.run(inputs)
+        rows = len(next(iter(inputs.values())))
+        size = next(size for size in buckets(self.options.batch.max_rows) if size >= rows)
+        outputs = self.session.run({name: _filled(array, size) for name, array in inputs.items()})
+        return {name: array[:rows] for name, array in outputs.items()}
+
+
+def buckets(max_rows):
+    """The batch sizes that are warmed up, and to which a GPU's batches are filled: powers of two and the limit itself."""
+    return [2**power for power in range(max_rows.bit_length()) if 2**power < max_rows] + [max_rows]
+
+
+def _spec(value, source):
+    try:
+        datatype = datatype_of(value.dtype)
+    except (TypeError, ProtocolError) as error:
+        raise UsageError(f"{source.path.name} cannot be served: {value.name!r} is {value.dtype}") from error
+    return TensorSpec(value.name, datatype, tuple(-1 if isinstance(dim, str) else dim for dim in value.shape))
+
+
+def _zeros(spec, shape):
+    return np.full(shape, "", object) if spec.datatype == "BYTES" else np.zeros(shape, DTYPES[spec.datatype])
+
+
+def _native(name, array):
+    if array.dtype.kind != "O":
+        return np.require(array, requirements=("C", "A"))
+    strings = np.empty(array.shape, object)
+    try:
+        strings.flat = [item.decode() for item in array.flat]
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"input {name!r} must hold UTF-8 strings") from error
+    return strings
+
+
+def _filled(array, rows):
+    missing = rows - len(array)
+    return np.concatenate([array, np.repeat(array[:1], missing, 0)]) if missing else array

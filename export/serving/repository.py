@@ -1,0 +1,230 @@
+"""The set of models a server has: which names and versions there are, which are ready, and how they are exchanged."""
+
+import asyncio
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..artifact import existing_file, first_line
+from ..errors import ExportError, UsageError
+from .models import RETRY, ServedModel, Source
+from .protocol import ProtocolError
+
+# "stats" would collide with the path of the statistics of all models.
+NAME = re.compile(r"(?!stats$)(?!\.+$)[A-Za-z0-9_.-]{1,128}")
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
+READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of a model as the repository knows it."""
+
+    source: Source
+    state: str = UNAVAILABLE
+    model: ServedModel | None = None
+    reason: str = ""
+
+    def to_json(self):
+        return {"name": self.source.name, "version": self.source.version, "state": self.state, "reason": self.reason}
+
+
+class Repository:
+    """Models by name and version. Only names that were found when the folder was read are known; no path comes from outside.
+
+    Args:
+        files: list of `Source` that were named one by one.
+        folder: repository folder, read anew on every load; None for none.
+        options: `ModelOptions`.
+
+    Raises:
+        UsageError: no model at all, a name twice, or a bad name.
+    """
+
+    def __init__(self, files, folder, options):
+        self._files, self._folder, self._options = files, folder, options
+        self._entries = {(source.name, source.version): Entry(source) for source in self._find()}
+        self._changing = asyncio.Lock()
+        if not self._entries:
+            raise UsageError(f"{folder} holds no models (NAME/VERSION/model.onnx)" if folder else "there is no model to serve")
+
+    def open(self):
+        """Open every model; call `warm_up` before they are used.
+
+        Raises:
+            UsageError, DeviceError: a model does not open.
+        """
+        for key, entry in self._entries.items():
+            self._entries[key] = Entry(entry.source, LOADING, ServedModel(entry.source, self._options))
+
+    async def warm_up(self):
+        """Warm up what `open` has opened, one after the other, each ready as soon as it is done.
+
+        Returns:
+            list of reasons why models did not become ready.
+        """
+        async with self._changing:
+            for key, entry in self._entries.items():
+                try:
+                    await asyncio.to_thread(entry.model.warm_up)
+                    self._entries[key] = replace(entry, state=READY)
+                except Exception as error:
+                    reason = f"model {entry.source.name!r} does not run: {first_line(error)}"
+                    self._entries[key] = replace(entry, state=UNAVAILABLE, reason=reason)
+        return [entry.reason for entry in self._entries.values() if entry.reason]
+
+    @property
+    def ready(self):
+        """Whether all models are."""
+        return all(entry.state == READY for entry in self._entries.values())
+
+    def models(self):
+        """All models that are ready, by name and version."""
+        return [entry.model for _, entry in sorted(self._entries.items(), key=_order) if entry.state == READY]
+
+    def names(self):
+        """All names."""
+        return sorted({name for name, _ in self._entries})
+
+    def versions(self, name):
+        """The versions of a model that are ready, oldest first."""
+        found = sorted(self._entries.items(), key=_order)
+        return [version for (known, version), entry in found if known == name and entry.state == READY]
+
+    def get(self, name, version=None):
+        """A model that is ready; the newest version if none is named.
+
+        Raises:
+            ProtocolError: there is none (404), or it is still being loaded (503).
+        """
+        entries = {key[1]: entry for key, entry in sorted(self._entries.items(), key=_order) if key[0] == name}
+        if not entries:
+            raise ProtocolError(f"there is no model {name[:128]!r}; there are {', '.join(self.names())}", 404)
+        if version is not None and version not in entries:
+            raise ProtocolError(f"model {name!r} has no version {version[:32]!r}; it has {', '.join(entries)}", 404)
+        wanted = [entries[version]] if version is not None else list(entries.values())
+        ready = [entry.model for entry in wanted if entry.state == READY]
+        if ready:
+            return ready[-1]
+        if any(entry.state == LOADING for entry in wanted):
+            raise ProtocolError(f"model {name!r} is still being loaded", 503, RETRY)
+        raise ProtocolError(f"model {name!r} is not loaded", 404)
+
+    def index(self):
+        """The repository index: a list of `{"name", "version", "state", "reason"}`."""
+        return [entry.to_json() for _, entry in sorted(self._entries.items(), key=_order)]
+
+    async def load(self, name):
+        """Load the versions of a model that are there now; those loaded before answer until their successors are ready.
+
+        Raises:
+            ProtocolError: there is no such model (404), or one of its versions does not open (400; the old ones stay).
+        """
+        async with self._changing:
+            sources = [source for source in await asyncio.to_thread(self._find_for_client) if source.name == name]
+            if not sources:
+                raise ProtocolError(f"there is no model {name[:128]!r} in the repository", 404)
+            opened = [Entry(source, READY, await asyncio.to_thread(self._opened, source)) for source in sources]
+            await self._exchange(name, opened)
+
+    async def unload(self, name):
+        """Stop serving a model; requests it has taken are finished.
+
+        Raises:
+            ProtocolError: there is no such model.
+        """
+        async with self._changing:
+            entries = [entry for entry in self._entries.values() if entry.source.name == name]
+            if not entries:
+                raise ProtocolError(f"there is no model {name[:128]!r}", 404)
+            await self._exchange(name, [Entry(entry.source, UNAVAILABLE, reason="unloaded") for entry in entries])
+
+    async def close(self):
+        """Finish what the models have taken, and let go of them."""
+        for entry in self._entries.values():
+            if entry.model:
+                await entry.model.close()
+
+    async def _exchange(self, name, entries):
+        old = [key for key in self._entries if key[0] == name]
+        leaving = [self._entries.pop(key).model for key in old]
+        self._entries |= {(name, entry.source.version): entry for entry in entries}
+        for model in leaving:
+            if model:
+                await model.close()
+
+    def _opened(self, source):
+        try:
+            model = ServedModel(source, self._options)
+            model.warm_up()
+        except ExportError as error:
+            # The message for the log names the file; the one for the client must not.
+            reason = first_line(error).replace(str(source.path), source.path.name)
+            raise ProtocolError(f"version {source.version} of model {source.name!r} does not open: {reason}") from error
+        return model
+
+    def _find_for_client(self):
+        try:
+            return self._find()
+        except UsageError as error:
+            raise ProtocolError("the model repository cannot be read", 500) from error
+
+    def _find(self):
+        sources = self._files + (find_models(self._folder) if self._folder else [])
+        for source in sources:
+            if not NAME.fullmatch(source.name):
+                rule = "letters, digits, `_`, `.` and `-`, and is not `stats`"
+                raise UsageError(f"a model's name has {rule}; got {source.name!r}: write NAME={source.path.name}")
+        keys = [(source.name, source.version) for source in sources]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UsageError(f"version {twice[0][1]} of model {twice[0][0]!r} is given twice")
+        return sources
+
+
+def parse_sources(arguments):
+    """`MODEL.onnx` and `NAME=MODEL.onnx` as sources; a name that comes again is the next version.
+
+    Args:
+        arguments: strings of the command line.
+
+    Returns:
+        list of `Source`.
+
+    Raises:
+        UsageError: a file is missing.
+    """
+    sources = []
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        path = existing_file(path if equals else argument)
+        name = name if equals else path.stem
+        version = str(1 + sum(source.name == name for source in sources))
+        sources.append(Source(name, version, path.absolute()))
+    return sources
+
+
+def find_models(folder):
+    """The models of a repository folder: `NAME/VERSION/model.onnx` as Triton lays it out, and `NAME.onnx`.
+
+    Returns:
+        list of `Source`.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    sources = [Source(path.stem, "1", path) for path in folder.glob("*.onnx") if path.is_file()]
+    for path in folder.glob("*/*/model.onnx"):
+        if VERSION.fullmatch(path.parent.name):
+            # With external data, Triton wants a folder model.onnx that holds model.onnx and its data.
+            file = path / "model.onnx" if path.is_dir() else path
+            sources.append(Source(path.parent.parent.name, path.parent.name, file))
+    return sorted(sources, key=lambda source: (source.name, int(source.version)))
+
+
+def _order(item):
+    (name, version), _ = item
+    return name, int(version)
+

@@ -1,0 +1,120 @@
+"""What a served model has done: counts and durations, as Triton's statistics extension and as its Prometheus metrics."""
+
+import time
+from dataclasses import dataclass, field
+
+PHASES = ("queue", "compute_input", "compute_infer", "compute_output")
+
+
+@dataclass
+class Duration:
+    """How often something happened, and the nanoseconds it took altogether."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns):
+        self.count += 1
+        self.ns += ns
+
+    def to_json(self):
+        return {"count": self.count, "ns": self.ns}
+
+
+def _phases(names):
+    return {name: Duration() for name in names}
+
+
+@dataclass
+class Statistics:
+    """Counters of one version of a model; they start anew when it is loaded."""
+
+    inferences: int = 0
+    executions: int = 0
+    last_inference: int = 0
+    requests: dict = field(default_factory=lambda: _phases(("success", "fail", *PHASES)))
+    batches: dict = field(default_factory=dict)
+
+    def executed(self, timing):
+        """Count one run (a `batcher.Timing`)."""
+        self.executions += 1
+        self.inferences += timing.rows
+        batch = self.batches.setdefault(timing.rows, _phases(PHASES[1:]))
+        for name, ns in zip(PHASES[1:], (timing.gather, timing.infer, timing.scatter), strict=True):
+            batch[name].add(ns)
+
+    def succeeded(self, ns, answer):
+        """Count one answered request: its nanoseconds altogether, and the `batcher.Answer`."""
+        self.last_inference = time.time_ns() // 1_000_000
+        parts = (answer.queued, *(sum(getattr(run, part) for run in answer.runs) for part in ("gather", "infer", "scatter")))
+        self.requests["success"].add(ns)
+        for name, part in zip(PHASES, parts, strict=True):
+            self.requests[name].add(part)
+
+    def failed(self, ns):
+        """Count one request that ended in an error."""
+        self.requests["fail"].add(ns)
+
+    def to_json(self, name, version):
+        """The entry of the statistics extension."""
+        return {
+            "name": name,
+            "version": version,
+            "last_inference": self.last_inference,
+            "inference_count": self.inferences,
+            "execution_count": self.executions,
+            "inference_stats": {key: value.to_json() for key, value in self.requests.items()},
+            "batch_stats": [
+                {"batch_size": rows, **{key: value.to_json() for key, value in phases.items()}}
+                for rows, phases in sorted(self.batches.items())
+            ],
+        }
+
+
+# Metric name, what it says, and how it is read off the statistics.
+COUNTERS = (
+    ("request_success", "Successful inference requests", lambda s: s.requests["success"].count),
+    ("request_failure", "Failed inference requests", lambda s: s.requests["fail"].count),
+    ("count", "Rows inferred", lambda s: s.inferences),
+    ("exec_count", "Model executions, each of one batch", lambda s: s.executions),
+    ("request_duration_us", "Microseconds in requests", lambda s: s.requests["success"].ns // 1000),
+    ("queue_duration_us", "Microseconds in the queue", lambda s: s.requests["queue"].ns // 1000),
+    ("compute_input_duration_us", "Microseconds putting batches together", lambda s: s.requests["compute_input"].ns // 1000),
+    ("compute_infer_duration_us", "Microseconds in the model", lambda s: s.requests["compute_infer"].ns // 1000),
+    ("compute_output_duration_us", "Microseconds handing out results", lambda s: s.requests["compute_output"].ns // 1000),
+)
+
+
+def render_metrics(models):
+    """The text that Prometheus reads.
+
+    Args:
+        models: iterable of `(name, version, Statistics, rows waiting)`.
+
+    Returns:
+        `(bytes, content type)`.
+    """
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(list(models)))
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _Collector:
+    def __init__(self, models):
+        self._models = models
+
+    def collect(self):
+        from prometheus_client.core import GaugeMetricFamily, Metric
+
+        for name, text, read in COUNTERS:
+            # A CounterMetricFamily would append `_total` to the names that Triton's dashboards look for.
+            family = Metric(f"nv_inference_{name}", text, "counter")
+            for model, version, statistics, _ in self._models:
+                family.add_sample(f"nv_inference_{name}", {"model": model, "version": version}, read(statistics))
+            yield family
+        gauge = GaugeMetricFamily("nv_inference_pending_request_count", "Rows waiting in the queue", labels=["model", "version"])
+        for model, version, _, waiting in self._models:
+            gauge.add_metric([model, version], waiting)
+        yield gauge
