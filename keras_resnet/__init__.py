@@ -12,7 +12,9 @@ from .config import ResNetConfig, VGGConfig, config_from_dict
 from .growth import ResidualBlock, drift, find_blocks, grow, identity_report, prune, residual_stack
 from .modelcard import ModelCard, card, set_card
 from .preprocessing import Preprocessing
-from .registry import ModelInfo, Plugin, constructor, create_model, list_models, model_info
+from .pretrained import load_weights, save_weights
+from .registry import ModelInfo, Plugin, constructor, create_model, list_models, list_weights, model_info
+from .weights.sources import WeightSource
 
 
 def __getattr__(name):

@@ -155,7 +155,7 @@ class ResNetConfig(Config):
             kind = "pre" if self.preact else "post"
             raise ValueError(f"`gate` of a {kind}-activation net must be None or {allowed}, got {self.gate!r}")
         if self.gate and self.shortcut == "none":
-            raise ValueError(f"`gate` must be None in a plain net (shortcut='none'), whose output would be zero, got {self.gate!r}")
+            raise ValueError(f"`gate` must be None in a plain net, whose output would be zero, got {self.gate!r}")
         if self.norm == "group":
             for filters in {self.inner_filters(stage) for stage in range(len(self.depths))}:
                 if filters % self.norm_groups:

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 from keras import ops
 
-
 # Mean and standard deviation of pixels / 255, and whether the network was trained on BGR.
 MODES = {
     "none": {},

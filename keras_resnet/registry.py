@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 import keras
 
 from .assembly import BuildOptions, feature_info
-from .config import Config, ResNetConfig, VGGConfig, config_from_dict
+from .build import build, outline
+from .config import Config, config_from_dict
 from .counting import count
 from .modelcard import card
-from .resnet import resnet
+from .pretrained import fill, find_weights, preprocessing_or_warn
 from .variants import NOTES, VARIANTS
-from .vgg import vgg
+from .weights.sources import all_sources
 
 ENTRY_POINT_GROUP = "keras_resnet.models"
-BUILDERS = {ResNetConfig: resnet, VGGConfig: vgg}
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,11 @@ class Plugin:
 
     Args:
         models: name -> `ResNetConfig` or `VGGConfig`.
+        sources: name -> `WeightSource`, for `weights=`.
     """
 
     models: dict = field(default_factory=dict)
+    sources: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,10 @@ def create_model(name, *, weights=None, num_classes=None, **changes):
 
     Args:
         name: a name from `list_models()`, or a config.
-        weights: None for random weights.
-        num_classes: logits; None is the variant's own number. `classes` is the same.
+        weights: None for random weights; a file (`open_weights` has the formats), a name from `list_weights()`, or the tag of
+            weights in this package (`"cifar10"`). Preprocessing, labels and card come with them.
+        num_classes: logits; None is the variant's own number. `classes` is the same. Where the weights have another number
+            the trunk keeps its weights and the classifier starts anew.
         **changes: fields of the config (`drop_path=0.1`, `output_stride=8`, `head="pool"` …) and of `BuildOptions`
             (`include_top`, `pooling`, `input_shape`, `input_tensor`, `preprocessing`, `features_only`, `name` …).
 
@@ -137,15 +141,42 @@ def create_model(name, *, weights=None, num_classes=None, **changes):
         A Functional `keras.Model`, uncompiled: pixels 0–255 in, float32 logits out.
 
     Raises:
-        ValueError: unknown name or argument, or values that do not fit; the message names the mend.
+        ValueError: unknown name or argument, values or weights that do not fit; the message names the mend.
+        FileNotFoundError, ConnectionError: the weights are not to be had.
     """
     config = name if isinstance(name, Config) else config_of(name)
     fields, options = split_arguments(config, changes)
     num_classes = fields.pop("num_classes", None) if num_classes is None else num_classes
     if num_classes is not None:
         fields["num_classes"] = num_classes
-    options.setdefault("name", name if isinstance(name, str) else config.family)
-    return BUILDERS[type(config)](config.replace(**fields), **options)
+    config = config.replace(**fields)
+    known_as = name if isinstance(name, str) else config.family
+    options.setdefault("name", known_as)
+    if weights is None:
+        return build(config, **options)
+    pretrained = find_weights(weights, known_as, weight_sources())
+    if options.get("preprocessing") is None:
+        options["preprocessing"] = preprocessing_or_warn(pretrained)
+    fresh_head = num_classes is not None
+    known = {"image": pretrained.image, "source": pretrained.describe(), "labels": None if fresh_head else pretrained.labels}
+    model = build(config, **{**known, **options})
+    fill(model, config, pretrained, fresh_head=fresh_head)
+    return model
+
+
+@functools.cache
+def weight_sources():
+    """Name -> `WeightSource`, those of plug-ins too."""
+    return all_sources(plugins())
+
+
+def list_weights(pattern="*"):
+    """Names of weights that `weights=` takes beside files, e.g. `"torchvision/resnet50.IMAGENET1K_V2"`.
+
+    Args:
+        pattern: shell-style, e.g. `"*/resnet50*"`.
+    """
+    return sorted(fnmatch.filter(weight_sources(), pattern))
 
 
 def split_arguments(config, changes):
@@ -186,9 +217,9 @@ def model_info(model, **changes):
         name, owner, shape = (known.name if known else model.name), None, tuple(model.inputs[0].shape[1:])
     else:
         name, owner = model, (catalogue()[model][1] if model in catalogue() else None)
-        # No memory is needed for weights that nobody reads.
-        with keras.StatelessScope():
-            model = create_model(name, **changes)
+        config = config_of(name)
+        fields, options = split_arguments(config, changes)
+        model = outline(config.replace(**fields), **options)
         config, shape = config_from_dict(card(model).config), tuple(model.inputs[0].shape[1:])
     counts = count(model)
     features = feature_info(config) if config else []

@@ -1,0 +1,86 @@
+"""Arrays by layer and variable name from Keras' three formats: old `.h5`, `.weights.h5` and `.keras`."""
+
+import io
+import json
+import zipfile
+
+import h5py
+import numpy as np
+
+NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+DENSE = ("kernel", "bias")
+
+
+def read(path):
+    """`layer/variable` -> array, and the model's card if the file holds one.
+
+    Nothing is deserialised, so a `.keras` file cannot run code here.
+
+    Returns:
+        `(arrays, card dict or None, whether it is in the old format)`.
+
+    Raises:
+        ValueError: no such format, or truncated.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            return _read_archive(path)
+        with h5py.File(path, "r") as file:
+            root = file["model_weights"] if "model_weights" in file else file
+            if "layer_names" in root.attrs:
+                return _read_legacy(root), None, True
+            return _read_keras3(file), None, False
+    except (OSError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no readable Keras weights file, or is truncated ({error})") from error
+
+
+def _read_archive(path):
+    with zipfile.ZipFile(path) as archive:
+        with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as file:
+            return _read_keras3(file), _find_card(json.loads(archive.read("config.json"))), False
+
+
+def _find_card(config):
+    """The card of a saved model's config, wherever its layer sits."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "Card" and "card" in config.get("config", {}):
+            return config["config"]["card"]
+        config = list(config.values())
+    if isinstance(config, list):
+        return next((found for item in config if (found := _find_card(item))), None)
+    return None
+
+
+def _read_legacy(root):
+    arrays = {}
+    for layer in root.attrs["layer_names"]:
+        group = root[_text(layer)]
+        for name in group.attrs["weight_names"]:
+            variable = _text(name).split(":")[0].split("/")[-1]
+            arrays[f"{_text(layer)}/{variable}"] = np.asarray(group[_text(name)])
+    return arrays
+
+
+def _read_keras3(file):
+    """Keras 3 files number variables and name groups by class; the layer's own name is an attribute."""
+    arrays = {}
+
+    def visit(path, group):
+        if not path.endswith("/vars") or not isinstance(group, h5py.Group) or not len(group):
+            return
+        values = [np.asarray(group[str(number)]) for number in range(len(group))]
+        # Seeds of dropout layers are no weights.
+        if values[0].dtype.kind != "f":
+            return
+        layer = _text(group.attrs["name"]) if "name" in group.attrs else path.split("/")[-2]
+        names = NORM if values[0].ndim < 2 else DENSE
+        arrays.update({f"{layer}/{name}": value for name, value in zip(names, values, strict=False)})
+
+    file.visititems(visit)
+    if not arrays:
+        raise KeyError("no layer in it holds variables")
+    return arrays
+
+
+def _text(value):
+    return value.decode() if isinstance(value, bytes) else str(value)

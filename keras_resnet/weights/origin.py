@@ -1,0 +1,62 @@
+"""What is known about a place weights come from: how it names and lays out its arrays, and what its networks are like."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# Names of a torch module's arrays by ours.
+TORCH_VARIABLES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One place weights come from.
+
+    Args:
+        name: as it stands in the card.
+        recognises: whether arrays (name -> array) are from there.
+        translate: `(config, layer name, variable name)` -> the origin's name for it.
+        torch_layout: kernels are (out, in, sides) and dense rows run over channels first.
+        ignored: pattern of names that are no weights.
+        fits: `(config, arrays)` -> None, or why this file cannot belong to that config although its shapes would fit.
+        preprocessing: mode its networks were trained with; None where the file does not tell.
+        card: further entries of the weights' card.
+        image: how an image file becomes the input, for the model's card.
+        labels: class names, where the origin has one data set.
+    """
+
+    name: str
+    recognises: Callable
+    translate: Callable
+    torch_layout: bool = False
+    ignored: str = r"$^"
+    fits: Callable = lambda config, arrays: None
+    preprocessing: str | None = None
+    card: dict = field(default_factory=dict)
+    image: dict | None = None
+    labels: tuple | None = None
+
+
+def by_rules(rules, layer):
+    """The first rule whose pattern matches the whole layer name, filled in; numbers in `{n-1}` style count from 0.
+
+    Args:
+        rules: pattern -> template, e.g. `r"stage(\\d+)_block(\\d+)_conv(\\d)"` -> `"layer{0}.{1-1}.conv{2}"`.
+        layer: our name.
+    """
+    for pattern, template in rules.items():
+        if match := re.fullmatch(pattern, layer):
+            return re.sub(r"\{(\d)([+-]\d)?\}", lambda hole: _fill(match.groups(), hole), template)
+    return layer
+
+
+def _fill(groups, hole):
+    value, shift = groups[int(hole[1])], hole[2]
+    return str(int(value) + int(shift)) if shift else value

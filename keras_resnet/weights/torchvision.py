@@ -1,0 +1,112 @@
+"""torchvision's ResNets, ResNeXts, Wide ResNets and VGGs; timm's first-generation ResNets share the ResNets' names."""
+
+from .origin import TORCH_VARIABLES, Origin, by_rules
+
+BLOCK = {
+    r"stage(\d+)_block(\d+)_conv(\d)": "layer{0}.{1-1}.conv{2}",
+    r"stage(\d+)_block(\d+)_norm(\d)": "layer{0}.{1-1}.bn{2}",
+    r"stage(\d+)_block(\d+)_se_fc(\d)": "layer{0}.{1-1}.se.fc{2}",
+    r"stem_norm": "bn1",
+    r"stem_conv": "conv1",
+    r"stem_conv([123])": "conv1.{0}",
+    r"stem_norm3": "bn1",
+    r"stem_norm([12])": "conv1.{0}",
+    r"stem_pool_conv": "maxpool.0",
+    r"predictions": "fc",
+}
+PLAIN_SHORTCUT = {
+    r"stage(\d+)_block(\d+)_shortcut_conv": "layer{0}.{1-1}.downsample.0",
+    r"stage(\d+)_block(\d+)_shortcut_norm": "layer{0}.{1-1}.downsample.1",
+}
+POOLED_SHORTCUT = {
+    r"stage(\d+)_block(\d+)_shortcut_conv": "layer{0}.{1-1}.downsample.1",
+    r"stage(\d+)_block(\d+)_shortcut_norm": "layer{0}.{1-1}.downsample.2",
+}
+# Places in the stem's torch.nn.Sequential, activations included.
+DEEP_STEM = {
+    "stem_conv1": "conv1.0",
+    "stem_norm1": "conv1.1",
+    "stem_conv2": "conv1.3",
+    "stem_norm2": "conv1.4",
+    "stem_conv3": "conv1.6",
+}
+
+
+def resnet_rules(config):
+    """Pattern -> template for a `ResNetConfig`."""
+    shortcut = POOLED_SHORTCUT if config.shortcut == "average" else PLAIN_SHORTCUT
+    pool_norm = {"stem_pool_norm": "maxpool.2" if config.antialias else "maxpool.1"}
+    return {**DEEP_STEM, **pool_norm, **shortcut, **BLOCK}
+
+
+def _resnet(config, layer, variable):
+    return f"{by_rules(resnet_rules(config), layer)}.{TORCH_VARIABLES[variable]}"
+
+
+def _resnet_fits(config, arrays):
+    if config.stride_in == "1x1" and config.block == "bottleneck":
+        return "it has the stride in the 3×3 (v1.5), the model in the 1×1; take the variant without `_v1`"
+    if config.shortcut.startswith("pad"):
+        return "its shortcuts are projections, the model's are option A; take the variant with `_b`"
+    return None
+
+
+def vgg_places(config):
+    """Our layer -> place in torchvision's `features`, which counts norms, activations and pools too."""
+    places, place = {}, 0
+    for stage, count in enumerate(config.stages, start=1):
+        for number in range(1, count + 1):
+            places[f"block{stage}_conv{number}"] = place
+            places[f"block{stage}_norm{number}"] = place + 1
+            place += 3 if config.batch_norm else 2
+        place += 1
+    return places
+
+
+def _vgg(config, layer, variable):
+    places = {name: f"features.{place}" for name, place in vgg_places(config).items()}
+    places |= {"fc1": "classifier.0", "fc2": "classifier.3", "predictions": "classifier.6"}
+    return f"{places.get(layer, layer)}.{TORCH_VARIABLES[variable]}"
+
+
+IMAGENET = {"dataset": "ImageNet-1k"}
+IMAGE = {"size": [224, 224], "resize": 256}
+
+
+def _is_resnet(arrays):
+    return "layer1.0.conv1.weight" in arrays and ("conv1.weight" in arrays or "conv1.0.weight" in arrays)
+
+
+def _is_cifar(arrays):
+    return _is_resnet(arrays) and "conv1.weight" in arrays and arrays["conv1.weight"].shape[-1] == 3
+
+
+RESNET = Origin(
+    "torchvision or timm",
+    lambda arrays: _is_resnet(arrays) and not _is_cifar(arrays),
+    _resnet,
+    torch_layout=True,
+    ignored=r".*num_batches_tracked",
+    fits=_resnet_fits,
+    preprocessing="torch",
+    image=IMAGE,
+)
+# Networks for small images: many repositories name their arrays like torchvision, each with statistics of its own.
+SMALL_RESNET = Origin(
+    "a CIFAR network in torchvision's names",
+    _is_cifar,
+    _resnet,
+    torch_layout=True,
+    ignored=r".*num_batches_tracked",
+    fits=_resnet_fits,
+)
+VGG = Origin(
+    "torchvision",
+    lambda arrays: "features.0.weight" in arrays and "pre_logits.fc1.weight" not in arrays,
+    _vgg,
+    torch_layout=True,
+    ignored=r".*num_batches_tracked",
+    preprocessing="torch",
+    card=IMAGENET,
+    image=IMAGE,
+)
