@@ -55,18 +55,19 @@ class AppOptions:
     decoders: int = 2
 
 
-def create_app(repository, options=AppOptions(), version="0"):
+def create_app(repository, options=AppOptions(), version="0", on_ready=lambda: None):
     """An ASGI application that serves a repository.
 
     Args:
         repository: `Repository`, opened; it is warmed up when the application starts and closed when it ends.
         options: `AppOptions`.
         version: the server's version, as its metadata give it.
+        on_ready: called when all models have been warmed up.
 
     Returns:
         Starlette
     """
-    handlers = _Handlers(repository, options, version)
+    handlers = _Handlers(repository, options, version, on_ready)
     app = Starlette(
         routes=[Route(path, _guarded(getattr(handlers, name)), methods=[method]) for method, path, name in _routes()],
         exception_handlers={HTTPException: _http_error, Exception: _bug},
@@ -110,8 +111,8 @@ def _routes():
 
 
 class _Handlers:
-    def __init__(self, repository, options, version):
-        self.repository, self.options, self.version = repository, options, version
+    def __init__(self, repository, options, version, on_ready):
+        self.repository, self.options, self.version, self.on_ready = repository, options, version, on_ready
         self._buffered = 0
         self._decoders = ThreadPoolExecutor(options.decoders, thread_name_prefix="decode")
         folder = files(__package__) / "page"
@@ -130,7 +131,7 @@ class _Handlers:
         for reason in await self.repository.warm_up():
             log.error(reason)
         if self.repository.ready:
-            log.info("ready")
+            self.on_ready()
 
     async def page(self, request):
         name = request.url.path.rsplit("/", 1)[1] or "index.html"
@@ -294,7 +295,8 @@ class _Handlers:
                 async with asyncio.timeout(self.options.body_timeout):
                     return await read()
             except TimeoutError as error:
-                raise ProtocolError(f"the body did not come within {self.options.body_timeout:g} s", 408) from error
+                reason = f"the body did not come within {self.options.body_timeout:g} s"
+                raise ProtocolError(reason, 408, {"Connection": "close"}) from error
 
         try:
             yield read_in_time

@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, field
 
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -86,7 +88,7 @@ COUNTERS = (
 
 
 def render_metrics(models):
-    """The text that Prometheus reads.
+    """The text that Prometheus reads: the models' counters, and the process's memory, time and files.
 
     Args:
         models: iterable of `(name, version, Statistics, rows waiting)`.
@@ -94,27 +96,17 @@ def render_metrics(models):
     Returns:
         `(bytes, content type)`.
     """
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+    models = [(f'{{model="{name}",version="{version}"}}', statistics, waiting) for name, version, statistics, waiting in models]
+    lines = []
+    # prometheus-client would append `_total` to the names that Triton's dashboards look for.
+    for name, text, read in COUNTERS:
+        lines += _family(name, "counter", text, [(labels, read(statistics)) for labels, statistics, _ in models])
+    lines += _family("pending_request_count", "gauge", "Rows waiting in the queue", [(m[0], m[2]) for m in models])
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return "\n".join(lines + [""]).encode() + generate_latest(registry), CONTENT_TYPE_LATEST
 
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(list(models)))
-    return generate_latest(registry), CONTENT_TYPE_LATEST
 
-
-class _Collector:
-    def __init__(self, models):
-        self._models = models
-
-    def collect(self):
-        from prometheus_client.core import GaugeMetricFamily, Metric
-
-        for name, text, read in COUNTERS:
-            # A CounterMetricFamily would append `_total` to the names that Triton's dashboards look for.
-            family = Metric(f"nv_inference_{name}", text, "counter")
-            for model, version, statistics, _ in self._models:
-                family.add_sample(f"nv_inference_{name}", {"model": model, "version": version}, read(statistics))
-            yield family
-        gauge = GaugeMetricFamily("nv_inference_pending_request_count", "Rows waiting in the queue", labels=["model", "version"])
-        for model, version, _, waiting in self._models:
-            gauge.add_metric([model, version], waiting)
-        yield gauge
+def _family(name, kind, text, samples):
+    name = f"nv_inference_{name}"
+    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *(f"{name}{labels} {value}" for labels, value in samples)]

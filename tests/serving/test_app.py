@@ -14,6 +14,7 @@ pytest.importorskip("starlette", reason="needs the extra `serve`")
 pytest.importorskip("prometheus_client", reason="needs the extra `serve`")
 httpx = pytest.importorskip("httpx", reason="needs the extra `client`")
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from resnet_export.runtime import Session
 from resnet_export.serving import protocol
 from resnet_export.serving.app import AppOptions, create_app
@@ -290,9 +291,13 @@ def test_statistics_and_metrics_agree(models, pixels):
         assert {b["batch_size"]: b["compute_infer"]["count"] for b in entry["batch_stats"]} == {1: 1, 2: 3, 4: 1}
         metrics = client.get("/metrics")
         assert metrics.headers["content-type"].startswith("text/plain")
-        lines = metrics.text.splitlines()
+        families = {family.name: family for family in text_string_to_metric_families(metrics.text)}
         for name, value in (("request_success", 4), ("count", 11), ("exec_count", 5), ("pending_request_count", 0)):
-            assert f'nv_inference_{name}{{model="tiny",version="1"}} {float(value)}' in lines
+            [sample] = families[f"nv_inference_{name}"].samples
+            assert (sample.labels, sample.value) == ({"model": "tiny", "version": "1"}, value)
+            # The parser renames counters; Triton's dashboards look for the plain names.
+            assert f'nv_inference_{name}{{model="tiny",version="1"}} {value}' in metrics.text.splitlines()
+        assert families["process_resident_memory_bytes"].samples[0].value > 1e6
 
 
 def test_keys_are_asked_for(models):
@@ -414,7 +419,7 @@ def test_full_queue_and_deadline_are_503_with_retry_after(models, monkeypatch):
         answer = await send(timeout=30_000)
         assert_error(answer, 503, "no answer within 0.03 s")
         waiting = send()
-        while 'pending_request_count{model="bytes",version="1"} 1.0' not in (await client.get("/metrics")).text:
+        while 'pending_request_count{model="bytes",version="1"} 1\n' not in (await client.get("/metrics")).text:
             await asyncio.sleep(0.005)
         refused = await send()
         assert_error(refused, 503, "1 rows wait already; at most 1 may")

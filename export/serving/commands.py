@@ -1,0 +1,182 @@
+"""The command line of serving: parse, call one function, print. What these commands need is imported when they run."""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+
+import click
+
+from ..errors import DeviceError, UsageError
+
+MIB = 2**20
+DELAY_HELP = "How long a request may wait for others that are on their way."
+
+
+def register(group):
+    """Add the commands of this module to a click group."""
+    for command in (serve,):
+        group.add_command(command)
+
+
+def _tell(as_json, event, text, **details):
+    """Print an event; a reader that is gone or a full disk does not stop the server."""
+    try:
+        click.echo(json.dumps({"event": event, **details}) if as_json else text)
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")
+
+
+@contextlib.contextmanager
+def _needs_extra(extra):
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith(("resnet_export", "export")):
+            raise
+        raise DeviceError(f"{error.name} is not installed; pip install 'keras-resnet-export[{extra}]'") from error
+
+
+def _options(*options):
+    def decorate(function):
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _number(kind, name, default, text):
+    above_zero = click.IntRange(min=1) if kind is int else click.FloatRange(min=0, min_open=True)
+    return click.option(name, type=above_zero, default=default, show_default=default is not None, help=text)
+
+
+model_options = _options(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, tensorrt or openvino."),
+    _number(int, "--threads", None, "Threads of one run; onnxruntime's choice by default."),
+    _number(int, "--max-batch", 16, "Rows that run together."),
+    click.option("--max-delay-ms", type=click.FloatRange(0, 60_000), default=5.0, show_default=True, help=DELAY_HELP),
+    _number(int, "--queue", 1024, "Rows that may wait; more are refused with 503."),
+    _number(int, "--instances", 1, "Batches that run at a time."),
+    _number(int, "--max-rows", 256, "Rows of one request."),
+    _number(int, "--max-pixels", 64_000_000, "Pixels of one image."),
+    _number(float, "--timeout", 60.0, "Seconds a request may wait and run."),
+    click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Run every batch size before being ready."),
+)
+app_options = _options(
+    _number(int, "--max-body-mb", 64, "MiB of one request."),
+    _number(int, "--max-buffered-mb", 1024, "MiB of all requests together."),
+    _number(float, "--body-timeout", 30.0, "Seconds in which a request's body must come."),
+    click.option("--allow-control", is_flag=True, help="Let clients load and unload models."),
+    click.option("--api-key-file", type=click.Path(), help="Keys, one a line; requests need `Authorization: Bearer KEY`."),
+)
+server_options = _options(
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 for all."),
+    click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."),
+    _number(float, "--grace", 60.0, "Seconds a shutdown waits for what is in flight."),
+    click.option("--access-log", is_flag=True, help="One line per request on standard error."),
+    click.option("--ssl-certfile", type=click.Path(), help="TLS certificate."),
+    click.option("--ssl-keyfile", type=click.Path(), help="TLS key."),
+)
+common_options = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks."),
+)
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[NAME=]FILE...")
+@click.option("--repository", type=click.Path(), help="Folder of models: NAME/VERSION/model.onnx or NAME.onnx.")
+@server_options
+@model_options
+@app_options
+@common_options
+def serve(files, repository, as_json, host, port, grace, access_log, ssl_certfile, ssl_keyfile, **options):
+    """Serve ONNX models over HTTP: the Open Inference Protocol v2, as KServe and Triton speak it, a page for people at /,
+    and POST /v2/models/NAME/classify for image files. A name that comes again is the next version of that model.
+
+    \b
+    Example:
+      resnet-export serve resnet50.onnx small=resnet20.onnx --port 8000
+    """
+    with _needs_extra("serve"):
+        from . import server
+        from .app import create_app
+    from .repository import Repository, parse_sources
+
+    listen = server.ServerOptions(host, port, grace, access_log, _tls(ssl_certfile, ssl_keyfile))
+    app_options = _app_options(options)
+    models = Repository(parse_sources(files), repository, _model_options(options))
+    bound = server.bind(listen)
+    models.open()
+    server.log_to_stderr(access_log)
+    url = server.url_of(bound, bool(listen.tls))
+    names = ", ".join(f"{m['name']}/{m['version']}" for m in models.index())
+    tell = functools.partial(_tell, as_json)
+    config = server.configure(create_app(models, app_options, _version(), on_ready=lambda: tell("ready", "ready")), listen)
+    tell("listening", f"serving {names} on {url}", url=url, models=models.index())
+    ended_by = server.run(config, bound)
+    tell("stopped", "stopped")
+    # Ctrl-C is an interruption; SIGTERM is how a server is meant to be stopped.
+    return 130 if ended_by == signal.SIGINT else 0
+
+
+def _version():
+    try:
+        return importlib.metadata.version("keras-resnet-export")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
+def _tls(certfile, keyfile):
+    if keyfile and not certfile:
+        raise UsageError("--ssl-keyfile needs --ssl-certfile")
+    return tuple((name, path) for name, path in (("ssl_certfile", certfile), ("ssl_keyfile", keyfile)) if path)
+
+
+def _model_options(options):
+    from .batcher import BatchOptions
+    from .models import ModelOptions
+
+    return ModelOptions(
+        device=options["device"],
+        threads=options["threads"],
+        batch=BatchOptions(options["max_batch"], options["max_delay_ms"] / 1000, options["queue"], options["instances"]),
+        max_request_rows=options["max_rows"],
+        max_pixels=options["max_pixels"],
+        timeout=options["timeout"],
+        warm_up=options["warm_up"],
+    )
+
+
+def _app_options(options):
+    from .app import AppOptions
+
+    return AppOptions(
+        max_body=options["max_body_mb"] * MIB,
+        max_buffered=options["max_buffered_mb"] * MIB,
+        body_timeout=options["body_timeout"],
+        allow_control=options["allow_control"],
+        api_keys=read_keys(options["api_key_file"]) if options["api_key_file"] else (),
+        decoders=max(2, os.cpu_count() or 2),
+    )
+
+
+def read_keys(path):
+    """The keys in a file, one a line; empty lines and lines that begin with `#` are passed over.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no key: a server without keys would be open.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            keys = tuple(line.strip() for line in file if line.strip() and not line.startswith("#"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the API keys in {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not keys:
+        raise UsageError(f"{path} holds no API key; write one a line")
+    return keys

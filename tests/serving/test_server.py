@@ -1,0 +1,254 @@
+"""The server as a process: started, loaded, ill-treated and stopped from outside."""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny_models import classifier, classifier_logits
+
+for module in ("starlette", "uvicorn", "prometheus_client"):
+    pytest.importorskip(module, reason="needs the extra `serve`")
+httpx = pytest.importorskip("httpx", reason="needs the extra `client`")
+from resnet_export.serving import protocol
+
+
+class Server:
+    """A running `resnet-export serve --port 0 --json`."""
+
+    def __init__(self, *arguments, **popen):
+        command = [sys.executable, "-m", "resnet_export", "serve", "--port", "0", "--json", "--device", "cpu", "--threads", "1"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | popen
+        self.process = subprocess.Popen([*command, *map(str, arguments)], **pipes)
+
+    def wait(self, event):
+        for line in self.process.stdout:
+            message = json.loads(line)
+            self.url = message.get("url", getattr(self, "url", None))
+            if message["event"] == event:
+                return self
+        raise AssertionError(self.process.stderr.read())
+
+    @property
+    def address(self):
+        url = httpx.URL(self.url)
+        return url.host, url.port
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@contextlib.contextmanager
+def serving(*arguments, **popen):
+    server = Server(*arguments, **popen)
+    try:
+        yield server.wait("ready")
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(models):
+    with serving(models["tiny"], f"bytes={models['bytes']}", "--body-timeout", "1") as server:
+        yield server
+
+
+def infer(client, images, model="bytes"):
+    body, length = protocol.encode_request({"images": images})
+    answer = client.post(f"/v2/models/{model}/infer", content=body, headers={protocol.HEADER_LENGTH: str(length)})
+    assert answer.status_code == 200, answer.text
+    return protocol.decode_response(answer.content, int(answer.headers[protocol.HEADER_LENGTH])).outputs["logits"]
+
+
+def assert_alive(server, pixels):
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        np.testing.assert_allclose(infer(client, pixels), classifier_logits(pixels), rtol=1e-5, atol=1e-6)
+
+
+def raw(server, data):
+    """What the server sends back for raw bytes until it closes or is silent for two seconds."""
+    with socket.create_connection(server.address, timeout=2) as connection:
+        with contextlib.suppress(OSError):
+            connection.sendall(data)
+        answer = b""
+        with contextlib.suppress(OSError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+        return answer
+
+
+def test_sigterm_finishes_what_is_in_flight(models):
+    with serving(models["bytes"], "--grace", "30") as server:
+        body, length = protocol.encode_request({"images": np.zeros((1, 8, 8, 3), "u1")})
+        head = f"POST /v2/models/bytes/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        head = f"{head}{protocol.HEADER_LENGTH}: {length}\r\n\r\n".encode()
+        with socket.create_connection(server.address, timeout=20) as connection:
+            connection.sendall(head + body[:50])
+            time.sleep(0.3)
+            server.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(OSError):
+                while True:
+                    socket.create_connection(server.address, timeout=1).close()
+                    time.sleep(0.02)
+            assert server.process.poll() is None
+            connection.sendall(body[50:])
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert server.process.wait(20) == 0
+        assert json.loads(server.process.stdout.read()) == {"event": "stopped"}
+
+
+def test_interrupt_exits_with_130(models):
+    with serving(models["bytes"]) as server:
+        assert server.stop(signal.SIGINT) == 130
+
+
+def test_many_connections_at_once_are_all_answered(server):
+    images = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3)).astype("u1")
+    body = [protocol.encode_request({"images": image[None]}) for image in images]
+
+    def ask(index):
+        data, length = body[index % len(body)]
+        head = f"POST /v2/models/bytes/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
+        return raw(server, f"{head}{protocol.HEADER_LENGTH}: {length}\r\n\r\n".encode() + data)
+
+    with concurrent.futures.ThreadPoolExecutor(50) as pool:
+        idle = [socket.create_connection(server.address, timeout=10) for _ in range(500)]
+        answers = list(pool.map(ask, range(500)))
+        for connection in idle:
+            connection.close()
+    expected = classifier_logits(images)
+    for index, answer in enumerate(answers):
+        head, _, content = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), answer[:200]
+        length = int(next(line.split(b":")[1] for line in head.split(b"\r\n") if b"header-content-length" in line.lower()))
+        found = protocol.decode_response(content, length).outputs["logits"]
+        np.testing.assert_allclose(found[0], expected[index % len(images)], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "data, status",
+    [
+        (b"nonsense\r\n\r\n", b"HTTP/1.1 400"),
+        (b"GET /v2 HTTP/1.1\r\n" + b"X: " + b"a" * 70_000, b"HTTP/1.1 400"),
+        (b"POST /v2/models/bytes/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\nx", b"HTTP/1.1 413"),
+        (b"POST /v2/models/bytes/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{", b"HTTP/1.1 408"),
+    ],
+    ids=["no-http", "endless-head", "huge-length", "stalled-body"],
+)
+def test_bad_http_is_answered_in_json_and_harms_nobody(server, pixels, data, status):
+    answer = raw(server, data)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(status), answer
+    assert json.loads(body)["error"]
+    assert_alive(server, pixels)
+
+
+def test_clients_that_hang_up_harm_nobody(server, pixels):
+    body, length = protocol.encode_request({"images": np.zeros((8, 8, 8, 3), "u1")})
+    head = f"POST /v2/models/bytes/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    data = f"{head}{protocol.HEADER_LENGTH}: {length}\r\n\r\n".encode() + body
+    for end in [0, 20, len(data) // 2, len(data) - 1, len(data)] * 10:
+        with socket.create_connection(server.address, timeout=5) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            connection.sendall(data[:end])
+    assert_alive(server, pixels)
+    assert b"nv_inference_pending_request_count{model=\"bytes\",version=\"1\"} 0\n" in httpx.get(f"{server.url}/metrics").content
+
+
+@pytest.mark.parametrize("fate", ["deleted", "replaced", "damaged"])
+def test_model_file_that_changes_while_it_is_served(tmp_path, pixels, fate):
+    path = classifier(tmp_path / "bytes.onnx", dtype="uint8")
+    with serving(path) as server:
+        if fate == "deleted":
+            path.unlink()
+        elif fate == "replaced":
+            classifier(path, dtype="uint8", bias=np.zeros(5))
+        else:
+            path.write_bytes(b"")
+        assert_alive(server, pixels)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_full_disk_behind_the_log_is_no_reason_to_stop(models, pixels):
+    probe = socket.socket()
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+    probe.close()
+    with open("/dev/full", "w") as full:
+        server = Server(models["bytes"], "--access-log", "--port", port, stdout=full, stderr=full)
+    try:
+        server.url = f"http://127.0.0.1:{port}"
+        for _ in range(200):
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{server.url}/v2/health/ready").status_code == 200:
+                    break
+            time.sleep(0.05)
+        assert_alive(server, pixels)
+        assert server.stop() == 0
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def test_repository_of_versions_is_served(tmp_path, pixels):
+    classifier(tmp_path / "net" / "1" / "model.onnx", dtype="uint8")
+    classifier(tmp_path / "net" / "2" / "model.onnx", dtype="uint8", bias=np.zeros(5))
+    with serving("--repository", tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/v2/models/net").json()["versions"] == ["1", "2"]
+        np.testing.assert_allclose(infer(client, pixels, "net/versions/1"), classifier_logits(pixels), rtol=1e-5, atol=1e-6)
+        assert not np.allclose(infer(client, pixels, "net"), classifier_logits(pixels))
+
+
+def refused(*arguments):
+    command = [sys.executable, "-m", "resnet_export", "serve", "--device", "cpu", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_wrong_usage_is_one_sentence_and_exits_with_2(models, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    (tmp_path / "keys").write_text("# none\n\n")
+    shutil.copy(models["tiny"], tmp_path / "a b.onnx")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments, text in [
+            ([], "there is no model to serve"),
+            ([tmp_path / "missing.onnx"], "does not exist"),
+            ([tmp_path / "bad.onnx"], "not an ONNX file"),
+            ([tmp_path / "a b.onnx"], "write NAME="),
+            (["--repository", tmp_path / "none"], "is not a folder"),
+            ([models["tiny"], "--port", port], f"cannot listen on 127.0.0.1:{port}"),
+            ([models["tiny"], "--host", "300.1.1.1"], "cannot listen on 300.1.1.1"),
+            ([models["tiny"], "--api-key-file", tmp_path / "keys"], "holds no API key"),
+            ([models["tiny"], "--api-key-file", tmp_path / "nokeys"], "cannot read the API keys"),
+            ([models["tiny"], "--max-batch", 0], "--max-batch"),
+            ([models["tiny"], "--ssl-keyfile", tmp_path / "keys"], "needs --ssl-certfile"),
+            ([models["tiny"], "--ssl-certfile", tmp_path / "keys"], "TLS certificate or key cannot be used"),
+        ]:
+            done = refused(*arguments)
+            assert done.returncode == 2 and text in done.stderr, (arguments, done)
+            assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_serving_imports_neither_keras_nor_tensorflow(models):
+    code = (
+        "import sys, resnet_export.serving.app, resnet_export.serving.server, resnet_export.serving.commands as c\n"
+        "from resnet_export.serving.repository import Repository, parse_sources\n"
+        "from resnet_export.serving.models import ModelOptions\n"
+        "Repository(parse_sources(sys.argv[1:]), None, ModelOptions()).open()\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'keras', 'tensorflow', 'keras_resnet', 'tf2onnx'}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, models["tiny"]], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
