@@ -13,48 +13,13 @@ import time
 
 import numpy as np
 import pytest
+from running import Server, serving
 from tiny_models import classifier, classifier_logits
 
 for module in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(module, reason="needs the extra `serve`")
 httpx = pytest.importorskip("httpx", reason="needs the extra `client`")
 from resnet_export.serving import protocol
-
-
-class Server:
-    """A running `resnet-export serve --port 0 --json`."""
-
-    def __init__(self, *arguments, **popen):
-        command = [sys.executable, "-m", "resnet_export", "serve", "--port", "0", "--json", "--device", "cpu", "--threads", "1"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | popen
-        self.process = subprocess.Popen([*command, *map(str, arguments)], **pipes)
-
-    def wait(self, event):
-        for line in self.process.stdout:
-            message = json.loads(line)
-            self.url = message.get("url", getattr(self, "url", None))
-            if message["event"] == event:
-                return self
-        raise AssertionError(self.process.stderr.read())
-
-    @property
-    def address(self):
-        url = httpx.URL(self.url)
-        return url.host, url.port
-
-    def stop(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        return self.process.wait(20)
-
-
-@contextlib.contextmanager
-def serving(*arguments, **popen):
-    server = Server(*arguments, **popen)
-    try:
-        yield server.wait("ready")
-    finally:
-        server.process.kill()
-        server.process.communicate()
 
 
 @pytest.fixture(scope="module")

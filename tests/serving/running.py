@@ -1,0 +1,44 @@
+"""`resnet-export serve` as a process."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+
+class Server:
+    """A running `resnet-export serve --port 0 --json`."""
+
+    def __init__(self, *arguments, **popen):
+        command = [sys.executable, "-m", "resnet_export", "serve", "--port", "0", "--json", "--device", "cpu", "--threads", "1"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | popen
+        self.process = subprocess.Popen([*command, *map(str, arguments)], **pipes)
+
+    def wait(self, event):
+        for line in self.process.stdout:
+            message = json.loads(line)
+            self.url = message.get("url", getattr(self, "url", None))
+            if message["event"] == event:
+                return self
+        raise AssertionError(self.process.stderr.read())
+
+    @property
+    def address(self):
+        url = urlsplit(self.url)
+        return url.hostname, url.port
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@contextlib.contextmanager
+def serving(*arguments, **popen):
+    server = Server(*arguments, **popen)
+    try:
+        yield server.wait("ready")
+    finally:
+        server.process.kill()
+        server.process.communicate()
