@@ -1,4 +1,4 @@
-"""Verified ONNX and SavedModel export of Keras models. Names are imported on first use, so that reading an artefact needs no TensorFlow."""
+"""Verified ONNX and SavedModel export of Keras models. Names load on first use: reading an artefact needs no TensorFlow."""
 
 import importlib
 

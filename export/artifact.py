@@ -25,6 +25,7 @@ from pathlib import Path
 from .errors import UsageError
 
 PREFIX = "keras_resnet."
+FOLDER_FILE = "keras_resnet.json"  # the same keys, without prefix, in a SavedModel folder
 KEYS = ("card", "options", "sha256", "tolerances", "versions")
 
 
@@ -49,10 +50,10 @@ def decode_metadata(pairs):
 
 
 def read_metadata(path):
-    """The metadata of an ONNX file, without its external data.
+    """The metadata of an ONNX file, without its external data, or of a SavedModel folder.
 
     Args:
-        path: ONNX file.
+        path: ONNX file or folder.
 
     Returns:
         dict with those of `KEYS` that the file holds.
@@ -60,6 +61,10 @@ def read_metadata(path):
     Raises:
         UsageError: the file is missing or no ONNX file.
     """
+    if Path(path).is_dir():
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((Path(path) / FOLDER_FILE).read_text("utf-8"))
+        return {}
     return decode_metadata({entry.key: entry.value for entry in read_proto(path, external_data=False).metadata_props})
 
 

@@ -1,4 +1,4 @@
-"""Keras to ONNX: trace without weights, translate op by op, clean the graph, write, verify what was written, and only then rename."""
+"""Keras to ONNX: trace without weights, translate op by op, clean the graph, write, verify what was written, then rename."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,8 @@ from .artifact import publishing
 from .errors import UsageError
 from .graph import to_ir
 from .interface import interface as interface_of
-from .passes import finish, opset as opsets
+from .passes import finish
+from .passes import opset as opsets
 from .rebuild import in_float32, with_open_size
 from .results import ExportResult
 from .stock import stock_model
@@ -44,7 +45,7 @@ def to_onnx(
     keep_failed=False,
     progress=None,
 ):
-    """Export a Keras model to a verified ONNX file; differs from `model.export` in that a file that does not match is not written.
+    """Export a Keras model to a verified ONNX file; differs from `model.export`: a file that does not match is not written.
 
     Args:
         model: built Keras model, Functional or Sequential. Mixed precision is rebuilt in float32.
@@ -56,7 +57,7 @@ def to_onnx(
         dynamic_size: open height and width instead of the model's.
         labels: class names in the order of the logits; by default the card's.
         external_data: weights in a second file, `path + ".data"`; by default only where one file would pass 2 GB.
-        samples: images to verify on beside random batches: array in the file's layout.
+        samples: images to verify on beside random batches: a folder, or an array in the file's layout.
         overwrite: whether `path` may exist.
         keep_failed: keep a file that failed verification as `path + ".failed"`.
         progress: function that is told each step by name.
@@ -199,11 +200,3 @@ def versions():
     return {"keras_resnet_export": __version__} | {
         name: distributions.version(name) for name in ("keras", "onnx", "onnx-ir", "tensorflow", "tf2onnx")
     }
-
-
-def options_of(path, model):
-    """The options a file was exported with, from its metadata; guessed from its inputs and outputs for files from elsewhere."""
-    options = artifact.read_metadata(path).get("options")
-    if options is not None:
-        return OPTIONS | options
-    raise UsageError(f"{path} was not written by resnet-export, so it is not known how its inputs and outputs map to {model.name!r}")

@@ -37,11 +37,12 @@ class Interface:
     outputs: tuple
     layout: str = "nhwc"
 
-    def specs(self):
-        """One `tf.TensorSpec` per input."""
+    def specs(self, names=None):
+        """One `tf.TensorSpec` per input; `names` where TensorFlow's are to be seen (it may alter what it does not like)."""
         import tensorflow as tf
 
-        return [tf.TensorSpec(port.shape, port.dtype, name=f"input_{index}") for index, port in enumerate(self.inputs)]
+        names = names or [f"input_{index}" for index in range(len(self.inputs))]
+        return [tf.TensorSpec(port.shape, port.dtype, name=name) for port, name in zip(self.inputs, names, strict=True)]
 
     def __call__(self, *tensors):
         """`{output name: tensor}` of the model, eagerly or while tracing."""
@@ -92,7 +93,10 @@ class Interface:
         """
         import tensorflow as tf
 
-        found = {name: np.asarray(value) for name, value in self._all([tf.convert_to_tensor(feeds[p.name]) for p in self.inputs]).items()}
+        found = {
+            name: np.asarray(value)
+            for name, value in self._all([tf.convert_to_tensor(feeds[p.name]) for p in self.inputs]).items()
+        }
         largest = {name: float(np.abs(value).max(initial=0)) for name, value in found.items()}
         if PROBABILITIES in found:
             largest[PROBABILITIES] = max(largest[PROBABILITIES], largest[LOGITS])
@@ -144,7 +148,8 @@ def input_tensors(model):
         tensors = []
     if not tensors:
         raise UsageError(
-            f"model {model.name!r} has no static inputs; build it, or wrap a subclassed one: keras.Model(x, model(x)) with x = keras.Input(…)"
+            f"model {model.name!r} has no static inputs; build it, or wrap a subclassed one: "
+            "keras.Model(x, model(x)) with x = keras.Input(…)"
         )
     return tensors
 
@@ -197,36 +202,36 @@ def final_layer(model):
 
 def final_activation(model):
     """The softmax or sigmoid that ends a one-output classifier, or None."""
-    layer = final_layer(model)
-    attribute = _activation_attribute(layer)
-    if attribute is None or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
+    if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
         return None
-    return getattr(layer, attribute)
+    return _ending(final_layer(model))[1]
 
 
-def _activation_attribute(layer):
+def _ending(layer):
+    """Where a layer keeps its final softmax or sigmoid, and which it is: `(attribute, function)`, or `(None, None)`."""
     import keras
 
     if isinstance(layer, keras.layers.Softmax):
-        return "softmax" if layer.axis in (-1, 1) else None
-    final = (keras.activations.softmax, keras.activations.sigmoid)
-    return "activation" if getattr(layer, "activation", None) in final else None
+        return ("call", keras.activations.softmax) if layer.axis in (-1, 1) else (None, None)
+    activation = getattr(layer, "activation", None)
+    final = activation in (keras.activations.softmax, keras.activations.sigmoid)
+    return ("activation", activation) if final else (None, None)
 
 
 @contextlib.contextmanager
 def without_activation(model):
     """Let the model return logits while the block runs; its last layer gets its activation back afterwards."""
-    import keras
-
     layer = final_layer(model)
-    attribute = _activation_attribute(layer)
-    activation = getattr(layer, attribute)
-    setattr(layer, attribute, _linear if isinstance(layer, keras.layers.Softmax) else keras.activations.linear)
+    attribute, activation = _ending(layer)
+    setattr(layer, attribute, _linear)
     try:
         yield
     finally:
-        setattr(layer, attribute, activation)
+        if attribute == "call":
+            delattr(layer, attribute)
+        else:
+            setattr(layer, attribute, activation)
 
 
-def _linear(x, axis=-1):
+def _linear(x, mask=None):
     return x

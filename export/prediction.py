@@ -49,7 +49,9 @@ def predict(path, files, *, top=5, device="auto", batch=8):
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
         scores = np.concatenate([model.run(group, [name])[name] for group in batches(part, model.card, spec)])
-        found += [_best(file, row, model.labels, top) for file, row in zip(part, softmax(scores) if is_logits else scores, strict=True)]
+        found += [
+            _best(file, row, model.labels, top) for file, row in zip(part, softmax(scores) if is_logits else scores, strict=True)
+        ]
     return found
 
 
@@ -74,7 +76,9 @@ def scores_output(model):
     for name in ("logits", "probabilities"):
         if name in names and len(next(v for v in model.outputs if v.name == name).shape) == 2:
             return name, name == "logits"
-    raise UsageError(f"{model.path.name} is no classifier: it has no output `logits` or `probabilities`, only {_described(model.outputs)}")
+    raise UsageError(
+        f"{model.path.name} is no classifier: it has no output `logits` or `probabilities`, only {_described(model.outputs)}"
+    )
 
 
 def _described(values):
@@ -121,7 +125,9 @@ def stacked(pixels, spec):
 def _best(file, scores, labels, top):
     order = np.argsort(-scores, kind="stable")[:top]
     names = tuple(labels[index] if labels and index < len(labels) else None for index in order)
-    return Prediction(str(Path(file)), tuple(int(index) for index in order), names, tuple(float(scores[index]) for index in order))
+    return Prediction(
+        str(Path(file)), tuple(int(index) for index in order), names, tuple(float(scores[index]) for index in order)
+    )
 
 
 def softmax(logits):

@@ -1,6 +1,4 @@
-"""Keras models made anew where the one at hand cannot be exported as it is: other precision, open size, preprocessing in front."""
-
-import keras
+"""Keras models made anew where the one at hand cannot be exported as it is: in float32, or with open size."""
 
 from .errors import UsageError
 
@@ -32,7 +30,8 @@ def _with_float32(node):
     if node.get("class_name") == "DTypePolicy" and "float16" in str(node["config"].get("name")):
         return {**node, "config": {**node["config"], "name": "float32"}}
     return {
-        key: "float32" if key == "dtype" and isinstance(value, str) and "float16" in value else value for key, value in node.items()
+        key: "float32" if key == "dtype" and isinstance(value, str) and "float16" in value else value
+        for key, value in node.items()
     }
 
 
@@ -47,6 +46,8 @@ def with_open_size(model):
         raise UsageError("`dynamic_size` needs a model with one image input")
     if shapes[0][1] is None and shapes[0][2] is None:
         return model
+    import keras
+
     try:
         opened = keras.models.clone_model(model, input_tensors=keras.Input((None, None, shapes[0][3])))
         opened.set_weights(model.get_weights())
@@ -57,10 +58,14 @@ def with_open_size(model):
 
 def _rebuilt(model, change):
     """The model from its config with `change` applied to every dict in it."""
+    import keras
+
     custom = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
     try:
         config = _mapped(keras.saving.serialize_keras_object(model), change)
-        rebuilt = keras.saving.deserialize_keras_object({**config, "compile_config": None}, custom_objects=custom, safe_mode=False)
+        rebuilt = keras.saving.deserialize_keras_object(
+            {**config, "compile_config": None}, custom_objects=custom, safe_mode=False
+        )
         rebuilt.set_weights(model.get_weights())
     except Exception as error:
         raise UsageError(f"model {model.name!r} cannot be rebuilt in float32: {str(error).splitlines()[0]}") from error

@@ -73,7 +73,7 @@ class Session:
         """Run once.
 
         Args:
-            feeds: array, for a model with one input, or `{input name: array}`; cast to the input's dtype where that loses nothing.
+            feeds: array, for a model with one input, or `{input name: array}`; cast to the input's dtype within its kind.
             outputs: names wanted; all by default.
 
         Returns:
@@ -92,10 +92,14 @@ class Session:
     def _checked(self, feeds):
         if not isinstance(feeds, dict):
             if len(self.inputs) != 1:
-                raise UsageError(f"{self.path.name} has {len(self.inputs)} inputs; give a dict of {', '.join(v.name for v in self.inputs)}")
+                raise UsageError(
+                    f"{self.path.name} has {len(self.inputs)} inputs; give a dict of {', '.join(v.name for v in self.inputs)}"
+                )
             feeds = {self.inputs[0].name: feeds}
         if set(feeds) != {value.name for value in self.inputs}:
-            raise UsageError(f"inputs must be {', '.join(v.name for v in self.inputs)}, got {', '.join(map(str, feeds)) or 'none'}")
+            raise UsageError(
+                f"inputs must be {', '.join(v.name for v in self.inputs)}, got {', '.join(map(str, feeds)) or 'none'}"
+            )
         return {value.name: _fitting(np.asarray(feeds[value.name]), value) for value in self.inputs}
 
 
@@ -144,7 +148,9 @@ def session(path, device="auto", *, threads=None, optimise=True):
         return _open(path, device, threads, optimise, f"{device}, as asked for")
     for name in ("cuda", "cpu"):
         if name == "cpu" or _has_hardware(PROVIDERS[name]):
-            return _open(path, name, threads, optimise, f"{name}: {'a GPU is there' if name != 'cpu' else 'no GPU provider starts here'}")
+            return _open(
+                path, name, threads, optimise, f"{name}: {'a GPU is there' if name != 'cpu' else 'no GPU provider starts here'}"
+            )
 
 
 def _has_hardware(provider):
@@ -176,7 +182,11 @@ def _open(path, device, threads, optimise, note):
     except Exception as error:
         if device == "cpu":
             raise UsageError(f"{path} is not an ONNX file that onnxruntime can run: {first_line(error)}") from error
-        raise DeviceError(f"{device} does not start: {first_line(error)}; `resnet-export doctor` tells what is missing") from error
+        raise DeviceError(
+            f"{device} does not start: {first_line(error)}; `resnet-export doctor` tells what is missing"
+        ) from error
     if opened.get_providers()[0] != provider:
-        raise DeviceError(f"{device} does not start: onnxruntime fell back to {opened.get_providers()[0]}; try `resnet-export doctor`")
+        raise DeviceError(
+            f"{device} does not start: onnxruntime fell back to {opened.get_providers()[0]}; try `resnet-export doctor`"
+        )
     return Session(path, opened, device, note)

@@ -1,5 +1,7 @@
 """tf2onnx's own conversion, for what the weightless road cannot follow (variables read inside loops, as in an LSTM)."""
 
+from types import SimpleNamespace
+
 import onnx_ir as ir
 
 from .errors import UsageError
@@ -27,7 +29,8 @@ def stock_model(call, specs, opset):
     names = list(concrete.structured_outputs)
     with quiet("tf2onnx"):
         try:
-            proto, _ = tf2onnx.from_function(concrete, input_signature=specs, opset=opset)
+            traced = SimpleNamespace(get_concrete_function=lambda *signature: concrete)
+            proto, _ = tf2onnx.from_function(traced, input_signature=specs, opset=opset)
         except Exception as error:
             raise UsageError(f"tf2onnx cannot convert this model: {error}") from error
     check_ops(proto, {})

@@ -1,15 +1,16 @@
-"""The judge of every artefact: it compares what the file computes with what Keras computes, and the file's weights with the model's."""
+"""The judge of every artefact: what it computes against what Keras computes, and its weights against the model's."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from . import artifact
-from .errors import MismatchError
+from . import artifact, images
+from .errors import MismatchError, UsageError
 from .results import Comparison, VerificationReport
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "int8": None}
 BATCHES = (1, 3)
+RUNTIMES = {True: "onnxruntime, default", False: "onnxruntime, no optimisation"}
 OPEN_SIZES = {"pixels": (96, 96), "noise": (107, 131)}
 
 
@@ -32,7 +33,7 @@ def judge(path, interface, *, precision="float32", expected_weights=None, sample
         interface: `interface.Interface` of the model.
         precision: key of `TOLERANCES`.
         expected_weights: `{initialiser name: array}` that the file must hold, or None.
-        samples: images as an array in the artefact's layout, or None.
+        samples: folder of images, or an array in the artefact's layout, or None.
         seed: seed of the random batches.
 
     Returns:
@@ -49,14 +50,17 @@ def judge(path, interface, *, precision="float32", expected_weights=None, sample
                     problems.append(got)
                     continue
                 comparisons += [
-                    _compare(name, measure(reference[name], got[name], largest[name]), case, optimise, tolerance) for name in reference
+                    compare(name, measure(reference[name], got[name], largest[name]), case, RUNTIMES[optimise], tolerance)
+                    for name in reference
                 ]
-    problems += [_described(comparison) for comparison in comparisons if not comparison.passed]
+    problems += [described(comparison) for comparison in comparisons if not comparison.passed]
     weights = None
     if expected_weights is not None:
         weights, wrong = compare_weights(path, expected_weights)
         problems += wrong
-    return VerificationReport(str(path), not problems, precision, tolerance, tuple(comparisons), weights, problems=tuple(problems))
+    return VerificationReport(
+        str(path), not problems, precision, tolerance, tuple(comparisons), weights, problems=tuple(problems)
+    )
 
 
 def cases(interface, samples=None, seed=0):
@@ -65,7 +69,46 @@ def cases(interface, samples=None, seed=0):
     for data, batch in zip(("pixels", "noise"), BATCHES, strict=True):
         yield Case(data, {port.name: _random(rng, port, batch, data, interface.layout) for port in interface.inputs})
     if samples is not None:
-        yield Case("samples", {interface.inputs[0].name: np.asarray(samples, interface.inputs[0].dtype)})
+        yield Case("samples", {interface.inputs[0].name: read_samples(samples, interface)})
+
+
+MOST_SAMPLES = 64
+
+
+def read_samples(samples, interface):
+    """Images for a comparison, as one array in the artefact's layout and dtype.
+
+    Args:
+        samples: folder of images (the first `MOST_SAMPLES` by path are read, fitted as the model's card says), or an array.
+        interface: `interface.Interface`.
+
+    Raises:
+        UsageError: no such folder, no image in it, or an array of another shape than the input.
+    """
+    port = interface.inputs[0]
+    if isinstance(samples, str | artifact.Path):
+        samples = _read_folder(samples, interface)
+    array = np.asarray(samples)
+    fits = array.ndim == len(port.shape) and all(
+        want is None or want == have for want, have in zip(port.shape, array.shape, strict=True)
+    )
+    if len(interface.inputs) != 1 or not fits:
+        raise UsageError(f"samples must have the shape {list(port.shape)} of `{port.name}`, got {list(array.shape)}")
+    return array.astype(port.dtype)
+
+
+def _read_folder(folder, interface):
+    from keras_resnet.modelcard import card
+
+    shape = interface.inputs[0].shape
+    if len(interface.inputs) != 1 or len(shape) != 4:
+        raise UsageError("a folder of samples needs a model with one image input")
+    known = card(interface.model)
+    height, width, channels = (*shape[2:], shape[1]) if interface.layout == "nchw" else shape[1:]
+    size = (height or OPEN_SIZES["pixels"][0], width or OPEN_SIZES["pixels"][1])
+    files = images.find(folder)[:MOST_SAMPLES]
+    pixels = np.stack([images.load(file, known.preprocessing if known else {}, size, channels) for file in files])
+    return pixels.transpose(0, 3, 1, 2) if interface.layout == "nchw" else pixels
 
 
 def _random(rng, port, batch, data, layout):
@@ -120,9 +163,9 @@ def _run(path, feeds, names, optimise):
         return f"onnxruntime does not run it: {artifact.first_line(error)}"
 
 
-def _compare(name, figures, case, optimise, tolerance):
+def compare(name, figures, case, runtime, tolerance):
+    """A `Comparison` from the figures of `measure`."""
     first = next(iter(case.feeds.values()))
-    runtime = "onnxruntime, default" if optimise else "onnxruntime, no optimisation"
     passed, shape = figures["relative"] <= tolerance, list(first.shape)
     return Comparison(output=name, batch=shape[0], shape=shape, data=case.data, runtime=runtime, passed=passed, **figures)
 
@@ -160,7 +203,8 @@ def agreement(reference, got, k):
     return float((best[0] == best[1]).all(axis=1).mean())
 
 
-def _described(comparison):
+def described(comparison):
+    """A failed comparison as a sentence."""
     where = f"output `{comparison.output}`, batch {comparison.batch} ({comparison.data}), {comparison.runtime}"
     return f"{where}: max error {comparison.max_abs:.3g}, {comparison.relative:.3g} of the largest value"
 
@@ -169,7 +213,7 @@ WEIGHT_TOLERANCE = 1e-6
 
 
 def compare_weights(path, expected):
-    """Compare a file's initialisers with the expected ones, element by element: one wrong weight often does not show in the output.
+    """Compare a file's initialisers, element by element: one wrong weight often does not show in the output.
 
     Args:
         path: ONNX file.
@@ -193,7 +237,12 @@ def compare_weights(path, expected):
             worst, worst_name = error, name
         if error > WEIGHT_TOLERANCE:
             problems.append(f"weight {name!r} differs: max error {error:.3g} of its largest value")
-    return {"compared": len(set(have) & set(expected)), "elements": elements, "max_relative": worst, "worst": worst_name}, problems
+    return {
+        "compared": len(set(have) & set(expected)),
+        "elements": elements,
+        "max_relative": worst,
+        "worst": worst_name,
+    }, problems
 
 
 def weight_error(have, expected):
@@ -227,7 +276,7 @@ def verify(path, model, *, samples=None, seed=0):
     Args:
         path: file or folder.
         model: Keras model.
-        samples: images to compare on beside random batches: array in the artefact's layout.
+        samples: images to compare on beside random batches: a folder, or an array in the artefact's layout.
         seed: seed of the random batches.
 
     Returns:
@@ -236,14 +285,17 @@ def verify(path, model, *, samples=None, seed=0):
     Raises:
         UsageError: the artefact is missing or damaged, or the model cannot be read.
     """
-    from .convert import expected_weights, options_of, prepared
+    from .convert import expected_weights, prepared
 
-    if artifact.Path(path).is_dir():
+    folder = artifact.Path(path).is_dir()
+    options = artifact.read_metadata(path).get("options")
+    if options is None and not folder:
+        raise UsageError(
+            f"{path} was not written by resnet-export: it does not say how its inputs and outputs map to the model's"
+        )
+    interface, _ = prepared(model, options or {})
+    if folder:
         from .savedmodel import judge_savedmodel
 
-        return judge_savedmodel(path, prepared(model, {})[0], samples=samples, seed=seed)
-    options = options_of(path, model)
-    interface, _ = prepared(model, options)
-    weights = expected_weights(interface, options)
-    return judge(path, interface, expected_weights=weights, samples=samples, seed=seed)
-
+        return judge_savedmodel(path, interface, samples=samples, seed=seed)
+    return judge(path, interface, expected_weights=expected_weights(interface, options), samples=samples, seed=seed)

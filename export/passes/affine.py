@@ -155,7 +155,7 @@ def write_batch_norm(graph):
 
 
 def permute_flattened(graph):
-    """`Transpose -> Reshape to [batch, n] -> Gemm or MatMul` reads its input as it lies, with the weight's rows permuted instead."""
+    """`Transpose -> Reshape to [batch, n] -> Gemm` (or MatMul) reads its input as it lies, with the weight's rows permuted."""
     for node in list(graph):
         if node.op_type not in ("Gemm", "MatMul") or not _can_absorb(node):
             continue

@@ -70,4 +70,3 @@ def _state_axes(graph):
         node.resize_inputs(4)
         node.replace_input_with(3, constant(graph, "axes", np.array(axes, "int64")))
     remove_unused(graph)
-

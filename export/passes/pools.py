@@ -9,7 +9,7 @@ GLOBAL = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
 
 
 def write_global_pools(graph):
-    """A reduction over all spatial axes becomes GlobalAveragePool or GlobalMaxPool (and Flatten): runtimes have kernels for those."""
+    """A reduction over all spatial axes becomes GlobalAveragePool or GlobalMaxPool (and Flatten), which have fast kernels."""
     for node in list(graph):
         sizes = shape(node.inputs[0]) if node.op_type in GLOBAL else None
         axes = constant_axes(node) if sizes is not None and len(sizes) >= 3 else None

@@ -27,7 +27,11 @@ def drop_neutral(graph):
         for scalar, other in (node.inputs, node.inputs[::-1]):
             if scalar.shape is None or scalar.shape.rank() > 0 and list(scalar.shape) != [1] or not is_constant(scalar):
                 continue
-            if other.shape is not None and other.shape.rank() >= scalar.shape.rank() and array(scalar).item() == NEUTRAL[node.op_type]:
+            if (
+                other.shape is not None
+                and other.shape.rank() >= scalar.shape.rank()
+                and array(scalar).item() == NEUTRAL[node.op_type]
+            ):
                 replace(graph, node.outputs[0], other)
                 break
     remove_unused(graph)

@@ -1,0 +1,218 @@
+"""`resnet-export`: each command parses, calls one function and prints."""
+
+import functools
+import json
+import os
+import sys
+
+import click
+
+from . import report
+from .errors import ExportError, MismatchError
+from .serving.commands import register
+
+EXAMPLES = {
+    "list": "resnet-export list 'resnet*'",
+    "info": "resnet-export info resnet50",
+    "onnx": "resnet-export onnx model.keras model.onnx --labels labels.txt",
+    "savedmodel": "resnet-export savedmodel model.keras model/",
+    "verify": "resnet-export verify model.onnx model.keras --samples photos/",
+    "predict": "resnet-export predict model.onnx cat.jpg dog.png --top 3",
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="keras-resnet-export", prog_name="resnet-export")
+def cli():
+    """Keras models to ONNX and SavedModel, every file verified before it is there.
+
+    \b
+    Exit codes: 0 done and verified; 1 a bug of ours; 2 wrong usage or unreadable input;
+    3 the artefact does not match the model; 4 a device, library or extra is missing; 130 interrupted.
+    """
+
+
+def command(name):
+    """A subcommand with its example, `--json` and `--debug`."""
+
+    def decorate(function):
+        function.__doc__ = f"{function.__doc__}\n\n\b\nExample:\n  {EXAMPLES[name]}"
+        function = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks and TensorFlow's messages.")(
+            function
+        )
+        function = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+        return cli.command(name)(function)
+
+    return decorate
+
+
+def model_options(function):
+    """What it takes to name a Keras model."""
+    options = (
+        click.option("--weights", help="Weights for a zoo name, e.g. cifar10 or a file; random without."),
+        click.option("--seed", default=0, show_default=True, help="Seed of random weights."),
+        click.option(
+            "--import", "imports", multiple=True, metavar="MODULE", help="Import a module with third-party layers first."
+        ),
+        click.option("--preprocessing", help="Put pixel preprocessing in front of a model that has none: torch, caffe, tf, …"),
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+
+
+def output_options(function):
+    """What `onnx` and `savedmodel` share."""
+    options = (
+        click.argument("model"),
+        click.argument("out", required=False),
+        click.option("-o", "--output", "out_option", help="The same as OUT."),
+        click.option("--outputs", help="Output names, comma-separated: logits, probabilities, …"),
+        click.option(
+            "--layout", type=click.Choice(["nhwc", "nchw"]), default="nhwc", show_default=True, help="Layout of image inputs."
+        ),
+        click.option("--labels", help="Class names: a text file with one per line, or a JSON list."),
+        click.option("--samples", help="Folder of images to verify on, beside random batches."),
+        click.option("--force", is_flag=True, help="Overwrite OUT."),
+        click.option("--keep-failed", is_flag=True, help="Keep a file that failed verification as OUT.failed."),
+        click.option("--report", "report_file", help="Write the verification figures to a JSON file."),
+    )
+    return model_options(functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function))
+
+
+@command("list")
+@click.argument("pattern", default="*")
+def list_command(pattern, as_json):
+    """Names of the zoo's models that match PATTERN."""
+    from .source import zoo_names
+
+    names = zoo_names(pattern)
+    report.show(names, "\n".join(names), as_json)
+
+
+@command("info")
+@click.argument("model")
+@model_options
+def info_command(model, as_json, **source):
+    """Parameters, multiply-adds, input and outputs of MODEL, a .keras file or a zoo name."""
+    from .source import describe
+
+    described = describe(model, **source)
+    report.show(described, report.table(described), as_json)
+
+
+@command("onnx")
+@output_options
+@click.option("--opset", default=17, show_default=True, help="ONNX opset, 13 to 23.")
+@click.option(
+    "--input",
+    "input_dtype",
+    type=click.Choice(["float32", "uint8"]),
+    default="float32",
+    show_default=True,
+    help="Dtype of the input.",
+)
+@click.option("--dynamic-size", is_flag=True, help="Open height and width.")
+@click.option("--external-data", is_flag=True, default=None, help="Weights in a second file; automatic above 2 GB.")
+def onnx_command(**options):
+    """Export MODEL, a .keras file or a zoo name, to the ONNX file OUT, and verify it."""
+    from .convert import to_onnx
+
+    _export(to_onnx, options)
+
+
+@command("savedmodel")
+@output_options
+def savedmodel_command(**options):
+    """Export MODEL, a .keras file or a zoo name, to the SavedModel folder OUT, and verify it."""
+    from .savedmodel import to_savedmodel
+
+    _export(to_savedmodel, options)
+
+
+def _export(exporter, options):
+    from .source import load_model, read_labels
+
+    as_json, report_file = options.pop("as_json"), options.pop("report_file")
+    out, out_option = options.pop("out"), options.pop("out_option")
+    if (out is None) == (out_option is None):
+        raise click.UsageError("Give the output once: as OUT or with -o.")
+    source = {key: options.pop(key) for key in ("weights", "seed", "imports", "preprocessing")}
+    options["overwrite"] = options.pop("force")
+    options["outputs"] = options["outputs"].split(",") if options["outputs"] else None
+    options["labels"] = read_labels(options["labels"]) if options["labels"] else None
+    with report.steps(as_json) as tell:
+        tell("load")
+        model, notes = load_model(options.pop("model"), **source)
+        report.notes(notes)
+        try:
+            result = exporter(model, out or out_option, progress=tell, **options)
+        except MismatchError as error:
+            report.write_json(report_file, error.report)
+            raise
+    report.write_json(report_file, result.report)
+    report.show(result.to_json(), report.export_text(result), as_json)
+
+
+@command("verify")
+@click.argument("file")
+@click.argument("model")
+@model_options
+@click.option("--samples", help="Folder of images to verify on, beside random batches.")
+@click.option("--report", "report_file", help="Write the figures to a JSON file.")
+def verify_command(file, model, samples, report_file, as_json, **source):
+    """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras file or a zoo name."""
+    from .source import load_model
+    from .verification import require, verify
+
+    with report.steps(as_json) as tell:
+        tell("load")
+        loaded, notes = load_model(model, **source)
+        report.notes(notes)
+        tell("verify")
+        verdict = verify(file, loaded, samples=samples)
+    report.write_json(report_file, verdict)
+    report.show(verdict.to_json(), report.verification_text(verdict), as_json)
+    require(verdict)
+
+
+@command("predict")
+@click.argument("file")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--top", default=5, show_default=True, help="Classes per image.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, tensorrt or openvino.")
+def predict_command(file, images, top, device, as_json):
+    """Classify IMAGES with the ONNX file FILE, which carries its labels and preprocessing."""
+    from .prediction import predict
+
+    predictions = predict(file, list(images), top=top, device=device)
+    report.show([prediction.to_json() for prediction in predictions], report.prediction_text(predictions), as_json)
+
+
+register(cli)
+
+
+def main(arguments=None):
+    """Entry point of `resnet-export`; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    if debug:
+        os.environ["RESNET_EXPORT_DEBUG"] = "1"
+    try:
+        return cli.main(arguments, prog_name="resnet-export", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except ExportError as error:
+        if debug:
+            raise
+        return _fail(error, error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(f"{type(error).__name__}: {json.dumps(str(error))[1:-1]}; this is a bug of ours, --debug shows where", 1)
+
+
+def _fail(message, code):
+    click.echo(f"resnet-export: {message}", err=True)
+    return code

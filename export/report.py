@@ -1,0 +1,118 @@
+"""What the commands print: tables and sentences, progress on a terminal, JSON for programs."""
+
+import contextlib
+import json
+import sys
+
+import click
+
+from .errors import UsageError
+
+
+def show(data, text, as_json):
+    """Print `data` as JSON, or the text."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_plain) if as_json else text)
+
+
+def _plain(value):
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def write_json(path, report):
+    """Write a report's JSON to a file, if there are both.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if not path or report is None:
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(report.to_json(), file, indent=2, default=_plain)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def notes(sentences):
+    """Warnings, one line each, on standard error."""
+    for sentence in sentences:
+        click.echo(f"note: {sentence}", err=True)
+
+
+@contextlib.contextmanager
+def steps(as_json):
+    """A spinner that names the current step, on a terminal; silent where output is piped or JSON.
+
+    Yields:
+        function of a step's name.
+    """
+    if as_json or not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda step: status.update(f"{step} …")
+
+
+def table(data):
+    """A dict as aligned lines; lists of dicts one below the other."""
+    width = max(len(key) for key in data)
+    lines = []
+    for key, value in data.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += [f"{key if not index else '':{width}}  {_pairs(entry)}" for index, entry in enumerate(value)]
+        else:
+            shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+            lines.append(f"{key:{width}}  {_pairs(shown) if isinstance(shown, dict) else shown}")
+    return "\n".join(lines)
+
+
+def _pairs(entry):
+    return ", ".join(f"{key} {value}" for key, value in entry.items() if value is not None)
+
+
+def export_text(result):
+    """An `ExportResult` for people."""
+    lines = [f"note: {note}" for note in (*result.notes, *result.report.notes)]
+    lines += [f"{result.path}  {result.size / 1e6:,.1f} MB  sha256 {result.sha256[:16]}", verification_text(result.report)]
+    return "\n".join(lines)
+
+
+COLUMNS = ("output", "batch", "data", "runtime", "max_abs", "mean_abs", "relative", "cosine", "top1", "top5")
+
+
+def verification_text(report):
+    """A `VerificationReport` for people: a table of all comparisons and the verdict."""
+    rows = [COLUMNS] + [tuple(_cell(getattr(comparison, column)) for column in COLUMNS) for comparison in report.comparisons]
+    lines = columns(rows) if report.comparisons else []
+    if report.weights:
+        lines.append(f"{report.weights['compared']} weights ({report.weights['elements']:,} numbers) compared element by element")
+    if report.diverges:
+        lines.append(f"first layer that differs: {report.diverges}")
+    lines += [f"wrong: {problem}" for problem in report.problems]
+    return "\n".join([*lines, report.summary()])
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2e}" if 0 < abs(value) < 1e-2 else f"{value:.6g}"
+    return str(value)
+
+
+def columns(rows):
+    """Rows of strings as aligned lines."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def prediction_text(predictions):
+    """Predictions for people: one line per class."""
+    rows = [("image", "class", "label", "probability")]
+    for prediction in predictions:
+        for place, index in enumerate(prediction.classes):
+            file = prediction.file if place == 0 else ""
+            rows.append((file, str(index), prediction.labels[place] or "-", f"{prediction.probabilities[place]:.4f}"))
+    return "\n".join(columns(rows))

@@ -1,0 +1,139 @@
+"""The commands: what they print, their exit codes, and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from resnet_export.cli import main
+
+from .conftest import build_mixed
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("keras") / "mixed.keras"
+    build_mixed().save(path)
+    return str(path)
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command: `(exit code, standard output, standard error)`."""
+
+    def call(*arguments):
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_help_is_fast_because_it_imports_nothing():
+    code = "import sys; from resnet_export.cli import main; main(['onnx', '--help']); print(len(sys.modules))"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
+    assert "Example:" in done.stdout and "--force" in done.stdout
+    assert not any(f" {name}" in done.stderr for name in ("numpy", "onnx", "keras", "tensorflow", "onnxruntime", "PIL", "rich"))
+
+
+def test_road_from_file_to_prediction(run, saved, tmp_path):
+    labels, target, figures = tmp_path / "labels.txt", tmp_path / "m.onnx", tmp_path / "figures.json"
+    labels.write_text("\n".join("abcdefg"))
+    code, out, _ = run("onnx", saved, "-o", target, "--labels", labels, "--report", figures)
+    assert code == 0 and "matches the model" in out and json.loads(figures.read_text())["passed"] is True
+    code, out, _ = run("verify", target, saved)
+    assert code == 0 and "compared element by element" in out
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3)).astype("uint8")).save(tmp_path / "a.png")
+    code, out, _ = run("predict", target, tmp_path / "a.png", "--top", 2, "--json")
+    found = json.loads(out)[0]
+    assert code == 0 and set(found["labels"]) < set("abcdefg") and len(found["classes"]) == 2
+    assert found["probabilities"] == sorted(found["probabilities"], reverse=True)
+    assert run("predict", target, tmp_path / "a.png")[1].splitlines()[0].split() == ["image", "class", "label", "probability"]
+
+
+def test_existing_output_needs_force(run, saved, tmp_path):
+    target = tmp_path / "m.onnx"
+    target.write_bytes(b"old")
+    code, _, err = run("onnx", saved, target)
+    assert code == 2 and "--force" in err and target.read_bytes() == b"old"
+    assert run("onnx", saved, target, "--force")[0] == 0 and target.stat().st_size > 1000
+
+
+def test_savedmodel(run, saved, tmp_path):
+    code, out, _ = run("savedmodel", saved, tmp_path / "m", "--json")
+    assert code == 0 and json.loads(out)["method"] == "savedmodel" and (tmp_path / "m" / "saved_model.pb").is_file()
+    assert run("verify", tmp_path / "m", saved)[0] == 0
+
+
+def test_mismatch_exits_3_and_says_where(run, saved, tmp_path):
+    assert run("onnx", saved, tmp_path / "m.onnx")[0] == 0
+    other = build_mixed()
+    kernel = other.get_layer("last_conv").kernel
+    kernel.assign(np.asarray(kernel) * 1.5)
+    other.save(tmp_path / "other.keras")
+    code, out, err = run("verify", tmp_path / "m.onnx", tmp_path / "other.keras")
+    assert code == 3 and "does not match" in err and "'last_conv/kernel'" in out
+
+
+def test_zoo_names(run):
+    code, out, _ = run("list", "resnet5*", "--json")
+    assert code == 0 and "resnet50" in json.loads(out) and "resnet18" not in json.loads(out)
+    code, out, _ = run("info", "resnet20", "--json")
+    info = json.loads(out)
+    assert code == 0 and info["parameters"] == 271098 and info["inputs"][0]["shape"] == [None, 32, 32, 3]
+
+
+def test_random_weights_are_announced_and_reproducible(run, tmp_path):
+    results = []
+    for name in ("a.onnx", "b.onnx"):
+        code, out, err = run("onnx", "resnet20", tmp_path / name, "--json")
+        assert code == 0 and err.strip() == "note: random weights (seed 0)"
+        results.append(json.loads(out)["sha256"])
+    assert results[0] == results[1]
+    assert run("verify", tmp_path / "a.onnx", "resnet20")[0] == 0
+    assert run("verify", tmp_path / "a.onnx", "resnet20", "--seed", 1)[0] == 3
+
+
+def test_preprocessing_goes_into_the_file(run, saved, tmp_path):
+    code, _, _ = run("onnx", saved, tmp_path / "m.onnx", "--preprocessing", "tf", "--input", "uint8")
+    assert code == 0 and run("verify", tmp_path / "m.onnx", saved, "--preprocessing", "tf")[0] == 0
+    assert run("verify", tmp_path / "m.onnx", saved)[0] == 3
+
+
+BAD = {
+    "missing file": (["onnx", "{tmp}/no.keras", "{tmp}/o.onnx"], 2, "no.keras does not exist"),
+    "corrupt file": (["onnx", "{tmp}/corrupt.keras", "{tmp}/o.onnx"], 2, "not a .keras file that can be loaded"),
+    "unknown model": (["onnx", "resnt50", "{tmp}/o.onnx"], 2, "did you mean 'resnet50'"),
+    "unknown pattern": (["list", "resnetx*"], 2, "no model matches 'resnetx*'"),
+    "no output": (["onnx", "resnet20"], 2, "Give the output once"),
+    "opset": (["onnx", "resnet20", "{tmp}/o.onnx", "--opset", "12"], 2, "13 to 23, got 12"),
+    "no folder": (["onnx", "resnet20", "{tmp}/no/o.onnx"], 2, "does not exist"),
+    "no labels": (["onnx", "resnet20", "{tmp}/o.onnx", "--labels", "{tmp}/no.txt"], 2, "no.txt does not exist"),
+    "no samples": (["onnx", "resnet20", "{tmp}/o.onnx", "--samples", "{tmp}/empty"], 2, "holds no images"),
+    "no module": (["onnx", "resnet20", "{tmp}/o.onnx", "--import", "nowhere"], 2, "cannot import nowhere"),
+    "unknown mode": (["onnx", "resnet20", "{tmp}/o.onnx", "--preprocessing", "nonsense"], 2, "'torch'"),
+    "no ONNX file": (["predict", "{tmp}/no.onnx", "{tmp}/a.png"], 2, "no.onnx does not exist"),
+    "truncated ONNX file": (["predict", "{tmp}/cut.onnx", "{tmp}/a.png"], 2, "not an ONNX file that onnxruntime can run"),
+    "verify truncated": (["verify", "{tmp}/cut.onnx", "resnet20"], 2, "not a readable ONNX file"),
+    "no image": (["predict", "{good}", "{tmp}/corrupt.keras"], 2, "not an image"),
+    "no device": (["predict", "{good}", "{tmp}/a.png", "--device", "cuda"], 4, "cuda does not start"),
+    "unknown device": (["predict", "{good}", "{tmp}/a.png", "--device", "tpu"], 2, "`device` must be one of"),
+    "unknown command": (["export"], 2, "No such command"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(run, mixed_export, tmp_path, case):
+    arguments, expected, message = BAD[case]
+    (tmp_path / "corrupt.keras").write_bytes(b"PK\x03\x04 nothing")
+    (tmp_path / "cut.onnx").write_bytes(mixed_export[1].read_bytes()[:2000])
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    before = sorted(os.listdir(tmp_path))
+    code, out, err = run(*(argument.format(tmp=tmp_path, good=mixed_export[1]) for argument in arguments))
+    assert (code, out) == (expected, "")
+    assert message in err and "Traceback" not in err
+    assert sorted(os.listdir(tmp_path)) == before

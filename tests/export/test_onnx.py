@@ -1,0 +1,360 @@
+"""The ONNX road: names, graph, numbers, metadata, bytes, and what it refuses."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+import resnet_export as rx
+from keras import layers
+from resnet_export import artifact
+
+from tests.helpers import images, randomise
+
+from .conftest import build_mixed, noise, op_counts, relative, run_onnx
+
+
+def test_file_has_the_promised_names_and_versions(mixed_export):
+    _, path = mixed_export
+    model = onnx.load(path)
+    dims = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert [value.name for value in model.graph.input] == ["images"] and dims == ["batch", 32, 32, 3]
+    assert [value.name for value in model.graph.output] == ["logits", "probabilities"]
+    assert [dim.dim_param or dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim] == ["batch", 7]
+    assert model.ir_version == 8 and [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+
+
+def test_graph_is_clean(mixed_export):
+    counts = op_counts(mixed_export[1])
+    assert counts["Conv"] == 5 and counts["GlobalAveragePool"] == 2 and counts["Gemm"] == 1
+    assert counts["Transpose"] == 1
+    assert counts["BatchNormalization"] == 1, "only the pre-activation, which no convolution precedes"
+    assert counts["Pad"] == 1, "the pool's pad must stay: its input may be negative"
+    assert not {"Mul", "Sub", "Identity", "Cast", "Reshape", "Squeeze"} & set(counts) - {"Mul"}
+    assert counts["Mul"] == 2, "squeeze-and-excite, and SiLU"
+
+
+@pytest.mark.parametrize("optimise", [True, False])
+def test_numbers_are_keras_numbers(mixed, mixed_export, optimise):
+    x = noise(5)
+    logits, probabilities = run_onnx(mixed_export[1], x, optimise=optimise)
+    expected = np.asarray(mixed(x, training=False))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    exp = np.exp(logits.astype("float64") - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(exp / exp.sum(1, keepdims=True), expected, atol=1e-5)
+
+
+def test_third_judge_agrees(mixed, mixed_export):
+    x = noise(2, seed=3)
+    got = onnx.reference.ReferenceEvaluator(str(mixed_export[1])).run(["probabilities"], {"images": x})[0]
+    np.testing.assert_allclose(got, np.asarray(mixed(x, training=False)), atol=1e-5)
+
+
+def test_weights_bear_keras_names(mixed, mixed_export):
+    names = {tensor.name for tensor in onnx.load(mixed_export[1]).graph.initializer}
+    assert {"stem_conv/kernel", "stem_conv/bias", "grouped_conv/kernel", "grouped_conv/bias", "head/kernel", "head/bias"} <= names
+    nodes = {node.name for node in onnx.load(mixed_export[1]).graph.node}
+    assert {"grouped_relu", "add", "preact_bn"} <= nodes
+
+
+def test_metadata_round_trip(mixed, mixed_export):
+    result, path = mixed_export
+    metadata = artifact.read_metadata(path)
+    assert metadata["card"]["labels"][3] == "class 3" and metadata["card"]["name"] == "mixed"
+    assert metadata["card"]["preprocessing"]["size"] == [32, 32]
+    assert metadata["tolerances"] == {"precision": "float32", "relative": 1e-5}
+    assert metadata["versions"]["keras"] == keras.__version__ and len(metadata["sha256"]) == 64
+    assert metadata["options"] == {"outputs": ["logits", "probabilities"]}
+    assert result.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and result.size == path.stat().st_size
+    assert json.loads(json.dumps(result.to_json()))["report"]["passed"] is True
+
+
+def test_same_model_same_bytes(mixed, mixed_export, tmp_path):
+    again = rx.to_onnx(
+        mixed, tmp_path / "again.onnx", outputs=["logits", "probabilities"], labels=[f"class {index}" for index in range(7)]
+    )
+    assert again.sha256 == mixed_export[0].sha256
+
+
+def test_other_weights_other_digest(mixed, mixed_export, tmp_path):
+    other = build_mixed()
+    kernel = other.get_layer("head").kernel
+    kernel.assign(np.asarray(kernel) * 1.001)
+    rx.to_onnx(other, tmp_path / "other.onnx")
+    assert artifact.read_metadata(tmp_path / "other.onnx")["sha256"] != artifact.read_metadata(mixed_export[1])["sha256"]
+
+
+def test_model_is_left_as_it_was(tmp_path):
+    model = build_mixed()
+    before = [np.array(variable) for variable in model.variables]
+    x = noise(2)
+    expected = np.array(model(x, training=False))
+    rx.to_onnx(model, tmp_path / "m.onnx")
+    assert model.get_layer("head").activation is keras.activations.softmax
+    assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, model.variables, strict=True))
+    assert np.array_equal(expected, np.array(model(x, training=False)))
+
+
+MODELS = {
+    "sequential": lambda: keras.Sequential(
+        [keras.Input((20, 20, 3)), layers.Conv2D(4, 3, activation="relu"), layers.Flatten(), layers.Dense(3)]
+    ),
+    "nested": lambda: _nested(),
+    "shared layer": lambda: _shared(),
+    "transposed convolution": lambda: keras.Sequential(
+        [keras.Input((9, 9, 4)), layers.Conv2DTranspose(6, 3, 2, padding="same"), layers.BatchNormalization(), layers.ReLU()]
+    ),
+    "one dimension": lambda: keras.Sequential(
+        [
+            keras.Input((30, 4)),
+            layers.Conv1D(6, 5, strides=2),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(3),
+        ]
+    ),
+    "three dimensions": lambda: keras.Sequential(
+        [
+            keras.Input((8, 10, 12, 2)),
+            layers.Conv3D(6, 3, padding="same"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.MaxPooling3D(),
+            layers.GlobalAveragePooling3D(),
+            layers.Dense(3),
+        ]
+    ),
+    "exact gelu and layer norm": lambda: keras.Sequential(
+        [
+            keras.Input((12, 12, 3)),
+            layers.Conv2D(8, 3),
+            layers.LayerNormalization(),
+            layers.Activation("gelu"),
+            layers.GlobalMaxPooling2D(),
+            layers.Dense(4, activation="sigmoid"),
+        ]
+    ),
+    "normalization layer": lambda: keras.Sequential(
+        [
+            keras.Input((12, 12, 3)),
+            layers.Normalization(mean=[100.0, 110.0, 120.0], variance=[50.0, 60.0, 70.0]),
+            layers.Conv2D(8, 3, padding="same"),
+            layers.GlobalAveragePooling2D(),
+        ]
+    ),
+    "concatenation and crop": lambda: _concatenation(),
+    "lambda": lambda: keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.Lambda(lambda x: x * 2 + 1), layers.Flatten()]
+    ),
+    "upsampling and group norm": lambda: keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            layers.UpSampling2D(2),
+            layers.Conv2D(8, 3),
+            layers.GroupNormalization(4),
+            layers.PReLU(shared_axes=[1, 2]),
+        ]
+    ),
+    "recurrent": lambda: keras.Sequential([keras.Input((6, 5)), layers.LSTM(4), layers.Dense(2)]),
+}
+
+
+def _nested():
+    inner = keras.Sequential(
+        [keras.Input((16, 16, 3)), layers.Conv2D(6, 3, padding="same"), layers.BatchNormalization(), layers.ReLU()], name="trunk"
+    )
+    x = keras.Input((16, 16, 3))
+    return keras.Model(x, layers.Dense(3)(layers.Flatten()(inner(layers.Rescaling(1 / 255)(x)))))
+
+
+def _shared():
+    x = keras.Input((16, 16, 3))
+    conv, first, second = layers.Conv2D(3, 3, padding="same"), layers.BatchNormalization(), layers.BatchNormalization()
+    return keras.Model(x, layers.GlobalAveragePooling2D()(second(conv(first(conv(x))))))
+
+
+def _concatenation():
+    x = keras.Input((16, 16, 3))
+    a = layers.Conv2D(4, 3, padding="same", activation="relu")(x)
+    b = layers.Conv2D(5, 1, activation="tanh")(x)
+    y = layers.Concatenate()([a, b])
+    return keras.Model(
+        x, layers.Softmax()(layers.Dense(6)(layers.GlobalAveragePooling2D()(layers.Cropping2D(((1, 2), (3, 0)))(y))))
+    )
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_kinds_of_models(kind, tmp_path):
+    model = randomise(MODELS[kind]())
+    result = rx.to_onnx(model, tmp_path / "m.onnx")
+    assert result.method == ("stock" if kind == "recurrent" else "weightless")
+    assert (kind == "recurrent") == any("own road" in note for note in result.notes)
+    x = np.random.default_rng(1).normal(size=(2, *model.inputs[0].shape[1:])).astype("float32")
+    got = run_onnx(tmp_path / "m.onnx", x)[0]
+    expected = np.asarray(model(x, training=False))
+    if kind == "exact gelu and layer norm":
+        got = 1 / (1 + np.exp(-got))
+    if kind == "concatenation and crop":
+        got = np.exp(got) / np.exp(got).sum(1, keepdims=True)
+    assert relative(got, expected) < 1e-5
+    assert op_counts(tmp_path / "m.onnx").get("BatchNormalization", 0) == 0
+
+
+def test_several_inputs_and_outputs_keep_their_names(tmp_path):
+    a, b = keras.Input((8, 8, 3), name="left"), keras.Input((5,), name="right")
+    flat = layers.Concatenate()([layers.Flatten()(a), b])
+    model = keras.Model({"left": a, "right": b}, {"small": layers.Dense(2)(flat), "large": layers.Dense(9)(flat)})
+    rx.to_onnx(model, tmp_path / "m.onnx")
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    assert [value.name for value in graph.input] == ["left", "right"]
+    assert [value.name for value in graph.output] == ["large", "small"]
+    rng = np.random.default_rng(0)
+    x = {"left": rng.normal(size=(2, 8, 8, 3)).astype("float32"), "right": rng.normal(size=(2, 5)).astype("float32")}
+    expected = model(x)
+    large, small = run_onnx(tmp_path / "m.onnx", x["left"], x["right"])
+    assert relative(large, expected["large"]) < 1e-5 and relative(small, expected["small"]) < 1e-5
+
+
+@pytest.mark.parametrize("opset", [13, 15, 18, 20, 23])
+def test_opsets(mixed, tmp_path, opset):
+    rx.to_onnx(mixed, tmp_path / "m.onnx", opset=opset, outputs=["probabilities"])
+    model = onnx.load(tmp_path / "m.onnx")
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    assert model.ir_version == (8 if opset <= 18 else 10)
+    counts = op_counts(tmp_path / "m.onnx")
+    assert counts["GlobalAveragePool"] == 2 and counts["Transpose"] == 1
+    x = noise(2, seed=opset)
+    for optimise in (True, False):
+        np.testing.assert_allclose(run_onnx(tmp_path / "m.onnx", x, optimise=optimise)[0], np.asarray(mixed(x)), atol=1e-5)
+
+
+def test_layout_and_pixels(mixed, tmp_path):
+    rx.to_onnx(mixed, tmp_path / "m.onnx", layout="nchw", input_dtype="uint8", outputs=["probabilities"])
+    value = onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type
+    assert value.elem_type == onnx.TensorProto.UINT8 and [dim.dim_value for dim in value.shape.dim][1:] == [3, 32, 32]
+    assert "Transpose" not in op_counts(tmp_path / "m.onnx")
+    x = images(2, 32).astype("uint8")
+    got = run_onnx(tmp_path / "m.onnx", np.ascontiguousarray(x.transpose(0, 3, 1, 2)))[0]
+    np.testing.assert_allclose(got, np.asarray(mixed(x.astype("float32"))), atol=1e-5)
+    assert rx.verify(tmp_path / "m.onnx", mixed).passed
+
+
+def test_open_size(mixed, tmp_path):
+    result = rx.to_onnx(mixed, tmp_path / "m.onnx", dynamic_size=True)
+    dims = [dim.dim_param or dim.dim_value for dim in onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["batch", "height", "width", 3]
+    assert any(size % 2 for comparison in result.report.comparisons for size in comparison.shape[1:3]), "an odd size was tried"
+
+
+def test_external_data(mixed, tmp_path):
+    result = rx.to_onnx(mixed, tmp_path / "m.onnx", external_data=True, outputs=["probabilities"])
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
+    assert result.size == sum(file.stat().st_size for file in tmp_path.iterdir())
+    x = noise(2)
+    np.testing.assert_allclose(run_onnx(tmp_path / "m.onnx", x)[0], np.asarray(mixed(x)), atol=1e-5)
+    assert rx.verify(tmp_path / "m.onnx", mixed).passed
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_is_rebuilt_in_float32(policy, tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = build_mixed()
+    finally:
+        keras.config.set_dtype_policy(before)
+    result = rx.to_onnx(model, tmp_path / "m.onnx", outputs=["probabilities"])
+    assert policy in result.notes[0]
+    assert "Cast" not in op_counts(tmp_path / "m.onnx")
+    x = noise(2)
+    np.testing.assert_allclose(run_onnx(tmp_path / "m.onnx", x)[0], np.asarray(build_mixed()(x)), atol=1e-5)
+
+
+REFUSED = {
+    "opset": ({"opset": 24}, "`opset` must be a number from 13 to 23, got 24"),
+    "layout": ({"layout": "chwn"}, "`layout` must be one of nhwc, nchw"),
+    "outputs": ({"outputs": ["logit"]}, "offers the outputs logits, probabilities, not 'logit'"),
+    "no outputs": ({"outputs": []}, "at least one"),
+    "labels": ({"labels": ["a"]}, "must name the 7 classes of the model, got 1"),
+    "input": ({"input_dtype": "int4"}, "`input_dtype` must be one of"),
+    "samples": ({"samples": np.zeros((2, 31, 32, 3))}, "samples must have the shape"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_leave_the_old_file_alone(mixed, tmp_path, case):
+    options, message = REFUSED[case]
+    (tmp_path / "m.onnx").write_bytes(b"old")
+    with pytest.raises(rx.UsageError, match=message.replace("(", r"\(")):
+        rx.to_onnx(mixed, tmp_path / "m.onnx", **options)
+    assert os.listdir(tmp_path) == ["m.onnx"] and (tmp_path / "m.onnx").read_bytes() == b"old"
+
+
+def test_existing_and_unwritable_targets(mixed, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"old")
+    with pytest.raises(rx.UsageError, match="exists already"):
+        rx.to_onnx(mixed, tmp_path / "m.onnx", overwrite=False)
+    with pytest.raises(rx.UsageError, match="does not exist"):
+        rx.to_onnx(mixed, tmp_path / "no" / "m.onnx")
+
+
+def test_disk_full_leaves_nothing(mixed, tmp_path, monkeypatch):
+    (tmp_path / "m.onnx").write_bytes(b"old")
+
+    def full(model, path, external_data):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifact, "write_onnx", full)
+    with pytest.raises(rx.UsageError, match="No space left"):
+        rx.to_onnx(mixed, tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == ["m.onnx"] and (tmp_path / "m.onnx").read_bytes() == b"old"
+
+
+def test_unconvertible_op_is_named_with_its_layer(tmp_path):
+    class Sorted(layers.Layer):
+        def call(self, x):
+            import tensorflow as tf
+
+            return tf.raw_ops.Betainc(a=x * x + 1, b=x * x + 1, x=x * 0 + 0.5)
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), Sorted(name="odd_one")])
+    with pytest.raises(rx.UsageError, match="Betainc.*odd_one"):
+        rx.to_onnx(model, tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_subclassed_model_is_refused_with_the_mend(tmp_path):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Own()
+    model(np.zeros((1, 3), "float32"))
+    with pytest.raises(rx.UsageError, match=r"keras\.Model\(x, model\(x\)\)"):
+        rx.to_onnx(model, tmp_path / "m.onnx")
+
+
+def test_reading_a_file_imports_no_framework(mixed_export, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(images(1, 40)[0].astype("uint8")).save(tmp_path / "a.png")
+    code = (
+        "import sys, resnet_export as rx\n"
+        f"found = rx.predict({str(mixed_export[1])!r}, [{str(tmp_path / 'a.png')!r}], top=2)\n"
+        f"rx.artifact.read_metadata({str(mixed_export[1])!r})\n"
+        "print(found[0].labels[0], sorted({'keras', 'tensorflow', 'keras_resnet', 'tf2onnx'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("class ") and done.stdout.strip().endswith("[]")

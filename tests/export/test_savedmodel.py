@@ -1,0 +1,79 @@
+"""The SavedModel road: names, numbers, and that nothing of this project is needed to load it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import resnet_export as rx
+import tensorflow as tf
+
+from .conftest import build_mixed, noise, relative
+
+
+@pytest.fixture(scope="module")
+def exported(mixed, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "mixed"
+    return rx.to_savedmodel(mixed, path, outputs=["logits", "probabilities"], labels=list("abcdefg")), path
+
+
+def test_names_and_numbers(mixed, exported):
+    result, path = exported
+    serve = tf.saved_model.load(str(path)).signatures["serving_default"]
+    x = noise(4)
+    got = serve(images=tf.constant(x))
+    assert set(got) == {"logits", "probabilities"} and result.report.passed
+    np.testing.assert_allclose(got["probabilities"], np.asarray(mixed(x)), atol=1e-5)
+    assert relative(tf.nn.softmax(got["logits"]), np.asarray(mixed(x))) < 1e-5
+
+
+def test_card_lies_in_the_folder(exported):
+    card = json.loads((exported[1] / "keras_resnet.json").read_text())["card"]
+    assert card["labels"] == list("abcdefg") and card["preprocessing"]["size"] == [32, 32]
+
+
+def test_loads_without_this_package(mixed, exported):
+    x = noise(2, seed=5)
+    np.save(exported[1].parent / "x.npy", x)
+    code = (
+        "import sys, numpy as np, tensorflow as tf\n"
+        f"serve = tf.saved_model.load({str(exported[1])!r}).signatures['serving_default']\n"
+        f"y = serve(images=tf.constant(np.load({str(exported[1].parent / 'x.npy')!r})))['probabilities'].numpy()\n"
+        "print(sorted({'keras_resnet', 'resnet_export'} & set(sys.modules)), y.tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    loaded, _, numbers = done.stdout.strip().partition(" [[")
+    assert loaded == "[]"
+    np.testing.assert_allclose(json.loads("[[" + numbers), np.asarray(mixed(x)), atol=1e-5)
+
+
+def test_old_folder_is_swapped_or_kept(mixed, tmp_path):
+    target = tmp_path / "m"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(rx.UsageError, match="exists already"):
+        rx.to_savedmodel(mixed, target, overwrite=False)
+    with pytest.raises(rx.UsageError, match="offers the outputs"):
+        rx.to_savedmodel(mixed, target, outputs=["nothing"])
+    assert (target / "old").read_text() == "old" and os.listdir(tmp_path) == ["m"]
+    rx.to_savedmodel(mixed, target)
+    assert not (target / "old").exists() and (target / "saved_model.pb").is_file() and os.listdir(tmp_path) == ["m"]
+
+
+def test_verify_catches_another_model(exported):
+    other = build_mixed()
+    kernel = other.get_layer("stem_conv").kernel
+    kernel.assign(np.asarray(kernel) * 1.01)
+    assert not rx.verify(exported[1], other).passed
+
+
+def test_verify_finds_the_outputs_by_itself(mixed, exported):
+    assert rx.verify(exported[1], mixed).passed
+
+
+def test_damaged_folder(mixed, tmp_path):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(rx.UsageError, match="not a readable SavedModel"):
+        rx.verify(tmp_path / "m", mixed)
