@@ -14,6 +14,7 @@ from .modelcard import ModelCard, card, set_card
 from .preprocessing import Preprocessing
 from .pretrained import load_weights, save_weights
 from .registry import ModelInfo, Plugin, constructor, create_model, list_models, list_weights, model_info
+from .transfer import freeze_batch_norm, replace_head
 from .weights.sources import WeightSource
 
 

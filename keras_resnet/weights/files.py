@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import akamaster, keras_applications, kerasfile, native, safetensors, timm, torchfile, torchvision
+from . import akamaster, keras_applications, keras_hub, kerasfile, native, safetensors, timm, torchfile, torchvision
 from .origin import Origin
 
 # The first that recognises the arrays wins.
@@ -17,6 +17,7 @@ FOREIGN = (
     torchvision.VGG,
     timm.RESNETV2,
     timm.VGG,
+    keras_hub.ORIGIN,
     keras_applications.RESNETV2,
     keras_applications.RESNET,
     keras_applications.VGG,
