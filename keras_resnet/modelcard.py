@@ -70,7 +70,8 @@ def set_card(model, **changes):
     layer = card_layer(model)
     if layer is None:
         raise ValueError(
-            f"model {model.name!r} carries no card; build it with keras_resnet, or put a `keras_resnet.layers.Card` behind its input"
+            f"model {model.name!r} carries no card; build it with keras_resnet, "
+            "or put a `keras_resnet.layers.Card` behind its input"
         )
     new = ModelCard.from_dict(layer.card).replace(**changes)
     layer.card = new.to_dict()

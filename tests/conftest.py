@@ -18,3 +18,32 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("no data folder: set KERAS_RESNET_DATA")
     return folder
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the tests marked slow too, and fail on skips that are not excused")
+    parser.addoption("--excuse", action="append", default=[], metavar="REASON", help="with --all: skips whose reason contains REASON are fine")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--all") or config.getoption("-m"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--all") and (unexcused := _unexcused(terminalreporter, config)):
+        terminalreporter.write_line(f"--all: {len(unexcused)} skipped without an excuse (--excuse REASON): {'; '.join(sorted(set(unexcused)))}", red=True)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus == 0 and session.config.getoption("--all") and _unexcused(reporter, session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _unexcused(reporter, config):
+    reasons = [report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr) for report in reporter.stats.get("skipped", [])]
+    return [reason for reason in reasons if not any(excuse in reason for excuse in config.getoption("--excuse"))]

@@ -1,7 +1,6 @@
 """How far each residual block has drifted from the identity."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 
 import keras
@@ -43,7 +42,8 @@ class DriftReport:
         return len(self.blocks)
 
     def to_json(self):
-        return json.dumps(dataclasses.asdict(self))
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
 
     def __str__(self):
         width = max([len(block.block) for block in self.blocks], default=5)

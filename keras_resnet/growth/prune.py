@@ -1,7 +1,6 @@
 """Take out the residual blocks that still are the identity, and measure what that changed."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +33,8 @@ class PruneReport:
     accuracy: tuple | None = None
 
     def to_json(self):
-        return json.dumps(dataclasses.asdict(self))
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
 
     def __str__(self):
         change = "not measured" if self.change is None else f"{self.change:g} of {self.scale:g}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from dataclasses import dataclass
 
 import keras
@@ -53,7 +52,8 @@ class IdentityReport:
         return self.eager == 0 and self.graph <= GRAPH_BOUND * self.scale
 
     def to_json(self):
-        return json.dumps({**dataclasses.asdict(self), "exact": self.exact, "graph_exact": self.graph_exact, "holds": self.holds})
+        """Plain JSON values."""
+        return {**dataclasses.asdict(self), "exact": self.exact, "graph_exact": self.graph_exact, "holds": self.holds}
 
     def __str__(self):
         if self.graph_exact:
