@@ -22,12 +22,19 @@ REQUIRES = [
     "numpy>=1.26",
     "pillow>=10",
 ]
+SERVE = [
+    "starlette>=0.40",
+    "uvicorn>=0.30",
+    "httptools>=0.6.3",
+    'uvloop>=0.19; sys_platform != "win32"',
+    "prometheus-client>=0.20",
+]
 EXTRAS = {
     "gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.28"],
     # TensorFlow 2.21 is built for CUDA 12; 1.26 is the last onnxruntime-gpu that is.
     "train-gpu": ["tensorflow[and-cuda]>=2.21,<2.22", "onnxruntime-gpu[cuda,cudnn]==1.26.*"],
-    "serve": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
-    "cluster": ["ray[serve,data]>=2.40", "starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
+    "serve": SERVE,
+    "cluster": ["ray[serve,data]>=2.40", *SERVE],
     "data": ["tensorflow-datasets>=4.9"],
     "demo": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "batch": ["pyarrow>=15"],
@@ -36,6 +43,7 @@ EXTRAS = {
     "peers": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "keras-hub>=0.20", "openvino>=2024.4"],
 }
 EXTRAS["dev"] = ["pytest>=8", "ruff>=0.6", "build>=1.2"] + EXTRAS["demo"]
+EXTRAS["dev"] += EXTRAS["serve"] + EXTRAS["client"] + EXTRAS["batch"] + ["hypothesis>=6.100", "selenium>=4.20"]
 
 setup(
     name="keras-resnet-export",

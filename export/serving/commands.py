@@ -18,7 +18,7 @@ DELAY_HELP = "How long a request may wait for others that are on their way."
 
 def register(group):
     """Add the commands of this module to a click group."""
-    for command in (serve,):
+    for command in (serve, triton, tf_serving):
         group.add_command(command)
 
 
@@ -180,3 +180,66 @@ def read_keys(path):
     if not keys:
         raise UsageError(f"{path} holds no API key; write one a line")
     return keys
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="[NAME=]FILE...")
+@click.argument("repository", type=click.Path())
+@click.option("--max-batch", type=click.IntRange(0), help="Rows per batch; by default 16, or 0 for a model without a batch axis.")
+@click.option("--max-delay-us", type=click.IntRange(0), default=100, show_default=True, help="How long a request may wait.")
+@_options(_number(int, "--instances", 1, "Copies that run side by side."))
+@click.option("--gpu", is_flag=True, help="Run on GPUs.")
+@click.option("--tensorrt", type=click.Choice(["fp32", "fp16"]), help="Run through TensorRT at this precision.")
+@click.option("--engine-cache", metavar="FOLDER", help="Where TensorRT keeps its engines, on the server.")
+@click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Have Triton run the model before it is ready.")
+@click.option("--force", is_flag=True, help="Replace models that are there already.")
+@click.option("--add", is_flag=True, help="Add FILE as the next version of a model that is there already.")
+@click.option("--kserve", type=click.Path(), help="Write a KServe InferenceService to this YAML file as well.")
+@click.option("--storage-uri", help="Where KServe finds the repository, e.g. s3://bucket/repository.")
+@common_options
+def triton(files, repository, force, add, kserve, storage_uri, as_json, max_delay_us, **options):
+    """Write ONNX files as a model repository for NVIDIA's Triton; a name that comes again is the next version.
+
+    \b
+    Example:
+      resnet-export triton resnet50.onnx models/ --gpu --tensorrt fp16
+    """
+    from ..artifact import publishing
+    from .repository import parse_sources
+    from .triton import TritonOptions, kserve_yaml, write_repository
+
+    if (kserve is None) != (storage_uri is None):
+        raise UsageError("--kserve and --storage-uri belong together")
+    sources = parse_sources(files)
+    yaml = kserve_yaml(_service_name(sources), storage_uri, options["gpu"]) if kserve else None
+    written = write_repository(
+        sources, repository, TritonOptions(max_delay=max_delay_us / 1e6, **options), overwrite=force, add=add
+    )
+    if kserve:
+        with publishing(kserve, force) as place:
+            place.write_text(yaml, encoding="utf-8")
+        written.append(kserve)
+    paths = [str(path) for path in written]
+    click.echo(json.dumps({"files": paths}) if as_json else "\n".join(paths))
+
+
+def _service_name(sources):
+    return sources[0].name.lower().replace("_", "-").replace(".", "-")
+
+
+@click.command("tf-serving")
+@click.argument("folder", type=click.Path())
+@click.option("--name", help="Model name; the folder's by default.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the REST interface.")
+@common_options
+def tf_serving(folder, name, port, as_json):
+    """Print the command that serves a SavedModel folder with TensorFlow Serving.
+
+    \b
+    Example:
+      resnet-export tf-serving model/ --name resnet50
+    """
+    from .triton import tf_serving_command
+
+    command = tf_serving_command(folder, name, port)
+    click.echo(json.dumps({"command": command}) if as_json else command)

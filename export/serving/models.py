@@ -88,7 +88,7 @@ class ServedModel:
 
     def warm_up(self):
         """Run every batch size that may come once, with zeros; sizes left open come from the card, without one it is skipped."""
-        shapes = [self._warm_shape(spec) for spec in self.inputs]
+        shapes = [self.warm_shape(spec) for spec in self.inputs]
         if not self.options.warm_up or None in shapes:
             return
         for rows in buckets(self.options.batch.max_rows) if self.batched else [1]:
@@ -170,6 +170,17 @@ class ServedModel:
         best = np.argsort(-scores, kind="stable")[:top]
         return [{"class": int(i), "label": self._label(int(i)), "probability": float(scores[i])} for i in best]
 
+    def warm_shape(self, spec):
+        """An input's shape, without the batch axis, with the card's size where it is open; None if the card names none."""
+        size = (self.session.card.get("preprocessing") or {}).get("size") or ()
+        shape = list(spec.shape[1:] if self.batched else spec.shape)
+        places = [index for index, dim in enumerate(shape) if dim < 0]
+        if len(places) != len(size) and places:
+            return None
+        for index, dim in zip(places, size, strict=False):
+            shape[index] = dim
+        return shape
+
     async def close(self):
         """Finish what was submitted, then let go."""
         await self.batcher.close()
@@ -189,16 +200,6 @@ class ServedModel:
         if -1 in spec.shape[1:] and math.prod(array.shape[1:]) > 4 * self.options.max_pixels:
             limit = f"{self.options.max_pixels:,} pixels"
             raise ProtocolError(f"input {spec.name!r} of shape {list(array.shape)} has more than {limit}", 413)
-
-    def _warm_shape(self, spec):
-        size = (self.session.card.get("preprocessing") or {}).get("size") or ()
-        shape = list(spec.shape[1:] if self.batched else spec.shape)
-        places = [index for index, dim in enumerate(shape) if dim < 0]
-        if len(places) != len(size) and places:
-            return None
-        for index, dim in zip(places, size, strict=False):
-            shape[index] = dim
-        return shape
 
     def _run(self, inputs):
         """The model itself; on a GPU, batches are filled up to sizes it has seen, because each new one is planned anew."""

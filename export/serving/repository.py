@@ -172,9 +172,7 @@ class Repository:
     def _find(self):
         sources = self._files + (find_models(self._folder) if self._folder else [])
         for source in sources:
-            if not NAME.fullmatch(source.name):
-                rule = "letters, digits, `_`, `.` and `-`, and is not `stats`"
-                raise UsageError(f"a model's name has {rule}; got {source.name!r}: write NAME={source.path.name}")
+            check_name(source)
         keys = [(source.name, source.version) for source in sources]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise UsageError(f"version {twice[0][1]} of model {twice[0][0]!r} is given twice")
@@ -201,6 +199,13 @@ def parse_sources(arguments):
         version = str(1 + sum(source.name == name for source in sources))
         sources.append(Source(name, version, path.absolute()))
     return sources
+
+
+def check_name(source):
+    """Refuse a `Source` whose name would need quoting in URLs, leave a folder, or hide another path (`UsageError`)."""
+    if not NAME.fullmatch(source.name):
+        rule = "letters, digits, `_`, `.` and `-`, and is not `stats`"
+        raise UsageError(f"a model's name has {rule}; got {source.name!r}: write NAME={source.path.name}")
 
 
 def find_models(folder):
