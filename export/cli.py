@@ -9,7 +9,7 @@ import click
 
 from . import report
 from .errors import ExportError, MismatchError
-from .serving.commands import register
+from .serving.commands import are_many, many_options, predict_many, register
 
 EXAMPLES = {
     "list": "resnet-export list 'resnet*'",
@@ -175,12 +175,20 @@ def verify_command(file, model, samples, report_file, as_json, **source):
 
 
 @command("predict")
-@click.argument("file")
-@click.argument("images", nargs=-1, required=True)
-@click.option("--top", default=5, show_default=True, help="Classes per image.")
+@click.argument("file", required=False)
+@click.argument("images", nargs=-1)
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, tensorrt or openvino.")
-def predict_command(file, images, top, device, as_json):
-    """Classify IMAGES with the ONNX file FILE, which carries its labels and preprocessing."""
+@many_options
+def predict_command(file, images, top, device, url, out, as_json, **many):
+    """Classify IMAGES (files, folders, .txt lists, .parquet tables) with the ONNX file FILE, which carries its labels and
+    preprocessing, or with a server (--url, then without FILE)."""
+    if url and file:
+        file, images = None, (file, *images)
+    if not images:
+        raise click.UsageError("Missing argument 'IMAGES...'.")
+    if are_many(images, url, out):
+        return predict_many(file, images, out, as_json, url=url, top=top, device=device, **many)
     from .prediction import predict
 
     predictions = predict(file, list(images), top=top, device=device)

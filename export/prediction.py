@@ -50,7 +50,7 @@ def predict(path, files, *, top=5, device="auto", batch=8):
         part = files[start : start + batch]
         scores = np.concatenate([model.run(group, [name])[name] for group in batches(part, model.card, spec)])
         found += [
-            _best(file, row, model.labels, top) for file, row in zip(part, softmax(scores) if is_logits else scores, strict=True)
+            ranked(file, row, model.labels, top) for file, row in zip(part, softmax(scores) if is_logits else scores, strict=True)
         ]
     return found
 
@@ -122,7 +122,8 @@ def stacked(pixels, spec):
     return array.transpose(0, 3, 1, 2) if spec.layout == "nchw" else array
 
 
-def _best(file, scores, labels, top):
+def ranked(file, scores, labels, top):
+    """The `Prediction` for one row of probabilities; equal ones by index."""
     order = np.argsort(-scores, kind="stable")[:top]
     names = tuple(labels[index] if labels and index < len(labels) else None for index in order)
     return Prediction(

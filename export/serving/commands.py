@@ -88,6 +88,73 @@ common_options = _options(
 )
 
 
+many_options = _options(
+    click.option("--url", help="Ask the server at this address instead of a FILE."),
+    click.option("--model", help="With --url: the model's name, if the server has several."),
+    _number(int, "--concurrency", 8, "With --url: requests at a time."),
+    click.option("--api-key-file", type=click.Path(), help="With --url: the first key in this file is sent."),
+    click.option("-o", "--out", help="Write .csv, .parquet or .jsonl, in order, errors as rows; for any number of images."),
+    click.option("--resume", is_flag=True, help="With --out: go on where an interrupted run stopped."),
+    click.option("--force", is_flag=True, help="With --out: overwrite, and begin anew."),
+    _number(int, "--batch", 16, "Images per run."),
+)
+
+
+def are_many(images, url, out):
+    """Whether `predict` streams: to a file, through a server, or from a folder, a list or a table."""
+    return bool(url or out) or any(os.path.isdir(name) or name.endswith((".txt", ".parquet")) for name in images)
+
+
+def predict_many(file, images, out, as_json, **options):
+    """`predict` for folders, lists (.txt), tables (.parquet), servers (`--url`) and output files (`--out`)."""
+    from .. import report
+    from . import bulk
+
+    items = bulk.read_items(images)
+    classifier = _remote(options) if options["url"] else _local(file, options)
+    if not out:
+        return _print_rows(classifier.rows(items), as_json)
+    with report.steps(as_json) as tell:
+        done = [0, 0]
+
+        def count(rows):
+            done[0] += len(rows)
+            done[1] += sum(row["error"] is not None for row in rows)
+            tell(f"{done[0]:,} images, {done[1]:,} errors")
+
+        found = bulk.run(items, classifier, out, resume=options["resume"], overwrite=options["force"], on_rows=count)
+    report.show(found, f"{found['images']:,} images, {found['errors']:,} errors: {found['file']}", as_json)
+
+
+def _local(file, options):
+    from .bulk import LocalClassifier
+
+    return LocalClassifier(file, options["device"], options["top"], options["batch"])
+
+
+def _remote(options):
+    with _needs_extra("client"):
+        from .client import RemoteClassifier, RemoteOptions
+    key = read_keys(options["api_key_file"])[0] if options["api_key_file"] else None
+    remote = RemoteOptions(options["top"], options["concurrency"], api_key=key)
+    return RemoteClassifier(options["url"], options["model"], remote)
+
+
+def _print_rows(rows, as_json):
+    """Print a JSON line or the best class of every image as it comes; 2 if any could not be classified."""
+    failed = False
+    for row in rows:
+        failed |= row["error"] is not None
+        if as_json:
+            click.echo(json.dumps(row))
+        elif row["error"]:
+            click.echo(f"{row['file']}: {row['error']}", err=True)
+        else:
+            best = zip(row["classes"], row["labels"], row["probabilities"], strict=True)
+            click.echo(f"{row['file']}  " + "  ".join(f"{label or index} {share:.4f}" for index, label, share in best))
+    return 2 if failed else 0
+
+
 @click.command()
 @click.argument("files", nargs=-1, metavar="[NAME=]FILE...")
 @click.option("--repository", type=click.Path(), help="Folder of models: NAME/VERSION/model.onnx or NAME.onnx.")

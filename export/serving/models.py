@@ -10,7 +10,7 @@ import numpy as np
 from ..artifact import first_line
 from ..errors import UsageError
 from ..images import MAX_PIXELS
-from ..prediction import image_input, load_pixels, scores_output, softmax, stacked
+from ..prediction import image_input, load_pixels, ranked, scores_output, softmax, stacked
 from ..runtime import session
 from .batcher import Batcher, BatchOptions, DeadlineExceeded, QueueFull
 from .protocol import DTYPES, ProtocolError, TensorSpec, datatype_of
@@ -164,11 +164,11 @@ class ServedModel:
         """
         name, is_logits = scores_output(self.session)
         scores = outputs[name][0]
-        scores = softmax(scores) if is_logits else scores
         if not np.isfinite(scores).all():
             raise ProtocolError(f"model {self.source.name!r} gave NaN or infinity for this image", 500)
-        best = np.argsort(-scores, kind="stable")[:top]
-        return [{"class": int(i), "label": self._label(int(i)), "probability": float(scores[i])} for i in best]
+        best = ranked("", softmax(scores) if is_logits else scores, self.labels, top)
+        found = zip(best.classes, best.labels, best.probabilities, strict=True)
+        return [{"class": index, "label": label, "probability": probability} for index, label, probability in found]
 
     def warm_shape(self, spec):
         """An input's shape, without the batch axis, with the card's size where it is open; None if the card names none."""
@@ -184,9 +184,6 @@ class ServedModel:
     async def close(self):
         """Finish what was submitted, then let go."""
         await self.batcher.close()
-
-    def _label(self, index):
-        return self.labels[index] if self.labels and index < len(self.labels) else None
 
     def _check_input(self, spec, array):
         if datatype_of(array.dtype) != spec.datatype:

@@ -1,0 +1,324 @@
+"""Classifying millions of images: streamed in, streamed out, in order, and gone on with after an interruption.
+
+What is done is kept in numbered parts beside the output (`OUT.partial/`), each of which is there whole or not at all; they are
+put together at the end.
+"""
+
+import csv
+import itertools
+import json
+import os
+import shutil
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..artifact import check_target, publishing
+from ..errors import UsageError
+from ..images import SUFFIXES
+from ..prediction import image_input, load_pixels, ranked, scores_output, softmax, stacked
+from ..runtime import session
+
+PART_ROWS = 1000
+FORMATS = (".csv", ".parquet", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: what it is called, and its path or its encoded bytes."""
+
+    name: str
+    source: object
+
+
+def read_items(arguments):
+    """The images that arguments stand for, one by one, in an order that does not change.
+
+    Args:
+        arguments: image files; folders (searched through, sorted); `.txt` files with a path a line; `.parquet` files with a
+            column `image` (encoded bytes, or the struct `{bytes, path}` of Hugging Face) or `path`.
+
+    Yields:
+        Item
+
+    Raises:
+        UsageError: a list or Parquet file that cannot be read.
+    """
+    for argument in map(Path, arguments):
+        if argument.is_dir():
+            yield from (Item(str(path), path) for path in _walk(argument))
+        elif argument.suffix == ".txt":
+            yield from _listed(argument)
+        elif argument.suffix == ".parquet":
+            yield from _tabulated(argument)
+        else:
+            yield Item(str(argument), argument)
+
+
+class LocalClassifier:
+    """Images to rows of the result, with an ONNX file.
+
+    Args:
+        path: ONNX file that classifies images.
+        device: see `resnet_export.runtime.session`.
+        top: classes per image.
+        batch: images per run.
+        workers: threads that decode.
+
+    Raises:
+        UsageError: no such file, or no classifier.
+        DeviceError: the device does not start.
+    """
+
+    def __init__(self, path, device="auto", top=5, batch=16, workers=None):
+        self.session, self.top = session(path, device), top
+        self.spec = image_input(self.session)
+        self.output, self.is_logits = scores_output(self.session)
+        self.batch = self.spec.shape[0] if isinstance(self.spec.shape[0], int) else batch
+        self.workers = workers or os.cpu_count() or 1
+
+    @property
+    def settings(self):
+        """What a run must share with the one it goes on with."""
+        return {"model": self.session.metadata.get("sha256") or str(self.session.path), "top": self.top}
+
+    def rows(self, items):
+        """One row per item, in order; an image that cannot be read is a row with an `error`."""
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
+            waiting = deque()
+            items = iter(items)
+            # Decoding goes on while the model runs; four batches ahead is enough, and bounded.
+            for item in itertools.islice(items, 4 * self.batch):
+                waiting.append((item, pool.submit(self._pixels, item)))
+            while waiting:
+                group = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
+                for item in itertools.islice(items, len(group)):
+                    waiting.append((item, pool.submit(self._pixels, item)))
+                yield from self._classified([(item.name, future.result()) for item, future in group])
+
+    def _pixels(self, item):
+        """The pixels, or the reason why there are none."""
+        try:
+            return load_pixels(item.source, self.session.card, self.spec)
+        except UsageError as error:
+            return str(error)
+
+    def _classified(self, group):
+        rows = [error_row(name, found) if isinstance(found, str) else None for name, found in group]
+        by_shape = {}
+        for index, (_, found) in enumerate(group):
+            if rows[index] is None:
+                by_shape.setdefault(found.shape, []).append(index)
+        for indices in by_shape.values():
+            for part in _parts(indices, self.batch):
+                scores = self._scores([group[index][1] for index in part])
+                for index, row in zip(part, scores, strict=True):
+                    rows[index] = prediction_row(ranked(group[index][0], row, self.session.labels, self.top))
+        return rows
+
+    def _scores(self, pixels):
+        scores = self.session.run(stacked(pixels, self.spec), [self.output])[self.output]
+        return softmax(scores) if self.is_logits else scores
+
+
+def error_row(name, error):
+    """The row of an image that could not be classified."""
+    return {"file": name, "error": error, "classes": [], "labels": [], "probabilities": []}
+
+
+def prediction_row(prediction):
+    """The row of a `prediction.Prediction`."""
+    found = {"classes": list(prediction.classes), "labels": list(prediction.labels)}
+    return {"file": prediction.file, "error": None, **found, "probabilities": list(prediction.probabilities)}
+
+
+def run(items, classifier, out, *, resume=False, overwrite=False, on_rows=lambda rows: None):
+    """Classify items and write the rows, in order, to a file.
+
+    Args:
+        items: iterable of `Item`; the same ones again when a run is resumed.
+        classifier: has `settings`, `top`, and `rows(items)`.
+        out: `.csv`, `.parquet` or `.jsonl` file.
+        resume: go on where an interrupted run stopped.
+        overwrite: replace `out`, and begin anew even if there is an interrupted run.
+        on_rows: called with every list of rows that has been kept.
+
+    Returns:
+        `{"file", "images", "errors", "resumed"}`.
+
+    Raises:
+        UsageError: `out` cannot be written, or the interrupted run is of other images or another model.
+    """
+    out = Path(out)
+    if out.suffix not in FORMATS:
+        raise UsageError(f"the output must end in {', '.join(FORMATS)}, got {out.name}")
+    target = check_target(out, overwrite)
+    folder = target.with_name(target.name + ".partial")
+    settings = {**classifier.settings, "top": classifier.top}
+    done, last = _begin(folder, settings, resume, overwrite)
+    items = iter(items)
+    for index, item in enumerate(itertools.islice(items, done), 1):
+        if index == done and item.name != last:
+            raise UsageError(f"image {done} is now {item.name}, in {folder} it is {last}; begin anew with --force")
+    kept = itertools.count(len(list(_part_files(folder))))
+    for rows in _batched(classifier.rows(items), PART_ROWS):
+        _keep(folder / f"part-{next(kept):08d}.jsonl", rows)
+        on_rows(rows)
+    counted = {"images": 0, "errors": 0}
+    with publishing(target, overwrite) as place:
+        _WRITERS[out.suffix](place, _counting(_kept_rows(folder), counted), classifier.top)
+    shutil.rmtree(folder)
+    return {"file": str(out), **counted, "resumed": done}
+
+
+def _begin(folder, settings, resume, overwrite):
+    """`(rows kept, name of the last)`, after making or checking the folder of parts."""
+    if folder.is_dir() and not resume:
+        if not overwrite:
+            raise UsageError(f"{folder} holds an interrupted run; go on with --resume, or begin anew with --force")
+        shutil.rmtree(folder)
+    if not folder.is_dir():
+        folder.mkdir()
+        _keep(folder / "settings.json", [settings])
+        return 0, None
+    before = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    if before != settings:
+        raise UsageError(f"the run in {folder} was begun with {before}, not {settings}; begin anew with --force")
+    done, last = 0, None
+    for row in _kept_rows(folder):
+        done, last = done + 1, row["file"]
+    return done, last
+
+
+def _keep(path, rows):
+    beside = path.with_suffix(".tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; go on with --resume once that is mended") from error
+
+
+def _part_files(folder):
+    return sorted(folder.glob("part-*.jsonl"))
+
+
+def _kept_rows(folder):
+    for path in _part_files(folder):
+        with open(path, encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def _counting(rows, counted):
+    for row in rows:
+        counted["images"] += 1
+        counted["errors"] += row["error"] is not None
+        yield row
+
+
+def _parts(sequence, size):
+    return [sequence[start : start + size] for start in range(0, len(sequence), size)]
+
+
+def _batched(rows, size):
+    rows = iter(rows)
+    while part := list(itertools.islice(rows, size)):
+        yield part
+
+
+def _walk(folder):
+    """Image files below a folder, in sorted order, without listing all of it first."""
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+        elif Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
+            yield Path(entry.path)
+
+
+def _listed(path):
+    """The paths in a text file; relative ones are meant from the file's folder."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                if line := line.strip():
+                    yield Item(line, path.parent / line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the list {path}: {error}") from error
+
+
+def _tabulated(path):
+    parquet = _parquet()
+    try:
+        file = parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not a readable Parquet file: {error}") from error
+    columns = [name for name in ("image", "path") if name in file.schema_arrow.names]
+    if not columns:
+        raise UsageError(f"{path} has neither a column `image` nor `path`; it has {', '.join(file.schema_arrow.names)}")
+    number = 0
+    for batch in file.iter_batches(64, columns=columns):
+        for row in batch.to_pylist():
+            yield _tabulated_item(path, row, number)
+            number += 1
+
+
+def _tabulated_item(path, row, number):
+    image = row.get("image")
+    named = row.get("path")
+    if isinstance(image, dict):
+        named, image = named or image.get("path"), image.get("bytes")
+    name = named or f"{path.name}#{number}"
+    if isinstance(image, bytes):
+        return Item(name, image)
+    return Item(name, path.parent / named if named else b"")
+
+
+def _parquet():
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        from ..errors import DeviceError
+
+        raise DeviceError("Parquet needs pyarrow; pip install 'keras-resnet-export[batch]'") from error
+    return pyarrow.parquet
+
+
+def _write_jsonl(place, rows, top):
+    with open(place, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_csv(place, rows, top):
+    with open(place, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        fields = [f"{field}{number}" for number in range(1, top + 1) for field in ("class", "label", "probability")]
+        writer.writerow(["file", "error", *fields])
+        for row in rows:
+            found = zip(row["classes"], row["labels"], row["probabilities"], strict=True)
+            writer.writerow([row["file"], row["error"] or "", *itertools.chain.from_iterable(found)])
+
+
+def _write_parquet(place, rows, top):
+    parquet = _parquet()
+    import pyarrow
+
+    schema = pyarrow.schema(
+        {
+            "file": pyarrow.string(),
+            "error": pyarrow.string(),
+            "classes": pyarrow.list_(pyarrow.int32()),
+            "labels": pyarrow.list_(pyarrow.string()),
+            "probabilities": pyarrow.list_(pyarrow.float64()),
+        }
+    )
+    with parquet.ParquetWriter(place, schema) as writer:
+        for part in _batched(rows, 10 * PART_ROWS):
+            writer.write_table(pyarrow.Table.from_pylist(part, schema))
+
+
+_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".jsonl": _write_jsonl}

@@ -1,0 +1,219 @@
+"""Classifying images through a server that speaks the Open Inference Protocol v2: ours, Triton, KServe, MLServer."""
+
+import asyncio
+import itertools
+import random
+from collections import deque
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+
+from ..errors import UsageError
+from ..prediction import load_pixels, ranked, scores_output, softmax, stacked
+from ..runtime import TensorInfo
+from . import protocol
+from .bulk import error_row, prediction_row
+from .protocol import DTYPES, HEADER_LENGTH, ProtocolError
+
+# What may be over in a moment: too many requests, a replica that died, a server that restarts.
+TRANSIENT = (408, 429, 500, 502, 503, 504)
+LONGEST_PAUSE = 20.0
+
+
+@dataclass(frozen=True)
+class RemoteOptions:
+    """How a server is asked.
+
+    Args:
+        top: classes per image.
+        concurrency: requests at a time.
+        retries: further tries after an answer that may be over in a moment.
+        api_key: sent as `Authorization: Bearer`.
+        timeout: seconds for one request.
+    """
+
+    top: int = 5
+    concurrency: int = 8
+    retries: int = 6
+    api_key: str | None = None
+    timeout: float = 60.0
+
+
+class RemoteClassifier:
+    """Images to rows of the result, through a server; pictures are brought to the model's size here, pixels are sent.
+
+    Args:
+        url: the server's address, e.g. `http://127.0.0.1:8000`.
+        model: model name; may be left out where the server lists a single one.
+        options: `RemoteOptions`.
+
+    Raises:
+        UsageError: the server does not answer, or has no such model, or the model does not classify images.
+    """
+
+    def __init__(self, url, model=None, options=RemoteOptions()):
+        self.url, self.options, self.top = url.rstrip("/"), options, options.top
+        with self._client(httpx.Client) as client:
+            self.model = model or self._only_model(client)
+            self.path = f"v2/models/{quote(self.model, safe='')}"
+            metadata = self._get(client, self.path)
+            self.spec, self.output, self.is_logits = _tensors(metadata, self.model)
+            extensions = self._get(client, "v2").get("extensions") or []
+            self.binary = {"binary_tensor_data", "binary_data"} & set(extensions)
+            self.card = self._card(client)
+
+    @property
+    def settings(self):
+        """What a run must share with the one it goes on with."""
+        return {"model": f"{self.url} {self.model}", "top": self.top}
+
+    def rows(self, items):
+        """One row per item, in order; an image that cannot be read, or that the server refuses, is a row with an `error`.
+
+        Raises:
+            UsageError: the server has gone, or refuses the key.
+        """
+        with asyncio.Runner() as runner:
+            stream = self._stream(items)
+            try:
+                while (row := runner.run(anext(stream, None))) is not None:
+                    yield row
+            finally:
+                runner.run(stream.aclose())
+
+    async def _stream(self, items):
+        items, waiting = iter(items), deque()
+        async with self._client(httpx.AsyncClient) as client:
+            try:
+                for item in itertools.islice(items, self.options.concurrency):
+                    waiting.append(asyncio.create_task(self._row(client, item)))
+                while waiting:
+                    row = await waiting.popleft()
+                    waiting.extend(asyncio.create_task(self._row(client, item)) for item in itertools.islice(items, 1))
+                    yield row
+            finally:
+                for task in waiting:
+                    task.cancel()
+
+    async def _row(self, client, item):
+        try:
+            pixels = await asyncio.to_thread(load_pixels, item.source, self.card, self.spec)
+        except UsageError as error:
+            return error_row(item.name, str(error))
+        try:
+            scores = await self._scores(client, stacked([pixels], self.spec))
+        except ProtocolError as error:
+            if error.status in (401, 403, 404):
+                raise UsageError(f"{self.url} refuses: {error}") from error
+            return error_row(item.name, str(error))
+        scores = softmax(scores) if self.is_logits else scores
+        return prediction_row(ranked(item.name, scores, self.card.get("labels"), self.top))
+
+    async def _scores(self, client, array):
+        wanted = [protocol.RequestedOutput(self.output, bool(self.binary))]
+        body, length = protocol.encode_request({self.spec.name: array}, wanted, binary=bool(self.binary))
+        headers = {} if length is None else {HEADER_LENGTH: str(length)}
+        answer = await self._patiently(lambda: client.post(f"{self.path}/infer", content=body, headers=headers))
+        try:
+            length = protocol.header_length(answer.headers.get(HEADER_LENGTH), len(answer.content))
+            scores = protocol.decode_response(answer.content, length).outputs[self.output]
+        except (ProtocolError, KeyError) as error:
+            raise UsageError(f"{self.url} gave no answer in the protocol: {error}") from error
+        return scores.reshape(-1)
+
+    async def _patiently(self, send):
+        """The answer of a server that may be busy or restarting: tries again, each time after a longer pause."""
+        for attempt in itertools.count():
+            try:
+                answer = await send()
+                if answer.status_code == 200:
+                    return answer
+                reason, transient = _reason(answer), answer.status_code in TRANSIENT
+            except httpx.TransportError as error:
+                answer, reason, transient = None, str(error) or type(error).__name__, True
+            if not transient:
+                raise ProtocolError(reason, answer.status_code)
+            if attempt >= self.options.retries:
+                # A model that fails for one image does not end the run; a server that has gone does.
+                if answer is not None and answer.status_code == 500:
+                    raise ProtocolError(reason, 500)
+                raise UsageError(f"{self.url} gave no answer after {attempt + 1} tries: {reason}")
+            await asyncio.sleep(_pause(attempt, answer))
+
+    def _client(self, kind):
+        key = self.options.api_key
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        limits = httpx.Limits(max_connections=self.options.concurrency)
+        # Proxies of the environment are for the way out; a server is named by its address.
+        return kind(base_url=self.url + "/", headers=headers, timeout=self.options.timeout, limits=limits, trust_env=False)
+
+    def _get(self, client, path):
+        try:
+            answer = client.get(path)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UsageError(f"{self.url} does not answer: {error}") from error
+        if answer.status_code != 200:
+            raise UsageError(f"{self.url} refuses: {_reason(answer)}")
+        try:
+            return protocol.parse_json(answer.content)
+        except ProtocolError as error:
+            raise UsageError(f"{self.url} does not speak the Open Inference Protocol v2: {error}") from error
+
+    def _card(self, client):
+        """The model card, where the server is ours; `{}` elsewhere, and pictures are then stretched to the input's size."""
+        answer = client.get(f"{self.path}/card")
+        return (protocol.parse_json(answer.content).get("card") or {}) if answer.status_code == 200 else {}
+
+    def _only_model(self, client):
+        answer = client.post("v2/repository/index", content=b"{}")
+        names = sorted({entry["name"] for entry in answer.json()}) if answer.status_code == 200 else []
+        if len(names) != 1:
+            raise UsageError(f"name the model with --model; {self.url} has {', '.join(names) or 'no list of models'}")
+        return names[0]
+
+
+def _tensors(metadata, model):
+    """The image input, and the output that ranks classes, from a model's metadata."""
+    try:
+        inputs = [_info(entry) for entry in metadata["inputs"]]
+        outputs = [_info(entry) for entry in metadata["outputs"]]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"the metadata of {model!r} are not as the protocol has them: {error}") from error
+    if len(inputs) != 1 or inputs[0].layout is None:
+        raise UsageError(f"{model!r} does not take one batch of images; its inputs are {', '.join(info.name for info in inputs)}")
+    name, is_logits = scores_output(_Described(model, outputs))
+    return inputs[0], name, is_logits
+
+
+@dataclass(frozen=True)
+class _Described:
+    """As much of a session as `scores_output` looks at."""
+
+    name: str
+    outputs: list
+
+    @property
+    def path(self):
+        return self
+
+
+def _info(entry):
+    shape = tuple("?" if dim < 0 else dim for dim in entry["shape"])
+    return TensorInfo(entry["name"], shape, str(np.dtype(DTYPES[entry["datatype"]]).name))
+
+
+def _reason(answer):
+    try:
+        return protocol.parse_json(answer.content)["error"]
+    except (ProtocolError, KeyError):
+        return f"status {answer.status_code}"
+
+
+def _pause(attempt, answer):
+    """Seconds: what the server asks for, or twice as long each time, spread so that clients do not come back together."""
+    asked = answer.headers.get("retry-after", "") if answer is not None else ""
+    if asked.isdigit():
+        return min(int(asked), LONGEST_PAUSE) * (1 + 0.25 * random.random())
+    return min(0.1 * 2**attempt, LONGEST_PAUSE) * (0.5 + random.random())
