@@ -269,7 +269,8 @@ def test_client_ends_for_servers_and_goes_on_for_images(moody, folder, status, e
             list(classifier.rows(items))
     else:
         assert [row["error"] for row in classifier.rows(items)] == ["a bad day"] * 3
-    assert set(handler.asked.values()) == {2 if status in (500, 503) else 1}
+    # When the first image ends the run, the others may not have been tried again yet.
+    assert max(handler.asked.values()) == (2 if status in (500, 503) else 1)
 
 
 def test_wrong_usage(models, folder, tmp_path, capsys):
