@@ -10,7 +10,7 @@ from keras import ops, tree
 from ..layers import ResidualAdd
 from .blocks import ResidualBlock, find_blocks
 from .gates import gate_parameters
-from .graph import graph_of, replay, require_graph
+from .graph import flat_inputs, graph_of, replay, require_graph
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def run_observed(model, x, observe):
     def call(node, args, kwargs):
         operation = node.operation
         if isinstance(operation, keras.Model) and (graph := graph_of(operation)) is not None:
-            return replay(graph, tree.flatten(graph._standardize_inputs(args[0])), call)
+            return replay(graph, flat_inputs(graph, args[0]), call)
         if isinstance(operation, ResidualBlock) and operation.add is not None:
             observe(operation.add, *operation.parts(args[0]))
         elif isinstance(operation, ResidualAdd):
@@ -128,7 +128,7 @@ def run_observed(model, x, observe):
         return operation(*args, **kwargs)
 
     graph = require_graph(model)
-    return replay(graph, tree.flatten(graph._standardize_inputs(tree.map_structure(ops.convert_to_tensor, x))), call)
+    return replay(graph, flat_inputs(graph, tree.map_structure(ops.convert_to_tensor, x)), call)
 
 
 class _Totals:

@@ -4,6 +4,8 @@ A *graph* is a Functional model, or the Functional inside a Sequential one. Grap
 `"trunk/block5_pool"` names an operation in a nested graph.
 """
 
+import warnings
+
 import keras
 from keras import tree
 from keras.src.models.functional import Functional
@@ -58,6 +60,14 @@ def replay(graph, inputs, call):
         outputs = call(node, args, kwargs)
         values.update(zip(map(id, node.outputs), tree.flatten(outputs), strict=True))
     return tree.pack_sequence_as(graph._outputs_struct, [values[id(output)] for output in graph.outputs])
+
+
+def flat_inputs(graph, x):
+    """Inputs as a caller gives them (tensor, list, dict by name), as the flat list that `replay` takes."""
+    with warnings.catch_warnings():
+        # Keras warns where a lone tensor stands for a list of one; both are fine here.
+        warnings.simplefilter("ignore")
+        return tree.flatten(graph._standardize_inputs(x))
 
 
 def walk(model, path=""):

@@ -11,7 +11,7 @@ from tests.helpers import application, assert_unchanged, images, randomise, weig
 TRUNKS = [
     ("VGG16", "block*_pool"),
     ("VGG19", "block[1-5]_conv2"),
-    ("ResNet50", "*_out"),
+    ("ResNet50", "conv[23]_block*_out"),
     ("ResNet50V2", "conv[23]_block1_out"),
     ("MobileNetV2", "*_add"),
     ("EfficientNetB0", "*_expand_activation"),
