@@ -81,7 +81,13 @@ def concrete_function(call, specs):
     """The concrete function of a call, and `{tensor name: layer path}` of every Keras layer it went through."""
     import tensorflow as tf
 
-    with _plain_grouped_convolutions(), _recording_layers() as layers:
+    layers = {}
+
+    def noted(path, result):
+        if isinstance(result, tf.Tensor):
+            layers.setdefault(result.name, path)
+
+    with _plain_grouped_convolutions(), calls_of_layers(noted):
         return tf.function(call, autograph=False).get_concrete_function(*specs), layers
 
 
@@ -108,26 +114,24 @@ def _plain_grouped_convolutions():
 
 
 @contextlib.contextmanager
-def _recording_layers():
-    """Note which tensor each Keras layer returns, so that nodes, weights and mismatches can be named after layers."""
+def calls_of_layers(noted):
+    """Tell `noted(path, result)` of every Keras layer that returns while the block runs; inner layers return first."""
     import keras
 
-    found, stack, original = {}, [], keras.Layer.__call__
+    stack, original = [], keras.Layer.__call__
 
-    def recorded(layer, *args, **kwargs):
+    def told(layer, *args, **kwargs):
         stack.append(layer.name)
         try:
             result = original(layer, *args, **kwargs)
+            noted("/".join(stack[1:]) or stack[0], result)
+            return result
         finally:
-            path = "/".join(stack[1:]) or stack[0]
             stack.pop()
-        if hasattr(result, "op") and hasattr(result, "name"):
-            found.setdefault(result.name, path)
-        return result
 
-    keras.Layer.__call__ = recorded
+    keras.Layer.__call__ = told
     try:
-        yield found
+        yield
     finally:
         keras.Layer.__call__ = original
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import artifact, images
+from . import artifact, images, weights
+from .divergence import first_divergence
 from .errors import MismatchError, UsageError
 from .results import Comparison, VerificationReport
 
@@ -54,13 +55,21 @@ def judge(path, interface, *, precision="float32", expected_weights=None, sample
                     for name in reference
                 ]
     problems += [described(comparison) for comparison in comparisons if not comparison.passed]
-    weights = None
+    figures = diverges = None
     if expected_weights is not None:
-        weights, wrong = compare_weights(path, expected_weights)
+        figures, wrong = compare_weights(path, expected_weights, interface.model)
         problems += wrong
+    if problems and comparisons and tolerance is not None:
+        diverges = _first_divergence(path, interface, seed)
     return VerificationReport(
-        str(path), not problems, precision, tolerance, tuple(comparisons), weights, problems=tuple(problems)
+        str(path), not problems, precision, tolerance, tuple(comparisons), figures, diverges, problems=tuple(problems)
     )
+
+
+def _first_divergence(path, interface, seed):
+    """Noise first: among small numbers a small fault stands out; pixels reach what saturates."""
+    batches = reversed(list(cases(interface, seed=seed)))
+    return next((layer for case in batches if (layer := first_divergence(path, interface, case.feeds))), None)
 
 
 def cases(interface, samples=None, seed=0):
@@ -212,21 +221,18 @@ def described(comparison):
 WEIGHT_TOLERANCE = 1e-6
 
 
-def compare_weights(path, expected):
+def compare_weights(path, expected, model):
     """Compare a file's initialisers, element by element: one wrong weight often does not show in the output.
 
     Args:
         path: ONNX file.
-        expected: `{name: array}`.
+        expected: `{name: array}`: what the same conversion gives now.
+        model: Keras model; its weights are folded a second way, see `weights.refold`.
 
     Returns:
         `(figures, problems)`.
     """
-    import onnx
-
-    proto = artifact.read_proto(path)
-    base = str(artifact.Path(path).parent)
-    have = {tensor.name: onnx.numpy_helper.to_array(tensor, base_dir=base) for tensor in proto.graph.initializer}
+    have = file_weights(path)
     problems, worst, worst_name, elements = [], 0.0, None, 0
     for name in sorted(set(have) ^ set(expected)):
         problems.append(f"weight {name!r} is {'missing' if name in expected else 'not the model’s'}")
@@ -237,12 +243,19 @@ def compare_weights(path, expected):
             worst, worst_name = error, name
         if error > WEIGHT_TOLERANCE:
             problems.append(f"weight {name!r} differs: max error {error:.3g} of its largest value")
+    refolded, wrong = weights.compare_refolded(have, model)
+    figures = {"compared": len(set(have) & set(expected)), "elements": elements, "refolded": refolded}
+    return figures | {"max_relative": worst, "worst": worst_name}, problems or wrong
+
+
+def file_weights(path):
+    """`{initialiser name: array}` of an ONNX file."""
+    import onnx
+
+    base = str(artifact.Path(path).parent)
     return {
-        "compared": len(set(have) & set(expected)),
-        "elements": elements,
-        "max_relative": worst,
-        "worst": worst_name,
-    }, problems
+        tensor.name: onnx.numpy_helper.to_array(tensor, base_dir=base) for tensor in artifact.read_proto(path).graph.initializer
+    }
 
 
 def weight_error(have, expected):

@@ -1,0 +1,71 @@
+"""Which layer goes wrong first: every inner tensor of a file that bears a layer's name, against what that layer returns."""
+
+import numpy as np
+import onnx
+
+from .artifact import read_proto
+from .tracing import calls_of_layers
+
+CLEARLY_OFF = 1e-4
+
+
+def first_divergence(path, interface, feeds, bound=CLEARLY_OFF):
+    """The first layer, in the file's order, whose output differs.
+
+    All inner tensors are read in one run without optimisation; a convolution with a folded batch norm bears the norm's name.
+
+    Args:
+        path: ONNX file that onnxruntime loads.
+        interface: `interface.Interface` of the model.
+        feeds: `{input name: array}`.
+        bound: error, as a share of the largest value of the tensor, above which a layer counts as wrong.
+
+    Returns:
+        the layer's path, or None where no named tensor differs (the fault is then behind the last of them).
+    """
+    expected = layer_outputs(interface, feeds)
+    for name, value in inner_tensors(path, feeds, set(expected)).items():
+        if _difference(value, expected[name]) > bound:
+            return name
+    return None
+
+
+def layer_outputs(interface, feeds):
+    """`{layer path: array}` of every layer that Keras calls once, for one batch."""
+    import tensorflow as tf
+
+    found, repeated = {}, set()
+
+    def noted(path, result):
+        if tf.is_tensor(result):
+            repeated.update({path} & set(found))
+            found[path] = result
+
+    with calls_of_layers(noted):
+        interface(*(tf.convert_to_tensor(feeds[port.name]) for port in interface.inputs))
+    return {path: result.numpy() for path, result in found.items() if path not in repeated}
+
+
+def inner_tensors(path, feeds, wanted):
+    """`{tensor name: array}` of those tensors of a file, in its order, from onnxruntime without optimisation."""
+    import onnxruntime as ort
+
+    proto = read_proto(path)
+    outputs = {value.name for value in proto.graph.output}
+    names = [name for node in proto.graph.node for name in node.output if name in wanted]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip(names, session.run(names, feeds), strict=True)) if names else {}
+
+
+def _difference(got, reference):
+    """Relative error in whichever layout fits best; infinite if none does."""
+    if not np.issubdtype(got.dtype, np.floating):
+        return 0.0
+    largest = max(float(np.abs(reference).max(initial=0)), 1e-30)
+    layouts = [got] if got.ndim < 3 else [got, np.moveaxis(got, 1, -1)]
+    found = [float(np.abs(layout - reference).max(initial=0)) / largest for layout in layouts if layout.shape == reference.shape]
+    return min(found) if found else 0.0

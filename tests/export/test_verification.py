@@ -1,0 +1,214 @@
+"""Planted faults that verification must catch, and that it names the place."""
+
+import os
+
+import keras
+import numpy as np
+import onnx
+import pytest
+import resnet_export as rx
+from keras import layers
+from PIL import Image
+from resnet_export import convert, passes, verification, weights
+from resnet_export.passes import affine
+
+from tests.helpers import randomise
+
+from .conftest import build_mixed, noise
+
+
+def changed_weight(proto, name, change):
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+    content = onnx.numpy_helper.to_array(tensor).copy()
+    change(content)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(content, name))
+
+
+def one_number(content):
+    content.flat[5] *= 1.001
+
+
+def shift(content):
+    content += 0.01
+
+
+def flipped_pads(proto):
+    node = next(node for node in proto.graph.node if node.name == "depthwise_bn")
+    pads = next(attribute for attribute in node.attribute if attribute.name == "pads")
+    assert list(pads.ints) == [1, 1, 1, 1]
+    pads.ints[:] = [0, 1, 2, 1]
+
+
+def no_relu(proto):
+    node = next(node for node in proto.graph.node if node.name == "preact_relu")
+    node.op_type = "Identity"
+
+
+def other_clip(proto):
+    node = next(node for node in proto.graph.node if node.name == "grouped_relu")
+    changed_weight(proto, node.input[2], lambda content: np.copyto(content, np.float32(5.5)))
+
+
+FAULTS = {
+    "one wrong number": (lambda proto: changed_weight(proto, "grouped_conv/kernel", one_number), "grouped_conv/kernel", None),
+    "wrong bias": (lambda proto: changed_weight(proto, "stem_conv/bias", shift), "stem_conv/bias", "stem_conv"),
+    "batch norm shift": (lambda proto: changed_weight(proto, "preact_bn.2", shift), "preact_bn.2", "preact_bn"),
+    "flipped pads": (flipped_pads, "max error", "depthwise_bn"),
+    "no ReLU": (no_relu, "max error", "preact_relu"),
+    "ReLU6 that ends at 5.5": (other_clip, "differs", "grouped_relu"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught_and_placed(mixed, mixed_export, tmp_path, fault):
+    plant, message, layer = FAULTS[fault]
+    proto = onnx.load(mixed_export[1])
+    plant(proto)
+    onnx.save(proto, tmp_path / "m.onnx")
+    report = rx.verify(tmp_path / "m.onnx", mixed)
+    assert not report.passed and any(message in problem for problem in report.problems)
+    assert report.diverges == layer
+    with pytest.raises(rx.MismatchError):
+        verification.require(report)
+
+
+def test_the_untouched_file_passes(mixed, mixed_export):
+    report = rx.verify(mixed_export[1], mixed)
+    assert report.passed and report.diverges is None and report.problems == ()
+    assert report.weights["compared"] == len(onnx.load(mixed_export[1]).graph.initializer)
+    assert report.weights["refolded"] == 14, "kernel and bias of five convolutions and the head, scale and shift of a free norm"
+    runs = {(comparison.batch, comparison.runtime) for comparison in report.comparisons}
+    assert runs == {(batch, runtime) for batch in (1, 3) for runtime in verification.RUNTIMES.values()}
+
+
+def test_refolding_agrees_with_a_hand_made_fold():
+    model = build_mixed()
+    found = weights.refold(model)
+    conv, norm = model.get_layer("grouped_conv"), model.get_layer("grouped_bn")
+    scale = np.asarray(norm.gamma) / np.sqrt(np.asarray(norm.moving_variance) + norm.epsilon)
+    kernel = np.transpose(np.asarray(conv.kernel), (3, 2, 0, 1)) * scale[:, None, None, None]
+    np.testing.assert_allclose(found["grouped_conv/kernel"][0].array, kernel, rtol=1e-5)
+    np.testing.assert_allclose(
+        found["grouped_conv/bias"][0].array, np.asarray(norm.beta) - np.asarray(norm.moving_mean) * scale, rtol=1e-4, atol=1e-6
+    )
+
+
+def wrong_fold(monkeypatch):
+    real = affine._batch_norm
+
+    def forgets_mean(node):
+        step = real(node)
+        return None if step is None else (step[0], step[1] + 0.01)
+
+    monkeypatch.setattr(affine, "_batch_norm", forgets_mean)
+    shifted = affine._Affine.then
+    monkeypatch.setattr(affine._Affine, "then", lambda self, scale, shift: shifted(self, scale, shift * 1.001))
+
+
+def test_a_pass_that_folds_wrongly_is_caught(mixed, tmp_path, monkeypatch):
+    wrong_fold(monkeypatch)
+    with pytest.raises(rx.MismatchError) as caught:
+        rx.to_onnx(mixed, tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == [] and caught.value.exit_code == 3
+    problems = caught.value.report.problems
+    assert any("is not the Keras weight" in problem for problem in problems), problems
+
+
+def fresh():
+    x = keras.Input((16, 16, 3))
+    y = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 3, use_bias=False, name="conv")(x))
+    return keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.ReLU()(y))))
+
+
+def test_untrained_model_is_verified_with_random_statistics(tmp_path, monkeypatch):
+    model = fresh()
+    before = [np.array(variable) for variable in model.variables]
+    result = rx.to_onnx(model, tmp_path / "m.onnx")
+    assert "verified again with random ones" in result.report.notes[0]
+    assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, model.variables, strict=True))
+    assert os.listdir(tmp_path) == ["m.onnx"]
+    # Without shifts this fault changes nothing: only random statistics show it.
+    wrong_fold(monkeypatch)
+    with pytest.raises(rx.MismatchError, match="with random weights in place of constant ones"):
+        rx.to_onnx(model, tmp_path / "n.onnx")
+    assert os.listdir(tmp_path) == ["m.onnx"]
+    assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, model.variables, strict=True))
+
+
+def test_trained_model_is_verified_once(mixed_export):
+    assert mixed_export[0].report.notes == ()
+
+
+def test_keep_failed_keeps_the_file_under_another_name(mixed, tmp_path, monkeypatch):
+    wrong_fold(monkeypatch)
+    with pytest.raises(rx.MismatchError):
+        rx.to_onnx(mixed, tmp_path / "m.onnx", keep_failed=True)
+    assert os.listdir(tmp_path) == ["m.onnx.failed"]
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_onnxruntime_would_fuse_the_pad_wrongly(tmp_path, monkeypatch, opset):
+    """Its Pad_Fusion puts zeros' place into a max pool, which pads with -inf: caught, and avoided by `guard_pads`."""
+    x = keras.Input((12, 12, 3))
+    y = layers.Conv2D(4, 3, name="conv")(x)
+    y = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(y))
+    model = randomise(keras.Model(x, y))
+    model.get_layer("conv").bias.assign([-5.0] * 4)
+    assert rx.to_onnx(model, tmp_path / "m.onnx", opset=opset).report.passed
+    if opset == 17:
+        monkeypatch.setattr(passes, "ORDER", tuple(step for step in passes.ORDER if step is not passes.guard_pads))
+        with pytest.raises(rx.MismatchError, match="onnxruntime, default"):
+            rx.to_onnx(model, tmp_path / "n.onnx")
+
+
+def test_samples_give_agreement(mixed, tmp_path):
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 256, (40 + index, 50, 3)).astype("uint8")
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    (tmp_path / "out").mkdir()
+    result = rx.to_onnx(mixed, tmp_path / "out" / "m.onnx", samples=str(tmp_path))
+    rows = [comparison for comparison in result.report.comparisons if comparison.data == "samples"]
+    assert len(rows) == 2 and all(row.batch == 4 and row.top1 == 1.0 and row.top5 == 1.0 for row in rows)
+
+
+def test_damaged_file_of_another_model(mixed, mixed_export, tmp_path):
+    (tmp_path / "cut.onnx").write_bytes(mixed_export[1].read_bytes()[:5000])
+    with pytest.raises(rx.UsageError, match="not a readable ONNX file"):
+        rx.verify(tmp_path / "cut.onnx", mixed)
+
+
+def test_file_from_elsewhere_is_refused_with_the_reason(mixed, mixed_export, tmp_path):
+    proto = onnx.load(mixed_export[1])
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(rx.UsageError, match="not written by resnet-export"):
+        rx.verify(tmp_path / "m.onnx", mixed)
+
+
+MEASURES = {
+    "equal": ([1.0, -2.0], [1.0, -2.0], 0.0),
+    "tenth": ([1.0, -2.0], [1.2, -2.0], 0.1),
+    "not a number": ([1.0, 2.0], [np.nan, 2.0], np.inf),
+    "shape": ([1.0, 2.0], [[1.0, 2.0]], np.inf),
+    "both zero": ([0.0], [0.0], 0.0),
+    "should be zero": ([0.0], [1e-9], np.inf),
+}
+
+
+@pytest.mark.parametrize("case", MEASURES)
+def test_measure(case):
+    reference, got, expected = MEASURES[case]
+    assert verification.measure(reference, got)["relative"] == pytest.approx(expected)
+
+
+def test_agreement():
+    reference = np.array([[1.0, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1.0]])
+    assert verification.agreement(reference, reference + noise(2, 6) * 1e-3, 1) == 1.0
+    assert verification.agreement(reference, reference[::-1], 1) == 0.0
+    assert verification.agreement(reference, reference[:, [1, 0, 2, 3, 4, 5]], 5) == 0.5
+    assert verification.agreement(reference[:, :1], reference[:, :1], 1) is None
+
+
+def test_convert_leaves_no_float64_behind(mixed):
+    model, _ = convert.convert(convert.prepared(mixed, {})[0])
+    assert {str(value.const_value.dtype) for value in model.graph.initializers.values()} <= {"FLOAT", "INT64"}
