@@ -206,6 +206,11 @@ class ChannelPad(_Spatial):
             raise ValueError(f'`position` must be "both" or "end", got {position!r}')
         self.filters, self.position = filters, position
 
+    def build(self, input_shape):
+        channels = input_shape[self.channel_axis(input_shape)]
+        if channels > self.filters:
+            raise ValueError(f"`filters` must be at least the channels that come in ({channels}), got {self.filters}")
+
     def call(self, inputs):
         axis = self.channel_axis(inputs.shape)
         missing = self.filters - inputs.shape[axis]
@@ -216,10 +221,7 @@ class ChannelPad(_Spatial):
 
     def compute_output_shape(self, input_shape):
         shape = list(input_shape)
-        axis = self.channel_axis(shape)
-        if shape[axis] > self.filters:
-            raise ValueError(f"`filters` must be at least the channels that come in ({shape[axis]}), got {self.filters}")
-        shape[axis] = self.filters
+        shape[self.channel_axis(shape)] = self.filters
         return tuple(shape)
 
     def get_config(self):

@@ -13,7 +13,7 @@ from .modelcard import card, set_card
 from .weights import safetensors
 from .weights.files import WeightFile, open_weights
 from .weights.matching import assign, variables_of
-from .weights.sources import WeightSource, locate
+from .weights.sources import WeightSource, locate, recognise
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def find_weights(weights, model, sources):
     """
     text = os.fspath(weights)
     if os.path.isfile(text) or (os.path.splitext(text)[1] in FILE_ENDINGS and text not in sources):
-        return Pretrained(open_weights(text), text)
+        file = open_weights(text)
+        name, source = recognise(text, model, sources) or (text, None)
+        return Pretrained(file, name, source)
     path, source = locate(text, model, sources)
     return Pretrained(open_weights(path), text, source)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,7 +91,7 @@ def _read(path):
         try:
             with np.load(path, allow_pickle=False) as file:
                 return dict(file), None, THEIRS_FIRST
-        except (OSError, ValueError, EOFError, KeyError) as error:
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is no readable .npz file, or is truncated ({error})") from error
     known = ", ".join((*TORCH_SUFFIXES, ".safetensors", ".weights.h5", *KERAS_SUFFIXES, ".npz"))
     raise ValueError(f"a weights file must have one of the endings {known}, got {path}")

@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import functools
+import hashlib
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -75,6 +76,16 @@ def all_sources(plugins=()):
                 raise ValueError(f"weights {name!r} are declared by {found[name][1]} and by {owner}; one must rename them")
             found[name] = (source, owner)
     return {name: source for name, (source, _) in found.items()}
+
+
+def recognise(path, model, sources):
+    """`(name, WeightSource)` of a variant's source whose published sha256 a file has, so that its card comes along, or None."""
+    published = {name: source for name, source in sources.items() if source.model == model and source.digest}
+    if not published:
+        return None
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return next(((name, source) for name, source in published.items() if digest.startswith(source.digest)), None)
 
 
 def packaged(model):

@@ -1,0 +1,98 @@
+"""Replays recorded outputs of the reference implementations; `scripts/parity.py record` writes them.
+
+Weights and images are made again from the seed, by the reference's own parameter names, so a fixture is outputs only.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keras_resnet as kr
+from keras_resnet.registry import config_of
+from keras_resnet.weights import keras_applications, keras_hub, timm, torchvision
+from keras_resnet.weights.matching import assign
+from keras_resnet.weights.synthetic import images, state_for
+
+FIXTURES = Path(__file__).parent / "fixtures"
+RECORD = json.loads((FIXTURES / "parity.json").read_text())
+LOGITS = np.load(FIXTURES / "parity.npz")
+BAR = 1e-4
+
+
+def origin_of(case):
+    """The naming the reference uses; among several of one package the config decides."""
+    config = config_of(case["model"])
+    if case["peer"] == "torchvision":
+        return torchvision.VGG if config.family == "vgg" else torchvision.RESNET
+    if case["peer"] == "timm":
+        return timm.RESNETV2 if config.preact else torchvision.RESNET
+    if case["peer"] == "keras":
+        return keras_applications.RESNETV2 if config.preact else keras_applications.RESNET
+    return keras_hub.ORIGIN
+
+
+def replay(case, **changes):
+    """`(our outputs, recorded outputs)`; with `changes` a network that must not fit."""
+    size, top = case["size"], case["peer"] != "keras_hub"
+    options = {"include_preprocessing": False, "input_shape": (size, size, 3), "include_top": top, **case["options"], **changes}
+    model = kr.create_model(case["model"], num_classes=RECORD["classes"], **options)
+    config, origin = kr.config_from_dict(kr.card(model).config), origin_of(case)
+    state = state_for(model, config, origin, case["seed"])
+    if origin is keras_applications.RESNET:
+        state |= biases_of(model, config, origin, case["seed"])
+    # The check for a wrong variant is passed over: planted faults are to be seen in the numbers.
+    unchecked = type(origin)(**{**vars(origin), "fits": lambda config, arrays: None})
+    assign(model, config, state, unchecked)
+    return model.predict(images(size, case["seed"]), verbose=0), LOGITS[case["key"]]
+
+
+def biases_of(model, config, origin, seed):
+    """keras.applications' v1 convolutions have biases, ours do not: they end in the moving means."""
+    from keras_resnet.weights.synthetic import values
+
+    names = [layer for layer in model.layers if layer.name.endswith("conv") or "_conv" in layer.name and layer.weights]
+    keys = {origin.translate(config, layer.name, "bias"): layer.filters for layer in names}
+    return {key: values(key, (filters,), seed, False) for key, filters in keys.items()}
+
+
+def difference(found, expected):
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def _id(case):
+    options = "-".join(f"{key}{value}" for key, value in case["options"].items())
+    return "-".join(filter(None, (case["peer"], case["model"], options, str(case["size"]))))
+
+
+@pytest.mark.parametrize("case", RECORD["cases"], ids=map(_id, RECORD["cases"]))
+def test_outputs_are_those_of_the_reference(case):
+    assert difference(*replay(case)) <= BAR
+
+
+# (recorded model, a change that leaves all shapes as they are)
+FAULTS = [
+    ("resnet50", {"stride_in": "1x1"}),
+    ("resnet50", {"padding": "same"}),
+    ("resnet50", {"norm_epsilon": 1e-3}),
+    ("resnet26t", {"shortcut_norm": True, "stem_pool": "conv"}),
+    ("resnet50_v1", {"stride_in": "3x3"}),
+    ("resnetv2_50_keras", {"stride_block": "first"}),
+    ("resnetv2_18", {"stem_pool": "max_zero"}),
+    ("resnetv2_50x1_bit", {"weight_standardization": False}),
+    ("resnetv2_50d_gn", {"norm_groups": 16}),
+    ("resnetblur18", {"antialias": False}),
+    ("seresnet18", {"activation": "gelu"}),
+]
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS, ids=[f"{name}-{'-'.join(fault)}" for name, fault in FAULTS])
+def test_planted_faults_are_caught(name, fault):
+    case = next(case for case in RECORD["cases"] if case["model"] == name and case["size"] % 2 == 0)
+    try:
+        found, expected = replay(case, **fault)
+    except ValueError as error:
+        assert "missing" in str(error) or "left over" in str(error)
+    else:
+        assert difference(found, expected) > 10 * BAR
