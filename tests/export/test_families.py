@@ -1,0 +1,96 @@
+"""All convolutional families of keras.applications and the zoo's special cases: exported, verified, clean."""
+
+import keras
+import numpy as np
+import pytest
+import resnet_export as rx
+
+import keras_resnet as kr
+from tests.helpers import randomise
+
+from .conftest import noise, op_counts, relative, run_onnx
+
+APPLICATIONS = {
+    "VGG16": 32,
+    "ResNet50": 64,
+    "ResNet101V2": 64,
+    "MobileNet": 64,
+    "MobileNetV2": 64,
+    "MobileNetV3Small": 64,
+    "MobileNetV3Large": 64,
+    "EfficientNetB0": 64,
+    "EfficientNetV2B0": 64,
+    "DenseNet121": 64,
+    "InceptionV3": 96,
+    "InceptionResNetV2": 96,
+    "Xception": 96,
+    "NASNetMobile": 224,
+    "ConvNeXtTiny": 64,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_applications(name, tmp_path):
+    size = APPLICATIONS[name]
+    build = getattr(keras.applications, name)
+    model = randomise(build(weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None))
+    result = rx.to_onnx(model, tmp_path / "m.onnx")
+    assert result.method == "weightless" and result.report.passed
+    x = noise(2, size, size, 3, seed=9)
+    assert relative(run_onnx(tmp_path / "m.onnx", x)[0], np.asarray(model(x, training=False))) < 1e-5
+
+
+def test_resnet50_is_as_clean_as_promised(tmp_path):
+    model = randomise(keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=10))
+    rx.to_onnx(model, tmp_path / "m.onnx")
+    counts = op_counts(tmp_path / "m.onnx")
+    assert counts == {
+        "Conv": 53,
+        "Relu": 49,
+        "Add": 16,
+        "Transpose": 1,
+        "MaxPool": 1,
+        "GlobalAveragePool": 1,
+        "Flatten": 1,
+        "Gemm": 1,
+    }
+
+
+ZOO = ["resnet20", "resnet20_a_fixup", "resnet20_c", "plain20", "preresnet110", "resnext29_8x64d", "vgg11_w25"]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo(name, tmp_path):
+    model = randomise(kr.create_model(name, preprocessing="cifar10", input_shape=(32, 32, 3)))
+    result = rx.to_onnx(model, tmp_path / "m.onnx", input_dtype="uint8")
+    assert result.method == "weightless"
+    counts = op_counts(tmp_path / "m.onnx")
+    assert counts.get("Transpose", 0) <= 1 and counts.get("Identity", 0) == 0
+    x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
+    assert relative(run_onnx(tmp_path / "m.onnx", x)[0], np.asarray(model(x.astype("float32"), training=False))) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d", "seresnet50", "resnetv2_50", "wide_resnet50_2", "resnet50d"])
+def test_zoo_at_imagenet_size(name, tmp_path):
+    model = randomise(kr.create_model(name, preprocessing="torch"))
+    assert rx.to_onnx(model, tmp_path / "m.onnx", dynamic_size=True).report.passed
+
+
+def test_grown_model(tmp_path):
+    trunk = randomise(kr.create_model("vgg11_w25", num_classes=10, input_shape=(32, 32, 3)))
+    deep = kr.grow(trunk, after="*pool*", blocks=1)
+    result = rx.to_onnx(deep, tmp_path / "m.onnx")
+    assert any("verified again with random ones" in note for note in result.report.notes)
+    x = noise(2)
+    assert relative(run_onnx(tmp_path / "m.onnx", x)[0], np.asarray(trunk(x, training=False))) < 1e-5
+
+
+def test_twice_in_one_process_and_from_the_saved_file(tmp_path):
+    model = randomise(kr.create_model("resnet20"))
+    first = rx.to_onnx(model, tmp_path / "a.onnx").sha256
+    randomise(kr.create_model("resnet20"), seed=3)
+    assert rx.to_onnx(model, tmp_path / "b.onnx").sha256 == first
+    model.save(tmp_path / "m.keras")
+    assert rx.to_onnx(keras.saving.load_model(tmp_path / "m.keras"), tmp_path / "c.onnx").sha256 == first
