@@ -258,7 +258,10 @@ def test_vgg_layers_are_named_as_in_keras_applications():
 
 REFUSED = [
     (lambda: kr.ResNetConfig.cifar(21), "`depth` must be of the form 6n+2, got 21; the nearest are 20 and 26"),
-    (lambda: kr.ResNetConfig.cifar(12, block="bottleneck"), "`depth` must be of the form 9n+2, got 12; the nearest are 11 and 20"),
+    (
+        lambda: kr.ResNetConfig.cifar(12, block="bottleneck"),
+        "`depth` must be of the form 9n+2, got 12; the nearest are 11 and 20",
+    ),
     (lambda: kr.ResNetConfig.wide(20, 2), "`depth` must be of the form 6n+4, got 20; the nearest are 16 and 22"),
     (lambda: kr.create_model("resnt50"), "unknown model 'resnt50'; did you mean 'resnet50'"),
     (lambda: kr.create_model("resnet50", input_shape=(16, 40, 3)), "sides of at least 32, the network's stride, got (16, 40, 3)"),
@@ -269,7 +272,7 @@ REFUSED = [
     (lambda: kr.create_model("resnet18", groups=2), '`groups` and `base_width` need block="bottleneck"'),
     (lambda: kr.create_model("resnet50", stride_in="5x5"), "`stride_in` must be one of '3x3', '1x1', got '5x5'"),
     (lambda: kr.create_model("resnet50", output_stride=12), "`output_stride` must be one of 4, 8, 16, 32, got 12"),
-    (lambda: kr.create_model("resnet50", gate="zero_conv"), "`gate` of a post-activation net must be None or \"zero_gamma\""),
+    (lambda: kr.create_model("resnet50", gate="zero_conv"), '`gate` of a post-activation net must be None or "zero_gamma"'),
     (lambda: kr.create_model("plain20", gate="zero_gamma"), "`gate` must be None in a plain net"),
     (lambda: kr.create_model("resnet50", norm="group", norm_groups=48), "`norm_groups` must divide the filters (64), got 48"),
     (lambda: kr.create_model("resnet50", drop_path=1.0), "`drop_path` must be at least 0 and below 1, got 1.0"),
@@ -279,7 +282,10 @@ REFUSED = [
     (lambda: kr.create_model("resnet50", features_only="stage9"), "`features_only` may name stem, stage1"),
     (lambda: kr.create_model("resnet50", pooling="mean"), '`pooling` must be None, "avg" or "max", got \'mean\''),
     (lambda: kr.config_from_dict({"family": "resnet", "depths": [1], "widths": [8], "colour": 1}), "has no field colour"),
-    (lambda: kr.blocks.bottleneck(keras.Input((8, 8, 16)), 256, groups=3, name="b"), "`groups` must divide the filters (64), got 3"),
+    (
+        lambda: kr.blocks.bottleneck(keras.Input((8, 8, 16)), 256, groups=3, name="b"),
+        "`groups` must divide the filters (64), got 3",
+    ),
     (lambda: kr.layers.ChannelPad(2)(np.zeros((1, 2, 2, 4))), "`filters` must be at least the channels that come in (4), got 2"),
 ]
 

@@ -36,7 +36,10 @@ def test_a_head_is_replaced_on_a_grown_model():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: kr.replace_head(kr.create_model("resnet20", include_top=False), 3), "must end in a dense layer, got ResidualAdd"),
+        (
+            lambda: kr.replace_head(kr.create_model("resnet20", include_top=False), 3),
+            "must end in a dense layer, got ResidualAdd",
+        ),
         (lambda: kr.replace_head(kr.create_model("resnet20", features_only=True), 3), "must have one output, got 4"),
         (lambda: kr.replace_head(kr.create_model("resnet20"), 3, labels=["a"]), "`labels` must have 3 names, got 1"),
     ],
@@ -58,7 +61,11 @@ def test_frozen_batch_norm_moves_nothing_and_uses_its_statistics():
         assert not layer.trainable_weights
     kr.freeze_batch_norm(model, frozen=False)
     model(x, training=True)
-    assert any((np.array(v) != old).any() for layer, values in zip(norms, before, strict=True) for v, old in zip(layer.variables, values, strict=True))
+    assert any(
+        (np.array(v) != old).any()
+        for layer, values in zip(norms, before, strict=True)
+        for v, old in zip(layer.variables, values, strict=True)
+    )
 
 
 def test_batch_norms_inside_nested_models_are_frozen_too():

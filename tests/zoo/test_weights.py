@@ -158,7 +158,9 @@ def test_keras_applications_files_in_the_old_format(depth, name, top, version, t
             group.attrs["weight_names"] = [text.encode() for text in names]
             for text, weight in zip(names, layer.weights, strict=True):
                 group[text] = np.array(weight)
-    model = kr.create_model(name, weights=path, include_top=top, input_shape=(64, 64, 3), num_classes=9, include_preprocessing=False)
+    model = kr.create_model(
+        name, weights=path, include_top=top, input_shape=(64, 64, 3), num_classes=9, include_preprocessing=False
+    )
     x = images(64, 0, batch=2)
     expected, found = theirs.predict(x, verbose=0), model.predict(x, verbose=0)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
