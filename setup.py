@@ -14,6 +14,7 @@ REQUIRES = [
     "keras>=3.15",
     "tf2onnx>=1.17",
     "onnx>=1.17",
+    "onnx-ir>=0.1.9",
     # 1.27 on Linux declares CUDA extras that cannot be installed and does not import without CUDA 13.
     f"onnxruntime-gpu>=1.26,!=1.27.*; {LINUX_X86}",
     'onnxruntime>=1.26; sys_platform != "linux" or platform_machine != "x86_64"',
@@ -42,7 +43,11 @@ EXTRAS = {
     "backends": ["jax>=0.4.30", "torch>=2.4"],
     "peers": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "keras-hub>=0.20", "openvino>=2024.4"],
 }
-EXTRAS["dev"] = ["pytest>=8", "ruff>=0.6", "build>=1.2"] + EXTRAS["demo"]
+EXTRAS["dev"] = sorted(
+    {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "build>=1.2"}.union(
+        *(EXTRAS[name] for name in ("demo", "serve", "client", "batch"))
+    )
+)
 EXTRAS["dev"] += EXTRAS["serve"] + EXTRAS["client"] + EXTRAS["batch"] + ["hypothesis>=6.100", "selenium>=4.20"]
 
 setup(
