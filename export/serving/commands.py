@@ -82,6 +82,16 @@ server_options = _options(
     click.option("--ssl-certfile", type=click.Path(), help="TLS certificate."),
     click.option("--ssl-keyfile", type=click.Path(), help="TLS key."),
 )
+# Of these only `--engine ray` knows what to do.
+CLUSTER_DEFAULTS = {"min_replicas": 1, "max_replicas": 1, "gpus_per_replica": 0.0, "address": None}
+cluster_options = _options(
+    click.option("--engine", type=click.Choice(["uvicorn", "ray"]), default="uvicorn", show_default=True),
+    _number(int, "--min-replicas", 1, "With ray: copies that are always there."),
+    _number(int, "--max-replicas", 1, "With ray: copies under load."),
+    click.option("--gpus-per-replica", type=click.FloatRange(0), default=0.0, help="With ray: may be a fraction."),
+    click.option("--address", help="With ray: a running cluster (auto, or ray://HOST:PORT); a local one by default."),
+    click.option("--write-config", type=click.Path(), help="With ray: write the YAML for `serve deploy` instead of serving."),
+)
 common_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks."),
@@ -161,8 +171,9 @@ def _print_rows(rows, as_json):
 @server_options
 @model_options
 @app_options
+@cluster_options
 @common_options
-def serve(files, repository, as_json, host, port, grace, access_log, ssl_certfile, ssl_keyfile, **options):
+def serve(files, repository, engine, write_config, as_json, **options):
     """Serve ONNX models over HTTP: the Open Inference Protocol v2, as KServe and Triton speak it, a page for people at /,
     and POST /v2/models/NAME/classify for image files. A name that comes again is the next version of that model.
 
@@ -170,21 +181,29 @@ def serve(files, repository, as_json, host, port, grace, access_log, ssl_certfil
     Example:
       resnet-export serve resnet50.onnx small=resnet20.onnx --port 8000
     """
+    tell = functools.partial(_tell, as_json)
+    if engine == "ray" or write_config:
+        return _serve_on_ray(files, repository, write_config, tell, options)
+    if wrong := [name for name in CLUSTER_DEFAULTS if options[name] != CLUSTER_DEFAULTS[name]]:
+        raise UsageError(f"--{wrong[0].replace('_', '-')} needs --engine ray")
+    return _serve_here(files, repository, tell, options)
+
+
+def _serve_here(files, repository, tell, options):
     with _needs_extra("serve"):
         from . import server
         from .app import create_app
     from .repository import Repository, parse_sources
 
-    listen = server.ServerOptions(host, port, grace, access_log, _tls(ssl_certfile, ssl_keyfile))
-    app_options = _app_options(options)
+    tls = _tls(options["ssl_certfile"], options["ssl_keyfile"])
+    listen = server.ServerOptions(options["host"], options["port"], options["grace"], options["access_log"], tls)
     models = Repository(parse_sources(files), repository, _model_options(options))
-    bound = server.bind(listen)
+    app = create_app(models, _app_options(options), version(), on_ready=lambda: tell("ready", "ready"))
+    config, bound = server.configure(app, listen), server.bind(listen)
     models.open()
-    server.log_to_stderr(access_log)
-    url = server.url_of(bound, bool(listen.tls))
-    names = ", ".join(f"{m['name']}/{m['version']}" for m in models.index())
-    tell = functools.partial(_tell, as_json)
-    config = server.configure(create_app(models, app_options, _version(), on_ready=lambda: tell("ready", "ready")), listen)
+    server.log_to_stderr(listen.access_log)
+    url = server.url_of(bound, bool(tls))
+    names = ", ".join(f"{entry['name']}/{entry['version']}" for entry in models.index())
     tell("listening", f"serving {names} on {url}", url=url, models=models.index())
     ended_by = server.run(config, bound)
     tell("stopped", "stopped")
@@ -192,7 +211,37 @@ def serve(files, repository, as_json, host, port, grace, access_log, ssl_certfil
     return 130 if ended_by == signal.SIGINT else 0
 
 
-def _version():
+def _serve_on_ray(files, repository, write_config, tell, options):
+    from ..artifact import publishing
+    from .repository import Repository, parse_sources
+
+    if options["ssl_certfile"] or options["access_log"] or options["allow_control"]:
+        raise UsageError("--ssl-certfile, --access-log and --allow-control do not go with --engine ray")
+    with _needs_extra("cluster"):
+        from . import cluster
+    settings = cluster.ClusterSettings(
+        sources=tuple(parse_sources(files)),
+        folder=os.path.abspath(repository) if repository else None,
+        models=_model_options(options),
+        app=_app_options(options),
+        version=version(),
+        replicas=(options["min_replicas"], options["max_replicas"]),
+        cpus=options["threads"] or 1,
+        gpus=options["gpus_per_replica"],
+        grace=options["grace"],
+    )
+    # Said here, before anything is started elsewhere: a name twice, a missing folder.
+    Repository(list(settings.sources), settings.folder, settings.models)
+    if write_config:
+        with publishing(write_config) as place:
+            place.write_text(cluster.config_yaml(settings, options["host"], options["port"]), encoding="utf-8")
+        tell("written", f"{write_config}: serve deploy {write_config}", file=write_config)
+        return 0
+    ended_by = cluster.run(settings, options["host"], options["port"], options["address"], tell)
+    return 130 if ended_by == signal.SIGINT else 0
+
+
+def version():
     try:
         return importlib.metadata.version("keras-resnet-export")
     except importlib.metadata.PackageNotFoundError:

@@ -48,14 +48,20 @@ class Repository:
         if not self._entries:
             raise UsageError(f"{folder} holds no models (NAME/VERSION/model.onnx)" if folder else "there is no model to serve")
 
-    def open(self):
-        """Open every model; call `warm_up` before they are used.
+    def open(self, warm_up=False):
+        """Open every model.
+
+        Args:
+            warm_up: warm them up now; otherwise `warm_up` must be called before they are used.
 
         Raises:
             UsageError, DeviceError: a model does not open.
         """
         for key, entry in self._entries.items():
-            self._entries[key] = Entry(entry.source, LOADING, ServedModel(entry.source, self._options))
+            model = ServedModel(entry.source, self._options)
+            if warm_up:
+                model.warm_up()
+            self._entries[key] = Entry(entry.source, READY if warm_up else LOADING, model)
 
     async def warm_up(self):
         """Warm up what `open` has opened, one after the other, each ready as soon as it is done.
@@ -65,6 +71,8 @@ class Repository:
         """
         async with self._changing:
             for key, entry in self._entries.items():
+                if entry.state != LOADING:
+                    continue
                 try:
                     await asyncio.to_thread(entry.model.warm_up)
                     self._entries[key] = replace(entry, state=READY)

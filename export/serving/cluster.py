@@ -1,0 +1,185 @@
+"""The same application on Ray Serve: replicas on one machine or many, scaled with the load, exchanged without a gap.
+
+Every replica runs the whole application, batcher included, so that rows are batched where the model is and only bodies travel.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from ..errors import UsageError
+from .app import AppOptions, create_app
+from .batcher import BatchOptions
+from .models import ModelOptions, Source
+from .repository import Repository
+from .server import ServerOptions, bind
+
+APPLICATION = "resnet_export"
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """What is served, and on how many replicas. Paths must mean the same on every machine.
+
+    Args:
+        sources: `Source`s.
+        folder: repository folder, or None.
+        models: `ModelOptions`.
+        app: `AppOptions`.
+        version: the server's version.
+        replicas: smallest and largest number.
+        cpus: cores of a replica, and threads of its onnxruntime.
+        gpus: GPUs of a replica; a fraction shares one.
+        grace: seconds in which a replica that leaves finishes what it has taken.
+    """
+
+    sources: tuple = ()
+    folder: str | None = None
+    models: ModelOptions = ModelOptions()
+    app: AppOptions = AppOptions()
+    version: str = "0"
+    replicas: tuple = (1, 1)
+    cpus: int = 1
+    gpus: float = 0.0
+    grace: float = 60.0
+
+    def __post_init__(self):
+        if self.replicas[0] > self.replicas[1]:
+            raise UsageError(f"--max-replicas ({self.replicas[1]}) must be at least --min-replicas ({self.replicas[0]})")
+
+    def to_json(self):
+        """Plain values, as the YAML for `serve deploy` holds them."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    @classmethod
+    def from_json(cls, values):
+        models = values["models"] | {"batch": BatchOptions(**values["models"]["batch"])}
+        return cls(
+            **values
+            | {
+                "sources": tuple(Source(entry["name"], entry["version"], Path(entry["path"])) for entry in values["sources"]),
+                "models": ModelOptions(**models),
+                "app": AppOptions(**values["app"] | {"api_keys": tuple(values["app"]["api_keys"])}),
+                "replicas": tuple(values["replicas"]),
+            }
+        )
+
+
+def application(args: dict):
+    """Ray Serve's application builder (`import_path: resnet_export.serving.cluster:application`).
+
+    Args:
+        args: `ClusterSettings.to_json()`.
+
+    Returns:
+        ray.serve.Application
+    """
+    settings = ClusterSettings.from_json(args)
+
+    def build():
+        # onnxruntime would otherwise take all cores, in every replica.
+        models = dataclasses.replace(settings.models, threads=settings.cpus)
+        repository = Repository(list(settings.sources), settings.folder, models)
+        # A replica takes requests as soon as it has been built, so it is warmed up here.
+        repository.open(warm_up=True)
+        return create_app(repository, settings.app, settings.version)
+
+    return serve.deployment(serve.ingress(build)(), **deployment_options(settings)).bind()
+
+
+def deployment_options(settings):
+    """Ray Serve's options for a deployment: scaling, back-pressure, resources."""
+    low, high = settings.replicas
+    # Two batches' worth of requests keep a replica busy; more than that is a reason for another one.
+    busy = 2 * settings.models.batch.max_rows
+    options = {
+        "name": "models",
+        "max_ongoing_requests": 4 * settings.models.batch.max_rows,
+        "max_queued_requests": settings.models.batch.queue_rows,
+        "graceful_shutdown_timeout_s": settings.grace,
+        "ray_actor_options": {"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+    }
+    if low == high:
+        return options | {"num_replicas": low}
+    return options | {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": busy}}
+
+
+def config_yaml(settings, host, port):
+    """The configuration for `serve deploy`, as YAML (of which JSON is a part)."""
+    config = {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": host, "port": port},
+        "applications": [
+            {
+                "name": APPLICATION,
+                "route_prefix": "/",
+                "import_path": "resnet_export.serving.cluster:application",
+                "args": settings.to_json(),
+            }
+        ],
+    }
+    return json.dumps(config, indent=2) + "\n"
+
+
+def start(settings, host, port, address=None):
+    """Start, or join, a cluster and serve on it; called again with other settings, replicas are exchanged one by one.
+
+    Args:
+        settings: `ClusterSettings`.
+        host, port: where every machine's proxy listens.
+        address: a running cluster; None starts one on this machine.
+
+    Raises:
+        UsageError: the port is taken, or the cluster cannot be reached.
+    """
+    if not ray.is_initialized():
+        if address is None:
+            bind(ServerOptions(host, port)).close()
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
+        except (ConnectionError, ValueError) as error:
+            raise UsageError(f"cannot join the cluster at {address}: {error}") from error
+        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+    try:
+        serve.run(application(settings.to_json()), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise UsageError(f"the models do not start on the cluster: {error}") from error
+
+
+def run(settings, host, port, address, tell):
+    """Serve on a cluster until SIGTERM or SIGINT.
+
+    Args:
+        settings, host, port, address: see `start`.
+        tell: called with an event, its text and details.
+
+    Returns:
+        the signal that ended it.
+    """
+    if port == 0:
+        raise UsageError("--engine ray needs a port of its own, not 0")
+    ended, received = threading.Event(), []
+
+    def stop(number, frame):
+        received.append(number)
+        ended.set()
+
+    start(settings, host, port, address)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    url = f"http://{host}:{port}"
+    tell("listening", f"serving on {url} with Ray", url=url, models=[source.name for source in settings.sources])
+    tell("ready", "ready")
+    ended.wait()
+    serve.shutdown()
+    ray.shutdown()
+    tell("stopped", "stopped")
+    return received[0]
