@@ -35,7 +35,7 @@ EXTRAS = {
     # TensorFlow 2.21 is built for CUDA 12; 1.26 is the last onnxruntime-gpu that is.
     "train-gpu": ["tensorflow[and-cuda]>=2.21,<2.22", "onnxruntime-gpu[cuda,cudnn]==1.26.*"],
     "serve": SERVE,
-    "cluster": ["ray[serve,data]>=2.40", *SERVE],
+    "cluster": ["ray[serve,data]>=2.60", *SERVE],
     "data": ["tensorflow-datasets>=4.9"],
     "demo": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "batch": ["pyarrow>=15"],
@@ -44,11 +44,10 @@ EXTRAS = {
     "peers": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "keras-hub>=0.20", "openvino>=2024.4"],
 }
 EXTRAS["dev"] = sorted(
-    {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "build>=1.2"}.union(
+    {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.20", "ruff>=0.6", "build>=1.2"}.union(
         *(EXTRAS[name] for name in ("demo", "serve", "client", "batch"))
     )
 )
-EXTRAS["dev"] += EXTRAS["serve"] + EXTRAS["client"] + EXTRAS["batch"] + ["hypothesis>=6.100", "selenium>=4.20"]
 
 setup(
     name="keras-resnet-export",
