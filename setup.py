@@ -44,7 +44,7 @@ EXTRAS = {
     "peers": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "keras-hub>=0.20", "openvino>=2024.4"],
 }
 EXTRAS["dev"] = sorted(
-    {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.20", "ruff>=0.6", "build>=1.2"}.union(
+    {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.20", "schemathesis>=4", "ruff>=0.6", "build>=1.2"}.union(
         *(EXTRAS[name] for name in ("demo", "serve", "client", "batch"))
     )
 )
