@@ -111,6 +111,8 @@ def info_command(model, as_json, **source):
     help="Dtype of the input.",
 )
 @click.option("--dynamic-size", is_flag=True, help="Open height and width.")
+@click.option("--top-k", type=int, help="Add the outputs top_classes and top_probabilities of so many classes.")
+@click.option("--prune-identity", is_flag=True, default=None, help="Leave out residual blocks that do nothing.")
 @click.option("--external-data", is_flag=True, default=None, help="Weights in a second file; automatic above 2 GB.")
 def onnx_command(**options):
     """Export MODEL, a .keras file or a zoo name, to the ONNX file OUT, and verify it."""

@@ -14,7 +14,7 @@ from .graph import to_ir
 from .interface import interface as interface_of
 from .passes import finish
 from .passes import opset as opsets
-from .rebuild import in_float32, with_open_size
+from .rebuild import in_float32, with_open_size, without_identity_blocks
 from .results import ExportResult
 from .stock import stock_model
 from .tracing import NotWeightless, trace
@@ -27,6 +27,8 @@ OPTIONS = {
     "input_dtype": "float32",
     "outputs": None,
     "dynamic_size": False,
+    "top_k": None,
+    "prune_identity": None,
 }
 
 
@@ -39,6 +41,8 @@ def to_onnx(
     input_dtype="float32",
     outputs=None,
     dynamic_size=False,
+    top_k=None,
+    prune_identity=None,
     labels=None,
     external_data=None,
     samples=None,
@@ -56,6 +60,9 @@ def to_onnx(
         input_dtype: `"float32"`, or `"uint8"` for a model that takes pixels.
         outputs: names among those the model offers, see `interface.interface`; by default `logits`, `features` or all of several.
         dynamic_size: open height and width instead of the model's.
+        top_k: adds the outputs `top_classes` and `top_probabilities` of so many classes.
+        prune_identity: True leaves out residual blocks that do nothing, a number those whose gate is at most that;
+            see `keras_resnet.prune`.
         labels: class names in the order of the logits; by default the card's.
         external_data: weights in a second file, `path + ".data"`; by default only where one file would pass 2 GB.
         samples: images to verify on beside random batches: a folder, or an array in the file's layout.
@@ -71,7 +78,15 @@ def to_onnx(
         MismatchError: the file does not compute what the model computes; nothing is left behind.
     """
     tell = progress or (lambda step: None)
-    options = {"opset": opset, "layout": layout, "input_dtype": input_dtype, "outputs": outputs, "dynamic_size": dynamic_size}
+    options = {
+        "opset": opset,
+        "layout": layout,
+        "input_dtype": input_dtype,
+        "outputs": outputs,
+        "dynamic_size": dynamic_size,
+        "top_k": top_k,
+        "prune_identity": prune_identity,
+    }
     opsets.check_opset(opset)
     artifact.check_target(path, overwrite)
     interface, notes = prepared(model, options)
@@ -104,12 +119,16 @@ def prepared(model, options):
     Returns:
         `(Interface, list of notes)`.
     """
-    options = OPTIONS | options
+    options, notes = OPTIONS | options, []
+    if options["prune_identity"] is not None and options["prune_identity"] is not False:
+        model, note = without_identity_blocks(model, float(options["prune_identity"] is not True and options["prune_identity"]))
+        notes.append(note)
     model, note = in_float32(model)
+    notes += [note] if note else []
     if options["dynamic_size"]:
         model = with_open_size(model)
-    view = interface_of(model, outputs=options["outputs"], layout=options["layout"], input_dtype=options["input_dtype"])
-    return view, [note] if note else []
+    view = interface_of(model, **{key: options[key] for key in ("outputs", "layout", "input_dtype", "top_k")})
+    return view, notes
 
 
 def convert(interface, opset=17):

@@ -1,13 +1,16 @@
 """What goes into an artefact and what comes out of it: names, shapes, layout and dtype, decided in one place."""
 
 import contextlib
-from dataclasses import dataclass
+import difflib
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .errors import UsageError
+from .rebuild import in_float64
 
 IMAGES, LOGITS, PROBABILITIES, FEATURES = "images", "logits", "probabilities", "features"
+TOP_CLASSES, TOP_PROBABILITIES = "top_classes", "top_probabilities"
 LAYOUTS = ("nhwc", "nchw")
 INPUT_DTYPES = ("float32", "uint8")
 
@@ -30,12 +33,18 @@ class Interface:
         inputs: tuple of `Port`, in the artefact's layout and dtype.
         outputs: output names, in order.
         layout: `"nhwc"` or `"nchw"`, of rank-4 inputs.
+        runner: the model with its inner tensors of `taps` as further outputs; the model itself without any.
+        taps: names of those outputs.
+        top: how many classes the top-k outputs hold.
     """
 
     model: object
     inputs: tuple
     outputs: tuple
-    layout: str = "nhwc"
+    layout: str
+    runner: object
+    taps: tuple = ()
+    top: int | None = None
 
     def specs(self, names=None):
         """One `tf.TensorSpec` per input; `names` where TensorFlow's are to be seen (it may alter what it does not like)."""
@@ -56,20 +65,15 @@ class Interface:
         tensors = [self._as_the_model_wants(tensor, port) for tensor, port in zip(tensors, self.inputs, strict=True)]
         if not isinstance(self.model, keras.Sequential) and keras.tree.is_nested(self.model.input):
             tensors = [keras.tree.pack_sequence_as(self.model.input, tensors)]
-        wanted = set(self.outputs)
         names = output_names(self.model)
-        if len(names) > 1:
-            return dict(zip(names, keras.tree.flatten(self.model(tensors[0], training=False)), strict=True))
-        found = {}
         activation = final_activation(self.model)
-        if activation is None:
-            found[names[0]] = self.model(tensors[0], training=False)
-            if PROBABILITIES in wanted:
-                found[PROBABILITIES] = keras.ops.softmax(found[LOGITS])
-        else:
-            with without_activation(self.model):
-                found[LOGITS] = self.model(tensors[0], training=False)
-            found[PROBABILITIES] = activation(found[LOGITS])
+        with without_activation(self.model) if activation else contextlib.nullcontext():
+            results = keras.tree.flatten(self.runner(tensors[0], training=False))
+        found = dict(zip([*names, *self.taps], results, strict=True))
+        if names == [LOGITS]:
+            found[PROBABILITIES] = (activation or keras.ops.softmax)(found[LOGITS])
+        if self.top:
+            found[TOP_PROBABILITIES], found[TOP_CLASSES] = keras.ops.top_k(found[PROBABILITIES], self.top)
         return found
 
     def _as_the_model_wants(self, tensor, port):
@@ -98,27 +102,46 @@ class Interface:
             for name, value in self._all([tf.convert_to_tensor(feeds[p.name]) for p in self.inputs]).items()
         }
         largest = {name: float(np.abs(value).max(initial=0)) for name, value in found.items()}
-        if PROBABILITIES in found:
-            largest[PROBABILITIES] = max(largest[PROBABILITIES], largest[LOGITS])
+        for name in (PROBABILITIES, TOP_PROBABILITIES):
+            if name in found:
+                largest[name] = max(largest[name], largest[LOGITS])
         return {name: found[name] for name in self.outputs}, largest
 
+    def truth(self, feeds):
+        """What the model computes in float64, as `{output name: array}`; None if it cannot be rebuilt or has taps."""
+        import tensorflow as tf
 
-def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32"):
+        if self.taps:
+            return None
+        try:
+            exact = in_float64(self.model)
+        except UsageError:
+            return None
+        tensors = [tf.convert_to_tensor(feeds[port.name]) for port in self.inputs]
+        tensors = [tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor for tensor in tensors]
+        return {name: np.asarray(value) for name, value in replace(self, model=exact, runner=exact)._all(tensors).items()}
+
+
+def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32", top_k=None):
     """Decide names and shapes of an artefact's inputs and outputs.
 
     A single input is called `images`. A single output with a final softmax or sigmoid gives `logits` before and
     `probabilities` after it; one without gives `logits`, and `probabilities` by softmax; one of higher rank, or that ends in
-    pooling, gives `features`. Several inputs or outputs keep Keras' names.
+    pooling, gives `features`. Several inputs or outputs keep Keras' names. Inner tensors of a one-output model: `features`, what
+    goes into its last pooling or Flatten, and `features_LAYER`, what the layer of that name returns.
 
     Args:
         model: a built Functional or Sequential model.
         outputs: names wanted; by default `logits` (`features`; all of several).
         layout: `"nhwc"` or `"nchw"` of rank-4 inputs.
         input_dtype: `"float32"`, or `"uint8"` for pixels.
+        top_k: adds `top_classes` and `top_probabilities`, the best so many classes of each row, best first.
 
     Raises:
         UsageError: the model has no static inputs, or a name, layout or dtype is not offered.
     """
+    import keras
+
     if layout not in LAYOUTS:
         raise UsageError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if input_dtype not in INPUT_DTYPES:
@@ -133,7 +156,20 @@ def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32"):
         if layout == "nchw" and len(shape) == 4:
             shape = (shape[0], shape[3], shape[1], shape[2])
         ports.append(Port(name, shape, input_dtype if input_dtype == "uint8" else str(tensor.dtype)))
-    return Interface(model, tuple(ports), _chosen(model, outputs), layout)
+    chosen, taps = _chosen(model, outputs)
+    if top_k is not None:
+        chosen = (*chosen, *_top_outputs(model, top_k))
+    runner = keras.Model(model.inputs, [model.outputs[0], *taps.values()]) if taps else model
+    return Interface(model, tuple(ports), chosen, layout, runner, tuple(taps), top_k)
+
+
+def _top_outputs(model, top_k):
+    if output_names(model) != [LOGITS]:
+        raise UsageError(f"`top_k` needs a classifier; model {model.name!r} offers {', '.join(output_names(model))}")
+    classes = model.outputs[0].shape[-1]
+    if not isinstance(top_k, int) or not 1 <= top_k <= classes:
+        raise UsageError(f"`top_k` must be from 1 to the model's {classes} classes, got {top_k!r}")
+    return TOP_CLASSES, TOP_PROBABILITIES
 
 
 def input_tensors(model):
@@ -155,18 +191,35 @@ def input_tensors(model):
 
 
 def _chosen(model, wanted):
+    """The names of the outputs, and `{name: symbolic tensor}` of those that are inner tensors."""
     names = output_names(model)
-    if len(names) == 1:
+    if len(names) > 1:
+        offered = default = names
+    else:
         offered = [LOGITS, PROBABILITIES] if names == [LOGITS] else names
         default = offered[:1]
-    else:
-        offered = default = names
     wanted = default if wanted is None else list(dict.fromkeys(wanted))
-    if unknown := [name for name in wanted if name not in offered]:
-        raise UsageError(f"model {model.name!r} offers the outputs {', '.join(offered)}, not {unknown[0]!r}")
     if not wanted:
         raise UsageError(f"`outputs` must name at least one of {', '.join(offered)}")
-    return tuple(wanted)
+    taps = {name: _tap(model, name, names, offered) for name in wanted if name not in offered}
+    return tuple(wanted), taps
+
+
+def _tap(model, name, names, offered):
+    if len(names) == 1 and name == FEATURES:
+        for layer in reversed(model.layers):
+            if isinstance(layer, _pooling_layers()):
+                return layer.input
+    if len(names) == 1 and name.startswith(f"{FEATURES}_"):
+        layers = {layer.name: layer for layer in model.layers}
+        wanted = name.removeprefix(f"{FEATURES}_")
+        if wanted in layers:
+            return layers[wanted].output
+        near = difflib.get_close_matches(wanted, layers, n=2)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"model {model.name!r} has no layer {wanted!r} for the output {name!r}{hint}")
+    inner = f", {FEATURES} and {FEATURES}_LAYER" if len(names) == 1 else ""
+    raise UsageError(f"model {model.name!r} offers the outputs {', '.join(offered)}{inner}, not {name!r}")
 
 
 def output_names(model):

@@ -25,14 +25,27 @@ def _reduced(policy):
 
 
 def _with_float32(node):
-    if not isinstance(node, dict):
-        return node
     if node.get("class_name") == "DTypePolicy" and "float16" in str(node["config"].get("name")):
         return {**node, "config": {**node["config"], "name": "float32"}}
     return {
         key: "float32" if key == "dtype" and isinstance(value, str) and "float16" in value else value
         for key, value in node.items()
     }
+
+
+def in_float64(model):
+    """The model under the float64 policy, for reference; layers that are pinned to float32 by their class stay so.
+
+    Raises:
+        UsageError: the model cannot be rebuilt from its config.
+    """
+    return _rebuilt(model, _with_float64)
+
+
+def _with_float64(node):
+    if node.get("class_name") == "DTypePolicy":
+        return {**node, "config": {**node["config"], "name": "float64"}}
+    return {key: "float64" if key == "dtype" and value == "float32" else value for key, value in node.items()}
 
 
 def with_open_size(model):
@@ -56,6 +69,20 @@ def with_open_size(model):
     return opened
 
 
+def without_identity_blocks(model, tolerance=0.0):
+    """The model without the residual blocks whose gate is at most `tolerance`, and a note that says how many that were.
+
+    Raises:
+        UsageError: the tolerance is negative.
+    """
+    import keras_resnet as kr
+
+    if tolerance < 0:
+        raise UsageError(f"`prune_identity` must not be negative, got {tolerance}")
+    small, report = kr.prune(model, tolerance=tolerance)
+    return small, f"identity blocks left out: {report}"
+
+
 def _rebuilt(model, change):
     """The model from its config with `change` applied to every dict in it."""
     import keras
@@ -68,7 +95,7 @@ def _rebuilt(model, change):
         )
         rebuilt.set_weights(model.get_weights())
     except Exception as error:
-        raise UsageError(f"model {model.name!r} cannot be rebuilt in float32: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"model {model.name!r} cannot be rebuilt in another precision: {str(error).splitlines()[0]}") from error
     return rebuilt
 
 

@@ -1,5 +1,6 @@
 """The judge of every artefact: what it computes against what Keras computes, and its weights against the model's."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,30 +41,63 @@ def judge(path, interface, *, precision="float32", expected_weights=None, sample
     Returns:
         VerificationReport
     """
-    tolerance, problems, comparisons = TOLERANCES[precision], [], []
+    tolerance, problems, comparisons, notes = TOLERANCES[precision], [], [], []
     problems += check_structure(path, interface)
     if not problems:
         for case in cases(interface, samples, seed):
-            reference, largest = interface.reference(case.feeds)
-            for optimise in (True, False):
-                got = _run(path, case.feeds, list(reference), optimise)
-                if isinstance(got, str):
-                    problems.append(got)
-                    continue
-                comparisons += [
-                    compare(name, measure(reference[name], got[name], largest[name]), case, RUNTIMES[optimise], tolerance)
-                    for name in reference
-                ]
+            found, wrong, said = _judge_case(path, interface, case, tolerance)
+            comparisons, problems, notes = comparisons + found, problems + wrong, notes + said
     problems += [described(comparison) for comparison in comparisons if not comparison.passed]
     figures = diverges = None
     if expected_weights is not None:
-        figures, wrong = compare_weights(path, expected_weights, interface.model)
+        figures, wrong = compare_weights(path, expected_weights, interface.runner)
         problems += wrong
     if problems and comparisons and tolerance is not None:
         diverges = _first_divergence(path, interface, seed)
     return VerificationReport(
-        str(path), not problems, precision, tolerance, tuple(comparisons), figures, diverges, problems=tuple(problems)
+        str(path), not problems, precision, tolerance, tuple(comparisons), figures, diverges, tuple(problems), tuple(notes)
     )
+
+
+def _judge_case(path, interface, case, tolerance):
+    """`(comparisons, problems, notes)` of one batch, each runtime in turn."""
+    reference, largest = interface.reference(case.feeds)
+    comparisons, problems, notes = [], [], []
+    for optimise, runtime in RUNTIMES.items():
+        got = _run(path, case.feeds, list(reference), optimise)
+        if isinstance(got, str):
+            problems.append(got)
+            continue
+        for name in reference:
+            comparison = compare(name, measure(reference[name], got[name], largest[name]), case, runtime, tolerance)
+            if not comparison.passed and np.isfinite(comparison.relative):
+                comparison, note = _second_opinion(comparison, interface, case, reference[name], got[name], largest[name])
+                notes += [note] if note else []
+            comparisons.append(comparison)
+    return comparisons, problems, notes
+
+
+def _second_opinion(comparison, interface, case, reference, got, largest):
+    """Where Keras' own float32 is further from the float64 result than the file is, the file is not to blame.
+
+    Untrained networks can amplify rounding without bound (a sigmoid of ±1000); trained ones hardly ever get here.
+
+    Returns:
+        `(comparison, note)`: passed, with a note, if the file is no further off than the tolerance or Keras; else as it was.
+    """
+    truth = interface.truth(case.feeds)
+    if truth is None or comparison.output not in truth:
+        return comparison, None
+    bound = TOLERANCES["float32"]
+    keras_error = measure(truth[comparison.output], reference, largest)["relative"]
+    file_error = measure(truth[comparison.output], got, largest)["relative"]
+    if not file_error <= max(bound, keras_error):
+        return comparison, None
+    note = (
+        f"output `{comparison.output}`, batch {comparison.batch}, {comparison.runtime}: ill-conditioned; against Keras in float64"
+        f" the file is off by {file_error:.1e}, Keras in float32 by {keras_error:.1e}"
+    )
+    return dataclasses.replace(comparison, passed=True), note
 
 
 def _first_divergence(path, interface, seed):

@@ -121,7 +121,6 @@ def _depthwise(kernel):
 
 
 _TO_ONNX = {
-    "Conv1D": (_conv, 0),
     "Conv2D": (_conv, 0),
     "Conv3D": (_conv, 0),
     "DepthwiseConv2D": (_depthwise, 0),

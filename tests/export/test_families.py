@@ -80,11 +80,24 @@ def test_zoo_at_imagenet_size(name, tmp_path):
 
 def test_grown_model(tmp_path):
     trunk = randomise(kr.create_model("vgg11_w25", num_classes=10, input_shape=(32, 32, 3)))
-    deep = kr.grow(trunk, after="*pool*", blocks=1)
+    deep = kr.grow(trunk, after=lambda layer: isinstance(layer, keras.layers.MaxPooling2D), blocks=1)
     result = rx.to_onnx(deep, tmp_path / "m.onnx")
     assert any("verified again with random ones" in note for note in result.report.notes)
     x = noise(2)
     assert relative(run_onnx(tmp_path / "m.onnx", x)[0], np.asarray(trunk(x, training=False))) < 1e-5
+
+
+def test_prune_identity_gives_the_trunk(tmp_path):
+    trunk = randomise(kr.create_model("vgg11_w25", num_classes=10, input_shape=(32, 32, 3)))
+    deep = kr.grow(trunk, after=lambda layer: isinstance(layer, keras.layers.MaxPooling2D), blocks=1)
+    rx.to_onnx(trunk, tmp_path / "trunk.onnx")
+    rx.to_onnx(deep, tmp_path / "deep.onnx")
+    result = rx.to_onnx(deep, tmp_path / "pruned.onnx", prune_identity=True)
+    assert "5 of 5 blocks removed" in result.notes[0]
+    assert op_counts(tmp_path / "pruned.onnx") == op_counts(tmp_path / "trunk.onnx") != op_counts(tmp_path / "deep.onnx")
+    x = noise(2)
+    np.testing.assert_array_equal(run_onnx(tmp_path / "pruned.onnx", x)[0], run_onnx(tmp_path / "trunk.onnx", x)[0])
+    assert rx.verify(tmp_path / "pruned.onnx", deep).passed
 
 
 def test_twice_in_one_process_and_from_the_saved_file(tmp_path):

@@ -246,6 +246,21 @@ def test_layout_and_pixels(mixed, tmp_path):
     assert rx.verify(tmp_path / "m.onnx", mixed).passed
 
 
+def test_features_and_top_k(mixed, tmp_path):
+    outputs = ["probabilities", "features", "features_grouped_conv"]
+    assert rx.to_onnx(mixed, tmp_path / "m.onnx", outputs=outputs, top_k=3).report.passed
+    assert [value.name for value in onnx.load(tmp_path / "m.onnx").graph.output] == [*outputs, "top_classes", "top_probabilities"]
+    x = noise(4, seed=8)
+    probabilities, features, inner, classes, best = run_onnx(tmp_path / "m.onnx", x)
+    expected = np.asarray(mixed(x))
+    assert np.array_equal(classes, np.argsort(-expected, axis=1)[:, :3])
+    np.testing.assert_allclose(best, -np.sort(-expected, axis=1)[:, :3], atol=1e-5)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    taps = keras.Model(mixed.inputs, [mixed.get_layer("last_conv").output, mixed.get_layer("grouped_conv").output])(x)
+    assert relative(features, taps[0]) < 1e-5 and relative(inner, taps[1]) < 1e-5
+    assert rx.verify(tmp_path / "m.onnx", mixed).passed
+
+
 def test_open_size(mixed, tmp_path):
     result = rx.to_onnx(mixed, tmp_path / "m.onnx", dynamic_size=True)
     dims = [dim.dim_param or dim.dim_value for dim in onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim]
@@ -280,9 +295,11 @@ def test_mixed_precision_is_rebuilt_in_float32(policy, tmp_path):
 REFUSED = {
     "opset": ({"opset": 24}, "`opset` must be a number from 13 to 23, got 24"),
     "layout": ({"layout": "chwn"}, "`layout` must be one of nhwc, nchw"),
-    "outputs": ({"outputs": ["logit"]}, "offers the outputs logits, probabilities, not 'logit'"),
+    "outputs": ({"outputs": ["logit"]}, "offers the outputs logits, probabilities, features and features_LAYER, not 'logit'"),
     "no outputs": ({"outputs": []}, "at least one"),
     "labels": ({"labels": ["a"]}, "must name the 7 classes of the model, got 1"),
+    "layer": ({"outputs": ["features_add_1"]}, "no layer 'add_1' for the output 'features_add_1'; did you mean add?"),
+    "top-k": ({"top_k": 8}, "`top_k` must be from 1 to the model's 7 classes, got 8"),
     "input": ({"input_dtype": "int4"}, "`input_dtype` must be one of"),
     "samples": ({"samples": np.zeros((2, 31, 32, 3))}, "samples must have the shape"),
 }

@@ -212,3 +212,21 @@ def test_agreement():
 def test_convert_leaves_no_float64_behind(mixed):
     model, _ = convert.convert(convert.prepared(mixed, {})[0])
     assert {str(value.const_value.dtype) for value in model.graph.initializers.values()} <= {"FLOAT", "INT64"}
+
+
+def steep(scale):
+    """A sigmoid of large numbers: a thousandth part of rounding decides between 0 and 1 where `scale` is large."""
+    x = keras.Input((64,))
+    y = layers.Dense(64, kernel_initializer=keras.initializers.RandomNormal(0, scale, seed=1))(x)
+    y = layers.Dense(64, kernel_initializer=keras.initializers.RandomNormal(0, scale, seed=2), activation="tanh")(y)
+    return keras.Model(x, layers.Dense(4, kernel_initializer=keras.initializers.RandomNormal(0, 1, seed=3), name="last")(y))
+
+
+def test_ill_conditioned_model_is_judged_in_float64(tmp_path):
+    model = steep(300.0)
+    result = rx.to_onnx(model, tmp_path / "m.onnx")
+    worst = result.report.worst()
+    assert (worst > 1e-5) == any("Keras in float64" in note for note in result.report.notes)
+    kernel = model.get_layer("last").kernel
+    kernel.assign(np.asarray(kernel) * 1.01)
+    assert not rx.verify(tmp_path / "m.onnx", model).passed
