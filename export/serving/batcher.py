@@ -27,7 +27,7 @@ class BatchOptions:
 
     Args:
         max_rows: rows per run; a larger request is split.
-        max_delay: seconds that a request waits for others which are already on their way; without such it never waits.
+        max_delay: seconds that a request waits for others which are on their way or likely to come; without such it never waits.
         queue_rows: rows that may wait; more are refused.
         instances: runs at a time.
     """
@@ -77,7 +77,8 @@ class Batcher:
     """Collects requests of one model and runs them in batches.
 
     Differs from the usual request-counting batchers: rows count, inputs of different shapes are never mixed, and an idle
-    batcher sends at once unless it was told (`announced`) that more is on its way.
+    batcher sends at once, unless it was told (`announced`) that more is on its way, or has just answered several rows, whose
+    senders it gives `max_delay` to come back.
 
     Args:
         run: function `{name: array} -> {name: array}`, called in a thread.
@@ -91,6 +92,7 @@ class Batcher:
         self._run, self._observe = run, observe
         self._groups = {}
         self._waiting = self._running = self._coming = 0
+        self._freed = self._expected = 0
         self._timer = self._drained = None
         self._threads = ThreadPoolExecutor(options.instances, thread_name_prefix="infer")
 
@@ -204,14 +206,20 @@ class Batcher:
 
     def _hold(self, group):
         """Seconds for which a batch of this group should still be held back."""
-        if not self._coming or not self.batched:
+        since = []
+        if self._coming:
+            since.append(group[0].arrived)
+        if self._expected > 1:
+            since.append(self._freed)
+        if not since or not self.batched:
             return 0
+        enough = self.options.max_rows if self._coming else min(self._expected, self.options.max_rows)
         rows = 0
         for item in group:
             rows += item.rows if item.state == "queued" else 0
-            if rows >= self.options.max_rows:
+            if rows >= enough:
                 return 0
-        return self.options.max_delay - (time.monotonic_ns() - group[0].arrived) / 1e9
+        return self.options.max_delay - (time.monotonic_ns() - max(since)) / 1e9
 
     def _take(self, group):
         """The first requests of a group, in order, as many as fit."""
@@ -233,6 +241,8 @@ class Batcher:
 
     def _finish(self, batch, started, job):
         self._running -= 1
+        # Clients that ask one question after the other will be back at once; without them a batch would split in two for good.
+        self._freed, self._expected = time.monotonic_ns(), self._waiting + sum(item.rows for item in batch)
         error = None if job.cancelled() else job.exception()
         for index, item in enumerate(batch):
             item.state, item.inputs = "done", None

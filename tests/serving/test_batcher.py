@@ -142,6 +142,39 @@ def test_announced_request_is_waited_for_no_longer_than_the_delay():
     run(main())
 
 
+def test_clients_that_come_back_keep_their_batch_together():
+    async def main():
+        model = Recorder(held=True)
+        batcher = Batcher(model, options(max_delay=0.2))
+
+        async def client(number):
+            for turn in range(5):
+                answer = await batcher.submit(rows(10 * number + turn))
+                assert answer.outputs["y"].tolist() == [[20 * number + 2 * turn] * 3]
+
+        clients = [asyncio.create_task(client(number)) for number in range(8)]
+        await until(lambda: model.batches and batcher.waiting == 7)
+        model.gate.set()
+        await asyncio.gather(*clients)
+        # One that was there first, and from then on all together.
+        assert model.sizes == [1, 8, 8, 8, 8, 7]
+        await batcher.close()
+
+    run(main())
+
+
+def test_one_client_alone_never_waits():
+    async def main():
+        model = Recorder()
+        batcher = Batcher(model, options(max_delay=60))
+        for turn in range(5):
+            await batcher.submit(rows(turn))
+        assert model.sizes == [1] * 5
+        await batcher.close()
+
+    run(main())
+
+
 def test_queue_is_bounded_and_recovers():
     async def main():
         model = Recorder(held=True)
