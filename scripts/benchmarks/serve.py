@@ -1,0 +1,279 @@
+"""`scripts/benchmark.py serve`: what serving costs over bare onnxruntime, measured in one run, alternatives interleaved.
+
+Every measurement is a process of its own: the bare loop, the server, and the load, which shares the cores with the server.
+"""
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import click
+import numpy as np
+
+CLIENTS = (1, 8, 64)
+
+
+@click.group()
+def parts():
+    """The processes that `serve` starts."""
+
+
+@parts.command()
+@click.argument("model")
+@click.argument("rows", type=int)
+@click.argument("threads", type=int)
+@click.argument("seconds", type=float)
+def bare(model, rows, threads, seconds):
+    """Images per second, and milliseconds per batch, of onnxruntime alone."""
+    from resnet_export.runtime import session
+
+    opened = session(model, "cpu", threads=threads or None)
+    batch = {opened.inputs[0].name: _pixels(opened.inputs[0], rows)}
+    for _ in range(3):
+        opened.run(batch)
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        opened.run(batch)
+        times.append(time.perf_counter() - started)
+    print(json.dumps({"rate": rows * len(times) / sum(times), "batch_ms": 1000 * statistics.median(times)}))
+
+
+def _pixels(spec, rows):
+    return np.random.default_rng(0).integers(0, 256, (rows, *spec.shape[1:])).astype(spec.dtype)
+
+
+@parts.command()
+@click.argument("url")
+@click.argument("kind", type=click.Choice(["binary", "jpeg", "litserve"]))
+@click.argument("clients", type=int)
+@click.argument("seconds", type=float)
+@click.option("--rate", type=float, default=0, help="Requests per second that come in any case; 0: each client waits.")
+@click.option("--requests", type=int, default=0, help="Stop after so many.")
+def load(url, kind, clients, seconds, rate, requests):
+    """Requests per second and latencies of a server under load."""
+    answer = asyncio.run(_load(url, kind, clients, seconds, rate, requests))
+    print(json.dumps(answer))
+
+
+async def _load(url, kind, clients, seconds, rate, requests):
+    message = _message(url, kind)
+    host, port = urlsplit(url).hostname, urlsplit(url).port
+    latencies, started = [], time.perf_counter()
+    state = {"left": requests or 10**9, "next": started}
+    random = np.random.default_rng(1)
+
+    async def client():
+        reader, writer = await asyncio.open_connection(host, port)
+        while time.perf_counter() < started + seconds and state["left"] > 0:
+            state["left"] -= 1
+            begin = time.perf_counter()
+            if rate:
+                # Latency counts from when the request was due, so that a server that stalls cannot hide it.
+                begin = state["next"]
+                state["next"] += random.exponential(1 / rate)
+                await asyncio.sleep(max(0, begin - time.perf_counter()))
+            writer.write(message)
+            await _answer(reader)
+            latencies.append(time.perf_counter() - begin)
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    passed = time.perf_counter() - started
+    shares = {name: 1000 * float(np.quantile(latencies, share)) for name, share in (("p50", 0.5), ("p99", 0.99))}
+    return {"rate": len(latencies) / passed, "requests": len(latencies), **shares}
+
+
+async def _answer(reader):
+    head = await reader.readuntil(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise SystemExit(f"the server answered {head[:200]!r}")
+    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    await reader.readexactly(length)
+
+
+def _message(url, kind):
+    base, name = url.rsplit("/", 1)
+    if kind == "litserve":
+        pixels = np.random.default_rng(0).bytes(224 * 224 * 3)
+        part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        body, path, headers = part + pixels + b"\r\n--x--\r\n", "/predict", "Content-Type: multipart/form-data; boundary=x\r\n"
+    elif kind == "jpeg":
+        body, path, headers = _jpeg(), f"/v2/models/{name}/classify", ""
+    else:
+        from resnet_export.runtime import TensorInfo
+        from resnet_export.serving import protocol
+
+        entry = json.load(urlopen(f"{base}/v2/models/{name}"))["inputs"][0]
+        spec = TensorInfo(entry["name"], tuple(entry["shape"]), protocol.DTYPES[entry["datatype"]].name)
+        body, length = protocol.encode_request({spec.name: _pixels(spec, 1)})
+        path, headers = f"/v2/models/{name}/infer", f"{protocol.HEADER_LENGTH}: {length}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+    return head.encode() + body
+
+
+def _jpeg():
+    """A photograph's worth of JPEG: 500 × 375, smooth shapes with a little noise."""
+    from PIL import Image
+
+    rows, columns = np.mgrid[:375, :500]
+    waves = [np.sin(rows / a) + np.cos(columns / b) for a, b in ((31, 17), (53, 29), (11, 71))]
+    image = np.stack(waves, -1) * 60 + 128 + np.random.default_rng(0).normal(0, 6, (375, 500, 3))
+    file = io.BytesIO()
+    Image.fromarray(image.clip(0, 255).astype("u1")).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def _serving(model, name, *arguments):
+    command = [sys.executable, "-m", "resnet_export", "serve", f"{name}={model}", "--port", "0", "--json", "--device", "cpu"]
+    process = subprocess.Popen([*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    try:
+        events = map(json.loads, process.stdout)
+        url = next(event["url"] for event in events if event["event"] == "listening")
+        next(event for event in events if event["event"] == "ready")
+        yield f"{url}/{name}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@contextlib.contextmanager
+def _litserve(python, model, rows, threads, delay):
+    """LitServe with the same session, in an environment of its own."""
+    program = Path(__file__).with_name("litserve_peer.py")
+    command = [python, program, model, str(rows), str(threads), str(delay)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    try:
+        url = process.stdout.readline().strip()
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                if urlopen(f"{url}/health").status == 200:
+                    break
+            time.sleep(0.1)
+        yield f"{url}/net"
+    finally:
+        # It starts workers of its own, which end with the group.
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def _measure(*arguments):
+    done = subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def _metric(url, name):
+    text = urlopen(f"{url.rsplit('/', 1)[0]}/metrics").read().decode()
+    return next(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True))
+@click.option("--small", type=click.Path(exists=True), help="A small model, for the memory over 10,000 requests.")
+@click.option("--threads", default=0, help="Threads of onnxruntime; 0: its own choice.")
+@click.option("--max-batch", default=8, show_default=True)
+@click.option("--max-delay-ms", default=5.0, show_default=True)
+@click.option("--rounds", default=5, show_default=True, help="How often every alternative is measured.")
+@click.option("--seconds", default=4.0, show_default=True, help="Length of one measurement.")
+@click.option("--litserve-python", default=lambda: os.environ.get("LITSERVE_PYTHON"), help="Python that has litserve.")
+@click.option("--out", type=click.Path(), help="Write all numbers to this JSON file, and a diagram beside it.")
+def serve(model, small, threads, max_batch, max_delay_ms, rounds, seconds, litserve_python, out):
+    """Serving against a bare onnxruntime loop (and LitServe), closed and open loop; MODEL is an ONNX file."""
+    options = ["--max-batch", max_batch, "--max-delay-ms", max_delay_ms] + (["--threads", threads] if threads else [])
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(_serving(model, "net", *options))
+        kinds = {"binary": url, "jpeg": url}
+        if litserve_python:
+            kinds["litserve"] = stack.enter_context(_litserve(litserve_python, model, max_batch, threads, max_delay_ms / 1000))
+        found = {"bare": [], "bare again": []} | {f"{kind} {n}": [] for kind in kinds for n in CLIENTS}
+        for number in range(rounds):
+            found["bare"].append(_measure("bare", model, max_batch, threads, seconds))
+            for kind, address in kinds.items():
+                for clients in CLIENTS:
+                    found[f"{kind} {clients}"].append(_measure("load", address, kind, clients, seconds))
+            found["bare again"].append(_measure("bare", model, max_batch, threads, seconds))
+            click.echo(f"round {number + 1} of {rounds}", err=True)
+        single = [_measure("bare", model, 1, threads, seconds)["rate"] for _ in range(rounds)]
+        capacity = statistics.median(entry["rate"] for entry in found["binary 8"])
+        half = _measure("load", url, "binary", 256, 5 * seconds, "--rate", capacity / 2)
+        before = _metric(url, "nv_inference_exec_count")
+        _measure("load", url, "binary", 64, 60, "--requests", 64)
+        executions = _metric(url, "nv_inference_exec_count") - before
+    memory = _memory(small) if small else None
+    figures = {"model": Path(model).name, "threads": threads, "max_batch": max_batch, "bare_batch_1": statistics.median(single)}
+    figures |= {"rates": {name: [entry["rate"] for entry in entries] for name, entries in found.items()}}
+    figures |= {"p99_ms": {name: statistics.median(entry.get("p99", 0) for entry in entries) for name, entries in found.items()}}
+    batch_ms = statistics.median(entry["batch_ms"] for entry in found["bare"])
+    figures |= {"half_load": half, "batch_ms": batch_ms, "p99_bar_ms": 3 * batch_ms + max_delay_ms}
+    figures |= {"executions_of_64": executions, "memory": memory}
+    click.echo(_report(figures))
+    if out:
+        Path(out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        _figure(figures, Path(out).with_suffix(".png"))
+
+
+def _memory(model):
+    """Resident bytes of a server after 1,000 and after 11,000 requests."""
+    with _serving(model, "small") as url:
+        _measure("load", url, "binary", 8, 120, "--requests", 1000)
+        before = _metric(url, "process_resident_memory_bytes")
+        _measure("load", url, "binary", 8, 120, "--requests", 10_000)
+        return {"after_1000": before, "after_11000": _metric(url, "process_resident_memory_bytes")}
+
+
+def _report(figures):
+    base = figures["rates"]["bare"]
+    lines = ["", f"{'':16}  images/s   of bare   spread        p99 ms"]
+    for name, rates in figures["rates"].items():
+        ratios = [rate / reference for rate, reference in zip(rates, base, strict=True)]
+        spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
+        p99 = figures["p99_ms"][name]
+        lines.append(f"{name:16}  {statistics.median(rates):8.1f}   {statistics.median(ratios):7.2f}   {spread}   {p99:7.1f}")
+    half, memory = figures["half_load"], figures["memory"]
+    lines += [
+        "",
+        f"bare at batch 1: {figures['bare_batch_1']:.1f} images/s",
+        f"a batch of {figures['max_batch']} takes {figures['batch_ms']:.1f} ms",
+        f"p99 at half load ({half['rate']:.1f}/s): {half['p99']:.1f} ms, bar {figures['p99_bar_ms']:.1f} ms",
+        f"64 requests at once: {figures['executions_of_64']:.0f} executions",
+    ]
+    if memory:
+        after = [f"{memory[f'after_{count}'] / 2**20:.1f} MiB after {count}" for count in (1000, 11000)]
+        lines.append(f"memory: {', '.join(after)} requests")
+    return "\n".join(lines)
+
+
+def _figure(figures, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for kind in sorted({name.split()[0] for name in figures["rates"] if name.split()[-1].isdigit()}):
+        names = [f"{kind} {clients}" for clients in CLIENTS]
+        rates = [statistics.median(figures["rates"][name]) for name in names]
+        axes.plot(rates, [figures["p99_ms"][name] for name in names], marker="o", label=kind)
+        for clients, rate, name in zip(CLIENTS, rates, names, strict=True):
+            axes.annotate(f" {clients}", (rate, figures["p99_ms"][name]))
+    axes.axvline(statistics.median(figures["rates"]["bare"]), color="grey", linestyle=":", label="bare loop")
+    axes.set(xlabel="images per second", ylabel="p99 latency, ms", yscale="log", title="Throughput and latency; numbers: clients")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    parts()
