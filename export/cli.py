@@ -17,6 +17,7 @@ EXAMPLES = {
     "onnx": "resnet-export onnx model.keras model.onnx --labels labels.txt",
     "savedmodel": "resnet-export savedmodel model.keras model/",
     "verify": "resnet-export verify model.onnx model.keras --samples photos/",
+    "doctor": "resnet-export doctor --json",
     "predict": "resnet-export predict model.onnx cat.jpg dog.png --top 3",
 }
 
@@ -198,6 +199,15 @@ def predict_command(file, images, top, device, url, out, as_json, **many):
 
 
 register(cli)
+
+
+@command("doctor")
+def doctor_command(as_json):
+    """Versions, devices that really start, missing libraries and clashing installations, with the mend for each."""
+    from .doctor import diagnose
+
+    diagnosis = diagnose()
+    report.show(diagnosis.to_json(), report.diagnosis_text(diagnosis), as_json)
 
 
 def main(arguments=None):

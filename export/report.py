@@ -116,3 +116,13 @@ def prediction_text(predictions):
             file = prediction.file if place == 0 else ""
             rows.append((file, str(index), prediction.labels[place] or "-", f"{prediction.probabilities[place]:.4f}"))
     return "\n".join(columns(rows))
+
+
+def diagnosis_text(diagnosis):
+    """A `doctor.Diagnosis` for people."""
+    lines = columns([*diagnosis.versions.items(), ("NVIDIA driver", diagnosis.driver or "none")])
+    lines += ["", *columns(list(diagnosis.devices.items()))]
+    lines += [f"{device} lacks {', '.join(names)}" for device, names in diagnosis.missing.items()]
+    for finding in diagnosis.findings:
+        lines += ["", f"problem: {finding.problem}", f"mend:    {finding.mend}"]
+    return "\n".join(lines if diagnosis.findings else [*lines, "", "nothing clashes and nothing is missing"])

@@ -1,20 +1,20 @@
 """onnxruntime sessions that do what was asked for, or say why not."""
 
+import contextlib
+import io
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from .artifact import decode_metadata, existing_file, first_line
+from .artifact import decode_metadata, digest, existing_file, first_line
 from .errors import DeviceError, UsageError
+from .libraries import missing
+from .providers import PROVIDERS, cache_options, provider_options, shape_profiles
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-}
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -125,7 +125,7 @@ def _shown(shape):
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
-def session(path, device="auto", *, threads=None, optimise=True):
+def session(path, device="auto", *, threads=None, optimise=True, batches=None, cache=None, **settings):
     """Open an ONNX file on a device; differs from `onnxruntime.InferenceSession` in that a missing device is an error.
 
     Args:
@@ -133,24 +133,38 @@ def session(path, device="auto", *, threads=None, optimise=True):
         device: `"auto"` (a GPU if one really starts, else the CPU), `"cpu"`, `"cuda"`, `"tensorrt"` or `"openvino"`.
         threads: threads within an operator; onnxruntime's choice by default.
         optimise: False runs the graph as it is written, without onnxruntime's rewriting.
+        batches: TensorRT only: smallest, usual and largest batch size of the engine.
+        cache: TensorRT only: folder for engines, which take up to minutes to build.
+        **settings: of the device, see `providers.SETTINGS`: `tf32=False`, `conv_search="heuristic"`, `fp16=True` …
 
     Returns:
         Session
 
     Raises:
-        UsageError: unknown device name, or the file is missing or damaged.
-        DeviceError: the device does not start.
+        UsageError: unknown device or setting, or the file is missing or damaged.
+        DeviceError: the device does not start; names the missing library where that is why.
     """
     path = existing_file(path)
     if device != "auto" and device not in PROVIDERS:
         raise UsageError(f"`device` must be one of auto, {', '.join(PROVIDERS)}, got {device!r}")
-    if device != "auto":
-        return _open(path, device, threads, optimise, f"{device}, as asked for")
-    for name in ("cuda", "cpu"):
-        if name == "cpu" or _has_hardware(PROVIDERS[name]):
-            return _open(
-                path, name, threads, optimise, f"{name}: {'a GPU is there' if name != 'cpu' else 'no GPU provider starts here'}"
-            )
+    note = f"{device}, as asked for"
+    if device == "auto":
+        device, note = _choice()
+    if device != "tensorrt" and (batches is not None or cache is not None):
+        raise UsageError(f"`batches` and `cache` go with tensorrt, not with {device}")
+    options = provider_options(device, settings)
+    if device == "tensorrt":
+        options |= _tensorrt_options(path, batches, cache)
+    return Session(path, _open(path, device, session_options(threads, optimise, device == "cpu"), options), device, note)
+
+
+def _choice():
+    """The device that `auto` takes, and why."""
+    if not _has_hardware(PROVIDERS["cuda"]):
+        return "cpu", "cpu: onnxruntime sees no GPU here"
+    if lacking := missing("cuda"):
+        return "cpu", f"cpu: there is a GPU, but {lacking[0]} is missing"
+    return "cuda", "cuda: a GPU is there"
 
 
 def _has_hardware(provider):
@@ -159,9 +173,17 @@ def _has_hardware(provider):
 
 
 def session_options(threads=None, optimise=True, fallback=True):
-    """onnxruntime's options as this package uses them everywhere."""
+    """onnxruntime's options as this package uses them everywhere.
+
+    Args:
+        threads: threads within an operator.
+        optimise: whether onnxruntime may rewrite the graph.
+        fallback: whether nodes that the device cannot run may go to the CPU.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Moves zero padding into a max pool, which pads with -inf: wrong in files that were not written by this package.
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "Pad_Fusion")
     if threads:
         options.intra_op_num_threads = int(threads)
     if not optimise:
@@ -171,22 +193,53 @@ def session_options(threads=None, optimise=True, fallback=True):
     return options
 
 
-def _open(path, device, threads, optimise, note):
+def _tensorrt_options(path, batches, cache):
+    options = {}
+    if batches is not None:
+        described = ort.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"]).get_inputs()
+        options |= shape_profiles([_tensor_info(value) for value in described], *batches)
+    if cache is not None:
+        gpus = [str(entry.device.metadata) for entry in ort.get_ep_devices() if entry.ep_name == PROVIDERS["cuda"]]
+        options |= cache_options(cache, digest(path), {"onnxruntime": ort.__version__}, ";".join(gpus))
+    return options
+
+
+def _open(path, device, options, provider_settings):
     provider = PROVIDERS[device]
-    if device != "cpu" and provider not in ort.get_available_providers():
+    if provider not in ort.get_available_providers():
         raise DeviceError(f"{device}: this onnxruntime ({ort.__version__}) was built without {provider}; install one that has it")
-    try:
-        opened = ort.InferenceSession(
-            str(path), session_options(threads, optimise, fallback=device == "cpu"), providers=[provider]
-        )
-    except Exception as error:
-        if device == "cpu":
+    if device == "cpu":
+        try:
+            return ort.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:
             raise UsageError(f"{path} is not an ONNX file that onnxruntime can run: {first_line(error)}") from error
-        raise DeviceError(
-            f"{device} does not start: {first_line(error)}; `resnet-export doctor` tells what is missing"
-        ) from error
+    options.log_severity_level = 4  # what it would say is raised
+    try:
+        with _silent():
+            if "tensorflow" not in sys.modules:  # which may hold libraries of another CUDA
+                ort.preload_dlls()
+            opened = ort.InferenceSession(str(path), options, providers=[(provider, provider_settings)])
+    except Exception as error:
+        raise DeviceError(_why_not(device, first_line(error))) from error
     if opened.get_providers()[0] != provider:
-        raise DeviceError(
-            f"{device} does not start: onnxruntime fell back to {opened.get_providers()[0]}; try `resnet-export doctor`"
-        )
-    return Session(path, opened, device, note)
+        raise DeviceError(_why_not(device, f"onnxruntime fell back to {opened.get_providers()[0]}"))
+    return opened
+
+
+def _why_not(device, reason):
+    lacking = missing(device)
+    if lacking:
+        reason = f"{lacking[0]} is missing"
+    return f"{device} does not start: {reason}; `resnet-export doctor` has the mend"
+
+
+@contextlib.contextmanager
+def _silent():
+    """Hold back onnxruntime's own messages about a device; what they say is raised."""
+    ort.set_default_logger_severity(4)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ort.set_default_logger_severity(2)

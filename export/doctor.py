@@ -1,0 +1,153 @@
+"""What is really there: versions, devices that start, missing libraries, clashing installations, and the mend for each."""
+
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import DeviceError
+from .libraries import missing
+from .providers import PROVIDERS
+
+INTERESTING = ("keras-resnet-export", "keras", "tensorflow", "tf2onnx", "onnx", "onnx-ir", "numpy", "pillow")
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+WHEELS = {"libcud": "pip install 'keras-resnet-export[gpu]'", "libnvinfer": "pip install 'tensorrt-cu13>=10.13,<11'"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, and what to do about it."""
+
+    problem: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found.
+
+    Attributes:
+        versions: `{distribution: version}` of what matters here, with Python and the platform.
+        driver: the NVIDIA driver's version, or None.
+        devices: `{device: "starts" | reason why not}`.
+        missing: `{device: [library, …]}`.
+        findings: tuple of `Finding`.
+    """
+
+    versions: dict
+    driver: str | None
+    devices: dict
+    missing: dict
+    findings: tuple
+
+    def to_json(self):
+        return asdict(self)
+
+
+def diagnose():
+    """Look at this installation. Starts each device once; imports neither Keras nor TensorFlow.
+
+    Returns:
+        Diagnosis
+    """
+    found = installed()
+    devices = {device: _start(device) for device in PROVIDERS}
+    lacking = {device: names for device in PROVIDERS if (names := missing(device))}
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    versions |= {name: found[name] for name in (*INTERESTING, *RUNTIMES) if name in found}
+    driver = nvidia_driver()
+    findings = [*clashes(found), *(library_finding(device, names, driver) for device, names in lacking.items())]
+    return Diagnosis(versions, driver, devices, lacking, tuple(findings))
+
+
+def installed():
+    """`{distribution name in lower case: version}`."""
+    return {
+        entry.metadata["Name"].lower(): entry.version for entry in importlib.metadata.distributions() if entry.metadata["Name"]
+    }
+
+
+def _start(device):
+    """`"starts"`, or the reason why a session on a device does not."""
+    from .runtime import session
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.onnx"
+        _write_probe(path)
+        try:
+            session(path, device)
+        except DeviceError as error:
+            return str(error).removesuffix("; `resnet-export doctor` has the mend")
+    return "starts"
+
+
+def _write_probe(path):
+    """A file with one convolution: what a classifier needs of a device."""
+    import numpy as np
+    import onnx
+    from onnx import helper
+
+    kernel = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), "float32"), "kernel")
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "y")]
+    values[0].type.tensor_type.shape.CopyFrom(helper.make_tensor_type_proto(1, [1, 3, 8, 8]).tensor_type.shape)
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "kernel"], ["y"])], "probe", values[:1], values[1:], [kernel])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def nvidia_driver():
+    """Version of the NVIDIA driver as its own tool says, or None."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()[0].strip()
+    return None
+
+
+def clashes(found):
+    """What of the installed distributions gets in each other's way.
+
+    Args:
+        found: `{distribution name: version}`.
+
+    Returns:
+        list of `Finding`.
+    """
+    findings = []
+    runtimes = [name for name in RUNTIMES if name in found]
+    if len(runtimes) > 1:
+        keep = "onnxruntime-gpu" if "onnxruntime-gpu" in found else runtimes[0]
+        findings.append(
+            Finding(
+                f"{' and '.join(runtimes)} are both installed and overwrite each other's files",
+                f"pip uninstall -y {' '.join(runtimes)} && pip install {keep}",
+            )
+        )
+    if not runtimes:
+        findings.append(Finding("no onnxruntime is installed", "pip install onnxruntime-gpu"))
+    if "keras-resnet" in found:
+        findings.append(
+            Finding(
+                f"keras-resnet {found['keras-resnet']} owns the import name keras_resnet too",
+                "pip uninstall -y keras-resnet && pip install --force-reinstall --no-deps keras-resnet-export",
+            )
+        )
+    if "nvidia-cudnn-cu12" in found and "nvidia-cudnn-cu13" in found:
+        findings.append(
+            Finding(
+                "nvidia-cudnn-cu12 and -cu13 write the same files: TensorFlow (CUDA 12) or onnxruntime (CUDA 13) breaks",
+                "two environments, or pip install 'keras-resnet-export[train-gpu]' for one with CUDA 12 only",
+            )
+        )
+    if found.get("onnxruntime-gpu", "").startswith("1.27."):
+        findings.append(Finding("onnxruntime-gpu 1.27 does not import without CUDA 13", "pip install 'onnxruntime-gpu>=1.28'"))
+    return findings
+
+
+def library_finding(device, names, driver):
+    """A `Finding` on the libraries that a device lacks."""
+    if driver is None:
+        return Finding(f"{device}: there is no NVIDIA driver", "install one (580 or later for CUDA 13), or use the CPU")
+    mends = [mend for start, mend in WHEELS.items() if any(name.startswith(start) for name in names)]
+    return Finding(f"{device}: {', '.join(names)} missing", mends[-1] if mends else WHEELS["libcud"])

@@ -1,0 +1,112 @@
+"""From settings in plain words to the options of onnxruntime's execution providers; pure functions, testable without a GPU."""
+
+import hashlib
+
+from .errors import UsageError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+SEARCHES = {"exhaustive": "EXHAUSTIVE", "heuristic": "HEURISTIC", "default": "DEFAULT"}
+
+
+def _number(low):
+    def check(name, value):
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise UsageError(f"`{name}` must be a number of at least {low}, got {value!r}")
+        return str(value)
+
+    return check
+
+
+def _switch(name, value):
+    if not isinstance(value, bool):
+        raise UsageError(f"`{name}` must be True or False, got {value!r}")
+    return str(int(value))
+
+
+def _among(table):
+    def check(name, value):
+        if value not in table:
+            raise UsageError(f"`{name}` must be one of {', '.join(table)}, got {value!r}")
+        return table[value]
+
+    return check
+
+
+# Device -> setting -> (option of the provider, how a value is checked and written).
+SETTINGS = {
+    "cpu": {},
+    "cuda": {
+        "device_id": ("device_id", _number(0)),
+        "conv_search": ("cudnn_conv_algo_search", _among(SEARCHES)),
+        "tf32": ("use_tf32", _switch),
+        "nhwc": ("prefer_nhwc", _switch),
+        "memory_limit": ("gpu_mem_limit", _number(1)),
+    },
+    "tensorrt": {
+        "device_id": ("device_id", _number(0)),
+        "fp16": ("trt_fp16_enable", _switch),
+        "int8": ("trt_int8_enable", _switch),
+        "workspace": ("trt_max_workspace_size", _number(1)),
+    },
+    "openvino": {"precision": ("precision", _among({"f32": "FP32", "f16": "FP16", "accuracy": "ACCURACY"}))},
+}
+
+
+def provider_options(device, settings):
+    """The option dict of a device's provider.
+
+    Args:
+        device: key of `PROVIDERS`.
+        settings: names and values as in `SETTINGS`.
+
+    Raises:
+        UsageError: a setting that this device does not have, or a value that does not fit.
+    """
+    known = SETTINGS[device]
+    if unknown := [name for name in settings if name not in known]:
+        raise UsageError(f"{device} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    return {known[name][0]: known[name][1](name, value) for name, value in settings.items()}
+
+
+def shape_profiles(inputs, smallest, usual, largest):
+    """TensorRT's profile options: without them an engine is built anew for each new batch size, half a minute each.
+
+    Args:
+        inputs: `runtime.TensorInfo` of every input.
+        smallest, usual, largest: batch sizes.
+
+    Raises:
+        UsageError: sizes out of order, or another open dimension than the batch.
+    """
+    if not 1 <= smallest <= usual <= largest:
+        raise UsageError(f"batch sizes must be in order, got {smallest}, {usual}, {largest}")
+    for value in inputs:
+        if any(isinstance(size, str) for size in value.shape[1:]):
+            raise UsageError(
+                f"input `{value.name}` has an open size {list(value.shape)}; export it with a fixed one for TensorRT"
+            )
+    profiles = {}
+    for key, batch in (("min", smallest), ("opt", usual), ("max", largest)):
+        shapes = (f"{value.name}:{'x'.join(map(str, (batch, *value.shape[1:])))}" for value in inputs)
+        profiles[f"trt_profile_{key}_shapes"] = ",".join(shapes)
+    return profiles
+
+
+def cache_options(folder, model_digest, versions, gpu):
+    """TensorRT's engine and timing cache, in a folder of its own for each model, set of versions and GPU.
+
+    An engine is only valid for exactly those; a stale one gives wrong results or a crash.
+    """
+    key = hashlib.sha256("|".join([model_digest, gpu, *(f"{name}={versions[name]}" for name in sorted(versions))]).encode())
+    place = f"{folder}/{key.hexdigest()[:24]}"
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": place,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": place,
+    }

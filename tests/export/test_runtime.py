@@ -1,0 +1,212 @@
+"""Sessions, provider options, libraries and the doctor, all without a GPU."""
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import resnet_export as rx
+from onnx import helper
+from resnet_export import doctor, libraries, providers, runtime
+from resnet_export.cli import main
+from resnet_export.runtime import TensorInfo
+
+from .conftest import noise, run_onnx
+
+
+def test_session_tells_what_it_runs(mixed_export):
+    opened = rx.session(mixed_export[1], "cpu", threads=1)
+    assert opened.device == "cpu" and opened.note == "cpu, as asked for"
+    assert opened.inputs == (TensorInfo("images", ("batch", 32, 32, 3), "float32"),)
+    assert opened.labels[6] == "class 6" and opened.card["name"] == "mixed"
+    x = noise(2)
+    got = opened.run(x.astype("float64"), ["probabilities"])
+    np.testing.assert_array_equal(got["probabilities"], opened.run({"images": x})["probabilities"])
+
+
+WRONG = {
+    "shape": (lambda s: s.run(noise(2, 32, 32, 4)), r"must have shape \[batch, 32, 32, 3\], got \[2, 32, 32, 4\]"),
+    "dtype": (lambda s: s.run(np.full((2, 32, 32, 3), "a")), "must be float32"),
+    "name": (lambda s: s.run({"pictures": noise(2)}), "inputs must be images, got pictures"),
+    "output": (lambda s: s.run(noise(2), ["scores"]), "has no output 'scores'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_session_refuses_what_does_not_fit(mixed_export, case):
+    call, message = WRONG[case]
+    with pytest.raises(rx.UsageError, match=message):
+        call(rx.session(mixed_export[1]))
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_missing_device_is_an_error_that_names_the_library(mixed_export, device, capfd):
+    if doctor.nvidia_driver():
+        pytest.skip("there is a GPU")
+    with pytest.raises(rx.DeviceError, match=rf"{device} does not start: lib\S+ is missing") as caught:
+        rx.session(mixed_export[1], device)
+    assert caught.value.exit_code == 4
+    assert capfd.readouterr().out == ""
+
+
+def test_auto_says_what_it_took(mixed_export):
+    opened = rx.session(mixed_export[1])
+    if opened.device == "cpu":
+        assert opened.note.startswith("cpu: ")
+
+
+def test_auto_with_a_gpu_but_no_library(mixed_export, monkeypatch):
+    monkeypatch.setattr(runtime, "_has_hardware", lambda provider: True)
+    monkeypatch.setattr(runtime, "missing", lambda device: ["libcublasLt.so.13"])
+    assert rx.session(mixed_export[1]).note == "cpu: there is a GPU, but libcublasLt.so.13 is missing"
+
+
+def test_foreign_pad_is_not_fused_wrongly(tmp_path):
+    """onnxruntime's defaults give wrong numbers for this file; our sessions do not."""
+    nodes = [helper.make_node("Pad", ["x", "p"], ["a"]), helper.make_node("MaxPool", ["a"], ["y"], kernel_shape=[3, 3])]
+    values = [helper.make_tensor_value_info("x", 1, ["n", 2, 6, 6]), helper.make_tensor_value_info("y", 1, None)]
+    pads = onnx.numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "p")
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", values[:1], values[1:], [pads]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    x = -1 - abs(noise(1, 2, 6, 6))
+    right = run_onnx(tmp_path / "m.onnx", x, optimise=False)[0]
+    np.testing.assert_array_equal(rx.session(tmp_path / "m.onnx").run(x)["y"], right)
+    assert right.max() == 0
+
+
+OPTIONS = {
+    "cuda": (
+        {"device_id": 1, "conv_search": "heuristic", "tf32": False, "nhwc": True, "memory_limit": 2**30},
+        {
+            "device_id": "1",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "use_tf32": "0",
+            "prefer_nhwc": "1",
+            "gpu_mem_limit": "1073741824",
+        },
+    ),
+    "tensorrt": (
+        {"fp16": True, "int8": False, "workspace": 4096},
+        {"trt_fp16_enable": "1", "trt_int8_enable": "0", "trt_max_workspace_size": "4096"},
+    ),
+    "openvino": ({"precision": "f32"}, {"precision": "FP32"}),
+    "cpu": ({}, {}),
+}
+
+
+@pytest.mark.parametrize("device", OPTIONS)
+def test_provider_options(device):
+    settings, expected = OPTIONS[device]
+    assert providers.provider_options(device, settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "message"),
+    [
+        ("cuda", {"fp16": True}, "cuda has no setting 'fp16'; it has device_id"),
+        ("cpu", {"tf32": True}, "cpu has no setting 'tf32'; it has none"),
+        ("cuda", {"tf32": 1}, "`tf32` must be True or False, got 1"),
+        ("cuda", {"conv_search": "fast"}, "must be one of exhaustive"),
+        ("cuda", {"device_id": -1}, "at least 0, got -1"),
+    ],
+)
+def test_provider_options_refuse(device, settings, message):
+    with pytest.raises(rx.UsageError, match=message):
+        providers.provider_options(device, settings)
+
+
+def test_every_option_name_is_in_the_provider_library():
+    for device, settings in providers.SETTINGS.items():
+        path = libraries.provider_file(device)
+        if path is None:
+            continue
+        content = path.read_bytes()
+        assert all(option.encode() in content for option, _ in settings.values())
+
+
+def test_shape_profiles():
+    inputs = (TensorInfo("images", ("batch", 224, 224, 3), "float32"),)
+    assert providers.shape_profiles(inputs, 1, 8, 32) == {
+        "trt_profile_min_shapes": "images:1x224x224x3",
+        "trt_profile_opt_shapes": "images:8x224x224x3",
+        "trt_profile_max_shapes": "images:32x224x224x3",
+    }
+    with pytest.raises(rx.UsageError, match="in order, got 8, 4, 32"):
+        providers.shape_profiles(inputs, 8, 4, 32)
+    with pytest.raises(rx.UsageError, match="open size"):
+        providers.shape_profiles((TensorInfo("images", ("batch", "height", 224, 3), "float32"),), 1, 2, 3)
+
+
+def test_engine_cache_has_a_folder_of_its_own_for_each_combination():
+    places = {
+        providers.cache_options("/c", model, {"trt": version}, gpu)["trt_engine_cache_path"]
+        for model in ("a", "b")
+        for version in ("10.1", "10.2")
+        for gpu in ("x", "y")
+    }
+    assert len(places) == 8 and all(place.startswith("/c/") for place in places)
+    same = {
+        providers.cache_options("/c", "a", order, "x")["trt_engine_cache_path"] for order in ({"p": 1, "q": 2}, {"q": 2, "p": 1})
+    }
+    assert len(same) == 1
+
+
+def test_settings_of_another_device_are_refused(mixed_export):
+    with pytest.raises(rx.UsageError, match="go with tensorrt"):
+        rx.session(mixed_export[1], "cpu", cache="/c")
+    with pytest.raises(rx.UsageError, match="cpu has no setting"):
+        rx.session(mixed_export[1], "cpu", tf32=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF is Linux's format")
+def test_needed_libraries_are_read_from_the_file():
+    path = libraries.provider_file("cuda")
+    if path is None:
+        pytest.skip("this onnxruntime has no CUDA provider")
+    names = libraries.needed(path)
+    assert any(name.startswith("libcudart.so") for name in names) and "libc.so.6" in names
+    with pytest.raises(rx.UsageError, match="not a 64-bit"):
+        libraries.needed(__file__)
+
+
+CLASHES = {
+    "two runtimes": (
+        {"onnxruntime": "1.31", "onnxruntime-gpu": "1.31.1"},
+        "overwrite each other",
+        "pip uninstall -y onnxruntime",
+    ),
+    "none": ({}, "no onnxruntime", "pip install onnxruntime-gpu"),
+    "same import name": ({"onnxruntime": "1", "keras-resnet": "0.2"}, "owns the import name", "uninstall -y keras-resnet "),
+    "two CUDA sets": (
+        {"onnxruntime-gpu": "1.31.1", "nvidia-cudnn-cu12": "9", "nvidia-cudnn-cu13": "9"},
+        "write the same files",
+        "train-gpu",
+    ),
+    "1.27": ({"onnxruntime-gpu": "1.27.0"}, "1.27", ">=1.28"),
+}
+
+
+@pytest.mark.parametrize("case", CLASHES)
+def test_doctor_finds_clashes(case):
+    found, problem, mend = CLASHES[case]
+    (finding,) = doctor.clashes(found)
+    assert problem in finding.problem and mend in finding.mend
+
+
+def test_doctor_says_what_starts(capsys):
+    assert doctor.clashes({"onnxruntime-gpu": "1.31.1"}) == []
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["devices"]["cpu"] == "starts" and ort.__version__ in found["versions"].values()
+    if found["driver"] is None and found["missing"]:
+        assert "does not start" in found["devices"]["cuda"] and found["findings"]
+
+
+def test_library_finding_names_the_mend():
+    assert "gpu]" in doctor.library_finding("cuda", ["libcudart.so.13"], "590.1").mend
+    assert "tensorrt-cu13" in doctor.library_finding("tensorrt", ["libcublas.so.13", "libnvinfer.so.10"], "590.1").mend
+    assert "driver" in doctor.library_finding("cuda", ["libcuda.so.1"], None).problem
