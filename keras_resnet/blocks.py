@@ -126,6 +126,12 @@ class LayerKit:
         pooling = self.ranked(f"{kind}Pooling")
         return pooling(size, stride, padding, data_format=self.layout, dtype=self.dtype, name=name)(x)
 
+    def dense_average(self, x, *, name):
+        """2×2 average at stride 1: zeros at the far side count, as in timm's dilated D shortcuts, where Keras leaves them out."""
+        far = (0, 1) if self.rank == 1 else ((0, 1),) * self.rank
+        x = self.ranked("ZeroPadding")(far, data_format=self.layout, dtype=self.dtype, name=f"{name}_pad")(x)
+        return self.pool("Average", x, 2, 1, padding="valid", name=name)
+
     def blur(self, x, *, name):
         """Blur and subsample by 2."""
         return BlurPool(data_format=self.layout, dtype=self.dtype, name=name)(x)
@@ -253,8 +259,10 @@ def _shortcut(x, entry, plan, style, kit):
         return kit.pool("Max", x, 1, plan.stride, name=f"{name}_pool")
     stride = plan.stride
     if kind == "average":
-        if stride > 1 or plan.dilation > 1:
+        if stride > 1:
             entry = kit.pool("Average", entry, 2, stride, name=f"{name}_pool")
+        elif plan.dilation > 1:
+            entry = kit.dense_average(entry, name=f"{name}_pool")
         stride = 1
     entry = kit.conv(entry, plan.filters, 1, stride=stride, bias=style.projection_bias, name=f"{name}_conv")
     return kit.norm(entry, name=f"{name}_norm") if style.shortcut_norm and not style.preact else entry
