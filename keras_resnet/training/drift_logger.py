@@ -1,0 +1,143 @@
+"""Watch the blocks drift away from the identity while a model trains: CSV, TensorBoard and a heat map."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from ..growth import drift
+
+COLUMNS = ("epoch", "block", "gate", "mean", "max", "gate_value", "variance_share")
+
+
+class DriftLogger(keras.callbacks.Callback):
+    """Measures `kr.drift` before the first epoch and after every epoch; Keras has no callback that looks into branches.
+
+    Args:
+        data: what `kr.drift` takes; a batch or two are enough.
+        csv_path: file that gets a row per epoch and block (columns `COLUMNS`); None writes none. A row of an epoch
+            that is already there, from a run that was broken off and resumed, is not written again.
+        tensorboard: folder for TensorBoard scalars `drift/{block}` and `gate/{block}`; None writes none.
+        every: epochs between two measurements. Default 1.
+        batch_size: for arrays. Default 32.
+
+    Attributes:
+        history: list of `(epoch, DriftReport)`; epoch 0 is the state before training.
+
+    Raises:
+        ValueError: `every` below 1, or a CSV file with other columns.
+        ImportError: `tensorboard` is given and TensorBoard is not installed (TensorFlow does not bring it).
+    """
+
+    def __init__(self, data, csv_path=None, tensorboard=None, every=1, batch_size=32):
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"`every` must be at least 1, got {every}")
+        if tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+            raise ImportError(
+                "TensorBoard is not installed: pip install 'keras-resnet-export[tensorboard]', or leave out `tensorboard`"
+            )
+        self.data, self.every, self.batch_size = data, every, batch_size
+        self.csv_path = None if csv_path is None else Path(csv_path)
+        self.tensorboard, self._writer = tensorboard, None
+        self.history = []
+        self._written = set() if self.csv_path is None else _epochs_in(self.csv_path)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self.history:
+            self._measure(epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (epoch + 1) % self.every == 0:
+            self._measure(epoch + 1)
+
+    def on_train_end(self, logs=None):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _measure(self, epoch):
+        report = drift(self.model, self.data, self.batch_size)
+        self.history.append((epoch, report))
+        if self.csv_path is not None and epoch not in self._written:
+            _append(self.csv_path, epoch, report)
+            self._written.add(epoch)
+        if self.tensorboard is not None:
+            self._to_tensorboard(epoch, report)
+
+    def _to_tensorboard(self, epoch, report):
+        import tensorflow as tf
+
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self.tensorboard))
+        with self._writer.as_default(step=epoch):
+            for block in report:
+                tf.summary.scalar(f"drift/{block.block}", block.mean)
+                if block.gate_value is not None:
+                    tf.summary.scalar(f"gate/{block.block}", block.gate_value)
+        self._writer.flush()
+
+
+def _epochs_in(path):
+    if not path.exists():
+        return set()
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or COLUMNS) != COLUMNS:
+            raise ValueError(f"{path} is no drift log (columns {', '.join(rows.fieldnames)}); give another `csv_path`")
+        return {int(row["epoch"]) for row in rows}
+
+
+def _append(path, epoch, report):
+    is_new = not path.exists() or path.stat().st_size == 0
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow(COLUMNS)
+        for block in report:
+            writer.writerow([epoch, *(getattr(block, column) for column in COLUMNS[1:])])
+
+
+def drift_figure(log, path=None):
+    """Heat map of a drift log: blocks from input to output × epochs, colour ‖F(x)‖/‖x‖ (mean over images).
+
+    Args:
+        log: CSV file of a `DriftLogger`, or the `DriftLogger`.
+        path: picture to write; None writes none.
+
+    Returns:
+        matplotlib Figure (extra `demo`).
+
+    Raises:
+        ValueError: the log is empty.
+    """
+    from matplotlib.figure import Figure
+
+    rows = _rows(log)
+    if not rows:
+        raise ValueError("the drift log is empty: nothing was measured yet")
+    blocks = list(dict.fromkeys(block for _, block, _ in rows))
+    epochs = sorted({epoch for epoch, _, _ in rows})
+    values = np.full((len(blocks), len(epochs)), np.nan)
+    for epoch, block, mean in rows:
+        values[blocks.index(block), epochs.index(epoch)] = mean
+    figure = Figure(figsize=(max(4, min(12, 2.5 + 0.3 * len(epochs))), max(2, 0.8 + 0.24 * len(blocks))))
+    axis = figure.subplots()
+    image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    axis.set_yticks(range(len(blocks)), blocks, fontsize=8)
+    ticks = sorted({int(i) for i in np.linspace(0, len(epochs) - 1, min(len(epochs), 12))})
+    axis.set_xticks(ticks, [epochs[i] for i in ticks])
+    axis.set(xlabel="epoch (0: before training)", ylabel="block, from input to output")
+    figure.colorbar(image, label="‖F(x)‖ / ‖x‖")
+    if path is not None:
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+    return figure
+
+
+def _rows(log):
+    if isinstance(log, DriftLogger):
+        return [(epoch, block.block, block.mean) for epoch, report in log.history for block in report]
+    with Path(log).open(newline="", encoding="utf-8") as file:
+        return [(int(row["epoch"]), row["block"], float(row["mean"])) for row in csv.DictReader(file)]
