@@ -82,8 +82,8 @@ def cases():
     yield from (("keras_hub", name, {}) for name in KERAS_HUB)
 
 
-def torch_peer(module, seed, folder):
-    """Fills a torch module from the seed, saves it, and returns its forward pass and the file."""
+def torch_peer(module, seed, folder, stages=False):
+    """Fills a torch module from the seed, saves it, and returns its forward pass (or timm's stage outputs) and the file."""
     import torch
 
     from keras_resnet.weights.synthetic import values
@@ -98,11 +98,12 @@ def torch_peer(module, seed, folder):
     torch.save(state, path)
 
     def forward(x):
+        x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
         with torch.no_grad():
-            outputs = module(torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1))))
-        if isinstance(outputs, list):
-            return [np.moveaxis(output.numpy(), 1, -1) for output in outputs]
-        return outputs.numpy()
+            if stages:
+                outputs = module.forward_intermediates(x, intermediates_only=True)
+                return [np.moveaxis(output.numpy(), 1, -1) for output in outputs]
+            return module(x).numpy()
 
     return forward, path
 
@@ -129,8 +130,9 @@ def reference(peer, name, options, classes, size, seed, folder):
     if peer == "timm":
         import timm
 
-        timm_options = dict(options) if "features_only" in options else {"num_classes": classes, **options}
-        return *torch_peer(timm.create_model(name, **timm_options), seed, folder), {}
+        stages = "features_only" in options
+        module = timm.create_model(name, num_classes=classes, **({} if stages else options))
+        return *torch_peer(module, seed, folder, stages), {}
     import keras
 
     if peer == "keras":
@@ -158,9 +160,6 @@ def compare(peer, name, options, classes, size, seed):
     with tempfile.TemporaryDirectory() as folder:
         forward, path, extra = reference(peer, name, options, classes, size, seed, folder)
         ours = {"include_preprocessing": False, "input_shape": (size, size, 3), **extra, **options}
-        if "features_only" in options:
-            # A network without head comes without `fc`; the strict reader is told so by the missing number of classes.
-            ours |= {"preprocessing": "none"}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = kr.create_model(name, weights=path, num_classes=classes, **ours)

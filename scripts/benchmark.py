@@ -1,0 +1,39 @@
+#!/usr/bin/env python
+"""Benchmarks, one command per file in `scripts/benchmarks/`; a command bears the name of its file."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import click
+
+FOLDER = Path(__file__).resolve().parent / "benchmarks"
+
+
+class Commands(click.Group):
+    """Finds commands by file and imports only the one that runs: some need libraries that others do not."""
+
+    def list_commands(self, context):
+        files = [file for file in FOLDER.glob("*.py") if f"\ndef {file.stem}(" in file.read_text(encoding="utf-8")]
+        return sorted(file.stem for file in files)
+
+    def get_command(self, context, name):
+        if name not in self.list_commands(context):
+            return None
+        return getattr(importlib.import_module(f"benchmarks.{name}"), name)
+
+
+@click.command(cls=Commands)
+def main():
+    """Measure alternatives interleaved in one run, beside a control of the same thing against itself.
+
+    Example: scripts/benchmark.py zoo --pairs 31
+    """
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(FOLDER.parent)]
+    main()
