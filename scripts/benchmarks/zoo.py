@@ -134,8 +134,7 @@ def zoo(pairs, size, batch, rounds, skip, out):
         ratio = max(per_block.values()) / min(per_block.values())
         figures["depth_ms_per_block"] = per_block
         text = ", ".join(f"{depth}: {value:.2f}" for depth, value in per_block.items())
-        click.echo(
-            f"build by depth, ms per block: {text}  ratio {ratio:.2f}  bar {LINEAR_BAR} {'met' if ratio <= LINEAR_BAR else 'MISSED'}"
-        )
+        verdict = "met" if ratio <= LINEAR_BAR else "MISSED"
+        click.echo(f"build by depth, ms per block: {text}  ratio {ratio:.2f}  bar {LINEAR_BAR} {verdict}")
     if out:
         Path(out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
