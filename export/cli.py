@@ -190,7 +190,7 @@ def predict_command(file, images, top, device, url, out, as_json, **many):
         file, images = None, (file, *images)
     if not images:
         raise click.UsageError("Missing argument 'IMAGES...'.")
-    if are_many(images, url, out):
+    if are_many(images, url, out, many["engine"]):
         return predict_many(file, images, out, as_json, url=url, top=top, device=device, **many)
     from .prediction import predict
 

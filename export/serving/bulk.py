@@ -64,15 +64,16 @@ class LocalClassifier:
         device: see `resnet_export.runtime.session`.
         top: classes per image.
         batch: images per run.
-        workers: threads that decode.
+        workers: threads that decode; one per core by default.
+        threads: threads of onnxruntime; its own choice by default.
 
     Raises:
         UsageError: no such file, or no classifier.
         DeviceError: the device does not start.
     """
 
-    def __init__(self, path, device="auto", top=5, batch=16, workers=None):
-        self.session, self.top = session(path, device), top
+    def __init__(self, path, device="auto", top=5, batch=16, workers=None, threads=None):
+        self.session, self.top = session(path, device, threads=threads), top
         self.spec = image_input(self.session)
         self.output, self.is_logits = scores_output(self.session)
         self.batch = self.spec.shape[0] if isinstance(self.spec.shape[0], int) else batch
@@ -162,7 +163,7 @@ def run(items, classifier, out, *, resume=False, overwrite=False, on_rows=lambda
         if index == done and item.name != last:
             raise UsageError(f"image {done} is now {item.name}, in {folder} it is {last}; begin anew with --force")
     kept = itertools.count(len(list(_part_files(folder))))
-    for rows in _batched(classifier.rows(items), PART_ROWS):
+    for rows in batched(classifier.rows(items), PART_ROWS):
         _keep(folder / f"part-{next(kept):08d}.jsonl", rows)
         on_rows(rows)
     counted = {"images": 0, "errors": 0}
@@ -224,7 +225,8 @@ def _parts(sequence, size):
     return [sequence[start : start + size] for start in range(0, len(sequence), size)]
 
 
-def _batched(rows, size):
+def batched(rows, size):
+    """Lists of `size` rows, the last one shorter, without reading ahead."""
     rows = iter(rows)
     while part := list(itertools.islice(rows, size)):
         yield part
@@ -317,7 +319,7 @@ def _write_parquet(place, rows, top):
         }
     )
     with parquet.ParquetWriter(place, schema) as writer:
-        for part in _batched(rows, 10 * PART_ROWS):
+        for part in batched(rows, 10 * PART_ROWS):
             writer.write_table(pyarrow.Table.from_pylist(part, schema))
 
 

@@ -5,7 +5,6 @@ Every replica runs the whole application, batcher included, so that rows are bat
 
 import dataclasses
 import json
-import os
 import signal
 import threading
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ..errors import UsageError
 from .app import AppOptions, create_app
 from .batcher import BatchOptions
 from .models import ModelOptions, Source
+from .raydata import join
 from .repository import Repository
 from .server import ServerOptions, bind
 
@@ -142,11 +142,7 @@ def start(settings, host, port, address=None):
     if not ray.is_initialized():
         if address is None:
             bind(ServerOptions(host, port)).close()
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
-        except (ConnectionError, ValueError) as error:
-            raise UsageError(f"cannot join the cluster at {address}: {error}") from error
+        join(address)
         serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
     try:
         serve.run(application(settings.to_json()), name=APPLICATION, route_prefix="/")

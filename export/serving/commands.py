@@ -107,12 +107,17 @@ many_options = _options(
     click.option("--resume", is_flag=True, help="With --out: go on where an interrupted run stopped."),
     click.option("--force", is_flag=True, help="With --out: overwrite, and begin anew."),
     _number(int, "--batch", 16, "Images per run."),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: workers on a cluster."),
+    _number(int, "--workers", 1, "With --engine ray: workers, of one core each or --gpus-per-worker."),
+    click.option("--gpus-per-worker", type=click.FloatRange(0), default=0.0, help="With --engine ray: may be a fraction."),
+    click.option("--address", help="With --engine ray: a running cluster (auto, or ray://HOST:PORT)."),
 )
 
 
-def are_many(images, url, out):
-    """Whether `predict` streams: to a file, through a server, or from a folder, a list or a table."""
-    return bool(url or out) or any(os.path.isdir(name) or name.endswith((".txt", ".parquet")) for name in images)
+def are_many(images, url, out, engine):
+    """Whether `predict` streams: to a file, through a server, on a cluster, or from a folder, a list or a table."""
+    collections = (name for name in images if os.path.isdir(name) or name.endswith((".txt", ".parquet")))
+    return bool(url or out) or engine == "ray" or any(collections)
 
 
 def predict_many(file, images, out, as_json, **options):
@@ -121,7 +126,10 @@ def predict_many(file, images, out, as_json, **options):
     from . import bulk
 
     items = bulk.read_items(images)
-    classifier = _remote(options) if options["url"] else _local(file, options)
+    if options["url"]:
+        classifier = _remote(options)
+    else:
+        classifier = (_pool if options["engine"] == "ray" else _local)(file, options)
     if not out:
         return _print_rows(classifier.rows(items), as_json)
     with report.steps(as_json) as tell:
@@ -140,6 +148,15 @@ def _local(file, options):
     from .bulk import LocalClassifier
 
     return LocalClassifier(file, options["device"], options["top"], options["batch"])
+
+
+def _pool(file, options):
+    with _needs_extra("cluster"):
+        from .raydata import PoolOptions, RayClassifier
+    pool = PoolOptions(
+        workers=options["workers"], gpus=options["gpus_per_worker"], address=options["address"], batch=options["batch"]
+    )
+    return RayClassifier(file, options["device"], options["top"], pool)
 
 
 def _remote(options):

@@ -6,6 +6,7 @@ import sys
 import litserve
 import numpy as np
 from fastapi import Request
+
 from resnet_export.runtime import session
 
 

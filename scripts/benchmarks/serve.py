@@ -21,6 +21,7 @@ import click
 import numpy as np
 
 CLIENTS = (1, 8, 64)
+BARE, SINGLE, AGAIN = "bare", "bare, batch 1", "bare again"
 
 
 @click.group()
@@ -198,25 +199,25 @@ def serve(model, small, threads, max_batch, max_delay_ms, rounds, seconds, litse
         kinds = {"binary": url, "jpeg": url}
         if litserve_python:
             kinds["litserve"] = stack.enter_context(_litserve(litserve_python, model, max_batch, threads, max_delay_ms / 1000))
-        found = {"bare": [], "bare again": []} | {f"{kind} {n}": [] for kind in kinds for n in CLIENTS}
+        found = {name: [] for name in (BARE, SINGLE, AGAIN)} | {f"{kind} {n}": [] for kind in kinds for n in CLIENTS}
         for number in range(rounds):
-            found["bare"].append(_measure("bare", model, max_batch, threads, seconds))
+            found[BARE].append(_measure("bare", model, max_batch, threads, seconds))
+            found[SINGLE].append(_measure("bare", model, 1, threads, seconds))
             for kind, address in kinds.items():
                 for clients in CLIENTS:
                     found[f"{kind} {clients}"].append(_measure("load", address, kind, clients, seconds))
-            found["bare again"].append(_measure("bare", model, max_batch, threads, seconds))
+            found[AGAIN].append(_measure("bare", model, max_batch, threads, seconds))
             click.echo(f"round {number + 1} of {rounds}", err=True)
-        single = [_measure("bare", model, 1, threads, seconds)["rate"] for _ in range(rounds)]
         capacity = statistics.median(entry["rate"] for entry in found["binary 8"])
         half = _measure("load", url, "binary", 256, 5 * seconds, "--rate", capacity / 2)
         before = _metric(url, "nv_inference_exec_count")
         _measure("load", url, "binary", 64, 60, "--requests", 64)
         executions = _metric(url, "nv_inference_exec_count") - before
     memory = _memory(small) if small else None
-    figures = {"model": Path(model).name, "threads": threads, "max_batch": max_batch, "bare_batch_1": statistics.median(single)}
+    figures = {"model": Path(model).name, "threads": threads, "max_batch": max_batch}
     figures |= {"rates": {name: [entry["rate"] for entry in entries] for name, entries in found.items()}}
     figures |= {"p99_ms": {name: statistics.median(entry.get("p99", 0) for entry in entries) for name, entries in found.items()}}
-    batch_ms = statistics.median(entry["batch_ms"] for entry in found["bare"])
+    batch_ms = statistics.median(entry["batch_ms"] for entry in found[BARE])
     figures |= {"half_load": half, "batch_ms": batch_ms, "p99_bar_ms": 3 * batch_ms + max_delay_ms}
     figures |= {"executions_of_64": executions, "memory": memory}
     click.echo(_report(figures))
@@ -235,9 +236,10 @@ def _memory(model):
 
 
 def _report(figures):
-    base = figures["rates"]["bare"]
     lines = ["", f"{'':16}  images/s   of bare   spread        p99 ms"]
     for name, rates in figures["rates"].items():
+        # One client alone never fills a batch: what it is compared with does not either.
+        base = figures["rates"][SINGLE if name.endswith(" 1") else BARE]
         ratios = [rate / reference for rate, reference in zip(rates, base, strict=True)]
         spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
         p99 = figures["p99_ms"][name]
@@ -245,7 +247,6 @@ def _report(figures):
     half, memory = figures["half_load"], figures["memory"]
     lines += [
         "",
-        f"bare at batch 1: {figures['bare_batch_1']:.1f} images/s",
         f"a batch of {figures['max_batch']} takes {figures['batch_ms']:.1f} ms",
         f"p99 at half load ({half['rate']:.1f}/s): {half['p99']:.1f} ms, bar {figures['p99_bar_ms']:.1f} ms",
         f"64 requests at once: {figures['executions_of_64']:.0f} executions",
@@ -263,13 +264,13 @@ def _figure(figures, path):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for kind in sorted({name.split()[0] for name in figures["rates"] if name.split()[-1].isdigit()}):
+    for kind in sorted({name.split()[0] for name in figures["rates"] if name not in (BARE, SINGLE, AGAIN)}):
         names = [f"{kind} {clients}" for clients in CLIENTS]
         rates = [statistics.median(figures["rates"][name]) for name in names]
         axes.plot(rates, [figures["p99_ms"][name] for name in names], marker="o", label=kind)
         for clients, rate, name in zip(CLIENTS, rates, names, strict=True):
             axes.annotate(f" {clients}", (rate, figures["p99_ms"][name]))
-    axes.axvline(statistics.median(figures["rates"]["bare"]), color="grey", linestyle=":", label="bare loop")
+    axes.axvline(statistics.median(figures["rates"][BARE]), color="grey", linestyle=":", label="bare loop")
     axes.set(xlabel="images per second", ylabel="p99 latency, ms", yscale="log", title="Throughput and latency; numbers: clients")
     axes.legend()
     figure.savefig(path, dpi=120)

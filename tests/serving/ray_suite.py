@@ -10,12 +10,13 @@ import numpy as np
 import ray
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
+from tiny_models import BIAS, WEIGHTS, classifier
+
 from resnet_export.serving import cluster
 from resnet_export.serving.batcher import BatchOptions
 from resnet_export.serving.bulk import Item
 from resnet_export.serving.client import RemoteClassifier, RemoteOptions
 from resnet_export.serving.models import ModelOptions, Source
-from tiny_models import BIAS, WEIGHTS, classifier
 
 PORT = int(sys.argv[2])
 URL = f"http://127.0.0.1:{PORT}"

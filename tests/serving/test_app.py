@@ -15,14 +15,15 @@ pytest.importorskip("prometheus_client", reason="needs the extra `serve`")
 httpx = pytest.importorskip("httpx", reason="needs the extra `client`")
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+from tiny_models import LABELS, classifier, classifier_logits, infer_json
+
 from resnet_export.runtime import Session
 from resnet_export.serving import protocol
 from resnet_export.serving.app import AppOptions, create_app
 from resnet_export.serving.batcher import BatchOptions
 from resnet_export.serving.models import ModelOptions, Source
 from resnet_export.serving.repository import Repository
-from starlette.testclient import TestClient
-from tiny_models import LABELS, classifier, classifier_logits, infer_json
 
 CLASSES = 5
 

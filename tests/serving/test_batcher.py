@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from resnet_export.serving.batcher import Batcher, BatchOptions, DeadlineExceeded, QueueFull
 
 

@@ -12,15 +12,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from PIL import Image
+from running import serving
+from tiny_models import LABELS, classifier_logits
+
 from resnet_export.cli import main
 from resnet_export.errors import UsageError
 from resnet_export.serving import bulk
-from running import serving
-from tiny_models import LABELS, classifier_logits
 
 httpx = pytest.importorskip("httpx", reason="needs the extra `client`")
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `batch`")
 import pyarrow
+
 from resnet_export.serving import client as remote
 
 

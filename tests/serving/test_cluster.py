@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from peers import ROOT, python_with
+from PIL import Image
+
 from resnet_export.cli import main
 
 pytestmark = pytest.mark.slow
@@ -71,6 +74,24 @@ def test_configuration_is_written_and_mistakes_are_told(models, tmp_path, enviro
     ]:
         done = run(*arguments)
         assert done.returncode == 2 and text in done.stderr, done
+
+
+def test_images_on_ray_data_give_the_rows_of_one_process(models, tmp_path, environment, pixels):
+    python = python_with("ray", "ray")
+    for number in range(200):
+        Image.fromarray(pixels[number % 6] ^ np.uint8(number)).save(tmp_path / f"{number:03d}.png")
+    (tmp_path / "007.png").write_bytes(b"broken")
+    near, far = tmp_path / "near.jsonl", tmp_path / "far.jsonl"
+    assert main(["predict", str(models["tiny"]), str(tmp_path), "--out", str(near), "--device", "cpu", "--batch", "4"]) == 0
+    command = [python, "-m", "resnet_export", "predict", models["tiny"], tmp_path, "--device", "cpu", "--out", far]
+    command += ["--engine", "ray", "--workers", "2", "--batch", "4"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=180, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in (near, far)]
+    assert len(rows[0]) == 200 and [row["file"] for row in rows[0]] == [row["file"] for row in rows[1]]
+    for one, other in zip(*rows, strict=True):
+        assert one | {"probabilities": 0} == other | {"probabilities": 0}
+        assert one["probabilities"] == pytest.approx(other["probabilities"], rel=1e-5)
 
 
 def test_options_of_the_cluster_need_it(models, capsys):

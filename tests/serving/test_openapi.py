@@ -4,10 +4,11 @@ import pytest
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
 from hypothesis import HealthCheck, given, settings
-from resnet_export.serving.app import _routes
-from resnet_export.serving.openapi import describe
 from running import serving
 from schemathesis.specs.openapi import checks
+
+from resnet_export.serving.app import _routes
+from resnet_export.serving.openapi import describe
 
 pytestmark = pytest.mark.slow
 CHECKS = [checks.response_schema_conformance, checks.status_code_conformance, checks.content_type_conformance]

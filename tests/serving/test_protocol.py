@@ -11,6 +11,7 @@ pytest.importorskip("hypothesis", reason="needs hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from resnet_export.serving import protocol
 from resnet_export.serving.protocol import ProtocolError, RequestedOutput, TensorSpec
 

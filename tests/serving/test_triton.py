@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from peers import python_with
+from tiny_models import LABELS, classifier
+
 from resnet_export.cli import main
 from resnet_export.errors import UsageError
 from resnet_export.serving import triton
 from resnet_export.serving.repository import find_models, parse_sources
-from tiny_models import LABELS, classifier
 
 CONFIG = """name: "tiny"
 platform: "onnxruntime_onnx"

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
 from resnet_export.artifact import encode_metadata
 
 LABELS = ["red", "green", "blue", "dark: night", "grün"]

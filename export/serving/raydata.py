@@ -1,0 +1,110 @@
+"""`bulk` on Ray Data: the same rows in the same order, from a pool of workers on one machine or many."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.data import DataContext
+
+from ..errors import UsageError
+from .bulk import Item, LocalClassifier, batched
+
+# Items whose names and bytes are handed to Ray at a time; each such window has its own pool of workers.
+WINDOW = 100_000
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """The workers of a cluster.
+
+    Args:
+        workers: how many.
+        cpus: cores, and threads of onnxruntime, of each.
+        gpus: GPUs of each; a fraction shares one.
+        address: a running cluster (`auto`, `ray://HOST:PORT`); None starts one on this machine.
+        batch: images per run.
+    """
+
+    workers: int = 1
+    cpus: int = 1
+    gpus: float = 0.0
+    address: str | None = None
+    batch: int = 16
+
+
+def join(address):
+    """Connect to a running cluster, or start one on this machine (None), without its dashboard and without telling anyone.
+
+    Raises:
+        UsageError: there is no cluster at that address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        raise UsageError(f"cannot join the cluster at {address}: {error}") from error
+
+
+class RayClassifier:
+    """Images to rows of the result, on a cluster; see `bulk.LocalClassifier`, of which every worker has one.
+
+    Args:
+        path: ONNX file, under the same path on every machine; images that are given as paths, too.
+        device: see `resnet_export.runtime.session`.
+        top: classes per image.
+        options: `PoolOptions`.
+
+    Raises:
+        UsageError: no such file, no classifier, or no cluster at that address.
+    """
+
+    def __init__(self, path, device="auto", top=5, options=PoolOptions()):
+        self.top, self.options = top, options
+        # Opened here once on the CPU, for the settings, and so that mistakes are told before anything starts.
+        self.settings = LocalClassifier(path, "cpu", top, threads=1).settings
+        self.worker = {"path": str(Path(path).absolute()), "device": device, "top": top, "batch": options.batch}
+        if not ray.is_initialized():
+            join(options.address)
+
+    def rows(self, items):
+        """One row per item, in order; an image that cannot be read is a row with an `error`."""
+        context = DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        for window in batched(items, WINDOW):
+            data = ray.data.from_items([_packed(item) for item in window], override_num_blocks=self._blocks(len(window)))
+            found = data.map_batches(
+                _Worker,
+                fn_constructor_kwargs={**self.worker, "threads": self.options.cpus},
+                concurrency=self.options.workers,
+                batch_size=4 * self.options.batch,
+                num_cpus=self.options.cpus,
+                num_gpus=self.options.gpus,
+            )
+            for row in found.iter_rows():
+                yield json.loads(row["row"])
+
+    def _blocks(self, count):
+        """Enough blocks that all workers have something to do until the end, but none smaller than a batch."""
+        return max(1, min(8 * self.options.workers, count // (4 * self.options.batch)))
+
+
+class _Worker:
+    """A model, opened once per worker."""
+
+    def __init__(self, **options):
+        self.classifier = LocalClassifier(**options, workers=options["threads"])
+
+    def __call__(self, batch):
+        fields = zip(batch["name"], batch["path"], batch["image"], strict=True)
+        items = [Item(str(name), bytes(image) if path == "" else Path(path)) for name, path, image in fields]
+        return {"row": [json.dumps(row) for row in self.classifier.rows(items)]}
+
+
+def _packed(item):
+    """An item as a row of a table, in which every column has one type."""
+    if isinstance(item.source, bytes):
+        return {"name": item.name, "path": "", "image": item.source}
+    return {"name": item.name, "path": str(Path(item.source).absolute()), "image": b""}
