@@ -6,6 +6,8 @@ _HOME = {
     "to_onnx": "convert",
     "to_savedmodel": "savedmodel",
     "verify": "verification",
+    "to_float16": "precision",
+    "to_int8": "precision",
     "predict": "prediction",
     "session": "runtime",
     "ExportResult": "results",

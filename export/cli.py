@@ -17,6 +17,8 @@ EXAMPLES = {
     "onnx": "resnet-export onnx model.keras model.onnx --labels labels.txt",
     "savedmodel": "resnet-export savedmodel model.keras model/",
     "verify": "resnet-export verify model.onnx model.keras --samples photos/",
+    "quantize": "resnet-export quantize model.onnx int8.onnx --int8 --calibration photos/",
+    "bench": "resnet-export bench float32.onnx int8.onnx --batch 1,8 --threads 1,2",
     "doctor": "resnet-export doctor --json",
     "predict": "resnet-export predict model.onnx cat.jpg dog.png --top 3",
 }
@@ -114,11 +116,17 @@ def info_command(model, as_json, **source):
 @click.option("--dynamic-size", is_flag=True, help="Open height and width.")
 @click.option("--top-k", type=int, help="Add the outputs top_classes and top_probabilities of so many classes.")
 @click.option("--prune-identity", is_flag=True, default=None, help="Leave out residual blocks that do nothing.")
+@click.option("--fp16", "precision", flag_value="float16", help="Float16 with float32 inputs and outputs.")
+@click.option("--int8", "precision", flag_value="int8", help="Static int8; needs --calibration.")
+@click.option("--calibration", help="Images that set int8's ranges: a folder, .npz or .npy.")
+@click.option("--target", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="What int8 is for.")
+@click.option("--max-drop", default=1.0, show_default=True, help="Allowed loss of top-1 agreement by int8, in percent.")
 @click.option("--external-data", is_flag=True, default=None, help="Weights in a second file; automatic above 2 GB.")
 def onnx_command(**options):
     """Export MODEL, a .keras file or a zoo name, to the ONNX file OUT, and verify it."""
     from .convert import to_onnx
 
+    options["precision"] = options["precision"] or "float32"
     _export(to_onnx, options)
 
 
@@ -199,6 +207,65 @@ def predict_command(file, images, top, device, url, out, as_json, **many):
 
 
 register(cli)
+
+
+@command("quantize")
+@click.argument("file")
+@click.argument("out")
+@click.option("--fp16", is_flag=True, help="Float16 with float32 inputs and outputs.")
+@click.option("--int8", is_flag=True, help="Static int8, per channel; needs --calibration.")
+@click.option("--calibration", help="Images that set the ranges: a folder, .npz or .npy.")
+@click.option("--samples", help="Images to check on: a folder, .npz or .npy.")
+@click.option("--target", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="What int8 is for.")
+@click.option("--max-drop", default=1.0, show_default=True, help="Allowed loss of top-1 agreement, in percent.")
+@click.option("--force", is_flag=True, help="Overwrite OUT.")
+@click.option("--keep-failed", is_flag=True, help="Keep a file that failed as OUT.failed.")
+def quantize_command(file, out, fp16, int8, calibration, target, max_drop, force, as_json, **options):
+    """Make a float16 or int8 file OUT of the float32 ONNX file FILE, and check it against FILE."""
+    from .benchmark import bench
+    from .precision import to_float16, to_int8
+
+    if fp16 == int8:
+        raise click.UsageError("Give one of --fp16 and --int8.")
+    if int8 and not calibration:
+        raise click.UsageError("--int8 needs --calibration.")
+    with report.steps(as_json) as tell:
+        tell("quantize")
+        if fp16:
+            result = to_float16(file, out, overwrite=force, **options)
+        else:
+            result = to_int8(file, out, calibration=calibration, target=target, max_drop=max_drop, overwrite=force, **options)
+        tell("bench")
+        timings = bench([file, out], devices=["cpu"])
+    data = result.to_json() | {"timings": [timing.to_json() for timing in timings]}
+    report.show(data, report.quantisation_text(file, result, timings), as_json)
+
+
+def _numbers(context, parameter, value):
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"numbers separated by commas, got {value!r}") from None
+
+
+@command("bench")
+@click.argument("files", nargs=-1, required=True)
+@click.option(
+    "--device", "devices", multiple=True, default=["auto"], show_default=True, help="Device; may be given several times."
+)
+@click.option("--batch", "batches", default="1", show_default=True, callback=_numbers, help="Batch sizes, comma-separated.")
+@click.option("--threads", default="0", show_default=True, callback=_numbers, help="Threads, comma-separated; 0 is the default.")
+@click.option("--runs", default=31, show_default=True, help="Timed rounds.")
+@click.option("--csv", "csv_file", help="Write the figures to a CSV file.")
+def bench_command(files, csv_file, as_json, **options):
+    """Latency percentiles and throughput of ONNX files side by side, interleaved."""
+    from .benchmark import bench
+
+    with report.steps(as_json) as tell:
+        tell("bench")
+        timings = [timing.to_json() for timing in bench(list(files), **options)]
+    report.write_csv(csv_file, timings)
+    report.show(timings, report.rows_text(timings), as_json)
 
 
 @command("doctor")

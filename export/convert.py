@@ -1,9 +1,12 @@
 """Keras to ONNX: trace without weights, translate op by op, clean the graph, write, verify what was written, then rename."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import tempfile
 from importlib import metadata as distributions
+from pathlib import Path
 
 import numpy as np
 
@@ -45,6 +48,10 @@ def to_onnx(
     prune_identity=None,
     labels=None,
     external_data=None,
+    precision="float32",
+    calibration=None,
+    max_drop=1.0,
+    target="cpu",
     samples=None,
     overwrite=True,
     keep_failed=False,
@@ -65,6 +72,8 @@ def to_onnx(
             see `keras_resnet.prune`.
         labels: class names in the order of the logits; by default the card's.
         external_data: weights in a second file, `path + ".data"`; by default only where one file would pass 2 GB.
+        precision: `"float32"`, `"float16"` or `"int8"`; see `to_float16` and `to_int8`, which then get the verified float32 file.
+        calibration, max_drop, target: for int8, see `to_int8`.
         samples: images to verify on beside random batches: a folder, or an array in the file's layout.
         overwrite: whether `path` may exist.
         keep_failed: keep a file that failed verification as `path + ".failed"`.
@@ -88,7 +97,15 @@ def to_onnx(
         "prune_identity": prune_identity,
     }
     opsets.check_opset(opset)
-    artifact.check_target(path, overwrite)
+    target_path = artifact.check_target(path, overwrite)
+    if precision != "float32":
+        lower = _lower_precision(precision, calibration, max_drop, target)
+        with tempfile.TemporaryDirectory(prefix=f".{target_path.name}.", dir=target_path.parent) as folder:
+            full = Path(folder) / target_path.name
+            first = to_onnx(model, full, **options, labels=labels, samples=samples, progress=progress)
+            tell(precision)
+            result = lower(full, path, samples=samples, overwrite=overwrite, keep_failed=keep_failed)
+        return dataclasses.replace(result, notes=(*first.notes, *result.notes))
     interface, notes = prepared(model, options)
     with publishing(path, overwrite, keep_failed) as work:
         tell("convert")
@@ -107,6 +124,18 @@ def to_onnx(
         require(report)
         sha256, size = artifact.digest(work), artifact.disk_size(work)
     return ExportResult(str(path), report, sha256, method, size, tuple(notes))
+
+
+def _lower_precision(precision, calibration, max_drop, target):
+    from .precision import to_float16, to_int8
+
+    if precision == "float16":
+        return to_float16
+    if precision != "int8":
+        raise UsageError(f"`precision` must be one of {', '.join(TOLERANCES)}, got {precision!r}")
+    if calibration is None:
+        raise UsageError("`precision` int8 needs `calibration` images")
+    return functools.partial(to_int8, calibration=calibration, max_drop=max_drop, target=target)
 
 
 def prepared(model, options):

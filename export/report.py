@@ -1,11 +1,13 @@
 """What the commands print: tables and sentences, progress on a terminal, JSON for programs."""
 
 import contextlib
+import csv
 import json
 import sys
 
 import click
 
+from .artifact import disk_size
 from .errors import UsageError
 
 
@@ -116,6 +118,41 @@ def prediction_text(predictions):
             file = prediction.file if place == 0 else ""
             rows.append((file, str(index), prediction.labels[place] or "-", f"{prediction.probabilities[place]:.4f}"))
     return "\n".join(columns(rows))
+
+
+def write_csv(path, rows):
+    """Write a list of equal dicts as CSV, if a path is given.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if not path:
+        return
+    try:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def rows_text(rows):
+    """A list of equal dicts as an aligned table."""
+    return "\n".join(columns([tuple(rows[0]), *(tuple(_cell(value) for value in row.values()) for row in rows)]))
+
+
+def quantisation_text(source, result, timings):
+    """Size, latency and agreement of a file and its quantised form, side by side, and what was noted."""
+    before, after = timings
+    comparison = min(result.report.comparisons, key=lambda entry: 1.0 if entry.top1 is None else entry.top1)
+    agreement = "-" if comparison.top1 is None else f"{comparison.top1:.2%}"
+    rows = [
+        ("precision", "size", "latency (batch 1)", "top-1 agreement"),
+        ("float32", f"{disk_size(source) / 1e6:,.2f} MB", f"{before.p50:.2f} ms", "100.00%"),
+        (result.method, f"{result.size / 1e6:,.2f} MB", f"{after.p50:.2f} ms", agreement),
+    ]
+    return "\n".join([*(f"note: {note}" for note in result.notes), *columns(rows), result.report.summary()])
 
 
 def diagnosis_text(diagnosis):

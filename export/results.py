@@ -71,6 +71,9 @@ class VerificationReport:
         """The verdict in one sentence."""
         if not self.passed:
             return f"{self.path} does not match the model: {self.problems[0]}"
+        if self.precision == "int8":
+            share = self.comparisons[0].top1
+            return f"{self.path} agrees with float32 on {share:.2%} of the images (at least {1 - self.tolerance:.2%})"
         return f"{self.path} matches the model: max relative error {self.worst():.1e} (bound {self.tolerance:.0e})"
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import resnet_export as rx
 from keras import layers
 
+import resnet_export as rx
 from tests.helpers import randomise
 
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+
 from resnet_export.cli import main
 
 from .conftest import build_mixed

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-import resnet_export as rx
 
 import keras_resnet as kr
+import resnet_export as rx
 from tests.helpers import randomise
 
 from .conftest import noise, op_counts, relative, run_onnx

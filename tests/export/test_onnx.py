@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import onnx.reference
 import pytest
-import resnet_export as rx
 from keras import layers
-from resnet_export import artifact
 
+import resnet_export as rx
+from resnet_export import artifact
 from tests.helpers import images, randomise
 
 from .conftest import build_mixed, noise, op_counts, relative, run_onnx

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 from onnx import parser
 from onnx.reference import ReferenceEvaluator
+
 from resnet_export import passes
 from resnet_export.errors import UsageError
 from resnet_export.passes import finish, opset

@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import resnet_export as rx
 from onnx import helper
+
+import resnet_export as rx
 from resnet_export import doctor, libraries, providers, runtime
 from resnet_export.cli import main
 from resnet_export.runtime import TensorInfo
@@ -210,3 +211,27 @@ def test_library_finding_names_the_mend():
     assert "gpu]" in doctor.library_finding("cuda", ["libcudart.so.13"], "590.1").mend
     assert "tensorrt-cu13" in doctor.library_finding("tensorrt", ["libcublas.so.13", "libnvinfer.so.10"], "590.1").mend
     assert "driver" in doctor.library_finding("cuda", ["libcuda.so.1"], None).problem
+
+
+def test_bench_runs_every_combination(mixed_export):
+    found = rx.benchmark.bench([mixed_export[1], mixed_export[1]], devices=["cpu"], batches=[1, 4], threads=[1, 2], runs=5)
+    assert [(timing.threads, timing.batch) for timing in found] == [(1, 1)] * 2 + [(1, 4)] * 2 + [(2, 1)] * 2 + [(2, 4)] * 2
+    assert all(0 < timing.p50 <= timing.p90 <= timing.p99 and timing.runs == 5 for timing in found)
+    assert all(timing.throughput == pytest.approx(1000 * timing.batch / timing.p50) for timing in found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"batches": [0]}, "`batches`"), ({"runs": 0}, "`runs`"), ({"threads": [-1]}, "`threads`")]
+)
+def test_bench_refuses(mixed_export, options, message):
+    with pytest.raises(rx.UsageError, match=message):
+        rx.benchmark.bench([mixed_export[1]], **options)
+
+
+def test_bench_command(mixed_export, tmp_path, capsys):
+    path = str(mixed_export[1])
+    assert main(["bench", path, "--batch", "1,2", "--runs", "3", "--csv", str(tmp_path / "t.csv")]) == 0
+    assert "p99" in capsys.readouterr().out
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert lines[0].startswith("file,device,batch") and len(lines) == 3
+    assert main(["bench", path, "--batch", "none"]) == 2

@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-import resnet_export as rx
 import tensorflow as tf
+
+import resnet_export as rx
 
 from .conftest import build_mixed, noise, relative
 

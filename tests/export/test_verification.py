@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import onnx
 import pytest
-import resnet_export as rx
 from keras import layers
 from PIL import Image
+
+import resnet_export as rx
 from resnet_export import convert, passes, verification, weights
 from resnet_export.passes import affine
-
 from tests.helpers import randomise
 
 from .conftest import build_mixed, noise

@@ -1,0 +1,105 @@
+"""Latency and throughput of ONNX files, alternatives interleaved so that a noisy machine treats them alike."""
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from .errors import UsageError
+from .runtime import session
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One file on one device, for one batch size and number of threads.
+
+    Attributes:
+        file, device, batch, threads: what ran; `threads` 0 is onnxruntime's choice.
+        runs: number of timed runs.
+        p50, p90, p99: milliseconds per batch.
+        throughput: rows per second at the median.
+    """
+
+    file: str
+    device: str
+    batch: int
+    threads: int
+    runs: int
+    p50: float
+    p90: float
+    p99: float
+    throughput: float
+
+    def to_json(self):
+        return asdict(self)
+
+
+def bench(files, *, devices=("auto",), batches=(1,), threads=(0,), runs=31, seed=0):
+    """Time files against each other: in every round each one runs once.
+
+    Args:
+        files: ONNX files.
+        devices: devices, see `runtime.session`.
+        batches: batch sizes.
+        threads: threads within an operator; 0 is onnxruntime's choice.
+        runs: timed rounds per combination, after three to warm up.
+        seed: seed of the random input.
+
+    Returns:
+        list of `Timing`, for each batch size and thread count the files in their order.
+
+    Raises:
+        UsageError: a number below 1 (threads: below 0), or an unreadable file.
+        DeviceError: a device does not start.
+    """
+    for name, numbers, low in (("batches", batches, 1), ("threads", threads, 0), ("runs", (runs,), 1)):
+        if any(number < low for number in numbers):
+            raise UsageError(f"`{name}` must be at least {low}, got {min(numbers)}")
+    found = []
+    for count in threads:
+        sessions = [(str(file), session(file, device, threads=count or None)) for file in files for device in devices]
+        for batch in batches:
+            feeds = [random_feeds(model, batch, seed) for _, model in sessions]
+            times = _interleaved(
+                [lambda m=model, f=feed: m.run(f) for (_, model), feed in zip(sessions, feeds, strict=True)], runs
+            )
+            found += [
+                _timing(file, model.device, batch, count, taken) for (file, model), taken in zip(sessions, times, strict=True)
+            ]
+    return found
+
+
+def _interleaved(calls, runs):
+    """Seconds of each call per round, as one list per call."""
+    times = [[] for _ in calls]
+    for turn in range(WARM_UP + runs):
+        for call, taken in zip(calls, times, strict=True):
+            started = time.perf_counter()
+            call()
+            if turn >= WARM_UP:
+                taken.append(time.perf_counter() - started)
+    return times
+
+
+def _timing(file, device, batch, threads, taken):
+    p50, p90, p99 = (1000 * float(value) for value in np.quantile(taken, (0.5, 0.9, 0.99)))
+    return Timing(file, device, batch, threads, len(taken), p50, p90, p99, batch / statistics.median(taken))
+
+
+def random_feeds(model, batch, seed=0):
+    """Random input for a session: pixels for integer inputs and images, open sizes as 224.
+
+    Raises:
+        UsageError: the batch size is fixed to another number.
+    """
+    rng, feeds = np.random.default_rng(seed), {}
+    for value in model.inputs:
+        shape = [size if isinstance(size, int) else 224 for size in value.shape]
+        if isinstance(value.shape[0], int) and value.shape[0] != batch:
+            raise UsageError(f"{model.path.name} takes batches of {value.shape[0]}, not {batch}")
+        shape[0] = batch
+        feeds[value.name] = rng.integers(0, 256, shape).astype(value.dtype)
+    return feeds
