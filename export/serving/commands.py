@@ -70,7 +70,7 @@ model_options = _options(
 app_options = _options(
     _number(int, "--max-body-mb", 64, "MiB of one request."),
     _number(int, "--max-buffered-mb", 1024, "MiB of all requests together."),
-    _number(float, "--body-timeout", 30.0, "Seconds in which a request's body must come."),
+    _number(float, "--body-timeout", 30.0, "Seconds in which a request's head, and its body, must come."),
     click.option("--allow-control", is_flag=True, help="Let clients load and unload models."),
     click.option("--api-key-file", type=click.Path(), help="Keys, one a line; requests need `Authorization: Bearer KEY`."),
 )
@@ -213,7 +213,9 @@ def _serve_here(files, repository, tell, options):
     from .repository import Repository, parse_sources
 
     tls = _tls(options["ssl_certfile"], options["ssl_keyfile"])
-    listen = server.ServerOptions(options["host"], options["port"], options["grace"], options["access_log"], tls)
+    listen = server.ServerOptions(
+        options["host"], options["port"], options["grace"], options["body_timeout"], options["access_log"], tls
+    )
     models = Repository(parse_sources(files), repository, _model_options(options))
     app = create_app(models, _app_options(options), version(), on_ready=lambda: tell("ready", "ready"))
     config, bound = server.configure(app, listen), server.bind(listen)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import signal
@@ -14,7 +15,6 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from ..errors import UsageError
 
 HEAD_BYTES = 64 * 1024
-HEAD_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class ServerOptions:
     Args:
         host, port: address; port 0 takes a free one.
         grace: seconds for which a shutdown waits for what is in flight.
+        head_timeout: seconds in which the head of a request must come.
         access_log: one line per request on standard error.
         tls: uvicorn's `ssl_…` options.
     """
@@ -31,6 +32,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     grace: float = 60.0
+    head_timeout: float = 30.0
     access_log: bool = False
     tls: tuple = ()
 
@@ -73,7 +75,7 @@ def configure(app, options):
     """
     config = uvicorn.Config(
         app,
-        http=_Connection,
+        http=functools.partial(_Connection, head_timeout=options.head_timeout),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -140,7 +142,9 @@ class _Server(uvicorn.Server):
 class _Connection(AutoHTTPProtocol):
     """A connection that must send the head of its request in time and in bounds; refusals are JSON like all others."""
 
-    _deadline, _head = None, 0
+    def __init__(self, *args, head_timeout, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._head_timeout, self._deadline, self._head = head_timeout, None, 0
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -173,7 +177,7 @@ class _Connection(AutoHTTPProtocol):
 
     def _watch(self):
         self._head = 0
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self._expire)
+        self._deadline = self.loop.call_later(self._head_timeout, self._expire)
 
     def _unwatch(self):
         if self._deadline is not None:

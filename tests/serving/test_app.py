@@ -446,6 +446,36 @@ def test_slow_body_is_408_and_leaves_nothing_behind(models):
     asynchronously(application({"bytes": models["bytes"]}, app={"body_timeout": 0.05}), work)
 
 
+def test_bodies_of_all_requests_together_are_bounded(models):
+    body, length = protocol.encode_request({"images": np.zeros((8, 8, 8, 3), "u1")})
+    headers = {protocol.HEADER_LENGTH: str(length), "Accept-Encoding": "identity"}
+
+    async def work(client):
+        go_on, arrived = asyncio.Event(), []
+
+        async def halting():
+            yield body[:-1]
+            arrived.append(1)
+            await go_on.wait()
+            yield body[-1:]
+
+        def send(content):
+            return asyncio.create_task(client.post("/v2/models/bytes/infer", content=content, headers=headers))
+
+        slow = [send(halting()), send(halting())]
+        while len(arrived) < 2:
+            await asyncio.sleep(0.001)
+        refused = await send(body)
+        assert_error(refused, 503, "too many requests at once")
+        assert refused.headers["retry-after"] == "1"
+        go_on.set()
+        for task in slow:
+            assert len(response_of(await task).outputs["logits"]) == 8
+        assert response_of(await send(body))
+
+    asynchronously(application({"bytes": models["bytes"]}, app={"max_buffered": 2 * len(body) + 10}), work)
+
+
 def test_model_failure_is_500_and_harms_nobody_else(models, monkeypatch):
     run = Session.run
 

@@ -121,6 +121,20 @@ def test_bad_http_is_answered_in_json_and_harms_nobody(server, pixels, data, sta
     assert_alive(server, pixels)
 
 
+def test_stalled_head_is_cut_off_and_a_kept_connection_is_not(server):
+    with socket.create_connection(server.address, timeout=10) as connection:
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nX: ")
+        assert connection.recv(100) == b""
+    with httpx.Client(base_url=server.url) as client:
+        assert client.get("/v2").status_code == 200
+        kept = client.get("/v2").extensions["network_stream"]
+        time.sleep(1.3)
+        answer = client.get("/v2")
+        assert answer.status_code == 200 and answer.extensions["network_stream"].get_extra_info("client_addr") == (
+            kept.get_extra_info("client_addr")
+        )
+
+
 def test_clients_that_hang_up_harm_nobody(server, pixels):
     body, length = protocol.encode_request({"images": np.zeros((8, 8, 8, 3), "u1")})
     head = f"POST /v2/models/bytes/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
