@@ -69,7 +69,8 @@ class Road:
         identity = kr.identity_report(vgg, grown, test[0][:64])
         same = accuracy(grown, test)
         self.say(
-            f"Grown by {NEW_LAYERS} layers in {identity.blocks} blocks: max |Δ| of the logits {identity.eager:g}, accuracy {same:.2%}"
+            f"Grown by {NEW_LAYERS} layers in {identity.blocks} blocks: "
+            f"max |Δ| of the logits {identity.eager:g}, accuracy {same:.2%}"
         )
         if not identity.holds:
             sys.exit(f"The grown model differs from the VGG:\n{identity}")
@@ -77,20 +78,19 @@ class Road:
         control = kr.growth.copy_model(vgg)
         further = {
             "grown": self.train(grown, train, test, FURTHER_EPOCHS, FURTHER_RATE, f"Train on, with {NEW_LAYERS} more layers"),
-            "VGG alone": self.train(control, train, test, FURTHER_EPOCHS, FURTHER_RATE, "For comparison: the VGG alone trains on"),
+            "VGG alone": self.train(control, train, test, FURTHER_EPOCHS, FURTHER_RATE, "For comparison: the VGG alone"),
         }
         with self.console.status("Measuring the drift of every block"):
             drift = kr.drift(grown, test[0][:256])
-        self.say(
-            f"Drift: ‖F(x)‖/‖x‖ of the blocks is now {min(d.mean for d in drift):.2g} to {max(d.mean for d in drift):.2g}; it was 0"
-        )
+        means = [block.mean for block in drift]
+        self.say(f"Drift: ‖F(x)‖/‖x‖ of the blocks is now {min(means):.2g} to {max(means):.2g}; it was 0")
 
         files = self.export(grown)
         pictures = self.classify(files["onnx"], test)
         latencies = self.time(grown, files, test[0])
         self.seen |= {
-            "vgg": vgg, "grown": grown, "identity": identity, "before": before, "further": further, "drift": drift, "files": files,
-            "pictures": pictures, "latencies": latencies, "counts": (len(train[0]), len(test[0])), "same": same,
+            "vgg": vgg, "grown": grown, "identity": identity, "before": before, "further": further, "drift": drift,
+            "files": files, "pictures": pictures, "latencies": latencies, "counts": (len(train[0]), len(test[0])), "same": same,
         }  # fmt: skip
         from demo_report import write_report
 
@@ -103,7 +103,7 @@ class Road:
         )
 
     def train(self, model, train, test, epochs, rate, title):
-        """Train with SGD, momentum, warm-up and a cosine schedule on shifted, turned and zoomed images; returns the test accuracies."""
+        """Train with SGD, momentum and a warmed-up cosine schedule on moved images; returns the test accuracies."""
         import keras
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -22,7 +22,8 @@ def shared_data():
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="run the tests marked slow too, and fail on skips that are not excused")
-    parser.addoption("--excuse", action="append", default=[], metavar="REASON", help="with --all: skips whose reason contains REASON are fine")
+    excuse = "with --all: skips whose reason contains REASON are fine"
+    parser.addoption("--excuse", action="append", default=[], metavar="REASON", help=excuse)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -35,7 +36,8 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("--all") and (unexcused := _unexcused(terminalreporter, config)):
-        terminalreporter.write_line(f"--all: {len(unexcused)} skipped without an excuse (--excuse REASON): {'; '.join(sorted(set(unexcused)))}", red=True)
+        reasons = "; ".join(sorted(set(unexcused)))
+        terminalreporter.write_line(f"--all: {len(unexcused)} skipped without an excuse (--excuse REASON): {reasons}", red=True)
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -45,5 +47,6 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def _unexcused(reporter, config):
-    reasons = [report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr) for report in reporter.stats.get("skipped", [])]
+    skipped = reporter.stats.get("skipped", [])
+    reasons = [report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr) for report in skipped]
     return [reason for reason in reasons if not any(excuse in reason for excuse in config.getoption("--excuse"))]

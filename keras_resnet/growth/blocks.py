@@ -140,7 +140,8 @@ class ResidualBlock(keras.layers.Layer):
         rank, channels = check_fits(input_shape, "float32", self.data_format, self.name)
         if self.filters not in (None, channels):
             raise ValueError(
-                f"`filters` must equal the input's channels ({channels}), got {self.filters}: a block that changes width is not the identity"
+                f"`filters` must equal the input's channels ({channels}), got {self.filters}: "
+                "a block that changes width is not the identity"
             )
         self.branch = branch_layers(self.spec, channels, rank, self.data_format, self.name, self.dtype_policy)
         shape = tuple(input_shape)

@@ -115,7 +115,8 @@ class BlockSpec:
             raise ValueError(f"unknown block {self.block!r}{nearest(self.block, KINDS)}")
         if isinstance(self.gate, (tuple, list)) or "+" in str(self.gate):
             raise ValueError(
-                f"a block takes one gate, got {self.gate!r}: two zeros in a row leave every parameter without gradient (dead for ever)"
+                f"a block takes one gate, got {self.gate!r}: "
+                "two zeros in a row leave every parameter without gradient (dead for ever)"
             )
         if self.gate is None:
             object.__setattr__(self, "gate", KINDS[self.block].gate)

@@ -61,7 +61,8 @@ class IdentityReport:
         else:
             bound = "within" if self.graph <= GRAPH_BOUND * self.scale else "ABOVE"
             relative, noise = (value / (self.scale or 1) for value in (self.graph, self.graph_noise))
-            graph = f"{relative:.1e} relative, {bound} {GRAPH_BOUND:g}: other fusions; the original's own graph mode is {noise:.1e} off"
+            graph = f"{relative:.1e} relative, {bound} {GRAPH_BOUND:g}: other fusions"
+            graph += f"; the original's own graph mode is {noise:.1e} off"
         gradient = (
             "unknown on this backend" if self.without_gradient is None else f"{len(self.without_gradient)} parameter tensors"
         )

@@ -97,7 +97,8 @@ def _copy_state(old, new):
         a.shape != b.shape for a, b in zip(old.variables, new.variables, strict=True)
     ):
         raise ValueError(
-            f'layer "{old.name}" ({type(old).__name__}) builds other variables when made from its config; its `get_config` is incomplete'
+            f'layer "{old.name}" ({type(old).__name__}) builds other variables when made from its config; '
+            "its `get_config` is incomplete"
         )
     for source, target in zip(old.variables, new.variables, strict=True):
         target.assign(ops.convert_to_numpy(source))

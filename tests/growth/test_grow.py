@@ -153,8 +153,8 @@ def test_a_mixed_block_on_a_float32_trunk_does_not_round_the_skip():
 def test_sequential_becomes_functional_and_stays_equal():
     model = randomise(
         keras.Sequential(
-            [keras.Input((12, 12, 3)), layers.Conv2D(4, 3, activation="relu", name="a"), layers.Dropout(0.5, seed=1), layers.MaxPooling2D(name="pool"),
-             layers.Flatten(), layers.Dense(3)]
+            [keras.Input((12, 12, 3)), layers.Conv2D(4, 3, activation="relu", name="a"), layers.Dropout(0.5, seed=1),
+             layers.MaxPooling2D(name="pool"), layers.Flatten(), layers.Dense(3)]
         )
     )  # fmt: skip
     deep = kr.grow(model, ["a", "pool"], block="postact")

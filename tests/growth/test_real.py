@@ -63,7 +63,8 @@ def test_two_replicas_see_the_identity_too():
         value = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype("float32")
         data = tf.data.Dataset.from_tensors(value)
         run = tf.function(lambda m, batch: strategy.run(lambda b: m(b, training=False), (batch,)))
-        per_replica = strategy.experimental_distribute_values_from_function(lambda c: tf.constant(value[4 * c.replica_id_in_sync_group:][:4]))
+        half = lambda context: tf.constant(value[4 * context.replica_id_in_sync_group :][:4])
+        per_replica = strategy.experimental_distribute_values_from_function(half)
         for a, b in zip(*(strategy.experimental_local_results(run(m, per_replica)) for m in (model, deep))):
             assert a.device == b.device and float(tf.reduce_max(tf.abs(a - b))) == 0, (a, b)
         before = [np.asarray(v) for v in model.variables]
