@@ -1,23 +1,31 @@
 """Keras to a SavedModel folder with named signatures, verified like every artefact; it loads without this package."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 
 from . import artifact
 from .artifact import publishing
-from .convert import metadata_of, prepared
+from .convert import card_of, metadata_of, prepared
 from .errors import UsageError
+from .interface import FEATURES
+from .interface import interface as interface_of
 from .results import ExportResult, VerificationReport
 from .tracing import concrete_function
 from .verification import TOLERANCES, cases, compare, described, measure, require
 
-SIGNATURE = "serving_default"
+SIGNATURE, BYTES_SIGNATURE, BYTES_INPUT = "serving_default", "serving_bytes", "image_bytes"
+METHODS = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "lanczos3"}
 
 
 def to_savedmodel(
     model, path, *, outputs=None, layout="nhwc", labels=None, samples=None, overwrite=True, keep_failed=False, progress=None
 ):
     """Export a Keras model to a verified SavedModel; differs from `model.export` by its names and by the check.
+
+    Signatures: `serving_default` (`images` to the outputs), `features` (what a classifier pools; for other models there is none)
+    and, for image models of fixed size, `serving_bytes` (`image_bytes`: encoded JPEG, PNG, GIF or BMP files of any size).
 
     Args:
         model: built Keras model, Functional or Sequential. Mixed precision is rebuilt in float32.
@@ -56,35 +64,126 @@ def write_savedmodel(interface, path):
 
     module = tf.Module()
     module.weights = [variable.value for variable in interface.model.variables]
-    concrete, _ = concrete_function(interface, interface.specs([port.name for port in interface.inputs]))
-    module.serve = concrete
+    module.served = {
+        name: concrete_function(view, view.specs([port.name for port in view.inputs]))[0]
+        for name, view in array_signatures(interface).items()
+    }
+    if takes_files(interface):
+        spec = tf.TensorSpec([None], tf.string, name=BYTES_INPUT)
+        module.served[BYTES_SIGNATURE] = concrete_function(functools.partial(_from_bytes, interface), [spec])[0]
     try:
-        tf.saved_model.save(module, str(path), signatures={SIGNATURE: concrete})
+        tf.saved_model.save(module, str(path), signatures=dict(module.served))
     except tf.errors.OpError as error:
         raise UsageError(f"cannot write {path}: {artifact.first_line(error)}") from error
 
 
-def judge_savedmodel(path, interface, *, samples=None, seed=0):
-    """Compare a SavedModel folder with a model; it is loaded from the disk. Args and Returns as in `verification.judge`."""
+def array_signatures(interface):
+    """`{signature name: Interface}` of those that take arrays: the outputs asked for, and the features of a classifier."""
+    found = {SIGNATURE: interface}
+    with contextlib.suppress(UsageError):
+        features = interface_of(interface.model, outputs=[FEATURES], layout=interface.layout)
+        found[FEATURES] = features
+    return found
+
+
+def takes_files(interface):
+    """Whether image files can be served: one image input of fixed size with one or three channels."""
+    shape = tuple(interface.model.inputs[0].shape)
+    return len(interface.inputs) == 1 and len(shape) == 4 and None not in shape[1:] and shape[3] in (1, 3)
+
+
+def _from_bytes(interface, encoded):
+    """The outputs from encoded images, decoded, resized and cropped in the graph as the card says."""
     import tensorflow as tf
 
-    tolerance, problems, comparisons = TOLERANCES["float32"], [], []
+    height, width, channels = interface.model.inputs[0].shape[1:]
+    preprocessing = card_of(interface)["preprocessing"]
+
+    def decoded(image):
+        pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
+        return tf.ensure_shape(_fitted(pixels, height, width, preprocessing), (height, width, channels))
+
+    pixels = tf.map_fn(decoded, encoded, fn_output_signature=tf.float32)
+    return interface(tf.transpose(pixels, [0, 3, 1, 2]) if interface.layout == "nchw" else pixels)
+
+
+def _fitted(pixels, height, width, preprocessing):
+    """`images.fit` in TensorFlow, to the last pixel where nothing has to be resized and within rounding elsewhere."""
+    import tensorflow as tf
+
+    method = METHODS[preprocessing.get("interpolation") or "bilinear"]
+    resize = preprocessing.get("resize")
+    size = tf.constant([height, width])
+    if resize is not None:
+        have = tf.shape(pixels)[:2]
+        size = resize * have // tf.reduce_min(have)
+    pixels = tf.cond(
+        tf.reduce_all(tf.shape(pixels)[:2] == size),
+        lambda: tf.cast(pixels, tf.float32),
+        lambda: tf.clip_by_value(tf.round(tf.image.resize(tf.cast(pixels, tf.float32), size, method, antialias=True)), 0, 255),
+    )
+    # Half to even, as Python rounds.
+    top, left = (tf.cast(tf.round((tf.shape(pixels)[axis] - side) / 2), tf.int32) for axis, side in enumerate((height, width)))
+    return pixels[top : top + height, left : left + width]
+
+
+def judge_savedmodel(path, interface, *, samples=None, seed=0):
+    """Compare a SavedModel folder with a model, signature by signature; it is loaded from the disk.
+
+    Args and Returns as in `verification.judge`. The signature that takes encoded images gets lossless ones of the model's size.
+    """
+    import tensorflow as tf
+
+    problems, comparisons = [], []
     try:
-        loaded = tf.saved_model.load(str(path))
-        serve = loaded.signatures[SIGNATURE]
+        served = tf.saved_model.load(str(path)).signatures
+        served[SIGNATURE]
     except Exception as error:
-        raise UsageError(
-            f"{path} is not a readable SavedModel with the signature `{SIGNATURE}`: {artifact.first_line(error)}"
-        ) from error
-    have = set(serve.structured_input_signature[1]), set(serve.structured_outputs)
-    want = {port.name for port in interface.inputs}, set(interface.outputs)
-    if have != want:
-        problems.append(f"its inputs and outputs are {sorted(have[0] | have[1])}, the model's {sorted(want[0] | want[1])}")
-    for case in () if problems else cases(interface, samples, seed):
-        reference, largest = interface.reference(case.feeds)
-        got = serve(**{name: tf.constant(value) for name, value in case.feeds.items()})
-        for name in reference:
-            figures = measure(reference[name], got[name].numpy(), largest[name])
-            comparisons.append(compare(name, figures, case, "TensorFlow, graph", tolerance))
+        reason = artifact.first_line(error)
+        raise UsageError(f"{path} is not a readable SavedModel with the signature `{SIGNATURE}`: {reason}") from error
+    for name, view in array_signatures(interface).items():
+        found, wrong = _judge_signature(name, served.get(name), view, cases(view, samples, seed))
+        comparisons, problems = comparisons + found, problems + wrong
+    if takes_files(interface):
+        found, wrong = _judge_bytes(served.get(BYTES_SIGNATURE), interface, next(cases(interface, seed=seed)))
+        comparisons, problems = comparisons + found, problems + wrong
     problems += [described(comparison) for comparison in comparisons if not comparison.passed]
+    tolerance = TOLERANCES["float32"]
     return VerificationReport(str(path), not problems, "float32", tolerance, tuple(comparisons), problems=tuple(problems))
+
+
+def _judge_signature(name, serve, view, batches):
+    """`(comparisons, problems)` of a signature that takes arrays."""
+    import tensorflow as tf
+
+    if serve is None:
+        return [], [f"the signature `{name}` is missing"]
+    have = set(serve.structured_input_signature[1]), set(serve.structured_outputs)
+    want = {port.name for port in view.inputs}, set(view.outputs)
+    if have != want:
+        return [], [f"`{name}` has the inputs and outputs {sorted(have[0] | have[1])}, the model {sorted(want[0] | want[1])}"]
+    comparisons = []
+    for case in batches:
+        got = serve(**{port: tf.constant(value) for port, value in case.feeds.items()})
+        comparisons += _compared(got, view, case, name)
+    return comparisons, []
+
+
+def _judge_bytes(serve, interface, case):
+    import tensorflow as tf
+
+    if serve is None:
+        return [], [f"the signature `{BYTES_SIGNATURE}` is missing"]
+    (pixels,) = case.feeds.values()
+    upright = pixels.transpose(0, 2, 3, 1) if interface.layout == "nchw" else pixels
+    encoded = [tf.io.encode_png(image).numpy() for image in upright.astype("uint8")]
+    return _compared(serve(**{BYTES_INPUT: tf.constant(encoded)}), interface, case, BYTES_SIGNATURE), []
+
+
+def _compared(got, view, case, signature):
+    reference, largest = view.reference(case.feeds)
+    runtime = f"TensorFlow, {signature}"
+    return [
+        compare(name, measure(reference[name], got[name].numpy(), largest[name]), case, runtime, TOLERANCES["float32"])
+        for name in reference
+    ]

@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import resnet_export as rx
+from resnet_export import images
 
 from .conftest import build_mixed, noise, relative
 
@@ -28,6 +31,41 @@ def test_names_and_numbers(mixed, exported):
     assert set(got) == {"logits", "probabilities"} and result.report.passed
     np.testing.assert_allclose(got["probabilities"], np.asarray(mixed(x)), atol=1e-5)
     assert relative(tf.nn.softmax(got["logits"]), np.asarray(mixed(x))) < 1e-5
+
+
+def test_features_signature(mixed, exported):
+    x = noise(3, seed=2)
+    got = tf.saved_model.load(str(exported[1])).signatures["features"](images=tf.constant(x))["features"]
+    expected = keras.Model(mixed.inputs, mixed.get_layer("last_conv").output)(x)
+    assert relative(got, expected) < 1e-5
+
+
+def test_bytes_signature_takes_files_of_any_size(mixed, exported, tmp_path):
+    serve = tf.saved_model.load(str(exported[1])).signatures["serving_bytes"]
+    rng = np.random.default_rng(0)
+    exact = rng.integers(0, 256, (32, 32, 3)).astype("uint8")
+    smooth = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (6, 7, 3)).astype("uint8")).resize((90, 70), Image.Resampling.BICUBIC)
+    )
+    files = []
+    for index, pixels in enumerate((exact, smooth)):
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        files.append((tmp_path / f"{index}.png").read_bytes())
+    got = serve(image_bytes=tf.constant(files))["logits"].numpy()
+    pixels = np.stack([images.load(file, {"size": [32, 32]}) for file in files]).astype("float32")
+    expected = tf.saved_model.load(str(exported[1])).signatures["serving_default"](images=tf.constant(pixels))["logits"].numpy()
+    assert relative(got[0], expected[0]) < 1e-6
+    assert relative(got[1], expected[1]) < 2e-2, "Pillow and TensorFlow round a resized pixel by one level differently"
+
+
+def test_missing_signature_is_noticed(mixed, exported):
+    module = tf.Module()
+    module.serve = tf.function(lambda images: {"logits": images}).get_concrete_function(
+        tf.TensorSpec([None, 32, 32, 3], name="images")
+    )
+    tf.saved_model.save(module, str(exported[1].parent / "other"), signatures={"serving_default": module.serve})
+    problems = rx.verify(exported[1].parent / "other", mixed).problems
+    assert any("`features` is missing" in problem for problem in problems)
 
 
 def test_card_lies_in_the_folder(exported):
