@@ -86,6 +86,19 @@ def read_proto(path, external_data=True):
     return proto
 
 
+def external_files(path):
+    """The names of the files beside an ONNX file that hold its external data.
+
+    Raises:
+        UsageError: the file is no ONNX file, or its data lies elsewhere than beside it.
+    """
+    tensors = read_proto(path, external_data=False).graph.initializer
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    if outside := [name for name in names if Path(name).name != name]:
+        raise UsageError(f"{path} keeps its data in {outside[0]!r}; it must lie beside the file")
+    return sorted(names)
+
+
 def existing_file(path):
     """`Path(path)`, or a `UsageError` if there is no such file."""
     path = Path(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from .artifact import decode_metadata, digest, existing_file, first_line
+from .artifact import decode_metadata, digest, existing_file, external_files, first_line
 from .errors import DeviceError, UsageError
 from .libraries import missing
 from .providers import PROVIDERS, cache_options, provider_options, shape_profiles
@@ -61,7 +61,8 @@ class Session:
         labels: class names in the order of the logits, or None.
     """
 
-    def __init__(self, path, ort_session, device, note):
+    def __init__(self, path, ort_session, device, note, held=()):
+        self._held = held
         self.path, self.ort, self.device, self.note = Path(path), ort_session, device, note
         self.inputs = tuple(_tensor_info(value) for value in ort_session.get_inputs())
         self.outputs = tuple(_tensor_info(value) for value in ort_session.get_outputs())
@@ -125,7 +126,7 @@ def _shown(shape):
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
-def session(path, device="auto", *, threads=None, optimise=True, batches=None, cache=None, **settings):
+def session(path, device="auto", *, threads=None, optimise=True, batches=None, cache=None, detached=False, **settings):
     """Open an ONNX file on a device; differs from `onnxruntime.InferenceSession` in that a missing device is an error.
 
     Args:
@@ -135,6 +136,8 @@ def session(path, device="auto", *, threads=None, optimise=True, batches=None, c
         optimise: False runs the graph as it is written, without onnxruntime's rewriting.
         batches: TensorRT only: smallest, usual and largest batch size of the engine.
         cache: TensorRT only: folder for engines, which take up to minutes to build.
+        detached: read external data into memory, so that the file may be changed or cut while the session is open; it is
+            mapped otherwise, and cutting it would end the process.
         **settings: of the device, see `providers.SETTINGS`: `tf32=False`, `conv_search="heuristic"`, `fp16=True` …
 
     Returns:
@@ -155,7 +158,22 @@ def session(path, device="auto", *, threads=None, optimise=True, batches=None, c
     options = provider_options(device, settings)
     if device == "tensorrt":
         options |= _tensorrt_options(path, batches, cache)
-    return Session(path, _open(path, device, session_options(threads, optimise, device == "cpu"), options), device, note)
+    opening = session_options(threads, optimise, device == "cpu")
+    held = _hold_external_data(path, opening) if detached else []
+    opened = _open(path, device, opening, options)
+    # onnxruntime may read the weights where they are held, for as long as the session lives.
+    return Session(path, opened, device, note, held)
+
+
+def _hold_external_data(path, options):
+    names = external_files(path)
+    try:
+        held = [(path.parent / name).read_bytes() for name in names]
+    except OSError as error:
+        raise UsageError(f"cannot read the data of {path}: {error.strerror}") from error
+    if names:
+        options.add_external_initializers_from_files_in_memory(names, held, [len(data) for data in held])
+    return held
 
 
 def _choice():

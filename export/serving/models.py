@@ -65,7 +65,7 @@ class ServedModel:
 
     def __init__(self, source, options):
         self.source, self.options = source, options
-        self.session = session(source.path, options.device, threads=options.threads)
+        self.session = session(source.path, options.device, threads=options.threads, detached=True)
         self.inputs = tuple(_spec(value, source) for value in self.session.inputs)
         self.outputs = tuple(_spec(value, source) for value in self.session.outputs)
         self.batched = all(isinstance(v.shape[0], str) if v.shape else False for v in self.session.inputs + self.session.outputs)

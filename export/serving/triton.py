@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..artifact import publishing, read_proto
+from ..artifact import external_files, publishing
 from ..errors import UsageError
 from .models import ModelOptions, ServedModel
 from .protocol import TensorSpec
@@ -252,7 +252,7 @@ def _write_version(model, place, make=False):
     if make:
         place.mkdir()
     path = model.source.path
-    locations = _external_files(path)
+    locations = external_files(path)
     if not locations:
         shutil.copyfile(path, place / "model.onnx")
         return
@@ -261,14 +261,6 @@ def _write_version(model, place, make=False):
     shutil.copyfile(path, inner / "model.onnx")
     for location in locations:
         shutil.copyfile(path.parent / location, inner / location)
-
-
-def _external_files(path):
-    tensors = read_proto(path, external_data=False).graph.initializer
-    locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    if outside := [location for location in locations if Path(location).name != location]:
-        raise UsageError(f"{path} keeps its data in {outside[0]!r}; only files beside it can be copied")
-    return sorted(locations)
 
 
 def _lines(message, indent):

@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from running import Server, serving
 from tiny_models import classifier, classifier_logits
@@ -148,15 +150,20 @@ def test_clients_that_hang_up_harm_nobody(server, pixels):
 
 
 @pytest.mark.parametrize("fate", ["deleted", "replaced", "damaged"])
-def test_model_file_that_changes_while_it_is_served(tmp_path, pixels, fate):
+@pytest.mark.parametrize("external", [False, True])
+def test_model_file_that_changes_while_it_is_served(tmp_path, pixels, fate, external):
     path = classifier(tmp_path / "bytes.onnx", dtype="uint8")
+    data = tmp_path / "bytes.onnx.data"
+    if external:
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location=data.name, size_threshold=0)
     with serving(path) as server:
-        if fate == "deleted":
-            path.unlink()
-        elif fate == "replaced":
-            classifier(path, dtype="uint8", bias=np.zeros(5))
-        else:
-            path.write_bytes(b"")
+        for file in filter(Path.exists, (path, data)):
+            if fate == "deleted":
+                file.unlink()
+            elif fate == "replaced":
+                file.write_bytes(os.urandom(file.stat().st_size))
+            else:
+                file.write_bytes(b"")
         assert_alive(server, pixels)
 
 
