@@ -19,6 +19,7 @@ EXAMPLES = {
     "verify": "resnet-export verify model.onnx model.keras --samples photos/",
     "quantize": "resnet-export quantize model.onnx int8.onnx --int8 --calibration photos/",
     "bench": "resnet-export bench float32.onnx int8.onnx --batch 1,8 --threads 1,2",
+    "inspect": "resnet-export inspect model.onnx --html model.html",
     "doctor": "resnet-export doctor --json",
     "predict": "resnet-export predict model.onnx cat.jpg dog.png --top 3",
 }
@@ -266,6 +267,23 @@ def bench_command(files, csv_file, as_json, **options):
         timings = [timing.to_json() for timing in bench(list(files), **options)]
     report.write_csv(csv_file, timings)
     report.show(timings, report.rows_text(timings), as_json)
+
+
+@command("inspect")
+@click.argument("files", nargs=-1, required=True)
+@click.option("--html", "html_file", help="Write a picture of the graph's blocks to an HTML file; for one FILE.")
+def inspect_command(files, html_file, as_json):
+    """Nodes, parameters, multiply-adds, inputs, outputs and metadata of ONNX FILES, and what onnxruntime makes of them."""
+    from .inspection import inspect, picture
+
+    if html_file and len(files) > 1:
+        raise click.UsageError("--html goes with one FILE.")
+    found = [inspect(file) for file in files]
+    if html_file:
+        report.write_text(html_file, picture(found[0]))
+    data = [entry.to_json() for entry in found]
+    text = "\n\n".join(report.table({key: value for key, value in entry.items() if key != "blocks"}) for entry in data)
+    report.show(data, text, as_json)
 
 
 @command("doctor")

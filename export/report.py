@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import sys
 
@@ -26,11 +27,19 @@ def write_json(path, report):
     Raises:
         UsageError: the file cannot be written.
     """
-    if not path or report is None:
-        return
+    if path and report is not None:
+        write_text(path, json.dumps(report.to_json(), indent=2, default=_plain))
+
+
+def write_text(path, text):
+    """Write a text file.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(report.to_json(), file, indent=2, default=_plain)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
@@ -126,15 +135,12 @@ def write_csv(path, rows):
     Raises:
         UsageError: the file cannot be written.
     """
-    if not path:
-        return
-    try:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    if path:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, text.getvalue())
 
 
 def rows_text(rows):

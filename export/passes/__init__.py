@@ -2,7 +2,7 @@
 
 from .affine import fold_affine, permute_flattened, write_batch_norm
 from .constants import drop_identities, fold_constants
-from .pools import guard_pads, merge_pads, write_global_pools
+from .pools import guard_pads, merge_pads, settle_same_padding, write_global_pools
 from .reshapes import merge_reshapes
 from .simplify import drop_neutral, fix_reshapes, spell_out_erfc
 from .transposes import sink_transposes
@@ -20,6 +20,7 @@ ORDER = (
     fold_affine,
     write_batch_norm,
     write_global_pools,
+    settle_same_padding,
     merge_pads,
     permute_flattened,
     fold_affine,

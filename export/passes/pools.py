@@ -25,6 +25,14 @@ def write_global_pools(graph):
     remove_unused(graph)
 
 
+def settle_same_padding(graph):
+    """SAME padding of a window of 1 is none, whatever the stride; onnxruntime computes a negative one and stops."""
+    for node in graph:
+        kernel = attribute(node, "kernel_shape")
+        if attribute(node, "auto_pad", "NOTSET").startswith("SAME") and kernel is not None and set(kernel) == {1}:
+            del node.attributes["auto_pad"]
+
+
 NOT_NEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Softmax"}
 
 

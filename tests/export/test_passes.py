@@ -305,6 +305,17 @@ def test_merge_pads(case):
     assert check(graph(body, **used, **constants), passes.merge_pads, X) == left
 
 
+def test_settle_same_padding():
+    """onnxruntime refuses such a node where height and width are open."""
+    model = graph('y = MaxPool <kernel_shape = [1, 1], strides = [2, 2], auto_pad = "SAME_UPPER"> (x)')
+    passes.settle_same_padding(model.graph)
+    np.testing.assert_array_equal(numbers(model, X)[0], X["x"][:, :, ::2, ::2])
+    assert "auto_pad" not in next(iter(model.graph)).attributes
+    wide = graph('y = MaxPool <kernel_shape = [2, 1], strides = [2, 2], auto_pad = "SAME_UPPER"> (x)')
+    passes.settle_same_padding(wide.graph)
+    assert "auto_pad" in next(iter(wide.graph)).attributes
+
+
 def test_guard_pads_writes_minus_zero():
     model = graph("a = Pad(x, p) y = MaxPool <kernel_shape = [3, 3]> (a)", p=np.array([0, 0, 1, 1, 0, 0, 1, 1]))
     assert check(model, passes.guard_pads, X, exact=True) == ["Pad", "MaxPool"]

@@ -1,0 +1,195 @@
+"""What is in an ONNX file: nodes, parameters, multiply-adds, ports, metadata, parts, and what onnxruntime makes of it."""
+
+import html
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import artifact
+from .runtime import session
+
+MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        path: the file.
+        files: `{file name: bytes}`; external data is a second file.
+        ir_version, opsets: of the format.
+        inputs, outputs: `[{"name", "shape", "dtype"}]`.
+        nodes: `{op: number}`, most frequent first.
+        parameters: numbers in constants of floating point or int8.
+        macs: multiply-adds of one row, or None where sizes are open.
+        metadata: see `artifact`; labels as their number.
+        runtime_nodes: `{op: number}` after onnxruntime's default optimisation on the CPU.
+        blocks: `[{"name", "ops", "nodes", "parameters"}]`: runs of nodes whose names share their first part, in order.
+    """
+
+    path: str
+    files: dict
+    ir_version: int
+    opsets: dict
+    inputs: list
+    outputs: list
+    nodes: dict
+    parameters: int
+    macs: int | None
+    metadata: dict
+    runtime_nodes: dict
+    blocks: list
+
+    def to_json(self):
+        return asdict(self)
+
+
+def inspect(path):
+    """Look into an ONNX file.
+
+    Args:
+        path: ONNX file.
+
+    Returns:
+        Inspection
+
+    Raises:
+        UsageError: the file is missing, damaged, or one that onnxruntime cannot run.
+    """
+    opened = session(path, "cpu")
+    proto = artifact.read_proto(path, external_data=False)
+    sizes = {
+        tensor.name: int(np.prod(tensor.dims)) for tensor in proto.graph.initializer if tensor.data_type in (1, 3, 10, 11, 16)
+    }
+    metadata = dict(opened.metadata)
+    card = dict(metadata.get("card") or {})
+    if card.get("labels"):
+        card["labels"] = len(card["labels"])
+    return Inspection(
+        path=str(path),
+        files={file.name: file.stat().st_size for file in artifact.companions(Path(path))},
+        ir_version=proto.ir_version,
+        opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        inputs=[asdict(value) for value in opened.inputs],
+        outputs=[asdict(value) for value in opened.outputs],
+        nodes=_counted(proto),
+        parameters=sum(sizes.values()),
+        macs=multiply_adds(proto, opened.inputs),
+        metadata=metadata | ({"card": card} if card else {}),
+        runtime_nodes=_after_onnxruntime(path),
+        blocks=blocks(proto, sizes),
+    )
+
+
+def _counted(proto):
+    return dict(Counter(node.op_type for node in proto.graph.node).most_common())
+
+
+def _after_onnxruntime(path):
+    """Node counts of the graph that onnxruntime really runs."""
+    import onnxruntime as ort
+
+    from .runtime import session_options
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options()
+        options.log_severity_level = 4  # it warns that such a file is for this machine only, which is what is wanted
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return _counted(artifact.read_proto(options.optimized_model_filepath))
+
+
+def multiply_adds(proto, inputs):
+    """Multiply-adds of one row through convolutions and matrix products; None where a size other than the batch is open.
+
+    Args:
+        proto: `ModelProto`; external data is not needed.
+        inputs: `runtime.TensorInfo` of every input.
+    """
+    import onnx
+
+    if any(isinstance(size, str) for value in inputs for size in value.shape[1:]):
+        return None
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    for value in fixed.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    graph = onnx.shape_inference.infer_shapes(fixed).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.output)
+    }
+    weights = _weight_shapes(proto)
+    total = 0
+    for node in graph.node:
+        if node.op_type not in MULTIPLYING or node.input[1] not in weights:
+            continue
+        weight, output = weights[node.input[1]], shapes.get(node.output[0]) or []
+        if not output or 0 in output:
+            return None
+        if node.op_type == "ConvTranspose":
+            output = [*output[:1], 1, *shapes.get(node.input[0], output)[2:]]
+            total += int(np.prod(output)) * int(np.prod(weight))
+        else:
+            total += int(np.prod(output)) * (int(np.prod(weight[1:])) if node.op_type == "Conv" else weight[0])
+    return total
+
+
+def _weight_shapes(proto):
+    """Shapes of the constants by name, and of those behind a DequantizeLinear by its output."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    return shapes
+
+
+def blocks(proto, sizes):
+    """Runs of nodes whose names share what stands before the last underscore-separated part, in the file's order."""
+    found = []
+    for node in proto.graph.node:
+        name = node.name.rsplit("/", 1)[-1].rsplit("__", 1)[0]
+        name = "_".join(name.split("_")[:2]) if "_" in name else name
+        if not found or found[-1]["name"] != name:
+            found.append({"name": name, "ops": {}, "nodes": 0, "parameters": 0})
+        found[-1]["ops"][node.op_type] = found[-1]["ops"].get(node.op_type, 0) + 1
+        found[-1]["nodes"] += 1
+        found[-1]["parameters"] += sum(sizes.get(name, 0) for name in node.input)
+    return found
+
+
+STYLE = (
+    "body{font:14px system-ui,sans-serif;margin:2em auto;max-width:60em;color:#222}table{border-collapse:collapse}"
+    "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}"
+    ".bar{background:#4a7ab5;height:.8em;display:inline-block}"
+)
+
+
+def picture(inspection):
+    """A page without scripts that shows the graph's blocks one below the other, with their ops and share of the parameters."""
+    most = max((block["parameters"] for block in inspection.blocks), default=0) or 1
+    rows = []
+    for block in inspection.blocks:
+        ops = ", ".join(f"{op} ×{count}" if count > 1 else op for op, count in block["ops"].items())
+        bar = f'<span class="bar" style="width:{12 * block["parameters"] / most:.2f}em"></span>'
+        cells = (html.escape(block["name"]), html.escape(ops), f"{bar} {block['parameters']:,}")
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    title = html.escape(Path(inspection.path).name)
+    ports = "; ".join(
+        f"{kind} {_port(value)}" for kind, values in (("in", inspection.inputs), ("out", inspection.outputs)) for value in values
+    )
+    macs = "open size" if inspection.macs is None else f"{inspection.macs / 1e9:.3f} GMACs"
+    facts = f"{inspection.parameters:,} parameters, {macs}, {sum(inspection.nodes.values())} nodes; {ports}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'
+        f"<p>{html.escape(facts)}</p><table><tr><th>block</th><th>ops</th><th>parameters</th></tr>{''.join(rows)}</table></html>"
+    )
+
+
+def _port(value):
+    return f"{value['name']} {value['dtype']} [{', '.join(map(str, value['shape']))}]"

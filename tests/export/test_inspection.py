@@ -1,0 +1,87 @@
+"""`inspect`: figures that can be checked by hand."""
+
+import json
+from html.parser import HTMLParser
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_resnet as kr
+import resnet_export as rx
+from resnet_export import inspection
+from resnet_export.cli import main
+from tests.helpers import randomise
+
+from .conftest import op_counts
+
+
+def test_figures_of_a_file(mixed, mixed_export):
+    found = inspection.inspect(mixed_export[1])
+    assert found.nodes == op_counts(mixed_export[1]) and list(found.nodes.values()) == sorted(found.nodes.values(), reverse=True)
+    assert found.opsets == {"ai.onnx": 17} and found.ir_version == 8
+    assert found.inputs == [{"name": "images", "shape": ("batch", 32, 32, 3), "dtype": "float32"}]
+    assert found.metadata["card"]["labels"] == 7
+    assert found.files == {"mixed.onnx": mixed_export[0].size}
+    assert sum(block["nodes"] for block in found.blocks) == sum(found.nodes.values())
+    assert sum(block["parameters"] for block in found.blocks) == found.parameters
+    assert sum(found.runtime_nodes.values()) != sum(found.nodes.values()), "onnxruntime fuses and reorders"
+    assert json.loads(json.dumps(found.to_json()))["path"] == str(mixed_export[1])
+
+
+def test_multiply_adds_by_hand(tmp_path):
+    model = keras.Sequential([keras.Input((9, 9, 3)), layers.Conv2D(8, 3), layers.ReLU(), layers.Flatten(), layers.Dense(5)])
+    rx.to_onnx(model, tmp_path / "m.onnx")
+    assert inspection.inspect(tmp_path / "m.onnx").macs == 7 * 7 * 8 * 3 * 3 * 3 + 7 * 7 * 8 * 5
+    grouped = keras.Sequential(
+        [keras.Input((8, 8, 4)), layers.Conv2D(8, 3, groups=2, padding="same"), layers.Conv2DTranspose(6, 2, 2)]
+    )
+    rx.to_onnx(grouped, tmp_path / "g.onnx")
+    assert inspection.inspect(tmp_path / "g.onnx").macs == 64 * 8 * 2 * 9 + 64 * 8 * 6 * 4
+
+
+def test_zoo_counts_agree(tmp_path):
+    model = randomise(kr.create_model("resnet20"))
+    rx.to_onnx(model, tmp_path / "m.onnx")
+    assert inspection.inspect(tmp_path / "m.onnx").macs == kr.model_info(model).macs
+    rx.to_onnx(model, tmp_path / "open.onnx", dynamic_size=True)
+    assert inspection.inspect(tmp_path / "open.onnx").macs is None
+
+
+class Cells(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.rows = 0
+
+    def handle_starttag(self, tag, attributes):
+        self.rows += tag == "tr"
+
+
+def test_command_and_page(mixed_export, tmp_path, capsys):
+    path = str(mixed_export[1])
+    assert main(["inspect", path, "--html", str(tmp_path / "page.html")]) == 0
+    assert "GlobalAveragePool" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    parser = Cells()
+    parser.feed(page)
+    assert parser.rows == 1 + len(inspection.inspect(path).blocks) and "<script" not in page
+    assert main(["inspect", path, path, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert main(["inspect", path, path, "--html", str(tmp_path / "page.html")]) == 2
+    (tmp_path / "cut.onnx").write_bytes(mixed_export[1].read_bytes()[:3000])
+    assert main(["inspect", str(tmp_path / "cut.onnx")]) == 2
+
+
+def test_names_in_the_page_are_escaped(mixed_export):
+    found = inspection.inspect(mixed_export[1])
+    block = {"name": "<script>alert(1)</script>", "ops": {"Conv": 2}, "nodes": 2, "parameters": 3}
+    page = inspection.picture(type(found)(**{**found.to_json(), "blocks": [block]}))
+    assert "<script>" not in page and "&lt;script&gt;" in page and "Conv ×2" in page
+
+
+def test_quantised_file_counts_the_same_multiplications(mixed, mixed_export, tmp_path):
+    rx.to_int8(
+        mixed_export[1], tmp_path / "q.onnx", calibration=np.random.default_rng(0).normal(size=(8, 32, 32, 3)), max_drop=100.0
+    )
+    assert inspection.inspect(tmp_path / "q.onnx").macs == pytest.approx(inspection.inspect(mixed_export[1]).macs, rel=1e-9)
