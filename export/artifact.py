@@ -115,19 +115,25 @@ def first_line(error):
     return lines[0] if lines else type(error).__name__
 
 
-def check_target(path, overwrite):
+def check_target(path, overwrite, mark=None):
     """The absolute target path, checked before any work is done.
 
     Args:
         path: file or folder to be written.
         overwrite: whether something may be there already.
+        mark: name of a file by which a folder is known as one that may be replaced; None if `path` is to be a file.
 
     Raises:
-        UsageError: something is there and `overwrite` is false, or the parent folder is missing or read-only.
+        UsageError: something is there and `overwrite` is false, it is of another kind, or the parent folder is missing or
+            read-only.
     """
     target = Path(os.path.abspath(path))
     if target.exists() and not overwrite:
         raise UsageError(f"{path} exists already; choose another name or allow overwriting (--force)")
+    if target.is_dir() and mark is None:
+        raise UsageError(f"cannot write {path}: it is a folder")
+    if target.exists() and mark is not None and not _replaceable(target, mark):
+        raise UsageError(f"{path} is not replaced: it holds other things than an earlier export (no {mark})")
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {path}: the folder {target.parent} does not exist")
     if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -135,8 +141,12 @@ def check_target(path, overwrite):
     return target
 
 
+def _replaceable(target, mark):
+    return target.is_dir() and ((target / mark).is_file() or not any(target.iterdir()))
+
+
 @contextlib.contextmanager
-def publishing(path, overwrite=True, keep_failed=False):
+def publishing(path, overwrite=True, keep_failed=False, mark=None):
     """A folder beside `path` to write into; what lies there is moved into place if the block ends well.
 
     Everything is written under its final name (the place of external data is baked into an ONNX file) and verified there;
@@ -145,7 +155,7 @@ def publishing(path, overwrite=True, keep_failed=False):
 
     Args:
         path: the final file or folder.
-        overwrite: whether `path` may exist.
+        overwrite, mark: as in `check_target`.
         keep_failed: keep what a failed block has written, as `path.name + ".failed"`.
 
     Yields:
@@ -154,7 +164,7 @@ def publishing(path, overwrite=True, keep_failed=False):
     Raises:
         UsageError: `path` cannot be written, or the disk is full.
     """
-    target = check_target(path, overwrite)
+    target = check_target(path, overwrite, mark)
     try:
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     except OSError as error:

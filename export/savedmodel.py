@@ -16,6 +16,7 @@ from .tracing import concrete_function
 from .verification import TOLERANCES, cases, compare, described, measure, require
 
 SIGNATURE, BYTES_SIGNATURE, BYTES_INPUT = "serving_default", "serving_bytes", "image_bytes"
+MARK = "saved_model.pb"
 METHODS = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "lanczos3"}
 
 
@@ -43,11 +44,11 @@ def to_savedmodel(
         MismatchError: the folder does not compute what the model computes; nothing is left behind.
     """
     tell = progress or (lambda step: None)
-    artifact.check_target(path, overwrite)
+    artifact.check_target(path, overwrite, MARK)
     options = {"outputs": outputs, "layout": layout}
     interface, notes = prepared(model, options)
     metadata = metadata_of(interface, options, labels)
-    with publishing(path, overwrite, keep_failed) as work:
+    with publishing(path, overwrite, keep_failed, MARK) as work:
         tell("write")
         write_savedmodel(interface, work)
         (work / artifact.FOLDER_FILE).write_text(json.dumps(metadata, ensure_ascii=False, indent=1, sort_keys=True), "utf-8")

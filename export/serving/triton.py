@@ -104,7 +104,7 @@ def write_repository(sources, folder, options=TritonOptions(), *, overwrite=Fals
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for target, writers in plans:
-        with publishing(target, overwrite) as place:
+        with publishing(target, overwrite, mark="config.pbtxt") as place:
             place.mkdir()
             for write in writers:
                 write(place)

@@ -320,6 +320,10 @@ def test_existing_and_unwritable_targets(mixed, tmp_path):
         rx.to_onnx(mixed, tmp_path / "m.onnx", overwrite=False)
     with pytest.raises(rx.UsageError, match="does not exist"):
         rx.to_onnx(mixed, tmp_path / "no" / "m.onnx")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(rx.UsageError, match="it is a folder"):
+        rx.to_onnx(mixed, tmp_path / "folder")
+    assert sorted(os.listdir(tmp_path)) == ["folder", "m.onnx"]
 
 
 def test_disk_full_leaves_nothing(mixed, tmp_path, monkeypatch):
