@@ -254,10 +254,7 @@ class _Handlers:
             raise ProtocolError("loading and unloading is off; start the server with --allow-control", 403)
 
     async def _decode(self, request, body):
-        encoding, header = request.headers.get("content-encoding"), request.headers.get(HEADER_LENGTH)
-        if encoding:
-            body = await self._in_thread(protocol.decompress, body, encoding, self.options.max_body)
-        length = protocol.header_length(header, len(body))
+        length = protocol.header_length(request.headers.get(HEADER_LENGTH), len(body))
         if length == 0:
             return protocol.decode_raw_request(body, _only_input(self._model(request)))
         if (len(body) if length is None else length) > INLINE_BYTES:
@@ -275,33 +272,46 @@ class _Handlers:
 
     @contextlib.asynccontextmanager
     async def _budget(self, request):
-        """Gives a function that reads the request's body; until the block ends it counts against the limit of all requests."""
+        """Gives a function that reads the request's body, unpacked; until the block ends it counts against what all may take."""
         taken = 0
+        announced = request.headers.get("content-length", "")
+        encoding = request.headers.get("content-encoding")
+
+        def take(size):
+            nonlocal taken
+            taken += size
+            self._buffered += size
+            self._check_size(max(taken, int(announced) if announced.isdigit() else 0))
+
+        def give(size):
+            nonlocal taken
+            taken -= size
+            self._buffered -= size
 
         async def read():
-            nonlocal taken
             chunks = []
-            announced = request.headers.get("content-length", "")
-            announced = int(announced) if announced.isdigit() else 0
             async for chunk in request.stream():
-                taken += len(chunk)
-                self._buffered += len(chunk)
-                self._check_size(max(taken, announced))
+                take(len(chunk))
                 chunks.append(chunk)
             return b"".join(chunks)
 
         async def read_in_time():
             try:
                 async with asyncio.timeout(self.options.body_timeout):
-                    return await read()
+                    body = await read()
             except TimeoutError as error:
                 reason = f"the body did not come within {self.options.body_timeout:g} s"
                 raise ProtocolError(reason, 408, {"Connection": "close"}) from error
+            if encoding:
+                packed, body = body, await self._in_thread(protocol.decompress, body, encoding, self.options.max_body)
+                give(len(packed))
+                take(len(body))
+            return body
 
         try:
             yield read_in_time
         finally:
-            self._buffered -= taken
+            give(taken)
 
     def _check_size(self, size):
         if size > self.options.max_body:

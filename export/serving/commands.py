@@ -64,6 +64,7 @@ model_options = _options(
     _number(int, "--instances", 1, "Batches that run at a time."),
     _number(int, "--max-rows", 256, "Rows of one request."),
     _number(int, "--max-pixels", 64_000_000, "Pixels of one image."),
+    _number(int, "--max-open-pixels", 2**22, "Pixels at which a model of open size is run."),
     _number(float, "--timeout", 60.0, "Seconds a request may wait and run."),
     click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Run every batch size before being ready."),
 )
@@ -283,6 +284,7 @@ def _model_options(options):
         batch=BatchOptions(options["max_batch"], options["max_delay_ms"] / 1000, options["queue"], options["instances"]),
         max_request_rows=options["max_rows"],
         max_pixels=options["max_pixels"],
+        max_open_pixels=options["max_open_pixels"],
         timeout=options["timeout"],
         warm_up=options["warm_up"],
     )

@@ -37,7 +37,8 @@ class ModelOptions:
         threads: threads within an operator; onnxruntime's choice by default.
         batch: `BatchOptions`.
         max_request_rows: rows that one request may have.
-        max_pixels: width × height that an image, or an image tensor of open size, may have.
+        max_pixels: width × height that an encoded image may have.
+        max_open_pixels: width × height that a model of open size is run at.
         timeout: seconds for which a request may wait and run.
         warm_up: run every batch size once before a model is ready.
     """
@@ -47,6 +48,7 @@ class ModelOptions:
     batch: BatchOptions = BatchOptions()
     max_request_rows: int = 256
     max_pixels: int = MAX_PIXELS
+    max_open_pixels: int = 2**22
     timeout: float = 60.0
     warm_up: bool = True
 
@@ -194,8 +196,9 @@ class ServedModel:
             raise ProtocolError(f"input {spec.name!r} must have shape {list(spec.shape)}, got {list(array.shape)}")
         if self.batched and len(array) > self.options.max_request_rows:
             raise ProtocolError(f"a request may have {self.options.max_request_rows} rows, got {len(array)}", 413)
-        if -1 in spec.shape[1:] and math.prod(array.shape[1:]) > 4 * self.options.max_pixels:
-            limit = f"{self.options.max_pixels:,} pixels"
+        # Four channels at most; a larger input would take the memory of all requests together, inside the model.
+        if -1 in spec.shape[1:] and math.prod(array.shape[1:]) > 4 * self.options.max_open_pixels:
+            limit = f"{self.options.max_open_pixels:,} pixels"
             raise ProtocolError(f"input {spec.name!r} of shape {list(array.shape)} has more than {limit}", 413)
 
     def _run(self, inputs):

@@ -316,7 +316,8 @@ def test_keys_are_asked_for(models):
 
 
 def test_limits(models, pixels):
-    with TestClient(application(models, app={"max_body": 2000}, max_pixels=100, max_request_rows=2)) as client:
+    limits = {"max_pixels": 100, "max_open_pixels": 50, "max_request_rows": 2}
+    with TestClient(application(models, app={"max_body": 2000}, **limits)) as client:
         wait_ready(client)
         assert_error(post(client, "tiny", bytes(2001)), 413, "more than 2,000 bytes")
         bomb = gzip.compress(bytes(10**6))
@@ -324,8 +325,12 @@ def test_limits(models, pixels):
         picture = jpeg(np.zeros((11, 10, 3), "u1"))
         assert_error(client.post("/v2/models/tiny/classify", content=picture), 400, "at most 100 pixels")
         assert_error(post(client, "bytes", *protocol.encode_request({"images": pixels[:3]})), 413, "may have 2 rows, got 3")
-        wide = protocol.encode_request({"images": np.zeros((1, 11, 13, 3), "f4")})
-        assert_error(post(client, "open", *wide), 413, "[1, 11, 13, 3] has more than 100 pixels")
+        wide = protocol.encode_request({"images": np.zeros((1, 7, 10, 3), "f4")})
+        assert_error(post(client, "open", *wide), 413, "[1, 7, 10, 3] has more than 50 pixels")
+        picture = jpeg(np.zeros((10, 10, 3), "u1"))
+        assert_error(client.post("/v2/models/open/classify", content=picture), 413, "[1, 10, 10, 3] has more than 50 pixels")
+        packed = client.post("/v2/models/tiny/classify", content=gzip.compress(picture), headers={"Content-Encoding": "gzip"})
+        assert packed.status_code == 200
         assert response_of(post(client, "bytes", *protocol.encode_request({"images": pixels[:2]})))
 
 

@@ -212,7 +212,7 @@ def test_wrong_usage_is_one_sentence_and_exits_with_2(models, tmp_path):
         for arguments, text in [
             ([], "there is no model to serve"),
             ([tmp_path / "missing.onnx"], "does not exist"),
-            ([tmp_path / "bad.onnx"], "not an ONNX file"),
+            ([tmp_path / "bad.onnx"], "is not a readable ONNX file"),
             ([tmp_path / "a b.onnx"], "write NAME="),
             (["--repository", tmp_path / "none"], "is not a folder"),
             ([models["tiny"], "--port", port], f"cannot listen on 127.0.0.1:{port}"),
