@@ -250,14 +250,11 @@ def _branch(x, plan, style, kit):
 
 def _shortcut(x, entry, plan, style, kit):
     """What stands beside the branch; see `ResNetConfig.shortcut`."""
-    name, kind = f"{plan.name}_shortcut", style.shortcut
-    if not plan.changes_shape and kind != "projection_all":
-        return x
-    if kind.startswith("pad"):
-        return _padded(x, plan, kind, kit, name)
-    if kind == "subsample" and plan.in_filters == plan.filters:
-        return kit.pool("Max", x, 1, plan.stride, name=f"{name}_pool")
-    stride = plan.stride
+    name, kind, stride = f"{plan.name}_shortcut", style.shortcut, plan.stride
+    if not plan.projects(kind):
+        if kind.startswith("pad") and plan.changes_shape:
+            return _padded(x, plan, kind, kit, name)
+        return kit.pool("Max", x, 1, stride, name=f"{name}_pool") if stride > 1 else x
     if kind == "average":
         if stride > 1:
             entry = kit.pool("Average", entry, 2, stride, name=f"{name}_pool")
@@ -311,7 +308,7 @@ def residual(
         raise ValueError(f"`gate` {style.gate!r} does not suit a {'pre' if style.preact else 'post'}-activation block")
     inner = inner or (filters // 4 if block == "bottleneck" else filters)
     convs = BRANCHES[block](inner, filters, stride=stride, dilation=dilation, entry_dilation=dilation, groups=groups)
-    plan = BlockPlan(name, 1, False, x.shape[kit.axis], convs, stride, dilation, squeeze, drop_path)
+    plan = BlockPlan(name, 1, True, False, x.shape[kit.axis], convs, stride, dilation, squeeze, drop_path)
     return apply_block(x, plan, style, kit)
 
 

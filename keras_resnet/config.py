@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 CHOICES = {
     "block": ("basic", "bottleneck"),
-    "shortcut": ("projection", "projection_all", "average", "subsample", "pad", "pad_end", "pad_average", "none"),
+    "shortcut": (
+        "projection",
+        "projection_all",
+        "projection_first",
+        "average",
+        "subsample",
+        "pad",
+        "pad_end",
+        "pad_average",
+        "none",
+    ),
     "stem_pool": ("max", "max_zero", "conv", None),
     "stride_in": ("3x3", "1x1"),
     "stride_block": ("first", "last"),
@@ -53,7 +63,8 @@ class ResNetConfig(Config):
         block: `"basic"` (two 3×3) or `"bottleneck"` (1×1, 3×3, 1×1).
         preact: norm and activation in front of each convolution, and once more behind the last block (v2).
         shortcut: what stands beside the branch where its shape changes: `"projection"` (option B: 1×1 convolution),
-            `"projection_all"` (option C: in every block), `"average"` (D: 2×2 average pool, then 1×1),
+            `"projection_all"` (option C: in every block), `"projection_first"` (in the first block of every stage: TF Garden),
+            `"average"` (D: 2×2 average pool, then 1×1),
             `"subsample"` (projection where the width changes, else every n-th pixel: keras.applications' V2),
             `"pad"`, `"pad_end"`, `"pad_average"` (option A as published by akamaster, Fixup and TF Garden: subsampling or
             average pooling, zero channels on both sides or at the end), `"none"` (a plain net).

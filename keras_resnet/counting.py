@@ -58,8 +58,10 @@ def count_macs(model, input_shape=None):
         total += _layer_macs(layer, outputs)
         return outputs
 
-    tensors = None if input_shape is None else keras.Input(tuple(input_shape), dtype=model.inputs[0].dtype)
-    functional = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
+    functional = keras.Model(model.inputs[0], model.outputs[0]) if isinstance(model, keras.Sequential) else model
+    tensors = None
+    if input_shape is not None:
+        tensors = keras.tree.map_structure(lambda old: keras.Input(tuple(input_shape), dtype=old.dtype), functional.input)
     keras.models.clone_model(functional, input_tensors=tensors, clone_function=lambda layer: layer, call_function=record)
     return total
 
@@ -104,11 +106,7 @@ def arithmetic(config):
 def _count_block(tally, config, plan, side):
     """Adds one block; returns the side of what it puts out."""
     out_side = -(-side // plan.stride)
-    if plan.changes_shape and config.shortcut in ("projection", "average") or config.shortcut == "projection_all":
-        projects = True
-    else:
-        projects = config.shortcut == "subsample" and plan.in_filters != plan.filters
-    if projects:
+    if plan.projects(config.shortcut):
         tally.conv(plan.in_filters, plan.filters, 1, out_side, bias="projection" in config.conv_bias)
         if config.shortcut_norm and not config.preact:
             tally.norm(plan.filters)

@@ -22,6 +22,7 @@ class BlockPlan:
     Args:
         name: prefix of its layers' names.
         stage: counted from 1.
+        opens_stage: whether it is the stage's first.
         closes_stage: whether it is the stage's last.
         in_filters: channels that come in.
         convs: the branch.
@@ -33,6 +34,7 @@ class BlockPlan:
 
     name: str
     stage: int
+    opens_stage: bool
     closes_stage: bool
     in_filters: int
     convs: tuple
@@ -50,6 +52,14 @@ class BlockPlan:
     def changes_shape(self):
         """Whether the shortcut cannot be the identity."""
         return self.stride > 1 or self.in_filters != self.filters
+
+    def projects(self, shortcut):
+        """Whether a shortcut of this kind (`ResNetConfig.shortcut`) is a 1×1 convolution here."""
+        if shortcut == "projection_all" or (shortcut == "projection_first" and self.opens_stage):
+            return True
+        if shortcut == "subsample":
+            return self.in_filters != self.filters
+        return self.changes_shape and shortcut in ("projection", "projection_first", "average")
 
 
 def basic_convs(inner, filters, *, stride=1, dilation=1, entry_dilation=1, groups=1, bias=(), stride_in="3x3"):
@@ -90,6 +100,7 @@ def block_plans(config):
             yield BlockPlan(
                 name=f"stage{stage + 1}_block{index + 1}",
                 stage=stage + 1,
+                opens_stage=index == 0,
                 closes_stage=index == depth - 1,
                 in_filters=filters,
                 convs=branch(

@@ -194,11 +194,18 @@ def split_arguments(config, changes):
         if key not in field_names | option_names:
             hint = nearest(key, field_names | option_names)
             raise ValueError(f"unknown argument `{key}` for a {config.family} model{hint}")
-    if changes.get("input_shape") is not None and "channels" not in changes and None not in changes["input_shape"][-1:]:
-        first = changes.get("data_format", keras.config.image_data_format()) == "channels_first"
-        changes["channels"] = changes["input_shape"][0 if first else -1]
+    if "channels" not in changes and (channels := _channels(changes)):
+        changes["channels"] = channels
     fields = {key: value for key, value in changes.items() if key in field_names}
     return fields, {key: value for key, value in changes.items() if key in option_names}
+
+
+def _channels(options):
+    """Channels of the input that the build options ask for, or None if they leave it to the variant."""
+    tensor, shape = options.get("input_tensor"), options.get("input_shape")
+    shape = tuple(tensor.shape[1:]) if tensor is not None else shape
+    first = (options.get("data_format") or keras.config.image_data_format()) == "channels_first"
+    return shape[0 if first else -1] if shape else None
 
 
 def model_info(model, **changes):

@@ -2,9 +2,9 @@
 
 from .config import ResNetConfig, VGGConfig
 
-# arXiv 1512.03385, table 1; 26 and 200 are timm's.
-BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-BOTTLENECK = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+# arXiv 1512.03385, table 1; 10, 14, 26 and 200 are timm's.
+BASIC = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BOTTLENECK = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 DEPTHS = {**BASIC, **BOTTLENECK}
 
 # arXiv 1812.01187, figures 1 and 2: C replaces the stem, D the shortcut too; S and T are timm's other stems.
@@ -46,12 +46,12 @@ def _bit(depth, factor):
 
 
 RESNETS = {
-    **{f"resnet{depth}": _resnet(depth) for depth in DEPTHS},
+    **{f"resnet{depth}": _resnet(depth) for depth in (18, 26, 34, 50, 101, 152, 200)},
     **{f"resnet{depth}_v1": _resnet(depth, **V1) for depth in (50, 101, 152)},
     **{f"resnet{depth}c": _resnet(depth, **STYLE_C) for depth in (50, 101, 152)},
-    **{f"resnet{depth}d": _resnet(depth, **STYLE_D) for depth in DEPTHS},
+    **{f"resnet{depth}d": _resnet(depth, **STYLE_D) for depth in (18, 26, 34, 50, 101, 152, 200)},
     **{f"resnet{depth}s": _resnet(depth, **STYLE_S) for depth in (50, 101, 152)},
-    **{f"resnet{depth}t": _resnet(depth, **STYLE_T) for depth in (26, 50)},
+    **{f"resnet{depth}t": _resnet(depth, **STYLE_T) for depth in (10, 14, 26, 50)},
     **{f"resnetv2_{depth}": _resnet(depth, **V2) for depth in (18, 34, 50, 101, 152, 200)},
     **{f"resnetv2_{depth}d": _resnet(depth, **V2, **STYLE_D) for depth in (18, 34, 50, 101, 152)},
     "resnetv2_50t": _resnet(50, **V2, **STYLE_T),
@@ -66,6 +66,8 @@ RESNETS = {
     "resnext50d_32x4d": _resnet(50, groups=32, base_width=4, **STYLE_D),
     "resnext101_32x4d": _resnet(101, groups=32, base_width=4),
     "resnext101_32x8d": _resnet(101, groups=32, base_width=8),
+    "resnext101_32x16d": _resnet(101, groups=32, base_width=16),
+    "resnext101_32x32d": _resnet(101, groups=32, base_width=32),
     "resnext101_64x4d": _resnet(101, groups=64, base_width=4),
     # arXiv 1605.07146, table 8: the 3×3 twice as wide
     "wide_resnet50_2": _resnet(50, base_width=128),
@@ -73,6 +75,8 @@ RESNETS = {
     **{f"seresnet{depth}": _resnet(depth, **SE) for depth in (18, 34, 50, 101, 152)},
     "seresnet50t": _resnet(50, **SE, **STYLE_T),
     "seresnet152d": _resnet(152, **SE, **STYLE_D),
+    "seresnext26d_32x4d": _resnet(26, groups=32, base_width=4, **SE, **STYLE_D),
+    "seresnext26t_32x4d": _resnet(26, groups=32, base_width=4, **SE, **STYLE_T),
     "seresnext50_32x4d": _resnet(50, groups=32, base_width=4, **SE),
     "seresnext101_32x4d": _resnet(101, groups=32, base_width=4, **SE),
     "seresnext101_32x8d": _resnet(101, groups=32, base_width=8, **SE),
@@ -86,7 +90,7 @@ RESNETS = {
     "resnetv2_101x3_bit": _bit(101, 3),
     "resnetv2_152x2_bit": _bit(152, 2),
     "resnetv2_152x4_bit": _bit(152, 4),
-    **{f"plain{depth}": _resnet(depth, shortcut="none") for depth in BASIC},
+    **{f"plain{depth}": _resnet(depth, shortcut="none") for depth in (18, 34)},
 }
 
 # arXiv 1512.03385, section 4.2. Option A without a suffix, since akamaster's weights are the ones in use.
