@@ -100,6 +100,8 @@ def to_onnx(
     target_path = artifact.check_target(path, overwrite)
     if precision != "float32":
         lower = _lower_precision(precision, calibration, max_drop, target)
+        if external_data:
+            raise UsageError(f"`external_data` goes with float32, not with {precision}")
         with tempfile.TemporaryDirectory(prefix=f".{target_path.name}.", dir=target_path.parent) as folder:
             full = Path(folder) / target_path.name
             first = to_onnx(model, full, **options, labels=labels, samples=samples, progress=progress)

@@ -1,7 +1,6 @@
 """Local rewrites that make nodes constant, neutral or known to ONNX."""
 
 import numpy as np
-import onnx_ir as ir
 
 from .common import array, constant, insert, is_constant, remove_unused, replace, shape
 
@@ -46,9 +45,3 @@ def fix_reshapes(graph):
         if sizes is not None and sum(size < 0 for size in sizes) <= 1 and 0 not in sizes:
             node.replace_input_with(1, constant(graph, "shape", np.array(sizes, "int64")))
     remove_unused(graph)
-
-
-def merge_twins(graph):
-    """Let equal nodes with equal inputs be one; onnx-ir's pass does it."""
-    model = ir.Model(graph, ir_version=8)
-    ir.passes.common.CommonSubexpressionEliminationPass()(model)
