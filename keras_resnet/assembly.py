@@ -71,8 +71,7 @@ def entrance(config, options):
     _check_shape(config, tuple(x.shape[1:]), data_format)
     mode = options.preprocessing if options.include_preprocessing else "none"
     layer = Preprocessing.of(mode, data_format=data_format, name="preprocessing")
-    sides = _sides(tuple(x.shape[1:]), data_format)
-    image = {"size": list(sides) if len(sides) == 2 and None not in sides else None, **(options.image or {})}
+    image = _image(options.image or {}, _sides(tuple(x.shape[1:]), data_format))
     card = ModelCard(
         name=options.name or config.family,
         config=config.to_dict(),
@@ -130,6 +129,16 @@ def feature_info(config):
         if block.closes_stage:
             rows.append({"name": f"stage{block.stage}", "channels": block.filters, "reduction": reduction})
     return rows
+
+
+def _image(known, sides):
+    """The card's entry on image files: at another size than the weights' own the crop keeps its share of the image."""
+    if len(sides) != 2 or None in sides:
+        return {"size": None, **known}
+    size, resize = known.get("size"), known.get("resize")
+    if size and resize:
+        resize = round(resize * min(sides) / min(size))
+    return {**known, "size": list(sides), "resize": resize}
 
 
 def _chosen(features, wanted):

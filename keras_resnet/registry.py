@@ -115,7 +115,8 @@ def config_of(name):
     """
     models = catalogue()
     if name not in models:
-        raise ValueError(f"unknown model {name!r}{nearest(name, models)}; `list_models()` has all {len(models)}")
+        hint = nearest(name, models) or ";"
+        raise ValueError(f"unknown model {name!r}{hint} `list_models()` has all {len(models)}")
     return models[name][0]
 
 
@@ -151,16 +152,16 @@ def create_model(name, *, weights=None, num_classes=None, **changes):
         fields["num_classes"] = num_classes
     config = config.replace(**fields)
     known_as = name if isinstance(name, str) else config.family
-    options.setdefault("name", known_as)
+    options = {key: value for key, value in options.items() if (key, value) != ("preprocessing", None)}
     if weights is None:
-        return build(config, **options)
+        return build(config, **{"name": known_as, **options})
     pretrained = find_weights(weights, known_as, weight_sources())
-    if options.get("preprocessing") is None:
+    if options.get("include_preprocessing", True) and "preprocessing" not in options:
         options["preprocessing"] = preprocessing_or_warn(pretrained)
-    fresh_head = num_classes is not None
-    known = {"image": pretrained.image, "source": pretrained.describe(), "labels": None if fresh_head else pretrained.labels}
+    labels = pretrained.labels if len(pretrained.labels or ()) == config.num_classes else None
+    known = {"name": known_as, "image": pretrained.image, "source": pretrained.describe(), "labels": labels}
     model = build(config, **{**known, **options})
-    fill(model, config, pretrained, fresh_head=fresh_head)
+    fill(model, config, pretrained, fresh_head=num_classes is not None)
     return model
 
 

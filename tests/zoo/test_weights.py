@@ -129,7 +129,7 @@ def test_own_files_come_back_exactly(name, suffix, tmp_path):
     )()
     again = kr.create_model(name, weights=path, **({**options, "preprocessing": None} if suffix != ".weights.h5" else options))
     x = images(40, 0) * 50 + 100
-    np.testing.assert_array_equal(model.predict(x, verbose=0), again.predict(x, verbose=0))
+    np.testing.assert_array_equal(model(x), again(x))
     assert kr.card(again).preprocessing["mean"] == 0.4
 
 
@@ -162,7 +162,7 @@ def test_keras_applications_files_in_the_old_format(depth, name, top, version, t
         name, weights=path, include_top=top, input_shape=(64, 64, 3), num_classes=9, include_preprocessing=False
     )
     x = images(64, 0, batch=2)
-    expected, found = theirs.predict(x, verbose=0), model.predict(x, verbose=0)
+    expected, found = np.array(theirs(x)), np.array(model(x))
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     assert kr.card(model).weights["origin"] == "keras.applications"
     full = kr.create_model(name, weights=path, include_top=False, input_shape=(64, 64, 3))
@@ -258,8 +258,21 @@ def test_labels_and_card_come_with_the_file(tmp_path):
         "dataset": "CIFAR-10",
         "licence": "BSD-2-Clause",
     }
+    same = kr.create_model("resnet20", weights=tmp_path / "state.safetensors", num_classes=10)
+    assert kr.card(same).labels == known.labels
     fewer = kr.create_model("resnet20", weights=tmp_path / "state.safetensors", num_classes=3)
     assert kr.card(fewer).labels is None
+
+
+def test_the_crop_keeps_its_share_at_another_size(tmp_path):
+    _, state = small_state("resnet18", torchvision.RESNET)
+    path = written(tmp_path, state)
+    found = [
+        kr.card(kr.create_model("resnet18", weights=path, **{**SMALL, "input_shape": shape})).preprocessing
+        for shape in ((224, 224, 3), (112, 140, 3), (None, None, 3))
+    ]
+    assert [item["size"] for item in found] == [[224, 224], [112, 140], [224, 224]]
+    assert [item["resize"] for item in found] == [256, 128, 256]
 
 
 MISFITS = [
