@@ -15,6 +15,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from ..errors import UsageError
 
 HEAD_BYTES = 64 * 1024
+KEEP_ALIVE = 75
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def configure(app, options):
         log_config=None,
         access_log=options.access_log,
         backlog=4096,
-        timeout_keep_alive=75,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(options.grace)),
         server_header=False,
         **dict(options.tls),
@@ -148,23 +149,24 @@ class _Connection(AutoHTTPProtocol):
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        self._watch()
+        # Clients may open connections ahead; a head that has begun is another matter.
+        self._watch(KEEP_ALIVE)
 
     def connection_lost(self, exc):
         super().connection_lost(exc)
         self._unwatch()
 
     def data_received(self, data):
-        waiting = self._between_requests()
         super().data_received(data)
-        if not self._between_requests():
+        if not self._in_head():
             self._unwatch()
+            self._head = 0
             return
-        self._head = self._head + len(data) if waiting else len(data)
+        if not self._head:
+            self._watch(self._head_timeout)
+        self._head += len(data)
         if self._head > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"the head of the request has more than {HEAD_BYTES:,} bytes")
-        elif self._deadline is None:
-            self._watch()
 
     def send_400_response(self, msg):
         body = json.dumps({"error": msg}).encode()
@@ -172,12 +174,13 @@ class _Connection(AutoHTTPProtocol):
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()
 
-    def _between_requests(self):
-        return self.cycle is None or self.cycle.response_complete
+    def _in_head(self):
+        # After an early refusal the rest of the body still comes, and is passed over.
+        return self.cycle is None or (self.cycle.response_complete and not self.cycle.more_body)
 
-    def _watch(self):
-        self._head = 0
-        self._deadline = self.loop.call_later(self._head_timeout, self._expire)
+    def _watch(self, seconds):
+        self._unwatch()
+        self._deadline = self.loop.call_later(seconds, self._expire)
 
     def _unwatch(self):
         if self._deadline is not None:
@@ -186,5 +189,5 @@ class _Connection(AutoHTTPProtocol):
 
     def _expire(self):
         self._deadline = None
-        if self._between_requests() and not self.transport.is_closing():
+        if self._in_head() and not self.transport.is_closing():
             self.transport.close()

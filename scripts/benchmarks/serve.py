@@ -63,8 +63,10 @@ def _pixels(spec, rows):
 @click.option("--requests", type=int, default=0, help="Stop after so many.")
 def load(url, kind, clients, seconds, rate, requests):
     """Requests per second and latencies of a server under load."""
-    answer = asyncio.run(_load(url, kind, clients, seconds, rate, requests))
-    print(json.dumps(answer))
+    try:
+        print(json.dumps(asyncio.run(_load(url, kind, clients, seconds, rate, requests))))
+    except asyncio.IncompleteReadError as error:
+        raise SystemExit("the server hung up") from error
 
 
 async def _load(url, kind, clients, seconds, rate, requests):
@@ -209,7 +211,7 @@ def serve(model, small, threads, max_batch, max_delay_ms, rounds, seconds, litse
             found[AGAIN].append(_measure("bare", model, max_batch, threads, seconds))
             click.echo(f"round {number + 1} of {rounds}", err=True)
         capacity = statistics.median(entry["rate"] for entry in found["binary 8"])
-        half = _measure("load", url, "binary", 256, 5 * seconds, "--rate", capacity / 2)
+        half = _measure("load", url, "binary", 32, 10, "--rate", capacity / 2)
         before = _metric(url, "nv_inference_exec_count")
         _measure("load", url, "binary", 64, 60, "--requests", 64)
         executions = _metric(url, "nv_inference_exec_count") - before

@@ -137,6 +137,19 @@ def test_stalled_head_is_cut_off_and_a_kept_connection_is_not(server):
         )
 
 
+def test_client_that_sends_too_much_before_it_listens_is_told_and_may_go_on(models):
+    with serving(models["bytes"], "--max-body-mb", "1") as server, socket.create_connection(server.address, timeout=10) as client:
+        size = 5_000_000
+        head = f"POST /v2/models/bytes/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
+        client.sendall(head.encode() + bytes(size))
+        client.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b""
+        while chunk := client.recv(65536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 413") and b"more than 1,048,576 bytes" in answer
+    assert answer.endswith(b'{"ready":true}') and answer.count(b"HTTP/1.1 ") == 2
+
+
 def test_clients_that_hang_up_harm_nobody(server, pixels):
     body, length = protocol.encode_request({"images": np.zeros((8, 8, 8, 3), "u1")})
     head = f"POST /v2/models/bytes/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
