@@ -65,8 +65,13 @@ def set_card(model, **changes):
     """Change fields of the model's card in place and return the new `ModelCard`.
 
     Raises:
-        ValueError: the model carries no card.
+        ValueError: the model carries no card, or a card has no such field.
     """
+    fields = {field.name for field in dataclasses.fields(ModelCard)}
+    if unknown := set(changes) - fields:
+        raise ValueError(f"a card has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(fields))}")
+    if changes.get("labels") is not None:
+        changes["labels"] = [str(label) for label in changes["labels"]]
     layer = card_layer(model)
     if layer is None:
         raise ValueError(

@@ -1,13 +1,15 @@
 """Residual blocks that start as the identity: a Keras layer, functional builders, and how to find them again."""
 
+import re
 from dataclasses import dataclass, field
 
 import keras
 from keras import ops
 
 from ..layers import ResidualAdd, register
-from .gates import BlockSpec, branch_layers
+from .gates import BlockSpec, branch_layers, whole_number
 from .graph import producer, walk
+from .places import data_format_at
 from .signs import is_non_negative
 
 
@@ -28,7 +30,7 @@ def append_block(x, spec, name, data_format=None, dtype=None):
         x: KerasTensor `(batch, *space, channels)` (or channels first) with 1 to 3 spatial axes, of a float dtype.
         spec: `BlockSpec`.
         name: prefix of the new layers' names.
-        data_format: None for `keras.config.image_data_format()`.
+        data_format: None for that of the layers before `x`.
         dtype: dtype policy of the branch; None for the global policy.
 
     Returns:
@@ -37,7 +39,7 @@ def append_block(x, spec, name, data_format=None, dtype=None):
     Raises:
         ValueError: no block fits there; says why.
     """
-    data_format = data_format or keras.config.image_data_format()
+    data_format = data_format or data_format_at(x)
     rank, channels = check_fits(x.shape, x.dtype, data_format, name)
     y = x
     for layer in branch_layers(spec, channels, rank, data_format, name, dtype):
@@ -83,8 +85,8 @@ def residual_stack(x, blocks, block="preact", gate=None, *, seed=None, name="res
         block: a key of `KINDS`: `"preact"`, `"bottleneck"`, `"depthwise"`, `"postact"`, or the control `"plain"`.
         gate: a key of `GATES`, or None for the block's default.
         seed: integer for reproducible weights.
-        name: prefix of the layers' names: `{name}1_…`, `{name}2_…`.
-        data_format: `"channels_last"` or `"channels_first"`; None for Keras' default.
+        name: prefix of the layers' names: `{name}1_…`, `{name}2_…`; numbers go on where a stack of that name is before `x`.
+        data_format: `"channels_last"` or `"channels_first"`; None for that of the layers before `x`.
         dtype: dtype policy of the branches; None for the global policy. The skip keeps the dtype of `x`.
 
     Returns:
@@ -97,13 +99,27 @@ def residual_stack(x, blocks, block="preact", gate=None, *, seed=None, name="res
     """
     if not isinstance(x, keras.KerasTensor):
         raise TypeError(f"`x` must be a symbolic Keras tensor, such as `model.output`, got {type(x).__name__}")
-    if blocks < 0:
-        raise ValueError(f"`blocks` must be at least 0, got {blocks}")
+    blocks = whole_number("blocks", blocks, 0)
+    BlockSpec(block, gate, seed)
+    first = 1 + _last_number(x, name)
     for index in range(blocks):
         spec = BlockSpec(block, gate, None if seed is None else seed + index, blocks)
         check_post_activation(x, spec, name)
-        x = append_block(x, spec, f"{name}{index + 1}", data_format, dtype)
+        x = append_block(x, spec, f"{name}{first + index}", data_format, dtype)
     return x
+
+
+def _last_number(tensor, name):
+    """The highest number of a block called `{name}{number}` before a tensor, 0 if there is none."""
+    pattern = re.compile(re.escape(name) + r"(\d+)_(conv1|norm1|shift1)$")
+    names = (producer_name(t) for t in _ancestors(tensor).values())
+    return max((int(match.group(1)) for found in names if (match := pattern.match(found))), default=0)
+
+
+def producer_name(tensor):
+    """Name of the operation that made a symbolic tensor, "" if there is none."""
+    node = producer(tensor)
+    return "" if node is None else node.operation.name
 
 
 @register
@@ -119,6 +135,10 @@ class ResidualBlock(keras.layers.Layer):
         data_format: None for Keras' default.
 
     Input shape: `(batch, *space, channels)` with 1 to 3 spatial axes. Output shape: the same, same dtype.
+
+    A `"postact"` block is the identity only on non-negative inputs. In a Functional model the graph must prove that; called
+    eagerly or in a subclassed model there is no graph, and it is the caller's to know. `drift` and `prune` likewise see
+    the blocks of Functional and Sequential models only.
 
     Raises:
         ValueError: a refused pair of kind and gate; `filters` that differ from the input's channels, since a block that
@@ -151,6 +171,7 @@ class ResidualBlock(keras.layers.Layer):
         self.add = addition(self.spec, self.name, self.dtype_policy) if self.spec.kind.residual else None
 
     def call(self, inputs):
+        check_fits(inputs.shape, keras.backend.standardize_dtype(inputs.dtype), self.data_format, self.name)
         shortcut, branch = self.parts(inputs)
         if self.add is None:
             return branch
@@ -164,7 +185,11 @@ class ResidualBlock(keras.layers.Layer):
             y = layer(y)
         return inputs, y
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def compute_output_spec(self, inputs):
+        check_fits(inputs.shape, inputs.dtype, self.data_format, self.name)
         if producer(inputs) is not None:
             check_post_activation(inputs, self.spec, self.name)
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
@@ -219,7 +244,7 @@ def find_blocks(model):
         if isinstance(operation, ResidualBlock) and operation.add is not None:
             found.append(Block(path, operation.add, [layer for layer in operation.branch if layer.weights], True))
         elif isinstance(operation, ResidualAdd):
-            layers, same_shape = _branch(*node.arguments.args[0])
+            layers, same_shape = _branch(*node.arguments.keras_tensors)
             prefix, _, own = path.rpartition("/")
             found.append(Block("/".join(filter(None, (prefix, operation.block or own))), operation, layers, same_shape))
     return found
@@ -245,11 +270,12 @@ def _branch(shortcut, branch):
 
 
 def _ancestors(tensor):
-    found, queue = {id(tensor)}, [tensor]
+    """The tensor and all that it is made from, by id."""
+    found, queue = {id(tensor): tensor}, [tensor]
     while queue:
         node = producer(queue.pop())
         for parent in node.arguments.keras_tensors if node is not None else ():
             if id(parent) not in found:
-                found.add(id(parent))
+                found[id(parent)] = parent
                 queue.append(parent)
     return found

@@ -9,8 +9,8 @@ from keras import ops, tree
 
 from ..layers import ResidualAdd
 from .blocks import ResidualBlock, find_blocks
-from .gates import gate_parameters
-from .graph import flat_inputs, graph_of, replay, require_graph
+from .gates import gate_parameters, whole_number
+from .graph import call_inputs, flat_inputs, graph_of, replay, require_graph
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def drift(model, data, batch_size=32):
     Raises:
         ValueError: the data hold no images.
     """
-    return drift_over(model, batches(model, data, batch_size))
+    return drift_over(model, batches(model, data, whole_number("batch_size", batch_size, 1)))
 
 
 def drift_over(model, pairs):
@@ -88,21 +88,35 @@ def drift_over(model, pairs):
 
 
 def batches(model, data, batch_size=32):
-    """Yield `(inputs, labels or None)` batches from what `drift` takes as `data`."""
-    x, y = data if _is_pair(data) else (data, None)
-    several = isinstance(x, dict) or len(require_graph(model).inputs) > 1 and isinstance(x, list) and hasattr(x[0], "shape")
+    """Yield `(inputs, labels or None)` batches from what `drift` takes as `data`.
+
+    Raises:
+        TypeError: neither arrays nor something to iterate over.
+    """
+    x, y = _split(model, data)
+    several = (
+        isinstance(x, dict) or len(require_graph(model).inputs) > 1 and isinstance(x, (list, tuple)) and hasattr(x[0], "shape")
+    )
     if several or hasattr(x, "shape"):
         for start in range(0, len(tree.flatten(x)[0]), batch_size):
             part = slice(start, start + batch_size)
-            yield tree.map_structure(lambda a, part=part: np.asarray(a)[part], x), None if y is None else np.asarray(y)[part]
+            cut = lambda array, part=part: np.asarray(array)[part]  # noqa: E731
+            yield tree.map_structure(cut, x), None if y is None else tree.map_structure(cut, y)
         return
-    for batch in data:
-        x, y = batch if _is_pair(batch) else (batch, None)
-        yield tree.map_structure(ops.convert_to_numpy, x), None if y is None else ops.convert_to_numpy(y)
+    if not hasattr(x, "__iter__") and not hasattr(x, "__getitem__"):
+        raise TypeError(f"`data` must be arrays or batches of them, got {type(data).__name__}")
+    for batch in x:
+        inputs, labels = _split(model, batch)
+        inputs = tree.map_structure(ops.convert_to_numpy, inputs)
+        yield inputs, None if labels is None else tree.map_structure(ops.convert_to_numpy, labels)
 
 
-def _is_pair(data):
-    return isinstance(data, tuple) and len(data) == 2
+def _split(model, data):
+    """`(inputs, labels)` of a tuple `(inputs, labels[, weights])`, or `(data, None)`; a model may take tuples itself."""
+    several = len(require_graph(model).inputs) > 1
+    if isinstance(data, tuple) and len(data) in (2, 3) and (not several or isinstance(data[0], (tuple, list, dict))):
+        return data[0], data[1]
+    return data, None
 
 
 def run_observed(model, x, observe):
@@ -120,11 +134,11 @@ def run_observed(model, x, observe):
     def call(node, args, kwargs):
         operation = node.operation
         if isinstance(operation, keras.Model) and (graph := graph_of(operation)) is not None:
-            return replay(graph, flat_inputs(graph, args[0]), call)
+            return replay(graph, flat_inputs(graph, call_inputs(args, kwargs)), call)
         if isinstance(operation, ResidualBlock) and operation.add is not None:
-            observe(operation.add, *operation.parts(args[0]))
+            observe(operation.add, *operation.parts(call_inputs(args, kwargs)))
         elif isinstance(operation, ResidualAdd):
-            observe(operation, *args[0])
+            observe(operation, *call_inputs(args, kwargs))
         return operation(*args, **kwargs)
 
     graph = require_graph(model)

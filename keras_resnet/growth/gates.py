@@ -91,6 +91,23 @@ def nearest(word, options):
     return f'; did you mean "{close[0]}"?' if close else f"; choose from {', '.join(options)}"
 
 
+def whole_number(name, value, at_least):
+    """`value` as an int, or a sentence that names the argument.
+
+    Raises:
+        ValueError: no whole number, or below `at_least`.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.integer))
+        or value != value
+        or value < at_least
+        or int(value) != value
+    ):
+        raise ValueError(f"`{name}` must be a whole number of at least {at_least}, got {value!r}")
+    return int(value)
+
+
 @dataclass(frozen=True)
 class BlockSpec:
     """What a residual block is made of; refuses the pairs of block and gate that cannot work.
@@ -111,7 +128,7 @@ class BlockSpec:
     depth: int = 1
 
     def __post_init__(self):
-        if self.block not in KINDS:
+        if not isinstance(self.block, str) or self.block not in KINDS:
             raise ValueError(f"unknown block {self.block!r}{nearest(self.block, KINDS)}")
         if isinstance(self.gate, (tuple, list)) or "+" in str(self.gate):
             raise ValueError(
@@ -120,12 +137,13 @@ class BlockSpec:
             )
         if self.gate is None:
             object.__setattr__(self, "gate", KINDS[self.block].gate)
-        if self.gate not in GATES:
+        if not isinstance(self.gate, str) or self.gate not in GATES:
             raise ValueError(f"unknown gate {self.gate!r}{nearest(self.gate, GATES)}")
         if reason := KINDS[self.block].refused.get(self.gate):
             raise ValueError(f'gate "{self.gate}" cannot be used with block "{self.block}": {reason}')
-        if self.depth < 1:
-            raise ValueError(f"`depth` must be at least 1, got {self.depth}")
+        object.__setattr__(self, "depth", whole_number("depth", self.depth, 1))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", whole_number("seed", self.seed, 0))
 
     @property
     def kind(self):

@@ -88,6 +88,11 @@ def _walk(graph, path, seen):
             yield from _walk(inner, name + "/", seen)
 
 
+def call_inputs(args, kwargs):
+    """What a layer was called on, whether given by position or as `inputs=`."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def producer(tensor):
     """The node that made a symbolic tensor, or None."""
     history = getattr(tensor, "_keras_history", None)
@@ -96,7 +101,8 @@ def producer(tensor):
 
 def is_convolution(operation):
     """Whether an operation is a layer with a kernel over space: `Conv*`, `DepthwiseConv*`, `SeparableConv*`."""
-    return isinstance(operation, keras.layers.Layer) and "Conv" in type(operation).__name__ and hasattr(operation, "kernel_size")
+    named = "Conv" in type(operation).__name__ and "LSTM" not in type(operation).__name__
+    return isinstance(operation, keras.layers.Layer) and named and hasattr(operation, "kernel_size")
 
 
 def is_weighted(operation):

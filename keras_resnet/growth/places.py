@@ -2,10 +2,12 @@
 
 import difflib
 import fnmatch
+import re
 from dataclasses import dataclass
 
 import keras
 
+from .gates import whole_number
 from .graph import is_convolution, nodes, producer, walk
 
 
@@ -42,13 +44,15 @@ def find_places(model, after, node=None):
     for path, graph, call in walk(model):
         calls.setdefault(path, []).append((graph, call))
     chosen = []
+    if node is not None:
+        node = whole_number("node", node, 0)
     for path in _matching(calls, after):
         if node is None and len(calls[path]) > 1:
             raise ValueError(
                 f'layer "{path}" is called {len(calls[path])} times; say which call with `node=0` … `node={len(calls[path]) - 1}`'
             )
         index = node or 0
-        if not -len(calls[path]) <= index < len(calls[path]):
+        if index >= len(calls[path]):
             raise ValueError(f'layer "{path}" is called {len(calls[path])} times, so `node` must be below that, got {node}')
         graph, call = calls[path][index]
         if len(call.outputs) != 1:
@@ -57,47 +61,105 @@ def find_places(model, after, node=None):
     return chosen
 
 
+# Parts of blocks grown before: patterns and predicates mean the trunk; an exact name reaches them all the same.
+_GROWN_PART = re.compile(r"_grow\d+_(norm|relu|conv|shift|scale|add|out)\d*$")
+
+
 def _matching(calls, after):
+    """Paths that `after` names, in order of execution."""
+    trunk = {path: found[0][1].operation for path, found in calls.items() if not _GROWN_PART.search(path)}
     if after is None:
-        return [path for path, found in calls.items() if is_convolution(found[0][1].operation)]
-    if callable(after):
-        matches = [path for path, found in calls.items() if after(found[0][1].operation)]
+        return [path for path, operation in trunk.items() if is_convolution(operation)]
+    if isinstance(after, type):
+        raise TypeError(
+            f"`after` must be a predicate of a layer, not a class: `lambda layer: isinstance(layer, {after.__name__})`"
+        )
+    if isinstance(after, keras.layers.Layer):
+        matches = [path for path, found in calls.items() if found[0][1].operation is after]
         if not matches:
-            raise ValueError("the predicate `after` holds for no layer of the model")
+            raise ValueError(f'layer "{after.name}" is not part of the model')
         return matches
-    patterns = [after] if isinstance(after, str) else list(after)
+    if callable(after):
+        return _matching_predicate(trunk, after)
+    if not isinstance(after, (str, list, tuple, set)):
+        raise TypeError(f"`after` must be a name, a pattern, a list of those or a predicate, got {after!r}")
     matches = set()
-    for pattern in patterns:
+    for pattern in [after] if isinstance(after, str) else after:
         if not isinstance(pattern, str):
             raise TypeError(f"`after` must be a name, a pattern, a list of those or a predicate, got {pattern!r}")
-        hits = [path for path in calls if path == pattern] or [path for path in calls if fnmatch.fnmatchcase(path, pattern)]
+        hits = [path for path in calls if path == pattern] or [path for path in trunk if fnmatch.fnmatchcase(path, pattern)]
         if not hits:
             raise ValueError(f'no layer of the model matches "{pattern}"{_hint(pattern, calls)}')
         matches.update(hits)
     return [path for path in calls if path in matches]
 
 
+def _matching_predicate(trunk, predicate):
+    matches = []
+    for path, operation in trunk.items():
+        if isinstance(operation, keras.layers.Layer):
+            try:
+                holds = predicate(operation)
+            except AttributeError as error:
+                raise ValueError(
+                    f'the predicate `after` fails for layer "{path}": {error}; ask with `getattr` or `isinstance`'
+                ) from error
+            if holds:
+                matches.append(path)
+    if not matches:
+        raise ValueError("the predicate `after` holds for no layer of the model")
+    return matches
+
+
 def _hint(pattern, paths):
+    """What may have been meant by a pattern that matches nothing."""
+    if any(
+        pattern == tensor.name or pattern == producer(tensor).operation.name
+        for found in paths.values()
+        for tensor in found[0][0].inputs
+    ):
+        return "; an input is no place, since a block follows a layer"
     plain = pattern.replace("*", "").replace("?", "")
     full = {path.rpartition("/")[2]: path for path in paths} | {path: path for path in paths}
     close = difflib.get_close_matches(plain, full, n=1, cutoff=0.4)
     return f'; did you mean "{full[close[0]]}"?' if close else f"; it has {len(full)}, see `model.summary()`"
 
 
-def data_format_at(place):
-    """`"channels_last"` or `"channels_first"`: that of the nearest layer before the place that has one."""
-    queue, seen = [place.tensor], set()
-    while queue:
-        tensor = queue.pop(0)
-        node = producer(tensor)
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if (found := getattr(node.operation, "data_format", None)) is not None:
-            return found
-        queue += node.arguments.keras_tensors
-    # A place at the very beginning of a graph: what follows tells.
-    for node in nodes(place.graph):
+def data_format_at(tensor, graph=None):
+    """Layout of a symbolic tensor: that of the nearest layer before it that has one, or else behind it.
+
+    Args:
+        tensor: KerasTensor.
+        graph: Functional that it is part of, or None.
+
+    Returns:
+        `"channels_last"` or `"channels_first"`; Keras' setting where no layer tells.
+    """
+    if (found := _layout(tensor, {})) is not None:
+        return found
+    for node in nodes(graph) if graph is not None else ():
         if (found := getattr(node.operation, "data_format", None)) is not None:
             return found
     return keras.config.image_data_format()
+
+
+def _layout(tensor, known):
+    if id(tensor) not in known:
+        known[id(tensor)] = None
+        node = producer(tensor)
+        if node is not None and not node.is_input:
+            known[id(tensor)] = _layout_behind(node, known)
+    return known[id(tensor)]
+
+
+def _layout_behind(node, known):
+    if (own := getattr(node.operation, "data_format", None)) is not None:
+        return own
+    before = next((found for parent in node.arguments.keras_tensors if (found := _layout(parent, known))), None)
+    order = getattr(node.operation, "dims", None) or getattr(node.operation, "axes", None)
+    if before is None or type(node.operation).__name__ not in ("Permute", "Transpose") or order is None:
+        return before
+    # Where has the channel axis gone? `Permute` leaves the batch out of its list.
+    order = (0, *order) if type(node.operation).__name__ == "Permute" else tuple(order)
+    place = order.index(1 if before == "channels_first" else len(order) - 1)
+    return {1: "channels_first", len(order) - 1: "channels_last"}.get(place)

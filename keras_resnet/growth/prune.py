@@ -1,6 +1,7 @@
 """Take out the residual blocks that still are the identity, and measure what that changed."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from keras import ops, tree
 from ..layers import ResidualAdd
 from ..modelcard import card
 from .blocks import ResidualBlock, find_blocks
-from .drift import batches, drift_over, gate_value
+from .drift import batches, drift, gate_value
 from .graph import require_graph, walk
 from .report import largest_difference
 from .surgery import copy_model
@@ -20,7 +21,7 @@ class PruneReport:
     """What `prune` took out and what that changed.
 
     `change` is max |Δ| of the outputs, `scale` max |output| before; both None where no input could be made (unknown
-    sizes and no data). `accuracy` is `(before, after)` for data with labels.
+    sizes and no data). `accuracy` is `(before, after)` for a classifier and data with its labels (class indices or one-hot).
     """
 
     removed: list
@@ -63,14 +64,15 @@ def prune(model, data=None, tolerance=0.0):
     Raises:
         ValueError: a negative tolerance.
     """
-    if not tolerance >= 0:
-        raise ValueError(f"`tolerance` must be at least 0, got {tolerance}")
+    if not isinstance(tolerance, (int, float)) or not tolerance >= 0:
+        raise ValueError(f"`tolerance` must be a number of at least 0, got {tolerance!r}")
     found = find_blocks(model)
-    data = data if data is None else list(batches(model, data))
+    if isinstance(data, Iterator):
+        data = list(data)  # It is gone through twice.
     if data is None:
         distance = {id(block.add): gate_value(block) for block in found}
     else:
-        distance = {id(block.add): d.max for block, d in zip(found, drift_over(model, data), strict=True)} if found else {}
+        distance = {id(block.add): d.max for block, d in zip(found, drift(model, data), strict=True)} if found else {}
     gone = [b for b in found if b.removable and distance[id(b.add)] is not None and distance[id(b.add)] <= tolerance]
     removed = {id(block.add) for block in gone}
     pruned = copy_model(model, _remover(removed, _closing_relus(model, removed)))
@@ -88,13 +90,17 @@ def prune(model, data=None, tolerance=0.0):
 
 
 def _closing_relus(model, removed):
-    """Ids of the activations that belong to the removed post-activation blocks."""
+    """Ids of the activations that belong to the removed post-activation blocks; others may read the sum too."""
     outputs = {
-        id(node.outputs[0])
+        id(node.outputs[0]): f"{node.operation.block}_out"
         for _, _, node in walk(model)
         if isinstance(node.operation, ResidualAdd) and id(node.operation) in removed and node.operation.kind == "postact"
     }
-    return {id(node.operation) for _, _, node in walk(model) if any(id(t) in outputs for t in node.arguments.keras_tensors)}
+    return {
+        id(node.operation)
+        for _, _, node in walk(model)
+        if any(outputs.get(id(tensor)) == node.operation.name for tensor in node.arguments.keras_tensors)
+    }
 
 
 def _remover(removed, relus):
@@ -108,7 +114,7 @@ def _remover(removed, relus):
 
 
 def _change(model, pruned, data):
-    given = data if data is not None else _noise(model)
+    given = batches(model, data) if data is not None else _noise(model)
     if given is None:
         return None, None, None
     change, scale, right, count = 0.0, 0.0, np.zeros(2), 0
@@ -117,11 +123,21 @@ def _change(model, pruned, data):
         before, after = (tree.map_structure(ops.convert_to_numpy, tree.flatten(m(x, training=False))) for m in (model, pruned))
         change = max(change, largest_difference(before, after))
         scale = max([scale] + [float(np.abs(a).max(initial=0)) for a in before])
-        if y is not None:
-            labels = y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(-1)
+        if (labels := _class_labels(y, before)) is not None:
             right += [(a[0].argmax(-1) == labels).sum() for a in (before, after)]
             count += len(labels)
     return change, scale, tuple(float(r) / count for r in right) if count else None
+
+
+def _class_labels(y, outputs):
+    """Class indices `(N,)` where outputs and labels are those of one classifier, else None: accuracy has no meaning then."""
+    if not hasattr(y, "shape") or len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[1] < 2:
+        return None
+    if y.shape == outputs[0].shape:
+        return y.argmax(-1)
+    if y.size == len(outputs[0]) and np.issubdtype(y.dtype, np.integer):
+        return y.reshape(-1)
+    return None
 
 
 def _noise(model):
@@ -129,7 +145,7 @@ def _noise(model):
     rng = np.random.default_rng(0)
     pixels = card(model) is not None
     inputs = require_graph(model).inputs
-    if any(None in tensor.shape[1:] for tensor in inputs):
+    if any(None in tensor.shape[1:] or tensor.dtype == "string" for tensor in inputs):
         return None
     draw = [rng.uniform(0, 255, (2, *t.shape[1:])) if pixels else rng.standard_normal((2, *t.shape[1:])) for t in inputs]
     return [

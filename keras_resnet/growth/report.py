@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import keras
@@ -11,6 +12,7 @@ from keras import ops, tree
 from .blocks import find_blocks
 from .gradients import parameters_without_gradient
 from .graph import graph_of, producer, require_graph
+from .surgery import state_variables
 
 GRAPH_BOUND = 1e-6
 
@@ -34,6 +36,7 @@ class IdentityReport:
     blocks: int
     parameters: int
     added_parameters: int
+    added_trainable: int
     without_gradient: list | None
 
     @property
@@ -66,12 +69,14 @@ class IdentityReport:
         gradient = (
             "unknown on this backend" if self.without_gradient is None else f"{len(self.without_gradient)} parameter tensors"
         )
+        wake = " (they wake up once the gates have moved)" if self.without_gradient else ""
         return (
-            f"{self.blocks} residual blocks, {self.added_parameters:,} new parameters of {self.parameters:,}\n"
+            f"{self.blocks} residual blocks, {self.added_parameters:,} new parameters of {self.parameters:,}, "
+            f"{self.added_trainable:,} of them trainable\n"
             f"max |Δ| eager      {self.eager:g}{' (exact)' if self.eager == 0 else ''}\n"
             f"max |Δ| graph      {self.graph:g} ({graph})\n"
             f"max |Δ| training   {self.training:g}{' (exact)' if self.training == 0 else ''}\n"
-            f"without gradient   {gradient} at step 0 (they wake up once the gates have moved)"
+            f"without gradient   {gradient} at step 0{wake}"
         )
 
 
@@ -89,15 +94,24 @@ def identity_report(model, grown, x, seed=0):
         parameters without gradient of ⟨output before a final softmax, random vector⟩ at step 0.
 
     Raises:
-        ValueError: the two models have different outputs.
+        ValueError: the two models have different outputs, or `x` holds no batch.
     """
-    x = tree.map_structure(ops.convert_to_tensor, x)
-    before, after = (_arrays(m(x, training=False)) for m in (model, grown))
+    for each in (model, grown):
+        require_graph(each)
+    if x is None or not tree.flatten(x) or not all(hasattr(leaf, "shape") and len(leaf) for leaf in tree.flatten(x)):
+        raise ValueError("`x` must be one batch of inputs (array, list or dict of arrays) with at least one row")
+    with _state_kept(model, grown):
+        return _compare(model, grown, tree.map_structure(ops.convert_to_tensor, x), seed)
+
+
+def _compare(model, grown, x, seed):
+    before, after = (_arrays(_stateless(m, x, training=False)) for m in (model, grown))
     if [a.shape for a in before] != [a.shape for a in after]:
         raise ValueError(f"the models differ in their outputs: shapes {[a.shape for a in before]} and {[a.shape for a in after]}")
     numpy_x = tree.map_structure(ops.convert_to_numpy, x)
     graph = [_arrays(m.predict_on_batch(numpy_x)) for m in (model, grown)]
-    training = [_arrays(_stateless(m, x)) for m in (model, grown)]
+    training = [_arrays(_stateless(m, x, training=True)) for m in (model, grown)]
+    new_blocks = [block for block in find_blocks(grown) if block.add.grown]
     rng = np.random.default_rng(seed)
     vectors = [rng.standard_normal(a.shape).astype("float32") for a in after]
     with _without_softmax(grown):
@@ -108,9 +122,10 @@ def identity_report(model, grown, x, seed=0):
         graph_noise=largest_difference(before, graph[0]),
         training=largest_difference(*training),
         scale=max((float(np.max(np.abs(a), initial=0)) for a in before), default=0.0),
-        blocks=len([block for block in find_blocks(grown) if block.add.grown]),
+        blocks=len(new_blocks),
         parameters=grown.count_params(),
         added_parameters=grown.count_params() - model.count_params(),
+        added_trainable=sum(_trainable(layer) for block in new_blocks for layer in block.branch),
         without_gradient=silent,
     )
 
@@ -128,12 +143,30 @@ def largest_difference(first, second):
 
 
 def _arrays(outputs):
-    return [np.asarray(ops.convert_to_numpy(ops.cast(output, "float32"))) for output in tree.flatten(outputs)]
+    return [np.asarray(ops.convert_to_numpy(output)) for output in tree.flatten(outputs)]
 
 
-def _stateless(model, x):
+def _trainable(layer):
+    return sum(math.prod(variable.shape) for variable in layer.trainable_variables)
+
+
+@contextlib.contextmanager
+def _state_kept(*models):
+    """Whatever is called in the context, statistics, seeds and recurrent states are afterwards what they were."""
+    layers = [layer for model in models for layer in model._flatten_layers()]
+    variables = [v for model in models for v in model.variables] + [v for layer in layers for v in state_variables(layer)]
+    before = [np.array(ops.convert_to_numpy(v)) for v in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            if not np.array_equal(ops.convert_to_numpy(variable), value):
+                variable.assign(value)
+
+
+def _stateless(model, x, training):
     trainable = [v.value for v in model.trainable_variables]
-    outputs, _ = model.stateless_call(trainable, [v.value for v in model.non_trainable_variables], x, training=True)
+    outputs, _ = model.stateless_call(trainable, [v.value for v in model.non_trainable_variables], x, training=training)
     return outputs
 
 

@@ -1,73 +1,87 @@
 """Which tensors cannot be negative, proved from the graph: what a post-activation block needs to be the identity."""
 
 import keras
+from keras import tree
 
 from .graph import graph_of, is_convolution, producer, walk
 
-_NON_NEGATIVE_FUNCTIONS = {
-    "relu", "relu6", "sigmoid", "hard_sigmoid", "softmax", "softplus", "exponential", "exp", "square", "absolute", "abs"
+# Functions by identity: a user's own function may bear any name.
+_NON_NEGATIVE_ACTIVATIONS = tuple(
+    getattr(keras.activations, name)
+    for name in ("relu", "relu6", "sigmoid", "hard_sigmoid", "softmax", "softplus", "exponential")
+)
+# Classes of Keras, without their rank: layers and operations that are never negative, …
+_NON_NEGATIVE_OPERATIONS = {
+    "Relu", "Relu6", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Exp", "Square", "Absolute", "Abs"
 }  # fmt: skip
-# Operations that map non-negative inputs to non-negative outputs.
-_SIGN_KEEPING = {
+# … and those that put out nothing negative if nothing negative comes in.
+_SIGN_KEEPING_LAYERS = {
     "MaxPooling", "AveragePooling", "GlobalMaxPooling", "GlobalAveragePooling", "AdaptiveAveragePooling", "AdaptiveMaxPooling",
     "ZeroPadding", "Cropping", "UpSampling", "Reshape", "Flatten", "Permute", "Dropout", "SpatialDropout", "RepeatVector",
-    "Add", "Multiply", "Average", "Maximum", "Minimum", "Concatenate", "ResidualAdd", "Transpose", "Squeeze", "ExpandDims",
-    "Mean", "Max", "Min", "Sum", "Sqrt",
+    "Add", "Multiply", "Average", "Maximum", "Minimum", "Concatenate", "ResidualAdd",
 }  # fmt: skip
-# Of those, operations whose second operand may be a constant, which nothing is known about.
-_BINARY = {"Add", "Multiply", "Minimum"}
+_SIGN_KEEPING_OPERATIONS = {
+    "Add", "Multiply", "Maximum", "Concatenate", "Reshape", "Transpose", "Squeeze", "ExpandDims", "Mean", "Max", "Sum", "Sqrt"
+}  # fmt: skip
 
 
-def is_non_negative(tensor, outer=None):
+def is_non_negative(tensor, outer=None, known=None):
     """Whether a symbolic tensor is ≥ 0 by the operations that made it, whatever the input.
 
     Args:
         tensor: KerasTensor.
-        outer: maps the id of a nested graph's input to the tensors it is called on.
+        outer: maps the id of a nested graph's input to the tensors it is called on, see `callers`.
+        known: answers so far, by the tensor's id; for the recursion.
 
     Returns:
         True only where the graph proves it; a probe batch would prove nothing.
     """
+    known = {} if known is None else known
+    if id(tensor) not in known:
+        known[id(tensor)] = _is_non_negative(tensor, outer or {}, known)
+    return known[id(tensor)]
+
+
+def _is_non_negative(tensor, outer, known):
     node = producer(tensor)
     if node is None or node.is_input:
-        sources = (outer or {}).get(id(tensor), [])
-        return bool(sources) and all(is_non_negative(source, outer) for source in sources)
+        sources = outer.get(id(tensor), [])
+        return bool(sources) and all(is_non_negative(source, outer, known) for source in sources)
     operation, parents = node.operation, node.arguments.keras_tensors
-    if (graph := graph_of(operation)) is not None and isinstance(operation, keras.Model):
+    if isinstance(operation, keras.Model) and (graph := graph_of(operation)) is not None:
         inner = graph.outputs[node.outputs.index(tensor)] if len(node.outputs) > 1 else graph.outputs[0]
-        bound = {**(outer or {}), **{id(x): [y] for x, y in zip(graph.inputs, parents, strict=False)}}
+        bound = {**outer, **{id(x): [y] for x, y in zip(graph.inputs, parents, strict=False)}}
         return is_non_negative(inner, bound)
-    if (known := getattr(operation, "non_negative_output", None)) is not None:
-        return known
-    if isinstance(operation, keras.layers.ReLU):
-        return not operation.negative_slope and (operation.threshold or 0) >= 0
-    if isinstance(operation, keras.layers.Activation) or _ends_in_activation(operation):
-        return getattr(operation.activation, "__name__", "") in _NON_NEGATIVE_FUNCTIONS
-    if not _is_of_keras(operation):
+    if (own := getattr(operation, "non_negative_output", None)) is not None:
+        return own
+    if type(operation).__module__.split(".")[0] not in ("keras", "keras_resnet"):
         return False
-    if type(operation).__name__.lower() in _NON_NEGATIVE_FUNCTIONS:
+    if isinstance(operation, keras.layers.ReLU):
+        return not operation.negative_slope
+    if _ends_in_activation(operation):
+        return any(operation.activation is function for function in _NON_NEGATIVE_ACTIVATIONS)
+    name = type(operation).__name__.rstrip("D").rstrip("123")
+    if name in _NON_NEGATIVE_OPERATIONS:
         return True
-    return _keeps_sign(operation, parents) and all(is_non_negative(parent, outer) for parent in parents)
-
-
-def _is_of_keras(operation):
-    return type(operation).__module__.split(".")[0] in ("keras", "keras_resnet")
+    return _keeps_sign(name, node) and all(is_non_negative(parent, outer, known) for parent in parents)
 
 
 def _ends_in_activation(operation):
-    """Layers of Keras whose last step is their `activation`; of recurrent layers that is not so."""
-    return _is_of_keras(operation) and (
-        is_convolution(operation) or isinstance(operation, (keras.layers.Dense, keras.layers.EinsumDense))
-    )
+    """Layers whose last step is their `activation`; of recurrent layers that is not so."""
+    kinds = (keras.layers.Activation, keras.layers.Dense, keras.layers.EinsumDense)
+    return isinstance(operation, kinds) or is_convolution(operation)
 
 
-def _keeps_sign(operation, parents):
-    name = type(operation).__name__.rstrip("D").rstrip("123")
+def _keeps_sign(name, node):
+    operation, parents = node.operation, node.arguments.keras_tensors
     if name == "UpSampling":
         return getattr(operation, "interpolation", "nearest") in ("nearest", "bilinear")
-    if name in _BINARY and len(parents) < 2:
-        return False
-    return name in _SIGN_KEEPING and bool(parents)
+    if isinstance(operation, keras.layers.Layer):
+        return name in _SIGN_KEEPING_LAYERS and bool(parents)
+    # Nothing is known about constants among the operands.
+    operands = 2 if name in ("Add", "Multiply") else 1
+    constants = [x for x in tree.flatten((node.arguments.args, node.arguments.kwargs)) if hasattr(x, "shape")]
+    return name in _SIGN_KEEPING_OPERATIONS and len(parents) >= operands and len(constants) == len(parents)
 
 
 def callers(model):

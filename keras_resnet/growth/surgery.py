@@ -1,12 +1,13 @@
 """The only code that rewrites a model's graph: copy it, and on the way put blocks in or take blocks out."""
 
 import re
+import tempfile
 
 import keras
 from keras import ops, tree
 
 from .blocks import BlockSpec, append_block, check_fits, check_post_activation, find_blocks
-from .gates import KINDS
+from .gates import KINDS, whole_number
 from .graph import graph_of, is_weighted, nodes, replay, require_graph, walk
 from .places import data_format_at, find_places
 from .signs import callers
@@ -31,14 +32,30 @@ def copy_model(model, rewrite=None, name=None):
     Raises:
         ValueError: a layer that cannot be made again from its config, named.
     """
-    twins = {}
-    copied = _copy_graph(
-        require_graph(model), rewrite or (lambda graph, node, inputs, outputs: outputs), twins, name or model.name
-    )
-    for old, new in twins.values():
+    twins, keep = {}, lambda graph, node, inputs, outputs: outputs
+    copied = _copy_graph(require_graph(model), rewrite or keep, twins, name or model.name)
+    leaves = [(old, new) for old, new in twins.values() if isinstance(old, keras.layers.Layer) and not _is_container(old)]
+    _check_sharing(leaves)
+    for old, new in leaves:
         _copy_state(old, new)
-    _copy_trainable(model, copied, twins)
+    _copy_trainable([(model, copied)] + [pair for pair in twins.values() if _is_container(pair[0])], leaves)
     return copied
+
+
+def _is_container(operation):
+    return isinstance(operation, keras.Model) and graph_of(operation) is not None
+
+
+def _check_sharing(leaves):
+    """A layer shared by way of a wrapper (`TimeDistributed(conv)` and `conv`) would come apart."""
+    owners = {}
+    for old, _ in leaves:
+        for part in old._flatten_layers():
+            if (owner := owners.setdefault(id(part), old)) is not old:
+                raise ValueError(
+                    f'layer "{part.name}" is shared by "{owner.name}" and "{old.name}" in a way that a copy cannot keep; '
+                    "call the layer itself in both places, without the wrapper"
+                )
 
 
 def _copy_graph(graph, rewrite, twins, name):
@@ -63,8 +80,10 @@ def _copy_input(tensor):
 
 def _twin(operation, rewrite, twins):
     if id(operation) not in twins:
-        graph = graph_of(operation) if isinstance(operation, keras.Model) else None
-        new = _copy_operation(operation) if graph is None else _copy_graph(graph, rewrite, twins, operation.name)
+        if _is_container(operation):
+            new = _copy_graph(graph_of(operation), rewrite, twins, operation.name)
+        else:
+            new = _copy_operation(operation)
         # Keeping the original in the dict keeps its id from being used again.
         twins[id(operation)] = (operation, new)
     return twins[id(operation)][1]
@@ -90,9 +109,7 @@ def _first_line(error):
 
 
 def _copy_state(old, new):
-    """Copy all variables by position, and let layers that keep more than variables (Normalization) load their own."""
-    if not isinstance(old, keras.layers.Layer) or graph_of(old) is not None and isinstance(old, keras.Model):
-        return
+    """Variables by position, then what layers keep beside them: adapted statistics, vocabularies, recurrent states."""
     if len(old.variables) != len(new.variables) or any(
         a.shape != b.shape for a, b in zip(old.variables, new.variables, strict=True)
     ):
@@ -100,25 +117,39 @@ def _copy_state(old, new):
             f'layer "{old.name}" ({type(old).__name__}) builds other variables when made from its config; '
             "its `get_config` is incomplete"
         )
-    for source, target in zip(old.variables, new.variables, strict=True):
+    parts = list(zip(old._flatten_layers(), new._flatten_layers(), strict=True))
+    states = [pair for a, b in parts for pair in zip(state_variables(a), state_variables(b), strict=True)]
+    for source, target in [*zip(old.variables, new.variables, strict=True), *states]:
         target.assign(ops.convert_to_numpy(source))
-    for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+    for source, target in parts:
         if type(source).load_own_variables is not keras.layers.Layer.load_own_variables:
             store = {}
             source.save_own_variables(store)
             target.load_own_variables(store)
+        if hasattr(source, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                source.save_assets(folder)
+                target.load_assets(folder)
 
 
-def _copy_trainable(model, copied, twins):
-    """Freeze what was frozen: nested models as wholes (which sets their parts), then every layer as it was."""
-    pairs = [(model, copied)] + list(twins.values())
-    layers = [(old, new) for old, new in pairs if isinstance(old, keras.layers.Layer)]
-    for old, new in sorted(layers, key=lambda pair: not isinstance(pair[0], keras.Model)):
-        if isinstance(old, keras.Model):
-            if not old.trainable:
-                new.trainable = False
-            continue
+def state_variables(layer):
+    """The states of a stateful recurrent layer, which are not among its variables."""
+    states = tree.flatten(getattr(layer, "states", None) or [])
+    return [state for state in states if isinstance(state, keras.Variable)]
+
+
+def _copy_trainable(containers, leaves):
+    """Freeze what was frozen, layer by layer and variable by variable; what is new can learn, wherever it stands."""
+    copied = {id(part) for _, new in leaves for part in new._flatten_layers()}
+    for old, new in containers:
+        parts = new._flatten_layers(include_self=False)
+        if not old.trainable and all(id(part) in copied for part in parts if not isinstance(part, keras.Model) and part.weights):
+            new.trainable = False
+    for old, new in leaves:
         for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+            if source.trainable != target.trainable:
+                target.trainable = source.trainable
+        for source, target in zip(old.variables, new.variables, strict=True):
             if source.trainable != target.trainable:
                 target.trainable = source.trainable
 
@@ -134,12 +165,14 @@ def grow(
 
     Net2Net (arXiv 1511.05641) deepens only in front of ReLUs and not across batch norm; this needs neither, since a
     block's identity is its skip connection. Exact on the CPU when called eagerly; in graph mode TensorFlow may fuse other
-    operations than before, which changes the trunk's last bits (≤ 1e-6 relative): see `identity_report`.
+    operations than before, which changes the trunk's last bits (≤ 1e-6 relative): see `identity_report`. In float16 the
+    identity ends where a branch overflows (activations of about 10⁴ in front of fresh norms): 0 · ∞ is not 0.
 
     Args:
         model: Functional or Sequential model, nested or not, of any number of inputs and outputs. Not changed.
         after: where blocks go: a layer's name; a path into a nested model (`"trunk/block5_pool"`); a pattern
-            (`"block*_pool"`); a list of those; a predicate of a layer. None stands for every convolution.
+            (`"block*_pool"`); a list of those; a layer; a predicate of a layer. None stands for every convolution.
+            Patterns, predicates and None mean the trunk, not the parts of blocks grown before.
         blocks: blocks per place. Default 1.
         total_blocks: instead, a number for all places, spread in proportion to the weighted layers before each place.
         total_layers: instead, a number of weighted layers (a `"preact"` block has two).
@@ -151,7 +184,8 @@ def grow(
         name: name of the new model; None keeps the model's.
 
     Returns:
-        An uncompiled Functional model. New layers are called `{place}_grow{k}_…`; `k` goes on counting when a model is
+        An uncompiled Functional model (also of a subclass with a `train_step` of its own). What was frozen stays frozen,
+        layer by layer; new layers are trainable. They are called `{place}_grow{k}_…`; `k` goes on counting when a model is
         grown again, and the new blocks come behind the earlier ones.
 
     Raises:
@@ -160,41 +194,57 @@ def grow(
     Source: He et al. 2016 (arXiv 1603.05027); Chen et al. 2016 (arXiv 1511.05641).
     """
     BlockSpec(block, gate, seed)
-    if after is None and every is None:
-        raise ValueError('say where blocks go: `after="block*_pool"` (a name, pattern, list or predicate), or `every=n`')
-    if not (places := find_places(model, after, node)):
-        raise ValueError("`after` names no place; give a layer's name, a pattern, a list of those or a predicate")
-    if every is not None:
-        if every < 1:
-            raise ValueError(f"`every` must be at least 1, got {every}")
-        if not (kept := places[every - 1 :: every]):
-            raise ValueError(f"`every` must be at most the number of places ({len(places)}), got {every}")
-        places = kept
+    places = _places(model, after, every, node)
     counts = _counts(model, places, KINDS[block].weighted_layers, blocks, total_blocks, total_layers)
-    depth, outer, plan = max(1, sum(counts)), callers(model), {}
-    taken = {id(place.graph): {call.operation.name for call in nodes(place.graph)} for place in places}
-    for index, (place, count) in enumerate(zip(places, counts, strict=True)):
-        data_format = data_format_at(place)
-        check_fits(place.tensor.shape, place.tensor.dtype, data_format, place.path)
-        specs = [BlockSpec(block, gate, None if seed is None else seed + 1000 * index + k, depth) for k in range(count)]
-        for spec in specs[:1]:
-            check_post_activation(place.tensor, spec, place.path, outer)
-        siblings = taken[id(place.graph)]
-        first = 1 + max(_number(place.name, sibling) for sibling in siblings)
-        names = [f"{place.name}_grow{first + k}" for k in range(count)]
-        siblings.update(f"{new}_" for new in names)
-        plan[id(_end_of_stack(place))] = (names, specs, data_format, _policy(place))
+    plan = _plan(model, places, counts, block, gate, seed)
 
     def rewrite(graph, call, inputs, outputs):
         if id(call) in plan:
-            names, specs, data_format, policy = plan[id(call)]
+            new_blocks, data_format, policy = plan[id(call)]
             x = tree.flatten(outputs)[0]
-            for block_name, spec in zip(names, specs, strict=True):
+            for block_name, spec in new_blocks:
                 x = append_block(x, spec, block_name, data_format, policy)
             outputs = tree.pack_sequence_as(outputs, [x])
         return outputs
 
     return copy_model(model, rewrite, name)
+
+
+def _places(model, after, every, node):
+    """The places of `grow`, checked."""
+    if after is None and every is None:
+        raise ValueError('say where blocks go: `after="block*_pool"` (a name, pattern, list or predicate), or `every=n`')
+    if not (places := find_places(model, after, node)):
+        raise ValueError("`after` names no place; give a layer's name, a pattern, a list of those or a predicate")
+    if every is None:
+        return places
+    every = whole_number("every", every, 1)
+    if not (kept := places[every - 1 :: every]):
+        raise ValueError(f"`every` must be at most the number of places ({len(places)}), got {every}")
+    return kept
+
+
+def _plan(model, places, counts, block, gate, seed):
+    """For the id of each call that blocks go behind: `([(name, spec), …], data format, dtype policy)`."""
+    depth, outer, plan, used = max(1, sum(counts)), callers(model), {}, {}
+    taken = {id(place.graph): {call.operation.name for call in nodes(place.graph)} for place in places}
+    for index, (place, count) in enumerate(zip(places, counts, strict=True)):
+        data_format = data_format_at(place.tensor, place.graph)
+        check_fits(place.tensor.shape, place.tensor.dtype, data_format, place.path)
+        check_post_activation(place.tensor, BlockSpec(block, gate), place.path, outer)
+        siblings = taken[id(place.graph)]
+        first = 1 + max(_number(place.name, sibling) for sibling in siblings)
+        numbers = range(first, first + count)
+        siblings.update(f"{place.name}_grow{number}_" for number in numbers)
+        seeds = [None if seed is None else seed + 1000 * index + number for number in numbers]
+        new_blocks = [
+            (f"{place.name}_grow{number}", BlockSpec(block, gate, own, depth)) for number, own in zip(numbers, seeds, strict=True)
+        ]
+        end = id(_end_of_stack(place))
+        if (other := used.setdefault(end, place.path)) != place.path:
+            raise ValueError(f'places "{other}" and "{place.path}" are one point of the model, behind the same blocks; name one')
+        plan[end] = (new_blocks, data_format, _policy(place))
+    return plan
 
 
 def _number(place, layer_name):
@@ -234,8 +284,8 @@ def _counts(model, places, layers_per_block, blocks, total_blocks, total_layers)
     given = [value for value in (blocks, total_blocks, total_layers) if value is not None]
     if len(given) > 1:
         raise ValueError("give one of `blocks` (per place), `total_blocks` and `total_layers`, not several")
-    if any(int(value) != value or value < 0 for value in given):
-        raise ValueError(f"the number of blocks must be a whole number of at least 0, got {given[0]}")
+    named = {"blocks": blocks, "total_blocks": total_blocks, "total_layers": total_layers}
+    blocks, total_blocks, total_layers = (None if v is None else whole_number(k, v, 0) for k, v in named.items())
     if total_layers is not None:
         if total_layers % layers_per_block:
             low = total_layers - total_layers % layers_per_block

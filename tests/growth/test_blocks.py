@@ -101,6 +101,18 @@ def test_refused_everywhere(block, gate):
             build()
 
 
+class _OwnReLU(layers.ReLU):
+    def call(self, x):
+        return x
+
+
+def _own_relu():
+    def relu(x):
+        return keras.activations.relu(x, negative_slope=0.5)
+
+    return relu
+
+
 SIGNS = [
     ("relu", lambda x: layers.ReLU()(x), True),
     ("relu6", lambda x: layers.Activation("relu6")(x), True),
@@ -125,6 +137,14 @@ SIGNS = [
     ("relu minus a constant", lambda x: layers.ReLU()(x) + (-5.0), False),
     ("difference", lambda x: layers.Subtract()([layers.ReLU()(x), layers.ReLU()(x)]), False),
     ("norm of relu", lambda x: layers.BatchNormalization()(layers.ReLU()(x)), False),
+    ("sum with a constant array", lambda x: keras.ops.add(keras.ops.relu(x), np.full((8, 8, 3), -1.0, "float32")), False),
+    (
+        "minimum with an initial value",
+        lambda x: keras.ops.min(keras.ops.relu(keras.ops.expand_dims(x, 1)), axis=1, initial=-2.0),
+        False,
+    ),
+    ("a function called relu", lambda x: layers.Activation(_own_relu())(x), False),
+    ("a subclass of ReLU", lambda x: _OwnReLU()(x), False),
     ("bicubic of relu", lambda x: layers.UpSampling2D(interpolation="bicubic")(layers.ReLU()(x)), False),
     ("rescaled relu", lambda x: layers.Rescaling(-1.0)(layers.ReLU()(x)), False),
 ]
@@ -214,7 +234,31 @@ def test_plain_control_has_the_parameters_of_a_residual_block_but_is_not_the_ide
     assert plain.count_params() == postact.count_params() and not kr.find_blocks(plain)
 
 
-def test_masked_residual_stack_on_vgg_of_keras_applications():
+def test_the_proof_does_not_grow_with_the_number_of_paths():
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.ReLU()(x)
+    for _ in range(40):
+        x = layers.Add()([x, layers.AveragePooling2D(1)(x)])
+    assert keras.Model(inputs, kr.residual_stack(x, 1, "postact")).output.shape == inputs.shape
+
+
+def test_stacks_of_one_name_count_on():
+    x = keras.Input((8, 8, 3))
+    model = keras.Model(x, kr.residual_stack(layers.ReLU()(kr.residual_stack(x, 2)), 2))
+    assert [b.path for b in kr.find_blocks(model)] == [f"residual{k}" for k in (1, 2, 3, 4)]
+    for bad in (2.5, "2", -1):
+        with pytest.raises(ValueError, match="`blocks` must be a whole number of at least 0"):
+            kr.residual_stack(x, bad)
+
+
+def test_block_inside_time_distributed_and_on_integers():
+    value = np.random.default_rng(0).standard_normal((2, 3, 8, 8, 4)).astype("float32")
+    np.testing.assert_array_equal(np.asarray(layers.TimeDistributed(kr.layers.ResidualBlock())(value)), value)
+    with pytest.raises(ValueError, match="uint8, a block needs floats"):
+        kr.layers.ResidualBlock()(keras.Input((8, 8, 3), dtype="uint8"))
+
+
+def test_residual_stack_on_vgg_of_keras_applications():
     base = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
     model = keras.Model(base.input, kr.residual_stack(base.output, blocks=13))
     value = images(2, 32)

@@ -27,6 +27,61 @@ def test_report_moves_no_state_and_sees_a_planted_fault():
     assert json.loads(json.dumps(report.to_json()))["exact"] is True
 
 
+def dropping(rate=0.5):
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="c")(x)
+    x = layers.Dropout(rate, name="drop", seed=3)(x)
+    return keras.Model(inputs, layers.Conv2D(2, 1, name="d")(x))
+
+
+def test_a_fault_in_training_mode_only_is_seen():
+    model = dropping()
+    deep = kr.grow(model, "drop")
+    assert kr.identity_report(model, deep, noise(model)).training == 0
+    deep.get_layer("drop").rate = 0.9
+    report = kr.identity_report(model, deep, noise(model))
+    assert report.eager == 0 and report.training > 0 and not report.exact
+
+
+def test_gradients_are_those_of_training_mode():
+    model = dropping(rate=0.999999)
+    names = kr.identity_report(model, kr.grow(model, "d"), noise(model)).without_gradient
+    assert "c/kernel" in names, "dropout lets nothing through in training mode"
+
+
+def test_stateful_layers_are_copied_and_left_alone():
+    x = inputs = keras.Input((6, 3), batch_size=2)
+    x = layers.Conv1D(3, 3, padding="same", name="c")(x)
+    model = keras.Model(inputs, layers.LSTM(4, stateful=True, name="r")(x))
+    value = np.random.default_rng(0).standard_normal((2, 6, 3)).astype("float32")
+    model(value)
+    state = np.array(model.get_layer("r").states[0].value)
+    deep = kr.grow(model, "c")
+    report = kr.identity_report(model, deep, value)
+    assert report.eager == 0 and state.any()
+    for each in (model, deep):
+        np.testing.assert_array_equal(np.array(each.get_layer("r").states[0].value), state)
+
+
+def test_a_fault_below_float32_is_seen_in_float64():
+    model = small(dtype="float64")
+    deep = kr.grow(model, "act_b")
+    kernel = deep.get_layer("conv_b").kernel
+    kernel.assign(np.array(kernel) * (1 + 1e-12))
+    assert 0 < kr.identity_report(model, deep, noise(model)).eager < 1e-9
+
+
+def test_report_tells_of_frozen_blocks_and_bad_input():
+    model = small()
+    deep = kr.grow(model, "act_a")
+    assert kr.identity_report(model, deep, noise(model)).added_trainable > 0
+    deep.trainable = False
+    assert "0 of them trainable" in str(kr.identity_report(model, deep, noise(model)))
+    for bad in (None, np.zeros((0, 16, 16, 3), "float32"), []):
+        with pytest.raises(ValueError, match="`x` must be one batch"):
+            kr.identity_report(model, deep, bad)
+
+
 def test_report_names_the_parameters_that_cannot_learn_yet():
     model = small()
     deep = kr.grow(model, "act_a", gate="zero_gamma")
@@ -54,7 +109,11 @@ def test_saturated_softmax_does_not_hide_gradients(head):
     model.get_layer("d").bias.assign([1e4, 0, 0])
     report = kr.identity_report(model, kr.grow(model, "c"), noise(model))
     assert not any(path.startswith(("c/", "d/", "c_grow1_conv2")) for path in report.without_gradient)
-    np.testing.assert_allclose(np.asarray(model(noise(model))).sum(-1), 1, rtol=1e-6)
+    deep = kr.grow(model, "c")
+    kr.identity_report(model, deep, noise(model))
+    np.testing.assert_array_equal(
+        np.asarray(deep(noise(model))), np.asarray(model(noise(model))), "softmax must be back in place"
+    )
 
 
 def by_hand(model, x, add):
@@ -133,6 +192,49 @@ def test_prune_by_gate_and_by_drift():
     assert relus == ["act_b_grow1_out"], "a pruned post-activation block takes its ReLU along"
 
 
+def test_prune_leaves_other_readers_of_a_sum_alone():
+    deep = kr.grow(small(), "act_a", block="postact")
+    tapped = layers.GlobalAveragePooling2D(name="tap")(deep.get_layer("act_a_grow1_add").output)
+    model = keras.Model(deep.inputs, [deep.output, tapped])
+    pruned, report = kr.prune(model)
+    assert report.change == 0 and report.removed == ["act_a_grow1"] and pruned.get_layer("tap") is not None
+
+
+def test_accuracy_only_where_it_has_a_meaning():
+    x = noise(small(), 6)
+    classes = np.arange(6) % 5
+
+    def accuracy(head, labels):
+        inputs = keras.Input((16, 16, 3))
+        h = layers.Conv2D(4, 3, name="c")(inputs)
+        return kr.prune(kr.grow(keras.Model(inputs, head(h)), "c"), (x, labels), tolerance=0)[1].accuracy
+
+    flat = lambda units: lambda h: layers.Dense(units)(layers.Flatten()(h))  # noqa: E731
+    model = keras.Model((i := keras.Input((16, 16, 3))), flat(5)(layers.Conv2D(4, 3, name="c")(i)))
+    expected = float((np.asarray(model(x)).argmax(-1) == classes).mean())
+    for labels in (classes, classes[:, None], np.eye(5)[classes]):
+        assert kr.prune(kr.grow(model, "c"), (x, labels))[1].accuracy == (expected, expected)
+    assert accuracy(flat(1), (classes > 2).astype(int)) is None
+    assert accuracy(flat(5), classes.astype("float32")) is None
+    assert accuracy(lambda h: h, np.zeros((6, 14, 14), int)) is None
+    assert accuracy(lambda h: h, classes) is None
+    assert accuracy(flat(5), {"a": classes}) is None
+
+
+def test_iterators_tuples_and_keyword_calls():
+    deep = randomise_new(kr.grow(small(), "act_a"))
+    x = noise(deep, 6)
+    assert kr.prune(deep, (part for part in (x[:3], x[3:])))[1].change == 0
+    a, b = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+    two = kr.grow(keras.Model((a, b), layers.Conv2D(3, 1, name="c")(a + b)), "c", gate="none")
+    pair = tuple(np.random.default_rng(i).standard_normal((4, 8, 8, 3)).astype("float32") for i in range(2))
+    assert [d.mean for d in kr.drift(two, pair)] == [d.mean for d in kr.drift(two, (pair, np.arange(4)))]
+    i = keras.Input((16, 16, 3))
+    by_name = keras.Model(i, kr.layers.ResidualBlock(gate="none", name="rb")(inputs=deep.get_layer("conv_a")(i)))
+    outer = keras.Model(i, by_name(inputs=i))
+    assert len(kr.find_blocks(outer)) == 1 and kr.drift(outer, x).blocks[0].mean > 0
+
+
 def test_prune_keeps_the_blocks_of_an_architecture_that_are_no_identity():
     x = inputs = keras.Input((8, 8, 4))
     for name, kind in (("v1", "postact"), ("v2", "preact")):
@@ -169,10 +271,18 @@ def test_prune_of_residual_block_layers():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="`tolerance` must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="`tolerance` must be a number of at least 0, got -1"):
         kr.prune(small(), tolerance=-1)
     with pytest.raises(ValueError, match="hold no images"):
         kr.drift(kr.grow(small(), "act_a"), np.zeros((0, 16, 16, 3), "float32"))
     a, b = small(), keras.Model((m := small()).input, m.get_layer("act_b").output)
     with pytest.raises(ValueError, match="differ in their outputs"):
         kr.identity_report(a, b, noise(a))
+    deep = kr.grow(small(), "act_a")
+    for call, message in (
+        (lambda: kr.prune(deep, tolerance="x"), "`tolerance` must be a number"),
+        (lambda: kr.drift(deep, noise(deep), batch_size=0), "`batch_size` must be a whole number of at least 1, got 0"),
+        (lambda: kr.drift(deep, 3), "`data` must be arrays or batches"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            call()
