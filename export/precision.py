@@ -26,6 +26,7 @@ HALF_WEIGHT_TOLERANCE = 1e-3
 COSINE = 0.9999
 TARGETS = ("cpu", "gpu")
 ROUNDS, PER_ROUND = 6, 2
+DEQUANTISED = "_DequantizeLinear_Output"  # what onnxruntime's quantiser appends to a tensor's name
 
 
 def to_float16(source, path, *, samples=None, overwrite=True, keep_failed=False):
@@ -161,15 +162,17 @@ def to_int8(source, path, *, calibration, samples=None, target="cpu", max_drop=1
     tests = ranges if samples is None else read_images(samples, original)
     scores = [original.run(array, [name])[name] for array in tests]
     with artifact.publishing(path, overwrite, keep_failed) as work:
-        excluded, found = _before_first_convolution(source), None
+        before = _before_first_convolution(source)
+        excluded, found = list(before), None
         for attempt in range(ROUNDS):
             _quantise(source, work, original.inputs[0].name, ranges, excluded, target)
             found = _compare_scores(work, name, tests, scores, max_drop)
             errors = layer_errors(source, work, {original.inputs[0].name: tests[0][:8]})
+            errors = {layer: error for layer, error in errors.items() if layer not in before}
             if found.passed or attempt == ROUNDS - 1:
                 break
-            excluded = excluded + [layer for layer in worst_layers(errors) if layer not in excluded][:PER_ROUND]
-        notes = _int8_notes(errors, excluded, len(_before_first_convolution(source)), samples is None)
+            excluded = excluded + [layer for layer in candidates(errors) if layer not in excluded][:PER_ROUND]
+        notes = _int8_notes(errors, excluded[len(before) :], samples is None)
         found = dataclasses.replace(found, path=str(path), notes=tuple(notes))
         require(found)
         return ExportResult(str(path), found, artifact.digest(work), "int8", artifact.disk_size(work), tuple(notes))
@@ -275,7 +278,7 @@ def _compare_scores(path, name, tests, scores, max_drop):
 
 
 def layer_errors(source, path, feeds):
-    """`{node name: (error of its output, error it added)}`, as shares ‖Δ‖ / ‖float32‖, of the nodes both files have.
+    """`{node name: (error of its output, error it added)}`, as shares ‖Δ‖ / ‖float32‖, of what multiplies or adds, in order.
 
     Args:
         source: float32 file.
@@ -284,13 +287,18 @@ def layer_errors(source, path, feeds):
     """
     graph = artifact.read_proto(source, external_data=False).graph
     names = {name for node in graph.node for name in node.output}
-    want, have = (inner_tensors(file, feeds, names) for file in (source, path))
-    error = {name: _share(have[name], want[name]) for name in want if name in have and want[name].dtype.kind == "f"}
+    want = inner_tensors(source, feeds, names)
+    have = inner_tensors(path, feeds, names | {name + DEQUANTISED for name in names})
+    # A ReLU may have become the range of the quantised tensor; the plain name then holds what goes into it.
+    have = {name: have.get(name + DEQUANTISED, have.get(name)) for name in want}
+    error = {name: _share(have[name], want[name]) for name in want if have[name] is not None and want[name].dtype.kind == "f"}
+    clipped = {node.input[0]: node.output[0] for node in graph.node if node.op_type in ("Relu", "Clip")}
     found = {}
     for node in graph.node:
-        if node.output[0] in error:
+        output = node.output[0] if node.output[0] in error else clipped.get(node.output[0])
+        if output in error and node.op_type in ("Conv", "Gemm", "MatMul", "Add"):
             before = max((error.get(name, 0.0) for name in node.input), default=0.0)
-            found[node.name] = (error[node.output[0]], error[node.output[0]] - before)
+            found[node.name] = (error[output], error[output] - before)
     return found
 
 
@@ -303,11 +311,17 @@ def worst_layers(errors):
     return sorted(errors, key=lambda name: -errors[name][1])
 
 
-def _int8_notes(errors, excluded, given, calibrated_on_tests):
+def candidates(errors):
+    """Node names in the order in which they go back to float32: first and last layer, known to be touchy, then by added error."""
+    names = list(errors)
+    return list(dict.fromkeys([*names[:1], *names[-1:], *worst_layers(errors)]))
+
+
+def _int8_notes(errors, excluded, calibrated_on_tests):
     worst = ", ".join(f"{name} {errors[name][0]:.1%}" for name in worst_layers(errors)[:5])
     notes = [f"layers that add most error (‖Δ‖/‖float32‖ behind them): {worst}"]
-    if len(excluded) > given:
-        notes.append(f"left in float32: {', '.join(excluded[given:])}")
+    if excluded:
+        notes.append(f"left in float32: {', '.join(excluded)}")
     if calibrated_on_tests:
         notes.append("agreement was measured on the calibration images; give --samples for others")
     return notes
