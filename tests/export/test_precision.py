@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
     x = keras.Input((24, 24, 3))
     y = layers.Rescaling(1 / 127.5, -1)(x)
     for width in (8, 16):
-        y = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(width, 3, padding="same")(y)))
+        y = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(width, 3, padding="same", name=f"conv_{width}")(y)))
         y = layers.Add()([y, layers.Conv2D(width, 3, padding="same", activation="relu")(y)])
         y = layers.MaxPooling2D()(y)
     model = keras.Model(x, layers.Dense(4)(layers.GlobalAveragePooling2D()(y)))
@@ -125,7 +125,7 @@ def test_a_budget_that_does_not_hold_is_an_error(trained, tmp_path, monkeypatch)
 def test_layer_errors_find_the_layer(trained, tmp_path):
     source, calibration, tests = trained
     proto = onnx.load(source)
-    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("conv2d_2/kernel"))
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("conv_16/kernel"))
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.3), tensor.name))
     node = next(node for node in proto.graph.node if tensor.name in node.input)
     onnx.save(proto, tmp_path / "wrong.onnx")
