@@ -169,3 +169,13 @@ def test_multiply_adds_of_an_open_input_need_a_size():
     model = kr.create_model("resnet20", include_top=False)
     assert count_macs(model) is None
     assert count_macs(model, (32, 32, 3)) == count_macs(kr.create_model("resnet20", include_top=False, input_shape=(32, 32, 3)))
+
+
+def test_an_outline_takes_no_memory_and_leaves_nothing_behind():
+    model = outline(config_of("vgg19"))
+    assert all(variable._value is None for variable in model.variables)
+    other = kr.create_model("resnet20")
+    with keras.StatelessScope():
+        pass
+    assert all(variable._value is None for variable in model.variables)
+    assert all(variable._value is not None for variable in other.variables)
