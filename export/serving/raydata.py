@@ -42,7 +42,8 @@ def join(address):
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
+        # Without "local" Ray would look for the last cluster that was started here, be it gone or not.
+        ray.init(address=address or "local", include_dashboard=False if address is None else None, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
         raise UsageError(f"cannot join the cluster at {address}: {error}") from error
 
