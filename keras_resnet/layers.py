@@ -1,6 +1,7 @@
 """The layers Keras lacks. All are registered, so `keras.saving.load_model` needs no `custom_objects`."""
 
 import keras
+import numpy as np
 from keras import ops
 
 PACKAGE = "keras_resnet"
@@ -283,6 +284,48 @@ class BlurPool(_Spatial):
         for axis in self.spatial_axes(shape):
             shape[axis] = None if shape[axis] is None else (shape[axis] + 1) // 2
         return tuple(shape)
+
+
+@register
+class AdaptiveAverage(_Spatial):
+    """Average pooling to a fixed side that also enlarges smaller maps, as torch's does; Keras' refuses those.
+
+    Args:
+        size: side that goes out. Cell i averages the places from ⌊i·side/size⌋ to ⌈(i+1)·side/size⌉.
+
+    Raises:
+        ValueError: the sides of the input are not known.
+    """
+
+    def __init__(self, size, data_format=None, **kwargs):
+        super().__init__(data_format, **kwargs)
+        self.size = size
+
+    def build(self, input_shape):
+        if any(input_shape[axis] is None for axis in self.spatial_axes(input_shape)):
+            raise ValueError(f"the sides of the input must be known, got {tuple(input_shape)}")
+
+    def call(self, inputs):
+        for axis in self.spatial_axes(inputs.shape):
+            weights = ops.cast(self._weights(inputs.shape[axis]), inputs.dtype)
+            inputs = ops.moveaxis(ops.tensordot(inputs, weights, [[axis], [0]]), -1, axis)
+        return inputs
+
+    def _weights(self, side):
+        cells = np.arange(self.size)
+        first, end = cells * side // self.size, -(-(cells + 1) * side // self.size)
+        places = np.arange(side)[:, None]
+        inside = (places >= first) & (places < end)
+        return (inside / inside.sum(0)).astype("float32")
+
+    def compute_output_shape(self, input_shape):
+        shape = list(input_shape)
+        for axis in self.spatial_axes(shape):
+            shape[axis] = self.size
+        return tuple(shape)
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
 
 
 class _Standardized:

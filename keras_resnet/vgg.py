@@ -4,6 +4,7 @@ from keras import layers
 
 from .assembly import BuildOptions, entrance, finish, logits
 from .blocks import LayerKit
+from .layers import AdaptiveAverage
 
 
 def vgg(config, **options):
@@ -64,5 +65,7 @@ def _to_head_size(x, config, kit):
     sides = x.shape[1:-1] if kit.layout == "channels_last" else x.shape[2:]
     if all(side == config.head_size for side in sides):
         return x
+    if None not in sides and any(side < config.head_size for side in sides):
+        return AdaptiveAverage(config.head_size, data_format=kit.layout, dtype=kit.dtype, name="head_pool")(x)
     pooling = kit.ranked("AdaptiveAveragePooling")
     return pooling(config.head_size, data_format=kit.layout, dtype=kit.dtype, name="head_pool")(x)

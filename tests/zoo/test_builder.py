@@ -334,3 +334,22 @@ def test_depth_1202_is_built_saved_and_loaded(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "deep.keras")
     x = pixels((32, 32, 3))
     np.testing.assert_array_equal(model.predict(x, verbose=0), loaded.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_dense_head_on_small_and_uneven_maps_pools_like_torch(data_format):
+    """Cell i averages the places from ⌊i·side/7⌋ to ⌈(i+1)·side/7⌉, which for small maps repeats them."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 9, 5)).astype("float32")
+    expected = np.empty((2, 7, 7, 5))
+    for i in range(7):
+        for j in range(7):
+            rows, columns = slice(i * 3 // 7, -(-(i + 1) * 3 // 7)), slice(j * 9 // 7, -(-(j + 1) * 9 // 7))
+            expected[:, i, j] = x[:, rows, columns].astype("float64").mean((1, 2))
+    layer = kr.layers.AdaptiveAverage(7, data_format=data_format)
+    turned = x if data_format == "channels_last" else x.transpose(0, 3, 1, 2)
+    found = np.asarray(layer(turned))
+    np.testing.assert_allclose(
+        found if data_format == "channels_last" else found.transpose(0, 2, 3, 1), expected, rtol=1e-5, atol=1e-6
+    )
+    vgg = kr.create_model("vgg11", input_shape=(32, 64, 3), width=3, num_classes=4)
+    assert np.isfinite(np.asarray(vgg(np.full((1, 32, 64, 3), 100.0, "float32")))).all()
