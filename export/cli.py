@@ -53,7 +53,10 @@ def command(name):
 def model_options(function):
     """What it takes to name a Keras model."""
     options = (
-        click.option("--weights", help="Weights for a zoo name, e.g. cifar10 or a file; random without."),
+        click.option(
+            "--weights",
+            help="Weights for a zoo name: a file, or a source such as torchvision/resnet50.IMAGENET1K_V2; random without.",
+        ),
         click.option("--seed", default=0, show_default=True, help="Seed of random weights."),
         click.option(
             "--import", "imports", multiple=True, metavar="MODULE", help="Import a module with third-party layers first."
