@@ -71,15 +71,11 @@ def drift(model, data, batch_size=32):
     Raises:
         ValueError: the data hold no images.
     """
-    return drift_over(model, batches(model, data, whole_number("batch_size", batch_size, 1)))
-
-
-def drift_over(model, pairs):
-    """`drift` over `(inputs, labels)` batches."""
+    batch_size = whole_number("batch_size", batch_size, 1)
     found = find_blocks(model)
     seen = {id(block.add): _Totals() for block in found}
     images = 0
-    for x, _ in pairs:
+    for x, _ in batches(model, data, batch_size):
         images += len(tree.flatten(x)[0])
         run_observed(model, x, lambda add, shortcut, branch: seen[id(add)].add(shortcut, branch))
     if not images:
