@@ -1,6 +1,12 @@
 """Verified ONNX and SavedModel export of Keras models. Names load on first use: reading an artefact needs no TensorFlow."""
 
 import importlib
+import warnings
+
+from . import clash
+
+if (_rival := clash.installed_version()) is not None:
+    warnings.warn(f"{clash.sentence(_rival)}; mend: {clash.MEND}", stacklevel=2)
 
 _HOME = {
     "to_onnx": "convert",

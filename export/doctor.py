@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from . import clash
 from .errors import DeviceError
 from .libraries import missing
 from .providers import PROVIDERS
@@ -126,13 +127,8 @@ def clashes(found):
         )
     if not runtimes:
         findings.append(Finding("no onnxruntime is installed", "pip install onnxruntime-gpu"))
-    if "keras-resnet" in found:
-        findings.append(
-            Finding(
-                f"keras-resnet {found['keras-resnet']} owns the import name keras_resnet too",
-                "pip uninstall -y keras-resnet && pip install --force-reinstall --no-deps keras-resnet-export",
-            )
-        )
+    if clash.RIVAL in found:
+        findings.append(Finding(clash.sentence(found[clash.RIVAL]), clash.MEND))
     if "nvidia-cudnn-cu12" in found and "nvidia-cudnn-cu13" in found:
         findings.append(
             Finding(

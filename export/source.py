@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 from .artifact import existing_file, first_line
@@ -61,6 +62,8 @@ def _from_file(path):
     path = existing_file(path)
     if path.suffix != ".keras":
         raise UsageError(f"{path} is not a .keras file; load it with Keras and save it as one")
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"{path} is not a valid .keras file: it is damaged or something else; save the model again")
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:

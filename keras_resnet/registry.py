@@ -16,7 +16,7 @@ from .config import Config, config_from_dict
 from .counting import count
 from .modelcard import card
 from .pretrained import fill, find_weights, preprocessing_or_warn
-from .variants import NOTES, VARIANTS
+from .variants import NOTES, VARIANTS, slim_vgg
 from .weights.sources import all_sources
 
 ENTRY_POINT_GROUP = "keras_resnet.models"
@@ -108,12 +108,14 @@ def plugins():
 
 
 def config_of(name):
-    """The config behind a name.
+    """The config behind a name; VGGs of any width have one, e.g. `vgg16_w16`, though only some are listed.
 
     Raises:
         ValueError: no such variant; names the nearest.
     """
     models = catalogue()
+    if name not in models and (slim := slim_vgg(name)) is not None:
+        return slim
     if name not in models:
         hint = nearest(name, models) or ";"
         raise ValueError(f"unknown model {name!r}{hint} `list_models()` has all {len(models)}")
@@ -126,7 +128,7 @@ def nearest(name, names):
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-def create_model(name, *, weights=None, num_classes=None, **changes):
+def create_model(name, /, *, weights=None, num_classes=None, **changes):
     """Build a variant; differs from keras.applications by one name for all families, and by random weights unless asked.
 
     Args:

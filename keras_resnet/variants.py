@@ -1,5 +1,7 @@
 """The named variants: a row each. Sources stand at the groups; counts are checked in tests/zoo/test_counts.py."""
 
+import re
+
 from .config import ResNetConfig, VGGConfig
 
 # arXiv 1512.03385, table 1; 10, 14, 26 and 200 are timm's.
@@ -125,12 +127,22 @@ CIFAR = {
 # arXiv 1409.1556, table 1; slim widths get a head for small inputs.
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 SLIM = {"head": "pool", "head_widths": (), "num_classes": 10, "input_size": 32}
+
+
+def slim_vgg(name):
+    """Config of `vgg{depth}[_bn]_w{percent}` at any width of 1 to 200 per cent, or None for another name."""
+    match = re.fullmatch(r"vgg(11|13|16|19)(_bn)?_w([1-9]\d{0,2})", str(name))
+    if match is None or int(match.group(3)) > 200:
+        return None
+    return VGGConfig(VGG_STAGES[int(match.group(1))], width=int(match.group(3)), batch_norm=bool(match.group(2)), **SLIM)
+
+
 VGGS = {
     **{f"vgg{depth}": VGGConfig(stages) for depth, stages in VGG_STAGES.items()},
     **{f"vgg{depth}_bn": VGGConfig(stages, batch_norm=True) for depth, stages in VGG_STAGES.items()},
     **{
-        f"vgg{depth}{'_bn' * norm}_w{width}": VGGConfig(stages, width=width, batch_norm=norm, **SLIM)
-        for depth, stages in VGG_STAGES.items()
+        (name := f"vgg{depth}{'_bn' * norm}_w{width}"): slim_vgg(name)
+        for depth in VGG_STAGES
         for norm in (False, True)
         for width in (12, 25, 50)
     },

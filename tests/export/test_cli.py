@@ -106,7 +106,7 @@ def test_preprocessing_goes_into_the_file(run, saved, tmp_path):
 
 BAD = {
     "missing file": (["onnx", "{tmp}/no.keras", "{tmp}/o.onnx"], 2, "no.keras does not exist"),
-    "corrupt file": (["onnx", "{tmp}/corrupt.keras", "{tmp}/o.onnx"], 2, "not a .keras file that can be loaded"),
+    "corrupt file": (["onnx", "{tmp}/corrupt.keras", "{tmp}/o.onnx"], 2, "not a valid .keras file"),
     "unknown model": (["onnx", "resnt50", "{tmp}/o.onnx"], 2, "did you mean 'resnet50'"),
     "unknown pattern": (["list", "resnetx*"], 2, "no model matches 'resnetx*'"),
     "no output": (["onnx", "resnet20"], 2, "Give the output once"),

@@ -1,6 +1,8 @@
 """Sessions, provider options, libraries and the doctor, all without a GPU."""
 
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -235,3 +237,18 @@ def test_bench_command(mixed_export, tmp_path, capsys):
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert lines[0].startswith("file,device,batch") and len(lines) == 3
     assert main(["bench", path, "--batch", "none"]) == 2
+
+
+def test_the_package_of_the_same_import_name_is_announced(tmp_path):
+    """A made-up distribution on the path stands for PyPI's `keras-resnet`."""
+    folder = tmp_path / "keras_resnet-0.2.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: keras-resnet\nVersion: 0.2.0\n")
+    script = "import resnet_export, sys; assert 'tensorflow' not in sys.modules"
+    runs = [
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+        for path in (os.environ.get("PYTHONPATH", ""), os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    ]
+    assert all(run.returncode == 0 for run in runs), runs
+    assert "keras-resnet" not in runs[0].stderr
+    assert "keras-resnet 0.2.0 owns the import name keras_resnet too; mend: pip uninstall -y keras-resnet" in runs[1].stderr

@@ -353,3 +353,12 @@ def test_dense_head_on_small_and_uneven_maps_pools_like_torch(data_format):
     )
     vgg = kr.create_model("vgg11", input_shape=(32, 64, 3), width=3, num_classes=4)
     assert np.isfinite(np.asarray(vgg(np.full((1, 32, 64, 3), 100.0, "float32")))).all()
+
+
+def test_slim_vggs_have_any_width_by_name_and_models_any_name():
+    model = kr.create_model("vgg16_bn_w16", name="mine")
+    assert model.name == "mine" and kr.card(model).config["width"] == 16 and kr.card(model).config["batch_norm"]
+    assert kr.create_model("vgg16_w25").count_params() == kr.create_model("vgg16_w50", width=25).count_params()
+    for wrong in ("vgg16_w0", "vgg16_w999", "vgg12_w25"):
+        with pytest.raises(ValueError, match="unknown model"):
+            kr.create_model(wrong)

@@ -1,0 +1,19 @@
+"""The one package that installs the same import folder as this one: PyPI's `keras-resnet`."""
+
+from importlib import metadata
+
+RIVAL = "keras-resnet"
+MEND = "pip uninstall -y keras-resnet && pip install --force-reinstall --no-deps keras-resnet-export"
+
+
+def installed_version():
+    """Version of `keras-resnet` beside this distribution, or None."""
+    try:
+        return metadata.version(RIVAL)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def sentence(version):
+    """What is wrong where it is installed."""
+    return f"{RIVAL} {version} owns the import name keras_resnet too"
