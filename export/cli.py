@@ -57,7 +57,7 @@ def model_options(function):
             "--weights",
             help="Weights for a zoo name: a file, or a source such as torchvision/resnet50.IMAGENET1K_V2; random without.",
         ),
-        click.option("--seed", default=0, show_default=True, help="Seed of random weights."),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of random weights."),
         click.option(
             "--import", "imports", multiple=True, metavar="MODULE", help="Import a module with third-party layers first."
         ),

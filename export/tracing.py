@@ -6,6 +6,7 @@ scale and shift) is computed with numpy in float64, so that only the boundary be
 """
 
 import contextlib
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,7 +88,7 @@ def concrete_function(call, specs):
         if isinstance(result, tf.Tensor):
             layers.setdefault(result.name, path)
 
-    with _plain_grouped_convolutions(), calls_of_layers(noted):
+    with _plain_grouped_convolutions(), clean_scope_names(), calls_of_layers(noted):
         return tf.function(call, autograph=False).get_concrete_function(*specs), layers
 
 
@@ -111,6 +112,28 @@ def _plain_grouped_convolutions():
         yield
     finally:
         keras_nn.tf = real
+
+
+@contextlib.contextmanager
+def clean_scope_names():
+    """Keras allows names of models and layers, with spaces say, that TensorFlow refuses as name scopes."""
+    import keras.src.backend.tensorflow.core as keras_core
+
+    real = keras_core.tf
+
+    class WithCleanNames:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        @staticmethod
+        def name_scope(name):
+            return real.name_scope(re.sub(r"^[^A-Za-z0-9.]", "x", re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)) if name else name)
+
+    keras_core.tf = WithCleanNames()
+    try:
+        yield
+    finally:
+        keras_core.tf = real
 
 
 @contextlib.contextmanager

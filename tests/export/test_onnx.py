@@ -379,3 +379,9 @@ def test_reading_a_file_imports_no_framework(mixed_export, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("class ") and done.stdout.strip().endswith("[]")
+
+
+def test_names_that_tensorflow_refuses_as_scopes_export(tmp_path):
+    parts = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="_my conv"), keras.layers.Flatten(), keras.layers.Dense(3)]
+    result = rx.to_onnx(keras.Sequential(parts, name="seq model"), tmp_path / "m.onnx")
+    assert result.report.passed and result.method == "weightless"
