@@ -127,6 +127,8 @@ def check_target(path, overwrite, mark=None):
         UsageError: something is there and `overwrite` is false, it is of another kind, or the parent folder is missing or
             read-only.
     """
+    if not str(path):
+        raise UsageError("the output needs a name, got an empty one")
     target = Path(os.path.abspath(path))
     if target.exists() and not overwrite:
         raise UsageError(f"{path} exists already; choose another name or allow overwriting (--force)")
@@ -151,7 +153,7 @@ def publishing(path, overwrite=True, keep_failed=False, mark=None):
 
     Everything is written under its final name (the place of external data is baked into an ONNX file) and verified there;
     then companions (`path.name + ".data"` …) move first and the file or folder itself last, so that a reader never sees a
-    half-written one. If the block raises, the folder goes and what was at `path` stays.
+    half-written one; the data of the old file go with it. If the block raises, the folder goes and what was at `path` stays.
 
     Args:
         path: the final file or folder.
@@ -172,8 +174,11 @@ def publishing(path, overwrite=True, keep_failed=False, mark=None):
     try:
         yield work / target.name
         entries = sorted(work.iterdir(), key=lambda entry: entry.name == target.name)
+        stale = set(companions(target)) - {target.parent / entry.name for entry in entries} if target.is_file() else ()
         for entry in entries:
             _move(entry, target.parent / entry.name, work)
+        for file in stale:
+            file.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EIO):
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
@@ -283,8 +288,16 @@ def digest(path):
 
 def companions(path):
     """The files an ONNX file consists of: itself, and its external data if it has any."""
+    path = Path(path)
     data = path.with_name(f"{path.name}.data")
-    return [path, data] if data.is_file() else [path]
+    return [path, data] if data.is_file() and _refers_to(path, data.name) else [path]
+
+
+def _refers_to(path, name):
+    """Whether an ONNX file keeps weights in the file of that name; false for a file that is none."""
+    with contextlib.suppress(UsageError):
+        return name in external_files(path)
+    return False
 
 
 def disk_size(path):

@@ -159,7 +159,7 @@ def _export(exporter, options):
         model, notes = load_model(options.pop("model"), **source)
         report.notes(notes)
         try:
-            result = exporter(model, out or out_option, progress=tell, **options)
+            result = exporter(model, out_option if out is None else out, progress=tell, **options)
         except MismatchError as error:
             report.write_json(report_file, error.report)
             raise
@@ -171,11 +171,12 @@ def _export(exporter, options):
 @click.argument("file")
 @click.argument("model")
 @model_options
+@click.option("--labels", help="Class names that FILE must bear, by default the model's: a text file, or a JSON list.")
 @click.option("--samples", help="Folder of images to verify on, beside random batches.")
 @click.option("--report", "report_file", help="Write the figures to a JSON file.")
-def verify_command(file, model, samples, report_file, as_json, **source):
+def verify_command(file, model, labels, samples, report_file, as_json, **source):
     """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras file or a zoo name."""
-    from .source import load_model
+    from .source import load_model, read_labels
     from .verification import require, verify
 
     with report.steps(as_json) as tell:
@@ -183,7 +184,7 @@ def verify_command(file, model, samples, report_file, as_json, **source):
         loaded, notes = load_model(model, **source)
         report.notes(notes)
         tell("verify")
-        verdict = verify(file, loaded, samples=samples)
+        verdict = verify(file, loaded, labels=read_labels(labels) if labels else None, samples=samples)
     report.write_json(report_file, verdict)
     report.show(verdict.to_json(), report.verification_text(verdict), as_json)
     require(verdict)

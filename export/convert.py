@@ -114,12 +114,14 @@ def to_onnx(
         converted, method = convert(interface, opset)
         if method == "stock":
             notes.append("converted by tf2onnx's own road: this model reads variables in a way that the fast one cannot follow")
-        stamp(converted, metadata_of(interface, options, labels))
+        metadata = metadata_of(interface, options, labels)
+        stamp(converted, metadata)
         tell("write")
         artifact.write_onnx(converted, work, external_data)
         tell("verify")
-        report = judge(work, interface, expected_weights=weights_of(converted), samples=samples)
-        del converted
+        weights = weights_of(converted)
+        report = judge(work, interface, expected_weights=weights, expected_card=metadata["card"], samples=samples)
+        del weights, converted
         if report.passed:
             report = judge_randomised(report, interface, opset, work.parent / "randomised.onnx")
         report = dataclasses.replace(report, path=str(path))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import re
 
 from . import artifact
 from .artifact import publishing
@@ -12,8 +13,8 @@ from .errors import UsageError
 from .interface import FEATURES
 from .interface import interface as interface_of
 from .results import ExportResult, VerificationReport
-from .tracing import concrete_function
-from .verification import TOLERANCES, cases, compare, described, measure, require
+from .tracing import clean_name, concrete_function
+from .verification import TOLERANCES, cases, check_card, compare, described, measure, require
 
 SIGNATURE, BYTES_SIGNATURE, BYTES_INPUT = "serving_default", "serving_bytes", "image_bytes"
 MARK = "saved_model.pb"
@@ -53,7 +54,8 @@ def to_savedmodel(
         write_savedmodel(interface, work)
         (work / artifact.FOLDER_FILE).write_text(json.dumps(metadata, ensure_ascii=False, indent=1, sort_keys=True), "utf-8")
         tell("verify")
-        report = dataclasses.replace(judge_savedmodel(work, interface, samples=samples), path=str(path))
+        report = judge_savedmodel(work, interface, expected_card=metadata["card"], samples=samples)
+        report = dataclasses.replace(report, path=str(path))
         require(report)
         sha256, size = artifact.digest(work), artifact.disk_size(work)
     return ExportResult(str(path), report, sha256, "savedmodel", size, tuple(notes))
@@ -66,16 +68,39 @@ def write_savedmodel(interface, path):
     module = tf.Module()
     module.weights = [variable.value for variable in interface.model.variables]
     module.served = {
-        name: concrete_function(view, view.specs([port.name for port in view.inputs]))[0]
-        for name, view in array_signatures(interface).items()
+        name: concrete_function(view, view.specs(argument_names(view)))[0] for name, view in array_signatures(interface).items()
     }
     if takes_files(interface):
         spec = tf.TensorSpec([None], tf.string, name=BYTES_INPUT)
         module.served[BYTES_SIGNATURE] = concrete_function(functools.partial(_from_bytes, interface), [spec])[0]
     try:
-        tf.saved_model.save(module, str(path), signatures=dict(module.served))
+        with clean_variable_names(module.weights):
+            tf.saved_model.save(module, str(path), signatures=dict(module.served))
     except tf.errors.OpError as error:
         raise UsageError(f"cannot write {path}: {artifact.first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def clean_variable_names(variables):
+    """Saving opens a name scope per variable, and Keras allows names, with spaces say, that TensorFlow refuses for one."""
+    before = [variable._handle_name for variable in variables]
+    try:
+        for variable, name in zip(variables, before, strict=True):
+            variable._handle_name = ":".join(map(clean_name, name.split(":")))
+        yield
+    finally:
+        for variable, name in zip(variables, before, strict=True):
+            variable._handle_name = name
+
+
+def argument_names(interface):
+    """The inputs' names as those of Python arguments, which is what a signature's are: `left eye` becomes `left_eye`."""
+    names = []
+    for port in interface.inputs:
+        name = re.sub(r"\W", "_", port.name, flags=re.ASCII)
+        name = name if name[:1].isalpha() else f"arg_{name}"
+        names.append(f"{name}_{names.count(name)}" if name in names else name)
+    return names
 
 
 def array_signatures(interface):
@@ -128,14 +153,14 @@ def _fitted(pixels, height, width, preprocessing):
     return pixels[top : top + height, left : left + width]
 
 
-def judge_savedmodel(path, interface, *, samples=None, seed=0):
+def judge_savedmodel(path, interface, *, expected_card=None, samples=None, seed=0):
     """Compare a SavedModel folder with a model, signature by signature; it is loaded from the disk.
 
     Args and Returns as in `verification.judge`. The signature that takes encoded images gets lossless ones of the model's size.
     """
     import tensorflow as tf
 
-    problems, comparisons = [], []
+    (problems, notes), comparisons = check_card(path, expected_card), []
     try:
         served = tf.saved_model.load(str(path)).signatures
         served[SIGNATURE]
@@ -150,7 +175,9 @@ def judge_savedmodel(path, interface, *, samples=None, seed=0):
         comparisons, problems = comparisons + found, problems + wrong
     problems += [described(comparison) for comparison in comparisons if not comparison.passed]
     tolerance = TOLERANCES["float32"]
-    return VerificationReport(str(path), not problems, "float32", tolerance, tuple(comparisons), problems=tuple(problems))
+    return VerificationReport(
+        str(path), not problems, "float32", tolerance, tuple(comparisons), None, None, tuple(problems), tuple(notes)
+    )
 
 
 def _judge_signature(name, serve, view, batches):
@@ -160,12 +187,13 @@ def _judge_signature(name, serve, view, batches):
     if serve is None:
         return [], [f"the signature `{name}` is missing"]
     have = set(serve.structured_input_signature[1]), set(serve.structured_outputs)
-    want = {port.name for port in view.inputs}, set(view.outputs)
+    names = argument_names(view)
+    want = set(names), set(view.outputs)
     if have != want:
         return [], [f"`{name}` has the inputs and outputs {sorted(have[0] | have[1])}, the model {sorted(want[0] | want[1])}"]
     comparisons = []
     for case in batches:
-        got = serve(**{port: tf.constant(value) for port, value in case.feeds.items()})
+        got = serve(**{name: tf.constant(case.feeds[port.name]) for name, port in zip(names, view.inputs, strict=True)})
         comparisons += _compared(got, view, case, name)
     return comparisons, []
 

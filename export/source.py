@@ -31,6 +31,8 @@ def load_model(model, *, weights=None, seed=0, imports=(), preprocessing=None):
     Raises:
         UsageError: no such file, name, module or mode, or the file is damaged.
     """
+    if not str(model):
+        raise UsageError("the model needs a name, got an empty one")
     with quiet_start():
         import keras
 
@@ -167,7 +169,7 @@ def zoo_names(pattern="*"):
         import keras_resnet as kr
     if names := kr.list_models(pattern):
         return names
-    from keras_resnet.registry import nearest
+    from keras_resnet.hints import nearest
 
     raise UsageError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), kr.list_models())}")
 

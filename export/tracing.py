@@ -114,6 +114,11 @@ def _plain_grouped_convolutions():
         keras_nn.tf = real
 
 
+def clean_name(name):
+    """A name that TensorFlow takes for a scope."""
+    return re.sub(r"^[^A-Za-z0-9.]", "x", re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)) if name else name
+
+
 @contextlib.contextmanager
 def clean_scope_names():
     """Keras allows names of models and layers, with spaces say, that TensorFlow refuses as name scopes."""
@@ -127,7 +132,7 @@ def clean_scope_names():
 
         @staticmethod
         def name_scope(name):
-            return real.name_scope(re.sub(r"^[^A-Za-z0-9.]", "x", re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)) if name else name)
+            return real.name_scope(clean_name(name))
 
     keras_core.tf = WithCleanNames()
     try:

@@ -1,6 +1,7 @@
 """The judge of every artefact: what it computes against what Keras computes, and its weights against the model's."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ class Case:
     feeds: dict
 
 
-def judge(path, interface, *, precision="float32", expected_weights=None, samples=None, seed=0):
+def judge(path, interface, *, precision="float32", expected_weights=None, expected_card=None, samples=None, seed=0):
     """Compare an ONNX file with a model; the file is opened as it lies on the disk.
 
     Batches of 1 (random pixels) and 3 (random normal numbers; odd sizes where the size is open), and the samples if given; each
@@ -35,15 +36,18 @@ def judge(path, interface, *, precision="float32", expected_weights=None, sample
         interface: `interface.Interface` of the model.
         precision: key of `TOLERANCES`.
         expected_weights: `{initialiser name: array}` that the file must hold, or None.
+        expected_card: the card (dict) that the file must bear, or None.
         samples: folder of images, or an array in the artefact's layout, or None.
         seed: seed of the random batches.
 
     Returns:
         VerificationReport
     """
-    tolerance, problems, comparisons, notes = TOLERANCES[precision], [], [], []
-    problems += check_structure(path, interface)
-    if not problems:
+    tolerance, comparisons = TOLERANCES[precision], []
+    structure = check_structure(path, interface)
+    problems, notes = check_card(path, expected_card)
+    problems = structure + problems
+    if not structure:
         for case in cases(interface, samples, seed):
             found, wrong, said = _judge_case(path, interface, case, tolerance)
             comparisons, problems, notes = comparisons + found, problems + wrong, notes + said
@@ -193,6 +197,36 @@ def check_structure(path, interface):
     return problems
 
 
+COMPARED_ON_CARDS = ("config", "preprocessing", "labels")
+
+
+def check_card(path, expected):
+    """Compare what an artefact says of itself with the model's card: wrong labels or another resize make good numbers useless.
+
+    Args:
+        path: file or folder.
+        expected: card (dict), or None to compare nothing. Labels that it lacks are not compared: they came from `--labels`.
+
+    Returns:
+        `(problems, notes)`, lists of sentences.
+    """
+    if expected is None:
+        return [], []
+    have = artifact.read_metadata(path).get("card") or {}
+    want = json.loads(json.dumps(expected))
+    notes, compared = [], list(COMPARED_ON_CARDS)
+    if have.get("labels") and not want["labels"]:
+        compared.remove("labels")
+        notes.append("its labels were not compared: the model has none (give --labels)")
+    wrong = [key for key in compared if have.get(key) != want[key]]
+    return [f"its card differs in {key}: {_shown(have.get(key))}, the model's says {_shown(want[key])}" for key in wrong], notes
+
+
+def _shown(value, most=120):
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def check_valid(path):
     """What onnx.checker, in full, says against a file: a list of one sentence, or of none."""
     import onnx
@@ -330,12 +364,13 @@ def require(report):
     return report
 
 
-def verify(path, model, *, samples=None, seed=0):
+def verify(path, model, *, labels=None, samples=None, seed=0):
     """Compare an ONNX file or SavedModel folder with the model that it is said to come from.
 
     Args:
         path: file or folder.
         model: Keras model.
+        labels: class names that the artefact must bear; by default those of the model's card.
         samples: images to compare on beside random batches: a folder, or an array in the artefact's layout.
         seed: seed of the random batches.
 
@@ -345,7 +380,7 @@ def verify(path, model, *, samples=None, seed=0):
     Raises:
         UsageError: the artefact is missing or damaged, or the model cannot be read.
     """
-    from .convert import expected_weights, prepared
+    from .convert import card_of, expected_weights, prepared
 
     folder = artifact.Path(path).is_dir()
     options = artifact.read_metadata(path).get("options")
@@ -357,9 +392,10 @@ def verify(path, model, *, samples=None, seed=0):
     if precision == "int8":
         raise UsageError(f"{path} is int8: its agreement with float32 is what `resnet-export quantize` checks when it writes it")
     interface, _ = prepared(model, options or {})
+    given = {"expected_card": card_of(interface, labels), "samples": samples, "seed": seed}
     if folder:
         from .savedmodel import judge_savedmodel
 
-        return judge_savedmodel(path, interface, samples=samples, seed=seed)
+        return judge_savedmodel(path, interface, **given | ({} if options is not None else {"expected_card": None}))
     weights = expected_weights(interface, options) if precision == "float32" else None
-    return judge(path, interface, precision=precision, expected_weights=weights, samples=samples, seed=seed)
+    return judge(path, interface, precision=precision, expected_weights=weights, **given)

@@ -277,6 +277,16 @@ def test_external_data(mixed, tmp_path):
     assert rx.verify(tmp_path / "m.onnx", mixed).passed
 
 
+def test_data_of_the_old_file_go_with_it(mixed, tmp_path):
+    rx.to_onnx(mixed, tmp_path / "m.onnx", external_data=True)
+    rx.to_onnx(mixed, tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == ["m.onnx"]
+    (tmp_path / "m.onnx.data").write_text("somebody's")
+    assert artifact.disk_size(tmp_path / "m.onnx") == (tmp_path / "m.onnx").stat().st_size
+    rx.to_onnx(mixed, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx.data").read_text() == "somebody's", "not a file of the old model"
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_is_rebuilt_in_float32(policy, tmp_path):
     before = keras.config.dtype_policy()

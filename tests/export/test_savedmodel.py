@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,10 +10,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 from PIL import Image
 
 import resnet_export as rx
 from resnet_export import images
+from tests.helpers import randomise
 
 from .conftest import build_mixed, noise, relative
 
@@ -71,6 +74,30 @@ def test_missing_signature_is_noticed(mixed, exported):
 def test_card_lies_in_the_folder(exported):
     card = json.loads((exported[1] / "keras_resnet.json").read_text())["card"]
     assert card["labels"] == list("abcdefg") and card["preprocessing"]["size"] == [32, 32]
+
+
+def test_verify_reads_the_card_in_the_folder(mixed, exported, tmp_path):
+    shutil.copytree(exported[1], tmp_path / "m")
+    file = tmp_path / "m" / "keras_resnet.json"
+    assert rx.verify(tmp_path / "m", mixed, labels=list("abcdefg")).passed
+    file.write_text(file.read_text().replace('"c"', '"x"'))
+    report = rx.verify(tmp_path / "m", mixed, labels=list("abcdefg"))
+    assert [problem for problem in report.problems if "its card differs in labels" in problem]
+
+
+def test_names_with_spaces(tmp_path):
+    left, right = keras.Input((8, 8, 3), name="left eye"), keras.Input((5,), name="right eye")
+    flat = layers.Concatenate()([layers.Flatten()(layers.Conv2D(2, 3, name="a conv")(left)), right])
+    heads = [layers.Dense(3, name="the head")(flat), layers.Dense(2, name="head-2")(flat)]
+    model = randomise(keras.Model([left, right], heads, name="my model"))
+    before = [variable.value.name for variable in model.variables]
+    assert rx.to_savedmodel(model, tmp_path / "m").report.passed
+    assert [variable.value.name for variable in model.variables] == before
+    feeds = {"left_eye": noise(2, 8, 8, 3), "right_eye": noise(2, 5)}
+    got = tf.saved_model.load(str(tmp_path / "m")).signatures["serving_default"](**{k: tf.constant(v) for k, v in feeds.items()})
+    for name, expected in zip(("the head", "head-2"), model(list(feeds.values())), strict=True):
+        assert relative(got[name], expected) < 1e-5
+    assert rx.verify(tmp_path / "m", model).passed
 
 
 def test_loads_without_this_package(mixed, exported):

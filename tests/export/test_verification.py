@@ -1,5 +1,6 @@
 """Planted faults that verification must catch, and that it names the place."""
 
+import json
 import os
 
 import keras
@@ -10,7 +11,7 @@ from keras import layers
 from PIL import Image
 
 import resnet_export as rx
-from resnet_export import convert, passes, verification, weights
+from resnet_export import artifact, convert, passes, verification, weights
 from resnet_export.passes import affine
 from tests.helpers import randomise
 
@@ -91,6 +92,45 @@ def test_refolding_agrees_with_a_hand_made_fold():
     np.testing.assert_allclose(
         found["grouped_conv/bias"][0].array, np.asarray(norm.beta) - np.asarray(norm.moving_mean) * scale, rtol=1e-4, atol=1e-6
     )
+
+
+def changed_card(proto, change):
+    entry = next(entry for entry in proto.metadata_props if entry.key == "keras_resnet.card")
+    card = json.loads(entry.value)
+    change(card)
+    entry.value = json.dumps(card)
+
+
+CARDS = {
+    "labels in another order": (lambda card: card["labels"].reverse(), "labels"),
+    "no labels": (lambda card: card.update(labels=None), "labels"),
+    "another interpolation": (lambda card: card["preprocessing"].update(interpolation="nearest"), "preprocessing"),
+    "another mode": (lambda card: card["preprocessing"].update(mode="tf"), "preprocessing"),
+    "another architecture": (lambda card: card.update(config={"depth": 50}), "config"),
+}
+
+
+@pytest.mark.parametrize("fault", CARDS)
+def test_a_card_that_is_not_the_models_is_caught(mixed, mixed_export, tmp_path, fault):
+    change, key = CARDS[fault]
+    proto = onnx.load(mixed_export[1])
+    changed_card(proto, change)
+    onnx.save(proto, tmp_path / "m.onnx")
+    report = rx.verify(tmp_path / "m.onnx", mixed, labels=[f"class {index}" for index in range(7)])
+    assert not report.passed and [f"its card differs in {key}" in problem for problem in report.problems] == [True]
+
+
+def test_labels_that_the_model_lacks_are_a_note(mixed, mixed_export):
+    report = rx.verify(mixed_export[1], mixed)
+    assert report.passed and any("labels were not compared" in note for note in report.notes)
+
+
+def test_a_card_that_gets_lost_on_the_way_is_caught(mixed, tmp_path, monkeypatch):
+    real = artifact.encode_metadata
+    monkeypatch.setattr(artifact, "encode_metadata", lambda metadata: real({**metadata, "card": {}}))
+    with pytest.raises(rx.MismatchError, match="its card differs in preprocessing"):
+        rx.to_onnx(mixed, tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == []
 
 
 def wrong_fold(monkeypatch):
