@@ -5,8 +5,6 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import UsageError
-from .common import constant, remove_unused
-from .pools import zero_pads
 
 LOWEST, HANDLERS, HIGHEST = 13, 17, 23
 
@@ -23,7 +21,7 @@ def ir_version(opset):
 
 
 def raise_opset(model, opset):
-    """Convert from `HANDLERS` to a later opset with onnx's version converter, weights left out; Pad then states its axes.
+    """Convert from `HANDLERS` to a later opset with onnx's version converter, weights left out.
 
     Args:
         model: onnx-ir model at opset 17.
@@ -49,7 +47,6 @@ def raise_opset(model, opset):
         converted.graph.initializers[name] = value
     for value in _values(converted.graph):
         value.meta.update(meta.get(value.name, {}))
-    _state_axes(converted.graph)
     return converted
 
 
@@ -58,15 +55,3 @@ def _values(graph):
     for node in graph:
         yield from node.outputs
 
-
-def _state_axes(graph):
-    for node in list(graph):
-        pads = zero_pads(node)
-        if pads is None:
-            continue
-        half = len(pads) // 2
-        axes = [axis for axis in range(half) if pads[axis] or pads[axis + half]]
-        node.replace_input_with(1, constant(graph, "pads", np.array(pads)[axes + [axis + half for axis in axes]]))
-        node.resize_inputs(4)
-        node.replace_input_with(3, constant(graph, "axes", np.array(axes, "int64")))
-    remove_unused(graph)

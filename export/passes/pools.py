@@ -96,8 +96,8 @@ def _accepts(node, spatial, source):
 def guard_pads(graph):
     """Keep onnxruntime from moving a zero Pad into a MaxPool, which pads with -inf: wrong wherever all inputs are negative.
 
-    Its Pad_Fusion looks for 0.0 and takes -0.0 for another number (up to opset 17); from opset 18 it leaves a Pad with `axes`
-    alone, see `passes.opset`.
+    Its Pad_Fusion looks for 0.0 and takes -0.0 for another number (1.24 to 1.32, opset 13 to 23). A Pad with `axes`, which it
+    leaves alone too, is one that OpenVINO cannot read.
     """
     for node in list(graph):
         if zero_pads(node) is not None and np.issubdtype(np.dtype(node.inputs[0].dtype.numpy()), np.floating):

@@ -350,7 +350,7 @@ def test_raise_opset(version):
     assert raised.opset_imports == {"": version}
     np.testing.assert_allclose(numbers(raised, X)[0], before, rtol=1e-5, atol=1e-6)
     pad = next(node for node in raised.graph if node.op_type == "Pad")
-    assert pad.inputs[3].const_value.numpy().tolist() == [2, 3] and pad.inputs[1].const_value.numpy().tolist() == [1, 1, 1, 1]
+    assert len(pad.inputs) == 2 and len(pad.inputs[1].const_value.numpy()) == 8, "OpenVINO reads no Pad with `axes`"
 
 
 @pytest.mark.parametrize("version", [12, 24, "17", 17.0])
