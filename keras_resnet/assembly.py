@@ -7,7 +7,7 @@ import keras
 from keras import layers
 
 from .layers import Card
-from .modelcard import ModelCard, preprocessing_card
+from .modelcard import ModelCard, check_labels, preprocessing_card
 from .plan import block_plans
 from .preprocessing import Preprocessing
 
@@ -24,7 +24,8 @@ class BuildOptions:
         preprocessing: mode or numbers for the first layer, see `Preprocessing`; pixels 0–255 come in.
         include_preprocessing: False takes input that is already normalised.
         features_only: True, or names of stages (`"stem"`, `"stage1"` …): the model returns a dict of these feature maps.
-        data_format: `"channels_last"` or `"channels_first"`; None is Keras' setting.
+        data_format: `"channels_last"` or `"channels_first"`; None is Keras' setting. On a CPU TensorFlow needs oneDNN for the
+            latter (`TF_ENABLE_ONEDNN_OPTS=1`, where it is not on by itself).
         dtype: dtype or policy of all layers but card, preprocessing and logits, which stay float32; None is Keras' setting.
         name: of the model.
         labels: class names in the order of the logits, for the card.
@@ -76,7 +77,7 @@ def entrance(config, options):
         name=options.name or config.family,
         config=config.to_dict(),
         preprocessing={**preprocessing_card(**image), **layer.describe()},
-        labels=options.labels,
+        labels=None if options.labels is None else check_labels(options.labels, config.num_classes),
         weights=options.source,
     )
     return inputs, layer(Card(card.to_dict(), name="card")(x))

@@ -6,6 +6,7 @@ import keras
 from keras.src.backend.common import global_state
 
 from .config import ResNetConfig, VGGConfig
+from .growth.surgery import grow
 from .resnet import resnet
 from .vgg import vgg
 
@@ -14,8 +15,24 @@ WAITING = "uninitialized_variables"
 
 
 def build(config, **options):
-    """The model of a config; `options` are the fields of `BuildOptions`."""
-    return BUILDERS[type(config)](config, **options)
+    """The model of a config; `options` are the fields of `BuildOptions`.
+
+    Raises:
+        ValueError: see the builder of the family; a config with `growth` and an `input_tensor`.
+    """
+    model = BUILDERS[type(config)](config, **options)
+    return grown(model, config.growth, options.get("input_tensor")) if config.growth else model
+
+
+def grown(model, growth, input_tensor=None):
+    """The model with the blocks of a `Growth`, as `keras_resnet.grow` would put them there."""
+    if input_tensor is not None:
+        raise ValueError(f"`input_tensor` does not go with the grown model {model.name!r}; call the model on the tensor")
+    names = {layer.name for layer in model.layers}
+    for place, blocks in growth.blocks:
+        if place in names:
+            model = grow(model, place, blocks=blocks, block=growth.block, gate=growth.gate)
+    return model
 
 
 def outline(config, **options):

@@ -27,13 +27,47 @@ CHOICES = {
     "rank": (1, 2, 3),
 }
 BIASED = ("stem", "inner", "last", "projection")
+# What may differ between a file of weights and the model it is loaded into: the rest changes what the weights mean.
+FREE = {
+    *("num_classes", "input_size", "channels", "output_stride", "gate"),
+    *("drop_path", "dropout", "head_dropout", "norm_momentum"),
+}
 CIFAR_STEM = {"stem_widths": (16,), "stem_kernel": 3, "stem_stride": 1, "stem_pool": None, "num_classes": 10, "input_size": 32}
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Residual blocks that `keras_resnet.grow` puts into a network, where they are a part of its architecture.
+
+    Args:
+        blocks: `(place, number of blocks)` pairs, e.g. `(("block1_pool", 2), ("block5_pool", 3))`; a place is a layer's name.
+            One that a part of the network lacks (`features_only`) is passed over.
+        block: kind of block, see `grow`.
+        gate: see `grow`; None is the block's default.
+
+    Raises:
+        ValueError: no pairs of a name and a whole number.
+    """
+
+    blocks: tuple
+    block: str = "preact"
+    gate: str | None = None
+
+    def __post_init__(self):
+        pairs = tuple((str(place), count) for place, count in self.blocks)
+        for place, count in pairs:
+            _positive(f"growth of {place}", count)
+        object.__setattr__(self, "blocks", pairs)
 
 
 class Config:
     """What both families share: checked choices, a JSON form, and copies with changes."""
 
     def __post_init__(self):
+        if isinstance(self.growth, dict):
+            object.__setattr__(self, "growth", Growth(**self.growth))
+        if not isinstance(self.growth, Growth | None):
+            raise ValueError(f"`growth` must be a Growth or None, got {self.growth!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list):
@@ -49,8 +83,7 @@ class Config:
 
     def to_dict(self):
         """Plain JSON values, with the family under `"family"`; `config_from_dict` is the way back."""
-        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
-        return {"family": self.family, **fields}
+        return {"family": self.family, **_plain(dataclasses.asdict(self))}
 
 
 @dataclass(frozen=True)
@@ -99,6 +132,7 @@ class ResNetConfig(Config):
         num_classes: logits.
         input_size: pixels per side the network was published for.
         channels: of the input.
+        growth: `Growth`, or None.
 
     Raises:
         ValueError: a value out of range; the message names the field and what it may be.
@@ -140,6 +174,7 @@ class ResNetConfig(Config):
     num_classes: int = 1000
     input_size: int = 224
     channels: int = 3
+    growth: Growth | None = None
 
     family = "resnet"
 
@@ -260,6 +295,7 @@ class VGGConfig(Config):
         num_classes: logits.
         input_size: pixels per side the network was published for.
         channels: of the input.
+        growth: `Growth`, or None.
 
     Source: Simonyan and Zisserman (arXiv 1409.1556), table 1.
     """
@@ -279,6 +315,7 @@ class VGGConfig(Config):
     num_classes: int = 1000
     input_size: int = 224
     channels: int = 3
+    growth: Growth | None = None
 
     family = "vgg"
 
@@ -319,6 +356,36 @@ def config_from_dict(data):
     if unknown := set(fields) - {field.name for field in dataclasses.fields(family)}:
         raise ValueError(f"{family.__name__} has no field {', '.join(sorted(unknown))}; was the file written by a newer version?")
     return family(**fields)
+
+
+def differences(saved, config, passed_over=()):
+    """What a file's weights were trained with and the model does not have, field by field, where it changes the outputs.
+
+    Args:
+        saved: config of the file, as from `Config.to_dict`.
+        config: `Config` of the model.
+        passed_over: further fields that may differ, beside `FREE`.
+
+    Returns:
+        List of texts, e.g. `["shortcut='pad', the model has 'none'"]`; empty if the weights mean the same here.
+
+    Raises:
+        ValueError: `saved` is no config; see `config_from_dict`.
+    """
+    saved = config_from_dict(saved)
+    if saved.family != config.family:
+        return [f"family={saved.family!r}, the model has {config.family!r}"]
+    # Hand-grown models do not say so in their config; there the names of the layers tell.
+    free = {*FREE, *passed_over, *(() if saved.growth and config.growth else ("growth",))}
+    pairs = [(field.name, getattr(saved, field.name), getattr(config, field.name)) for field in dataclasses.fields(config)]
+    return [f"{name}={was!r}, the model has {has!r}" for name, was, has in pairs if name not in free and was != has]
+
+
+def _plain(value):
+    """Tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _blocks_per_stage(depth, step, extra):

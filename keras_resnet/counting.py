@@ -6,10 +6,16 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
+from .growth.blocks import ResidualBlock
+from .growth.graph import call_inputs, flat_inputs, graph_of, replay, require_graph
 from .plan import block_plans
 
-CONVOLUTIONS = tuple(getattr(layers, f"Conv{rank}D") for rank in (1, 2, 3))
-DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+# Layers whose every kernel is applied at every place of what comes out.
+CONVOLUTIONS = (
+    *(getattr(layers, f"Conv{rank}D") for rank in (1, 2, 3)),
+    *(getattr(layers, f"{kind}Conv{rank}D") for kind in ("Depthwise", "Separable") for rank in (1, 2)),
+)
+TRANSPOSED = tuple(getattr(layers, f"Conv{rank}DTranspose") for rank in (1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ def count(model, input_shape=None):
     """Parameters and multiply-adds of any Keras model, by a walk over its layers; Keras has no such counter.
 
     Args:
-        model: a built Functional or Sequential model; nested models are walked too.
+        model: a built Functional or Sequential model; nested models are walked too. It is only read.
         input_shape: without batch; needed where the model's own is open and the multiply-adds are wanted.
 
     Returns:
@@ -44,32 +50,44 @@ def count(model, input_shape=None):
 
 def count_macs(model, input_shape=None):
     """Multiply-adds for one input; see `count`."""
-    if input_shape is None and any(None in tensor.shape[1:] for tensor in model.inputs):
+    graph = require_graph(model)
+    if input_shape is None:
+        inputs = graph.inputs
+    else:
+        inputs = [keras.KerasTensor((None, *input_shape), dtype=tensor.dtype) for tensor in graph.inputs]
+    if any(None in tensor.shape[1:] for tensor in inputs):
         return None
+    return _walk(graph, inputs)[0]
+
+
+def _walk(graph, inputs):
+    """`(multiply-adds, outputs)` of a graph on symbolic inputs. Shapes are inferred without a call, which would add a node."""
     total = 0
 
-    def record(layer, *args, **kwargs):
+    def infer(node, args, kwargs):
         nonlocal total
-        if isinstance(layer, keras.Model):
-            outputs = layer(*args, **kwargs)
-            total += count_macs(layer, args[0].shape[1:])
-            return outputs
-        outputs = layer(*args, **kwargs)
-        total += _layer_macs(layer, outputs)
+        operation = node.operation
+        inner = graph_of(operation) if isinstance(operation, keras.Model) else None
+        if inner is not None:
+            macs, outputs = _walk(inner, flat_inputs(inner, call_inputs(args, kwargs)))
+        else:
+            outputs = operation.compute_output_spec(*args, **kwargs)
+            macs = _layer_macs(operation, args, outputs)
+        total += macs
         return outputs
 
-    functional = keras.Model(model.inputs[0], model.outputs[0]) if isinstance(model, keras.Sequential) else model
-    tensors = None
-    if input_shape is not None:
-        tensors = keras.tree.map_structure(lambda old: keras.Input(tuple(input_shape), dtype=old.dtype), functional.input)
-    keras.models.clone_model(functional, input_tensors=tensors, clone_function=lambda layer: layer, call_function=record)
-    return total
+    outputs = replay(graph, inputs, infer)
+    return total, outputs
 
 
-def _layer_macs(layer, output):
-    if isinstance(layer, CONVOLUTIONS + DEPTHWISE):
-        sides = output.shape[1:-1] if layer.data_format == "channels_last" else output.shape[2:]
-        return math.prod(sides) * math.prod(layer.kernel.shape)
+def _layer_macs(layer, args, output):
+    if isinstance(layer, ResidualBlock):
+        return sum(_layer_macs(part, args, output) for part in layer.branch)
+    if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
+        # A transposed convolution spreads each place of its input, the others gather one of their output.
+        shape = (args[0] if isinstance(layer, TRANSPOSED) else output).shape[1:]
+        sides = shape[:-1] if layer.data_format == "channels_last" else shape[1:]
+        return math.prod(sides) * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
     if isinstance(layer, layers.Dense):
         return math.prod(output.shape[1:-1]) * math.prod(layer.kernel.shape)
     return 0
@@ -80,7 +98,12 @@ def arithmetic(config):
 
     Returns:
         `Counts`.
+
+    Raises:
+        ValueError: the config has `growth`, whose blocks only a layer walk knows.
     """
+    if config.growth:
+        raise ValueError("a config with `growth` is counted by a layer walk, see `count`")
     tally = _Tally(config)
     side = -(-config.input_size // config.stem_stride)
     filters = config.channels

@@ -1,10 +1,17 @@
 """The layers Keras lacks. All are registered, so `keras.saving.load_model` needs no `custom_objects`."""
 
+import json
+import warnings
+
 import keras
 import numpy as np
 from keras import ops
 
+from .config import config_from_dict, differences
+
 PACKAGE = "keras_resnet"
+# Where a file of weights holds the card, among the variables of the layer.
+STORED_CARD = "card"
 register = keras.saving.register_keras_serializable(PACKAGE)
 
 
@@ -70,7 +77,9 @@ class ResidualAdd(keras.layers.Layer):
 class Card(keras.layers.Layer):
     """Identity layer that carries a model's card; attributes of a Functional model are lost on save, layers are not.
 
-    Pinned to float32, since pixels would be rounded under a mixed policy. Read it with `keras_resnet.card(model)`.
+    Pinned to float32, since pixels would be rounded under a mixed policy. Read it with `keras_resnet.card(model)`. Files of
+    weights (`.weights.h5`) keep the card too, so that Keras' own `load_weights` warns where weights of another variant, which
+    have the same shapes, come in; the model's card stays as it is.
 
     Args:
         card: JSON-serialisable dict, see `keras_resnet.modelcard.ModelCard`.
@@ -86,6 +95,18 @@ class Card(keras.layers.Layer):
 
     def compute_output_spec(self, inputs):
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
+
+    def save_own_variables(self, store):
+        store[STORED_CARD] = np.frombuffer(json.dumps(self.card, sort_keys=True).encode(), "uint8")
+
+    def load_own_variables(self, store):
+        if STORED_CARD not in store.keys():
+            return
+        saved = json.loads(np.asarray(store[STORED_CARD]).tobytes())
+        if saved.get("config") and self.card.get("config"):
+            found = differences(saved["config"], config_from_dict(self.card["config"]))
+            if found:
+                warnings.warn(f"the weights were trained in another network: {'; '.join(found)}", stacklevel=2)
 
     def get_config(self):
         return {**super().get_config(), "card": self.card}

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import keras
 
+from .config import config_from_dict
 from .layers import Card
+from .preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,53 @@ class ModelCard:
 
     @classmethod
     def from_dict(cls, data):
+        if not isinstance(data, dict) or "name" not in data:
+            raise ValueError(f"a card must be a dict with a `name`, got {data!r:.80}")
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in data.items() if key in known})
 
     def replace(self, **changes):
         return dataclasses.replace(self, **changes)
+
+    def checked(self):
+        """This card, if its parts are what they should be; one from a file may hold anything.
+
+        Raises:
+            ValueError: names the part.
+        """
+        for part, kind in {"name": str, "config": dict | None, "preprocessing": dict, "weights": dict | None}.items():
+            if not isinstance(getattr(self, part), kind):
+                raise ValueError(f"its `{part}` must not be {getattr(self, part)!r}")
+        try:
+            if self.config:
+                config_from_dict(self.config)
+            Preprocessing.of(self.mode)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"its `config` or `preprocessing` cannot be read ({error})") from error
+        return self if self.labels is None else self.replace(labels=check_labels(self.labels))
+
+    @property
+    def mode(self):
+        """The preprocessing as `create_model(preprocessing=…)` takes it: a mode, or the numbers of a custom one."""
+        mode = self.preprocessing["mode"]
+        return mode if mode != "custom" else {key: self.preprocessing[key] for key in ("mean", "std", "bgr")}
+
+
+def check_labels(labels, num_classes=None):
+    """The class names as a list of texts.
+
+    Args:
+        labels: class names in the order of the logits.
+        num_classes: how many there must be; None where that is not known.
+
+    Raises:
+        ValueError: no list, or not one per logit.
+    """
+    if isinstance(labels, str | dict) or not hasattr(labels, "__len__"):
+        raise ValueError(f"`labels` must be a list of class names, got {labels!r}")
+    if num_classes is not None and len(labels) != num_classes:
+        raise ValueError(f"`labels` must have one name per logit ({num_classes}), got {len(labels)}")
+    return [str(label) for label in labels]
 
 
 def preprocessing_card(mode="none", size=None, resize=None, interpolation="bilinear"):
@@ -65,13 +109,11 @@ def set_card(model, **changes):
     """Change fields of the model's card in place and return the new `ModelCard`.
 
     Raises:
-        ValueError: the model carries no card, or a card has no such field.
+        ValueError: the model carries no card, a card has no such field, or labels that are not one per logit.
     """
     fields = {field.name for field in dataclasses.fields(ModelCard)}
     if unknown := set(changes) - fields:
         raise ValueError(f"a card has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(fields))}")
-    if changes.get("labels") is not None:
-        changes["labels"] = [str(label) for label in changes["labels"]]
     layer = card_layer(model)
     if layer is None:
         raise ValueError(
@@ -79,5 +121,9 @@ def set_card(model, **changes):
             "or put a `keras_resnet.layers.Card` behind its input"
         )
     new = ModelCard.from_dict(layer.card).replace(**changes)
+    if changes.get("labels") is not None:
+        shapes = [tensor.shape for tensor in model.outputs]
+        one_logit_each = len(shapes) == 1 and len(shapes[0]) == 2
+        new = new.replace(labels=check_labels(new.labels, shapes[0][-1] if one_logit_each else None))
     layer.card = new.to_dict()
     return new

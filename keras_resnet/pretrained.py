@@ -5,13 +5,14 @@ import os
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 from keras import ops
 
 from .build import outline
-from .config import config_from_dict
+from .config import config_from_dict, differences
 from .modelcard import card, set_card
 from .weights import safetensors
-from .weights.files import WeightFile, open_weights
+from .weights.files import SUFFIXES, WeightFile, open_weights
 from .weights.matching import assign, variables_of
 from .weights.sources import WeightSource, locate, recognise
 
@@ -35,12 +36,7 @@ class Pretrained:
         """Mode or numbers the network was trained with; None where nothing tells."""
         if self.source:
             return self.source.preprocessing
-        if self.file.card and self.file.card.get("preprocessing"):
-            saved = self.file.card["preprocessing"]
-            if saved["mode"] != "custom":
-                return saved["mode"]
-            return {key: saved[key] for key in ("mean", "std", "bgr")}
-        return self.file.origin.preprocessing
+        return self.file.card.mode if self.file.card else self.file.origin.preprocessing
 
     @property
     def image(self):
@@ -48,26 +44,24 @@ class Pretrained:
         if self.source:
             return self.source.image
         if self.file.card:
-            saved = self.file.card.get("preprocessing") or {}
+            saved = self.file.card.preprocessing
             return {key: saved[key] for key in ("size", "resize", "interpolation") if key in saved}
         return self.file.origin.image
 
     @property
     def labels(self):
         """Class names, if the origin has them."""
-        if self.source:
-            labels = self.source.labels
-        else:
-            labels = (self.file.card or {}).get("labels") or self.file.origin.labels
-        return list(labels) if labels else None
+        known = self.source or self.file.card or self.file.origin
+        return list(known.labels) if known.labels else None
 
     def describe(self):
         """The `weights` entry of the model card."""
         if self.source:
             keys = ("dataset", "accuracy", "licence", "page", "url")
             return {"source": self.name, **{key: getattr(self.source, key) for key in keys}}
-        saved = (self.file.card or {}).get("weights")
-        return saved or {"source": os.path.basename(self.file.path), "origin": self.file.origin.name, **self.file.origin.card}
+        if self.file.card and self.file.card.weights:
+            return self.file.card.weights
+        return {"source": os.path.basename(self.file.path), "origin": self.file.origin.name, **self.file.origin.card}
 
 
 def find_weights(weights, model, sources):
@@ -79,18 +73,18 @@ def find_weights(weights, model, sources):
         sources: name -> `WeightSource`.
 
     Raises:
+        TypeError: no text and no path.
         FileNotFoundError, ValueError, ConnectionError: see `open_weights` and `locate`.
     """
+    if not isinstance(weights, str | os.PathLike):
+        raise TypeError(f"`weights` must be None, a file, or a name from `list_weights()`, got {weights!r}")
     text = os.fspath(weights)
-    if os.path.isfile(text) or (os.path.splitext(text)[1] in FILE_ENDINGS and text not in sources):
+    if os.path.isfile(text) or (os.path.splitext(text)[1].lower() in SUFFIXES and text not in sources):
         file = open_weights(text)
         name, source = recognise(text, model, sources) or (text, None)
         return Pretrained(file, name, source)
     path, source = locate(text, model, sources)
     return Pretrained(open_weights(path), text, source)
-
-
-FILE_ENDINGS = (".pth", ".pt", ".th", ".safetensors", ".h5", ".keras", ".npz")
 
 
 def preprocessing_or_warn(pretrained):
@@ -104,10 +98,36 @@ def preprocessing_or_warn(pretrained):
     return "none"
 
 
-def fill(model, config, pretrained, *, fresh_head=False):
-    """Load weights into a newly built model, which may lack the head or later stages."""
+def fill(model, config, pretrained, *, fresh_head=False, chosen=()):
+    """Load weights into a model, which may lack the head or later stages.
+
+    Args:
+        model: a zoo model.
+        config: its config.
+        pretrained: `Pretrained`.
+        fresh_head: see `assign`.
+        chosen: fields of the config that the caller set, and that may differ from what the weights were trained with.
+
+    Raises:
+        ValueError: the weights do not fit, or were trained in a network that computes something else.
+    """
+    check_variant(model, config, pretrained, chosen)
     file, whole = pretrained.file, variables_of(outline(config))
     assign(model, config, file.arrays, file.origin, whole=whole, fresh_head=fresh_head, source=pretrained.name)
+
+
+def check_variant(model, config, pretrained, chosen=()):
+    """Refuse weights of a variant that has the same shapes and other logits, if the file's card tells; args as in `fill`."""
+    saved = pretrained.file.card and pretrained.file.card.config
+    if not saved:
+        return
+    if found := differences(saved, config, chosen):
+        raise ValueError(
+            f"{pretrained.name} does not belong to {model.name}: it was trained with {'; '.join(found)}; take the variant "
+            f"it was saved from ({pretrained.file.card.name}), or give the fields that are to differ as arguments"
+        )
+    if found := differences(saved, config):
+        warnings.warn(f"{pretrained.name} was trained with {'; '.join(found)}; loaded as asked", stacklevel=4)
 
 
 def load_weights(model, path):
@@ -129,27 +149,36 @@ def load_weights(model, path):
     pretrained = Pretrained(open_weights(path), os.fspath(path))
     fill(model, config_from_dict(known.config), pretrained)
     mode = pretrained.preprocessing
-    if mode is not None and mode != known.preprocessing["mode"] and not isinstance(mode, dict):
-        warnings.warn(
-            f"{path} was trained with preprocessing {mode!r}, the model has {known.preprocessing['mode']!r}", stacklevel=2
-        )
+    if mode is not None and mode != known.mode:
+        warnings.warn(f"{path} was trained with preprocessing {mode!r}, the model has {known.mode!r}", stacklevel=2)
     return set_card(model, weights=pretrained.describe())
 
 
-def save_weights(model, path):
+def save_weights(model, path, *, dtype=None):
     """Write weights and card of a zoo model as `.safetensors`, which other frameworks read too.
 
     Args:
-        model: a zoo model.
+        model: a zoo model, grown ones too.
         path: must end in `.safetensors`; written beside it first, then renamed.
+        dtype: `"float16"` halves the file: kernels are rounded, biases, norms and their statistics are not. None rounds nothing.
 
     Raises:
-        ValueError: another ending, or no zoo model.
+        ValueError: another ending or dtype, no zoo model, or a kernel that float16 cannot hold.
     """
     path, known = os.fspath(path), card(model)
     if not path.endswith(".safetensors"):
         raise ValueError(f"`path` must end in .safetensors, got {path}")
+    if dtype not in (None, "float16"):
+        raise ValueError(f'`dtype` must be None or "float16", got {dtype!r}')
     if known is None:
         raise ValueError(f"model {model.name!r} is not from this zoo; save it with `model.save`")
     arrays = {"/".join(name): ops.convert_to_numpy(variable) for name, variable in variables_of(model).items()}
+    if dtype:
+        arrays = {name: _halved(name, array) if array.ndim > 1 else array for name, array in arrays.items()}
     safetensors.write(path, arrays, {"card": json.dumps(known.to_dict(), sort_keys=True)})
+
+
+def _halved(name, array):
+    if not np.abs(array).max(initial=0) <= np.finfo("float16").max:
+        raise ValueError(f'`dtype` "float16" cannot hold {name}, whose largest number is {np.abs(array).max():.3g}')
+    return array.astype("float16")

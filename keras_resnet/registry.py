@@ -1,7 +1,6 @@
 """Names to models: the built-in variants and those that other packages declare."""
 
 import dataclasses
-import difflib
 import fnmatch
 import functools
 import importlib.metadata
@@ -14,10 +13,11 @@ from .assembly import BuildOptions, feature_info
 from .build import build, outline
 from .config import Config, config_from_dict
 from .counting import count
+from .hints import nearest
 from .modelcard import card
 from .pretrained import fill, find_weights, preprocessing_or_warn
 from .variants import NOTES, VARIANTS, slim_vgg
-from .weights.sources import all_sources
+from .weights.sources import OWN, all_sources, packaged
 
 ENTRY_POINT_GROUP = "keras_resnet.models"
 
@@ -122,12 +122,6 @@ def config_of(name):
     return models[name][0]
 
 
-def nearest(name, names):
-    """`"; did you mean 'a' or 'b'?"`-style hint, empty where nothing is near."""
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-
-
 def create_model(name, /, *, weights=None, num_classes=None, **changes):
     """Build a variant; differs from keras.applications by one name for all families, and by random weights unless asked.
 
@@ -163,7 +157,7 @@ def create_model(name, /, *, weights=None, num_classes=None, **changes):
     labels = pretrained.labels if len(pretrained.labels or ()) == config.num_classes else None
     known = {"name": known_as, "image": pretrained.image, "source": pretrained.describe(), "labels": labels}
     model = build(config, **{**known, **options})
-    fill(model, config, pretrained, fresh_head=num_classes is not None)
+    fill(model, config, pretrained, fresh_head=num_classes is not None, chosen=fields)
     return model
 
 
@@ -174,12 +168,13 @@ def weight_sources():
 
 
 def list_weights(pattern="*"):
-    """Names of weights that `weights=` takes beside files, e.g. `"torchvision/resnet50.IMAGENET1K_V2"`.
+    """Names of weights that `weights=` takes beside files, e.g. `"torchvision/resnet50.IMAGENET1K_V2"`; packaged ones too.
 
     Args:
         pattern: shell-style, e.g. `"*/resnet50*"`.
     """
-    return sorted(fnmatch.filter(weight_sources(), pattern))
+    own = (f"{OWN}/{model}.{tag}" for model, tag in packaged())
+    return sorted(fnmatch.filter([*weight_sources(), *own], pattern))
 
 
 def split_arguments(config, changes):
@@ -197,8 +192,9 @@ def split_arguments(config, changes):
         if key not in field_names | option_names:
             hint = nearest(key, field_names | option_names)
             raise ValueError(f"unknown argument `{key}` for a {config.family} model{hint}")
-    if "channels" not in changes and (channels := _channels(changes)):
-        changes["channels"] = channels
+    if channels := _channels(changes):
+        if changes.setdefault("channels", channels) != channels:
+            raise ValueError(f"`channels` is {changes['channels']}, but the input has {channels}; give one of them")
     fields = {key: value for key, value in changes.items() if key in field_names}
     return fields, {key: value for key, value in changes.items() if key in option_names}
 

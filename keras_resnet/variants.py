@@ -2,7 +2,7 @@
 
 import re
 
-from .config import ResNetConfig, VGGConfig
+from .config import Growth, ResNetConfig, VGGConfig
 
 # arXiv 1512.03385, table 1; 10, 14, 26 and 200 are timm's.
 BASIC = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -144,8 +144,12 @@ VGGS = {
         (name := f"vgg{depth}{'_bn' * norm}_w{width}"): slim_vgg(name)
         for depth in VGG_STAGES
         for norm in (False, True)
-        for width in (12, 25, 50)
+        for width in (12, 16, 25, 50)
     },
+    # What `grow(…, after="block*_pool", total_layers=26)` makes of it: 26 more weighted layers, spread over the trunk.
+    "vgg16_w16_grown26": slim_vgg("vgg16_w16").replace(
+        growth=Growth([("block1_pool", 2), ("block2_pool", 2), ("block3_pool", 3), ("block4_pool", 3), ("block5_pool", 3)])
+    ),
 }
 
 VARIANTS = {**RESNETS, **CIFAR, **VGGS}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from ..hints import nearest
 from ..layers import Affine
 
 
@@ -81,14 +82,6 @@ KINDS = {
         residual=False,
     ),
 }
-
-
-def nearest(word, options):
-    """` – did you mean …?` for an unknown name, or the list of options where none is near."""
-    import difflib
-
-    close = difflib.get_close_matches(str(word), list(options), n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else f"; choose from {', '.join(options)}"
 
 
 def whole_number(name, value, at_least):

@@ -1,7 +1,9 @@
 """akamaster/pytorch_resnet_cifar10: ResNet-20 to 1202 on CIFAR-10, option A (or B) shortcuts, ImageNet mean and deviation."""
 
+import numpy as np
+
 from .origin import TORCH_VARIABLES, Origin, by_rules
-from .torchvision import BLOCK
+from .torchvision import BLOCK, IGNORED
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RULES = {
@@ -14,6 +16,12 @@ RULES = {
 
 def _translate(config, layer, variable):
     return f"{by_rules(RULES, layer)}.{TORCH_VARIABLES[variable]}"
+
+
+def is_akamaster(arrays):
+    """Three stages of 16, 32 and 64 filters; kuangliu/pytorch-cifar names its wider networks alike."""
+    stem = arrays.get("conv1.weight", np.empty(0))
+    return "linear.weight" in arrays and "layer1.0.conv1.weight" in arrays and stem.shape == (16, 3, 3, 3)
 
 
 def _fits(config, arrays):
@@ -29,10 +37,11 @@ def _fits(config, arrays):
 
 ORIGIN = Origin(
     "akamaster",
-    lambda arrays: "layer1.0.conv1.weight" in arrays and "linear.weight" in arrays,
+    is_akamaster,
     _translate,
+    family="resnet",
     torch_layout=True,
-    ignored=r".*num_batches_tracked",
+    ignored=IGNORED,
     fits=_fits,
     preprocessing="torch",
     card={"dataset": "CIFAR-10", "licence": "BSD-2-Clause"},

@@ -7,14 +7,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import akamaster, keras_applications, keras_hub, kerasfile, native, safetensors, timm, torchfile, torchvision
+from ..modelcard import ModelCard
+from . import akamaster, keras_applications, keras_hub, kerasfile, native, safetensors, small, timm, torchfile, torchvision
 from .origin import Origin
+from .reading import UNREADABLE, Budget
 
 # The first that recognises the arrays wins.
 FOREIGN = (
     akamaster.ORIGIN,
+    small.KUANGLIU,
+    small.RESNET,
+    small.WIDE_RESNET,
+    small.CIFAR100,
+    small.VGG,
     torchvision.RESNET,
-    torchvision.SMALL_RESNET,
     torchvision.VGG,
     timm.RESNETV2,
     timm.VGG,
@@ -27,7 +33,7 @@ FOREIGN = (
 THEIRS_FIRST, OURS_FIRST = (*FOREIGN, native.ORIGIN), (native.ORIGIN, *FOREIGN)
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
-WRAPPERS = ("module.", "model.", "backbone.")
+SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", *KERAS_SUFFIXES, ".npz")
 
 
 @dataclass(frozen=True)
@@ -38,60 +44,86 @@ class WeightFile:
         path: where it lies.
         arrays: name -> array, named and laid out as in the file.
         origin: `Origin` that recognised them.
-        card: the model card the file carries, if any.
+        card: the `ModelCard` the file carries, if any.
     """
 
     path: str
     arrays: dict = field(repr=False)
     origin: Origin
-    card: dict | None = None
+    card: ModelCard | None = None
 
 
 def open_weights(path):
     """Read a file of weights and recognise its origin by the names in it; no pickle is run.
 
     Args:
-        path: PyTorch `.pth`, `.pt`, `.th`; `.safetensors`; keras.applications' `.h5`; Keras' `.weights.h5` or `.keras`; `.npz`.
+        path: PyTorch `.pth`, `.pt`, `.th`, `.pth.tar`, `.bin`; `.safetensors`; keras.applications' `.h5`; Keras'
+            `.weights.h5` or `.keras`; `.npz`.
 
     Returns:
         `WeightFile`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unknown format, truncated, or names of no known origin.
+        ValueError: unknown format, truncated, a damaged card, or names of no known origin.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no weights file {path}")
-    arrays, card, origins = _read(path)
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in arrays):
-            arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
-    for origin in origins:
-        if origin.recognises(arrays):
-            return WeightFile(path, arrays, origin, card)
+    arrays, data, origins = _read(path)
+    try:
+        card = None if data is None else ModelCard.from_dict(data).checked()
+    except ValueError as error:
+        raise ValueError(f"{path} is not loaded: its card is damaged, {error}") from error
+    while True:
+        for origin in origins:
+            if origin.recognises(arrays):
+                return WeightFile(path, arrays, origin, card)
+        if (inner := _unwrapped(arrays)) is None:
+            break
+        arrays = inner
     some, known = ", ".join(list(arrays)[:3]), ", ".join(sorted({origin.name for origin in THEIRS_FIRST}))
     raise ValueError(f"{path} holds {len(arrays)} arrays ({some} …), named like those of none of: {known}")
 
 
+def _unwrapped(arrays):
+    """The arrays without the first part of their names (`module.`, `model.` …) if all have it in common, else None."""
+    parts = {name.partition(".")[0] for name in arrays}
+    if len(parts) != 1 or not all("." in name for name in arrays):
+        return None
+    return {name.partition(".")[2]: array for name, array in arrays.items()}
+
+
 def _read(path):
-    """`(arrays, card, origins in the order they are tried)`."""
+    """`(arrays, card dict or None, origins in the order they are tried)`."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in TORCH_SUFFIXES:
         return torchfile.read(path), None, THEIRS_FIRST
     if suffix == ".safetensors":
         arrays, metadata = safetensors.read(path)
-        if "card" in metadata:
+        if "card" not in metadata:
+            return arrays, None, THEIRS_FIRST
+        try:
             return arrays, json.loads(metadata["card"]), OURS_FIRST
-        return arrays, None, THEIRS_FIRST
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not loaded: its card is damaged, {error}") from error
     if suffix in KERAS_SUFFIXES:
         arrays, card, old_format = kerasfile.read(path)
         return arrays, card, THEIRS_FIRST if old_format else OURS_FIRST
     if suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file), None, THEIRS_FIRST
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is no readable .npz file, or is truncated ({error})") from error
-    known = ", ".join((*TORCH_SUFFIXES, ".safetensors", ".weights.h5", *KERAS_SUFFIXES, ".npz"))
-    raise ValueError(f"a weights file must have one of the endings {known}, got {path}")
+        return _read_npz(path), None, THEIRS_FIRST
+    raise ValueError(f"a weights file must have one of the endings {', '.join(SUFFIXES)}, got {path}")
+
+
+def _read_npz(path):
+    budget = Budget(os.path.getsize(path))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                budget.take(member.file_size, member.filename)
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is no readable .npz file, or is truncated ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not loaded: {error}") from error

@@ -29,13 +29,13 @@ def _name(rules):
 
 
 def _v1_fits(config, arrays):
-    if config.family == "resnet" and config.stride_in != "1x1":
+    if config.stride_in != "1x1":
         return "it has the stride in the 1×1 (v1), the model in the 3×3; take the variant with `_v1`"
     return None
 
 
 def _v2_fits(config, arrays):
-    if config.family == "resnet" and config.stride_block != "last":
+    if config.stride_block != "last":
         return "it has the stride in the last block of a stage, the model in the first; take the variant with `_keras`"
     return None
 
@@ -44,6 +44,7 @@ RESNET = Origin(
     "keras.applications",
     lambda arrays: "conv1_conv/kernel" in arrays and "conv1_bn/gamma" in arrays,
     _name(V1),
+    family="resnet",
     fits=_v1_fits,
     preprocessing="caffe",
     card=CARD,
@@ -53,6 +54,7 @@ RESNETV2 = Origin(
     "keras.applications",
     lambda arrays: "conv2_block1_preact_bn/gamma" in arrays,
     _name(V2),
+    family="resnet",
     fits=_v2_fits,
     preprocessing="tf",
     card=CARD,
@@ -62,6 +64,7 @@ VGG = Origin(
     "keras.applications",
     lambda arrays: "block1_conv1/kernel" in arrays and arrays["block1_conv1/kernel"].shape == (3, 3, 3, 64),
     _name({}),
+    family="vgg",
     preprocessing="caffe",
     card=CARD,
     image=IMAGE,

@@ -33,6 +33,7 @@ ORIGIN = Origin(
     "KerasHub",
     lambda arrays: "stack0_block0_1_conv/kernel" in arrays,
     _translate,
+    family="resnet",
     fits=_fits,
     preprocessing="torch",
     image=IMAGE,

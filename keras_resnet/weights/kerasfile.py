@@ -2,10 +2,14 @@
 
 import io
 import json
+import os
 import zipfile
 
 import h5py
 import numpy as np
+
+from ..layers import STORED_CARD
+from .reading import UNREADABLE, Budget
 
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 DENSE = ("kernel", "bias")
@@ -14,30 +18,35 @@ DENSE = ("kernel", "bias")
 def read(path):
     """`layer/variable` -> array, and the model's card if the file holds one.
 
-    Nothing is deserialised, so a `.keras` file cannot run code here.
+    Nothing is deserialised, so a `.keras` file cannot run code here, and no other file is opened that it points to.
 
     Returns:
         `(arrays, card dict or None, whether it is in the old format)`.
 
     Raises:
-        ValueError: no such format, or truncated.
+        ValueError: no such format, truncated, or unpacking to far more than its own size.
     """
     try:
         if zipfile.is_zipfile(path):
-            return _read_archive(path)
+            return _read_archive(path, Budget(os.path.getsize(path)))
         with h5py.File(path, "r") as file:
-            root = file["model_weights"] if "model_weights" in file else file
+            root, budget = file["model_weights"] if "model_weights" in file else file, Budget(os.path.getsize(path))
             if "layer_names" in root.attrs:
-                return _read_legacy(root), None, True
-            return _read_keras3(file), None, False
-    except (OSError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+                return _read_legacy(root, budget), None, True
+            return *_read_keras3(file, budget), False
+    except (*UNREADABLE, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no readable Keras weights file, or is truncated ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not loaded: {error}") from error
 
 
-def _read_archive(path):
+def _read_archive(path, budget):
     with zipfile.ZipFile(path) as archive:
+        for name in ("model.weights.h5", "config.json"):
+            budget.take(archive.getinfo(name).file_size, name)
         with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as file:
-            return _read_keras3(file), _find_card(json.loads(archive.read("config.json"))), False
+            arrays, _ = _read_keras3(file, budget)
+        return arrays, _find_card(json.loads(archive.read("config.json"))), False
 
 
 def _find_card(config):
@@ -51,24 +60,39 @@ def _find_card(config):
     return None
 
 
-def _read_legacy(root):
+def _array(item, budget):
+    """The numbers of a dataset, which may be declared larger than the file, or lie in another one."""
+    if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
+        raise KeyError(f"{item.name} holds no numbers of this file")
+    budget.take(item.nbytes, item.name)
+    return np.asarray(item)
+
+
+def _read_legacy(root, budget):
     arrays = {}
     for layer in root.attrs["layer_names"]:
         group = root[_text(layer)]
         for name in group.attrs["weight_names"]:
             variable = _text(name).split(":")[0].split("/")[-1]
-            arrays[f"{_text(layer)}/{variable}"] = np.asarray(group[_text(name)])
+            arrays[f"{_text(layer)}/{variable}"] = _array(group[_text(name)], budget)
     return arrays
 
 
-def _read_keras3(file):
-    """Keras 3 files number variables and name groups by class; the layer's own name is an attribute."""
-    arrays = {}
+def _read_keras3(file, budget):
+    """Keras 3 files number variables and name groups by class; the layer's own name is an attribute.
+
+    Returns:
+        `(arrays, card dict or None)`.
+    """
+    arrays, cards = {}, []
 
     def visit(path, group):
         if not path.endswith("/vars") or not isinstance(group, h5py.Group) or not len(group):
             return
-        values = [np.asarray(group[str(number)]) for number in range(len(group))]
+        if STORED_CARD in group:
+            cards.append(json.loads(_array(group[STORED_CARD], budget).tobytes()))
+            return
+        values = [_array(group[str(number)], budget) for number in range(len(group))]
         # Seeds of dropout layers are no weights.
         if values[0].dtype.kind != "f":
             return
@@ -79,7 +103,7 @@ def _read_keras3(file):
     file.visititems(visit)
     if not arrays:
         raise KeyError("no layer in it holds variables")
-    return arrays
+    return arrays, next(iter(cards), None)
 
 
 def _text(value):

@@ -34,11 +34,11 @@ def assign(model, config, arrays, origin, *, whole=(), fresh_head=False, source=
     Raises:
         ValueError: something is missing, left over or of another shape; nothing is assigned then.
     """
-    if reason := origin.fits(config, arrays):
-        raise ValueError(f"{source} does not belong to {model.name}: {reason}")
+    if reason := _wrong_network(config, arrays, origin):
+        raise ValueError(f"{source} ({origin.name}) does not belong to {model.name}: {reason}")
     wanted = variables_of(model)
     keys = {name: origin.translate(config, *name) for name in {*wanted, *whole}}
-    if fresh_head and _classes(arrays, keys) != config.num_classes:
+    if fresh_head and _classes(arrays, keys, origin) != config.num_classes:
         wanted = {name: variable for name, variable in wanted.items() if name[0] != CLASSIFIER}
     folds = _folded_biases(wanted, config, origin, arrays)
     values = {
@@ -46,11 +46,18 @@ def assign(model, config, arrays, origin, *, whole=(), fresh_head=False, source=
         for name, variable in wanted.items()
         if keys[name] in arrays
     }
-    for name, key in folds.items():
-        values[name] = values[name] - arrays[key] if name in values else arrays[key]
+    for name in folds.keys() & values.keys():
+        values[name] = values[name] - arrays[folds[name]]
     _refuse_misfits(f"{source} ({origin.name}) does not fit {model.name}", wanted, values, keys, arrays, folds, origin)
     for name, value in values.items():
         wanted[name].assign(value)
+
+
+def _wrong_network(config, arrays, origin):
+    """Why the file cannot belong to the config, whatever its shapes, or None."""
+    if origin.family not in (None, config.family):
+        return f"it holds a {origin.family} network, the model is a {config.family}"
+    return origin.fits(config, arrays)
 
 
 def _refuse_misfits(what, wanted, values, keys, arrays, folds, origin):
@@ -77,15 +84,20 @@ def _listed(what, items):
     return f"{len(items)} {what}: {', '.join(items[:SHOWN])}{more}"
 
 
-def _classes(arrays, keys):
-    """Classes of the file's own classifier, None without one."""
-    bias = arrays.get(keys.get((CLASSIFIER, "bias")))
-    return None if bias is None else len(bias)
+def _classes(arrays, keys, origin):
+    """Classes of the file's own classifier, None if it has none; half a classifier is one, and will be missed."""
+    for kind, axis in (("bias", 0), ("kernel", 0 if origin.torch_layout else -1)):
+        array = arrays.get(keys.get((CLASSIFIER, kind)))
+        if array is not None and array.ndim:
+            return array.shape[axis]
+    return None
 
 
 def _convert(value, name, variable, config, origin):
     """The array in Keras' layout and, for the first convolution, with the model's channels."""
     layer, kind = name
+    if value.dtype == "float16":
+        value = value.astype("float32")
     if kind != "kernel" or value.ndim < 2:
         return value
     if origin.torch_layout:

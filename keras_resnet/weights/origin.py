@@ -23,6 +23,7 @@ class Origin:
         name: as it stands in the card.
         recognises: whether arrays (name -> array) are from there.
         translate: `(config, layer name, variable name)` -> the origin's name for it.
+        family: of its networks' configs; None for both.
         torch_layout: kernels are (out, in, sides) and dense rows run over channels first.
         ignored: pattern of names that are no weights.
         fits: `(config, arrays)` -> None, or why this file cannot belong to that config although its shapes would fit.
@@ -35,6 +36,7 @@ class Origin:
     name: str
     recognises: Callable
     translate: Callable
+    family: str | None = None
     torch_layout: bool = False
     ignored: str = r"$^"
     fits: Callable = lambda config, arrays: None

@@ -40,14 +40,16 @@ def read(path):
             raise ValueError(f"{path} is no safetensors file, or is truncated: header of {length} bytes in a file of {size}")
         try:
             header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
+            metadata = dict(header.pop("__metadata__", {}))
             entries = {name: _entry(entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is no safetensors file: its header cannot be read ({error})") from error
+        if sum(end - begin for *_, begin, end in entries.values()) > size:
+            raise ValueError(f"{path} is damaged: its arrays overlap")
         arrays = {}
         for name, (code, shape, begin, end) in entries.items():
             dtype = np.dtype(DTYPES[code])
-            if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize or 8 + length + end > size:
+            if end - begin != math.prod(shape) * dtype.itemsize or 8 + length + end > size:
                 have = size - 8 - length
                 raise ValueError(f"{path} is truncated or damaged: {name} should take bytes {begin} to {end} of {have}")
             file.seek(8 + length + begin)
@@ -59,8 +61,8 @@ def read(path):
 def _entry(entry):
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if entry["dtype"] not in DTYPES or any(side < 0 for side in shape):
-        raise ValueError(f"dtype {entry['dtype']}, shape {shape}")
+    if entry["dtype"] not in DTYPES or any(type(number) is not int or number < 0 for number in (begin, end, *shape)):
+        raise ValueError(f"dtype {entry['dtype']}, shape {shape}, offsets {begin} to {end}")
     return entry["dtype"], shape, begin, end
 
 

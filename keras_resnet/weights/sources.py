@@ -1,15 +1,17 @@
 """Named weights: files of other projects on the network, and those that lie in this package."""
 
 import difflib
-import fnmatch
 import functools
 import hashlib
 import json
 from dataclasses import dataclass
 from importlib import resources
 
+from ..config import FAMILIES
 from .download import fetch
 
+# Prefix of the names of packaged weights.
+OWN = "keras_resnet"
 PACKAGED = resources.files(__package__) / "data"
 
 
@@ -79,28 +81,45 @@ def all_sources(plugins=()):
 
 
 def recognise(path, model, sources):
-    """`(name, WeightSource)` of a variant's source whose published sha256 a file has, so that its card comes along, or None."""
-    published = {name: source for name, source in sources.items() if source.model == model and source.digest}
-    if not published:
-        return None
+    """The source whose published sha256 a file has, so that its card comes along.
+
+    Args:
+        path: the file.
+        model: name of the variant it is to be loaded into.
+        sources: what `all_sources` gave.
+
+    Returns:
+        `(name, WeightSource)`, or None for a file of another or no source.
+
+    Raises:
+        ValueError: it is the file of another variant.
+    """
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return next(((name, source) for name, source in published.items() if digest.startswith(source.digest)), None)
+    matching = [(name, source) for name, source in sources.items() if source.digest and digest.startswith(source.digest)]
+    own = next((item for item in matching if item[1].model == model), None)
+    if matching and own is None and model not in FAMILIES:
+        name, source = matching[0]
+        raise ValueError(f"{path} is {name} and belongs to {source.model}, got the model {model!r}")
+    return own
 
 
-def packaged(model):
-    """Tag -> path of the weights in this package for a variant, e.g. `"cifar10"`."""
-    if not PACKAGED.is_dir():
-        return {}
-    names = [entry.name for entry in PACKAGED.iterdir() if fnmatch.fnmatch(entry.name, f"{model}.*.safetensors")]
-    return {name.removeprefix(f"{model}.").removesuffix(".safetensors"): str(PACKAGED / name) for name in sorted(names)}
+def packaged():
+    """`(model, tag)` -> path of the weights in this package, e.g. for `("resnet20", "cifar10")`."""
+    entries = sorted(PACKAGED.iterdir(), key=lambda entry: entry.name) if PACKAGED.is_dir() else ()
+    found = {}
+    for entry in entries:
+        model, _, tag = entry.name.removesuffix(".safetensors").partition(".")
+        if entry.name.endswith(".safetensors"):
+            found[model, tag] = str(entry)
+    return found
 
 
 def locate(weights, model, sources):
     """The file behind `weights=`, downloaded if it has to be.
 
     Args:
-        weights: name of a source, or a tag of packaged weights.
+        weights: name of a source, or a tag of packaged weights (`"cifar10"`, in full `"keras_resnet/resnet20.cifar10"`).
         model: name of the variant.
         sources: what `all_sources` gave.
 
@@ -116,11 +135,11 @@ def locate(weights, model, sources):
         if source.model != model:
             raise ValueError(f"weights {weights!r} belong to {source.model}, got the model {model!r}")
         return fetch(source.url, source.digest), source
-    tags = packaged(model)
-    if weights in tags:
-        return tags[weights], None
-    known = [*tags, *(name for name, source in sources.items() if source.model == model)]
+    tags = {tag: path for (owner, tag), path in packaged().items() if owner == model}
+    if (tag := weights.removeprefix(f"{OWN}/{model}.")) in tags:
+        return tags[tag], None
+    names = [*tags, *(name for name, source in sources.items() if source.model == model)]
     near = difflib.get_close_matches(weights, [*tags, *sources], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    have = ", ".join(known) if known else "none"
+    have = ", ".join(names) if names else "none"
     raise ValueError(f"there is no file and no source of weights {weights!r} for {model}{hint}; it has: {have}")

@@ -1,7 +1,7 @@
 """timm's second-generation (pre-activation) ResNets, BiT among them, and its VGGs."""
 
 from .origin import TORCH_VARIABLES, Origin, by_rules
-from .torchvision import IMAGE, vgg_places
+from .torchvision import IGNORED, IMAGE, vgg_places
 
 V2 = {
     r"stem_(conv|norm)(\d?)": "stem.{0}{1}",
@@ -32,8 +32,9 @@ RESNETV2 = Origin(
     "timm",
     lambda arrays: "stages.0.blocks.0.conv1.weight" in arrays,
     _v2,
+    family="resnet",
     torch_layout=True,
-    ignored=r".*num_batches_tracked",
+    ignored=IGNORED,
     fits=_v2_fits,
     preprocessing="tf",
     image=IMAGE,
@@ -42,8 +43,9 @@ VGG = Origin(
     "timm",
     lambda arrays: "pre_logits.fc1.weight" in arrays,
     _vgg,
+    family="vgg",
     torch_layout=True,
-    ignored=r".*num_batches_tracked",
+    ignored=IGNORED,
     preprocessing="torch",
     image=IMAGE,
 )

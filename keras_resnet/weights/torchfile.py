@@ -3,11 +3,13 @@
 import collections
 import io
 import math
+import os
 import pickle
 import zipfile
 
 import numpy as np
 
+from .reading import UNREADABLE, Budget
 from .tensors import from_bfloat16
 
 STORAGES = {
@@ -22,36 +24,53 @@ STORAGES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-# What a truncated or foreign file makes the pickle and zip modules raise.
-UNREADABLE = (pickle.UnpicklingError, EOFError, KeyError, IndexError, AttributeError, TypeError, zipfile.BadZipFile, OSError)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class _Storage:
-    """Numbers of one storage; a legacy file fills them in after the tensors that refer to them were made."""
+    """Numbers of one storage; they are filled in after the tensors that refer to them were made."""
 
     def __init__(self, kind):
-        self.kind, self.data = kind, None
+        self.kind, self.numbers = kind, None
 
     @property
-    def dtype(self):
+    def itemsize(self):
+        return self._stored.itemsize
+
+    @property
+    def _stored(self):
         return np.dtype("<u2" if self.kind == "bfloat16" else self.kind)
+
+    def fill(self, content):
+        numbers = np.frombuffer(content, self._stored)
+        self.numbers = from_bfloat16(numbers) if self.kind == "bfloat16" else numbers
 
 
 class _Tensor:
-    """A view into a storage, resolved once the storage is there."""
+    """A view into a storage, resolved once the storage is there; no tensor is copied, so many take no more than one."""
 
     def __init__(self, storage, offset, size, stride, *_):
         self.storage, self.offset, self.size, self.stride = storage, offset, tuple(size), tuple(stride)
 
     def array(self):
+        numbers = self.storage.numbers
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
-        inside = self.offset >= 0 and min(self.stride, default=0) >= 0 and self.storage.data is not None
-        if not inside or (math.prod(self.size) and last >= len(self.storage.data)):
+        if numbers is None or min((self.offset, *self.size, *self.stride)) < 0:
+            raise ValueError("a tensor has no storage, or a negative size")
+        if (count := math.prod(self.size)) and not last < len(numbers) >= count:
             raise ValueError("a tensor reaches beyond its storage")
-        steps = [stride * self.storage.dtype.itemsize for stride in self.stride]
-        view = np.lib.stride_tricks.as_strided(self.storage.data[self.offset :], self.size, steps)
-        return from_bfloat16(view) if self.storage.kind == "bfloat16" else view.copy()
+        steps = [stride * numbers.itemsize for stride in self.stride]
+        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.size, steps, writeable=False)
+
+
+class _Ignored:
+    """Stands for what training scripts put beside the tensors (options, scores): nothing of it is made or run."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
 
 
 # All that a file of tensors needs; anything else is refused by name.
@@ -63,11 +82,18 @@ ALLOWED = {
     ("torch", "Size"): tuple,
     ("torch", "device"): lambda *_: None,
     **{("torch", name): kind for name, kind in STORAGES.items()},
+    ("argparse", "Namespace"): _Ignored,
+    ("_codecs", "encode"): _Ignored,
+    ("numpy", "dtype"): _Ignored,
+    ("numpy", "ndarray"): _Ignored,
+    **{(f"numpy.{core}.multiarray", name): _Ignored for core in ("core", "_core") for name in ("scalar", "_reconstruct")},
 }
+# Where training scripts put the state dict; what else they save does not look like one.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights")
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names in `ALLOWED` and no others."""
+class _Unpickler(pickle._Unpickler):
+    """Knows the names in `ALLOWED` and no others. In Python, since the one in C allocates what a few bytes ask for."""
 
     def __init__(self, file, storages):
         super().__init__(file, encoding="latin1")
@@ -80,7 +106,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, identity):
         tag, kind, key, *_ = identity
-        if tag != "storage" or kind not in STORAGES.values():
+        if tag != "storage" or not isinstance(kind, str) or kind not in STORAGES.values():
             raise ValueError(f"it holds an unknown storage ({tag!r}, {kind!r})")
         return self.storages.setdefault(str(key), _Storage(kind))
 
@@ -91,33 +117,43 @@ def read(path):
     Args:
         path: the file.
 
+    Returns:
+        Dict of read-only arrays, views into the storages. They take no more memory than the file has bytes (twice for bfloat16).
+
     Raises:
-        ValueError: no such format, truncated, or holding anything but tensors and plain values.
+        ValueError: no such format, truncated, holding anything but tensors and plain values, or unpacking to more than it is.
     """
     try:
         with open(path, "rb") as file:
-            content = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
-        return {name: tensor.array() for name, tensor in _tensors(content).items()}
+            budget = Budget(os.fstat(file.fileno()).st_size, ratio=1)
+            content = _read_zip(file, budget) if zipfile.is_zipfile(file) else _read_legacy(file, budget)
+        return {name: tensor.array() for name, tensor in _state_dict(content).items()}
     except UNREADABLE as error:
         raise ValueError(f"{path} is no readable PyTorch file, or is truncated ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path} is not loaded: {error}") from error
 
 
-def _read_zip(file):
+def _read_zip(file, budget):
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         index = next((name for name in names if name.endswith("/data.pkl") or name == "data.pkl"), None)
         if index is None:
             raise ValueError("it is a zip file without data.pkl, i.e. no PyTorch checkpoint")
+
+        def member(name):
+            # torch does not compress, so nothing may be larger than the file.
+            budget.take(archive.getinfo(name).file_size, name)
+            return archive.read(name)
+
         root, storages = index[: -len("data.pkl")], {}
-        content = _Unpickler(io.BytesIO(archive.read(index)), storages).load()
+        content = _Unpickler(io.BytesIO(member(index)), storages).load()
         for key, storage in storages.items():
-            storage.data = np.frombuffer(archive.read(f"{root}data/{key}"), storage.dtype)
+            storage.fill(member(f"{root}data/{key}"))
     return content
 
 
-def _read_legacy(file):
+def _read_legacy(file, budget):
     file.seek(0)
     storages = {}
     if _Unpickler(file, {}).load() != LEGACY_MAGIC:
@@ -127,22 +163,25 @@ def _read_legacy(file):
     content = _Unpickler(file, storages).load()
     for key in _Unpickler(file, {}).load():
         storage = storages[str(key)]
-        count = int(np.frombuffer(file.read(8), "<i8")[0])
-        data = file.read(count * storage.dtype.itemsize)
-        if len(data) < count * storage.dtype.itemsize:
+        size = int.from_bytes(file.read(8), "little", signed=True) * storage.itemsize
+        budget.take(size, f"storage {key}")
+        data = file.read(size)
+        if len(data) < size:
             raise EOFError("the last storage is cut off")
-        storage.data = np.frombuffer(data, storage.dtype)
+        storage.fill(data)
     return content
 
 
-def _tensors(content):
+def _state_dict(content):
     """The tensors of a state dict, also where a training script wrapped it."""
     if not isinstance(content, dict):
         raise ValueError("it holds no state dict")
-    found = {str(key): value for key, value in content.items() if isinstance(value, _Tensor)}
-    if found:
-        return found
-    for key in ("state_dict", "model", "model_state_dict", "net"):
-        if isinstance(content.get(key), dict):
-            return _tensors(content[key])
-    raise ValueError(f"it holds no tensors, only {', '.join(map(str, list(content)[:5]))}")
+    if not (found := _tensors(content)):
+        raise ValueError(f"it holds no tensors, only {', '.join(map(str, list(content)[:5]))}")
+    return found
+
+
+def _tensors(content):
+    inner = (_tensors(content[key]) for key in WRAPPERS if isinstance(content.get(key), dict))
+    own = {str(key): value for key, value in content.items() if isinstance(value, _Tensor)}
+    return next(filter(None, inner), own)

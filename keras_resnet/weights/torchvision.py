@@ -12,6 +12,8 @@ BLOCK = {
     r"stem_norm3": "bn1",
     r"stem_norm([12])": "conv1.{0}",
     r"stem_pool_conv": "maxpool.0",
+    # The last norm of a pre-activation network, e.g. in bearpaw/pytorch-classification.
+    r"head_norm": "bn",
     r"predictions": "fc",
 }
 PLAIN_SHORTCUT = {
@@ -39,14 +41,17 @@ def resnet_rules(config):
     return {**DEEP_STEM, **pool_norm, **shortcut, **BLOCK}
 
 
-def _resnet(config, layer, variable):
+def translate_resnet(config, layer, variable):
+    """Our name of a variable in torchvision's and timm's terms."""
     return f"{by_rules(resnet_rules(config), layer)}.{TORCH_VARIABLES[variable]}"
 
 
-def _resnet_fits(config, arrays):
+def resnet_fits(config, arrays):
+    """Why a file with torch's conventions cannot belong to a config, or None."""
     if config.stride_in == "1x1" and config.block == "bottleneck":
-        return "it has the stride in the 3×3 (v1.5), the model in the 1×1; take the variant without `_v1`"
-    if config.shortcut.startswith("pad"):
+        return "it has the stride in the 3×3 (v1.5), the model in the 1×1; take the variant without `_v1`, or `stride_in='3x3'`"
+    projected = any(name.endswith(("downsample.0.weight", "downsample.1.weight", "shortcut.0.weight")) for name in arrays)
+    if projected and config.shortcut.startswith("pad"):
         return "its shortcuts are projections, the model's are option A; take the variant with `_b`"
     return None
 
@@ -63,49 +68,43 @@ def vgg_places(config):
     return places
 
 
-def _vgg(config, layer, variable):
+def translate_vgg(config, layer, variable):
+    """Likewise for VGGs; their dense layers count activations and dropout too."""
+    hidden = len(config.head_widths)
     places = {name: f"features.{place}" for name, place in vgg_places(config).items()}
-    places |= {"fc1": "classifier.0", "fc2": "classifier.3", "predictions": "classifier.6"}
+    places |= {f"fc{number}": f"classifier.{3 * (number - 1)}" for number in range(1, hidden + 1)}
+    places["predictions"] = f"classifier.{3 * hidden}" if hidden else "classifier"
     return f"{places.get(layer, layer)}.{TORCH_VARIABLES[variable]}"
 
 
 IMAGENET = {"dataset": "ImageNet-1k"}
 IMAGE = {"size": [224, 224], "resize": 256}
+IGNORED = r".*num_batches_tracked"
 
 
-def _is_resnet(arrays):
+def is_resnet(arrays):
+    """Whether arrays are named like those of torchvision's ResNets, the classifier's name left open."""
     return "layer1.0.conv1.weight" in arrays and ("conv1.weight" in arrays or "conv1.0.weight" in arrays)
-
-
-def _is_cifar(arrays):
-    return _is_resnet(arrays) and "conv1.weight" in arrays and arrays["conv1.weight"].shape[-1] == 3
 
 
 RESNET = Origin(
     "torchvision or timm",
-    lambda arrays: _is_resnet(arrays) and not _is_cifar(arrays),
-    _resnet,
+    is_resnet,
+    translate_resnet,
+    family="resnet",
     torch_layout=True,
-    ignored=r".*num_batches_tracked",
-    fits=_resnet_fits,
+    ignored=IGNORED,
+    fits=resnet_fits,
     preprocessing="torch",
     image=IMAGE,
-)
-# Networks for small images: many repositories name their arrays like torchvision, each with statistics of its own.
-SMALL_RESNET = Origin(
-    "a CIFAR network in torchvision's names",
-    _is_cifar,
-    _resnet,
-    torch_layout=True,
-    ignored=r".*num_batches_tracked",
-    fits=_resnet_fits,
 )
 VGG = Origin(
     "torchvision",
     lambda arrays: "features.0.weight" in arrays and "pre_logits.fc1.weight" not in arrays,
-    _vgg,
+    translate_vgg,
+    family="vgg",
     torch_layout=True,
-    ignored=r".*num_batches_tracked",
+    ignored=IGNORED,
     preprocessing="torch",
     card=IMAGENET,
     image=IMAGE,
