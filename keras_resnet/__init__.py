@@ -8,7 +8,7 @@ sys.setrecursionlimit(max(sys.getrecursionlimit(), 9_000))
 from . import blocks, layers
 from ._version import __version__
 from .assembly import feature_info
-from .config import ResNetConfig, VGGConfig, config_from_dict
+from .config import Growth, ResNetConfig, VGGConfig, config_from_dict
 from .growth import ResidualBlock, drift, find_blocks, grow, identity_report, prune, residual_stack
 from .modelcard import ModelCard, card, set_card
 from .preprocessing import Preprocessing

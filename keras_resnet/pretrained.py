@@ -54,6 +54,14 @@ class Pretrained:
         known = self.source or self.file.card or self.file.origin
         return list(known.labels) if known.labels else None
 
+    @property
+    def num_classes(self):
+        """Logits of the network the weights are from, None where nothing tells."""
+        if self.source:
+            return self.source.num_classes
+        saved = self.file.card and self.file.card.config
+        return saved["num_classes"] if saved else None
+
     def describe(self):
         """The `weights` entry of the model card."""
         if self.source:

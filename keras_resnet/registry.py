@@ -129,8 +129,8 @@ def create_model(name, /, *, weights=None, num_classes=None, **changes):
         name: a name from `list_models()`, or a config.
         weights: None for random weights; a file (`open_weights` has the formats), a name from `list_weights()`, or the tag of
             weights in this package (`"cifar10"`). Preprocessing, labels and card come with them.
-        num_classes: logits; None is the variant's own number. `classes` is the same. Where the weights have another number
-            the trunk keeps its weights and the classifier starts anew.
+        num_classes: logits; None is the weights' own number, or else the variant's. `classes` is the same. Where the weights
+            have another number the trunk keeps its weights and the classifier starts anew.
         **changes: fields of the config (`drop_path=0.1`, `output_stride=8`, `head="pool"` …) and of `BuildOptions`
             (`include_top`, `pooling`, `input_shape`, `input_tensor`, `preprocessing`, `features_only`, `name` …).
 
@@ -142,20 +142,19 @@ def create_model(name, /, *, weights=None, num_classes=None, **changes):
         FileNotFoundError, ConnectionError: the weights are not to be had.
     """
     config = name if isinstance(name, Config) else config_of(name)
+    known_as = name if isinstance(name, str) else config.family
     fields, options = split_arguments(config, changes)
     num_classes = fields.pop("num_classes", None) if num_classes is None else num_classes
-    if num_classes is not None:
-        fields["num_classes"] = num_classes
-    config = config.replace(**fields)
-    known_as = name if isinstance(name, str) else config.family
-    options = {key: value for key, value in options.items() if (key, value) != ("preprocessing", None)}
-    if weights is None:
-        return build(config, **{"name": known_as, **options})
-    pretrained = find_weights(weights, known_as, weight_sources())
+    options = {"name": known_as, **{key: value for key, value in options.items() if (key, value) != ("preprocessing", None)}}
+    pretrained = None if weights is None else find_weights(weights, known_as, weight_sources())
+    classes = num_classes if num_classes is not None else pretrained and pretrained.num_classes
+    config = config.replace(**fields) if classes is None else config.replace(**fields, num_classes=classes)
+    if pretrained is None:
+        return build(config, **options)
     if options.get("include_preprocessing", True) and "preprocessing" not in options:
         options["preprocessing"] = preprocessing_or_warn(pretrained)
     labels = pretrained.labels if len(pretrained.labels or ()) == config.num_classes else None
-    known = {"name": known_as, "image": pretrained.image, "source": pretrained.describe(), "labels": labels}
+    known = {"image": pretrained.image, "source": pretrained.describe(), "labels": labels}
     model = build(config, **{**known, **options})
     fill(model, config, pretrained, fresh_head=num_classes is not None, chosen=fields)
     return model

@@ -195,9 +195,14 @@ def chosen(only, peers):
     for peer in peers:
         if not installed(peer):
             click.echo(f"{peer} is not installed and left out; `pip install 'keras-resnet-export[peers]'` brings it", err=True)
-    return [case for case in cases() if case[0] in peers and installed(case[0]) and fnmatch.fnmatch(case[1], only)]
+    found = [case for case in cases() if case[0] in peers and installed(case[0]) and fnmatch.fnmatch(case[1], only)]
+    if any(peer in TORCH_PEERS for peer, *_ in found):
+        # Loaded behind TensorFlow, a torch built for CUDA crashes the interpreter.
+        import torchvision  # noqa: F401
+    return found
 
 
+TORCH_PEERS = ("torchvision", "timm")
 PEERS = ("torchvision", "timm", "keras", "keras_hub")
 
 

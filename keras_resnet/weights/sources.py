@@ -23,7 +23,7 @@ class WeightSource:
         model: the variant it belongs to.
         url: where it lies.
         digest: sha256 (64 digits, or the leading ones that were published) or md5 (32 digits); None where none is published.
-        num_classes: of its classifier.
+        num_classes: of its classifier; None is the variant's own number.
         preprocessing: mode, or `{"mean": …, "std": …}`.
         size: side of the images it was evaluated on.
         resize: shorter side before the centre crop; None stretches.
@@ -38,7 +38,7 @@ class WeightSource:
     model: str
     url: str
     digest: str | None = None
-    num_classes: int = 1000
+    num_classes: int | None = None
     preprocessing: str | dict = "torch"
     size: int = 224
     resize: int | None = None

@@ -286,6 +286,16 @@ REFUSED = [
         lambda: kr.blocks.bottleneck(keras.Input((8, 8, 16)), 256, groups=3, name="b"),
         "`groups` must divide the filters (64), got 3",
     ),
+    (lambda: kr.create_model("resnet20", channels=5, input_shape=(32, 32, 4)), "`channels` is 5, but the input has 4"),
+    (lambda: kr.create_model("resnet20", labels=["a", "b"]), "`labels` must have one name per logit (10), got 2"),
+    (lambda: kr.create_model("resnet20", labels="abcdefghij"), "`labels` must be a list of class names"),
+    (lambda: kr.set_card(kr.create_model("resnet20"), labels=["a"]), "`labels` must have one name per logit (10), got 1"),
+    (lambda: kr.ResNetConfig((1,), (8,), growth=3), "`growth` must be a Growth or None, got 3"),
+    (lambda: kr.Growth([("a", 0)]), "`growth of a` must hold whole numbers from 1 up, got 0"),
+    (
+        lambda: kr.create_model("vgg16_w16_grown26", input_tensor=keras.Input((32, 32, 3))),
+        "`input_tensor` does not go with the grown model 'vgg16_w16_grown26'",
+    ),
     (lambda: kr.layers.ChannelPad(2)(np.zeros((1, 2, 2, 4))), "`filters` must be at least the channels that come in (4), got 2"),
 ]
 
@@ -295,6 +305,12 @@ def test_bad_input_is_refused_in_one_sentence(action, message):
     with pytest.raises(ValueError) as caught:
         action()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("weights", [3, True, ["a"]])
+def test_weights_that_are_no_name_are_refused(weights):
+    with pytest.raises(TypeError, match=r"`weights` must be None, a file, or a name from `list_weights\(\)`"):
+        kr.create_model("resnet20", weights=weights)
 
 
 @pytest.mark.parametrize("make", [kr.blocks.basic, kr.blocks.bottleneck, kr.blocks.preactivation, kr.blocks.plain])

@@ -140,6 +140,14 @@ def test_layer_walk_equals_arithmetic(name):
     assert count(outline(config)) == arithmetic(config)
 
 
+def test_a_grown_variant_is_what_grow_makes():
+    row, grown = kr.create_model("vgg16_w16_grown26"), kr.grow(kr.create_model("vgg16_w16"), "block*_pool", total_layers=26)
+    assert [variable.path for variable in row.variables] == [variable.path for variable in grown.variables]
+    assert count(outline(config_of("vgg16_w16_grown26"))) == count(grown)
+    with pytest.raises(ValueError, match="counted by a layer walk"):
+        arithmetic(config_of("resnet20").replace(growth=kr.Growth([("stage1_block1_out", 2)])))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in kr.list_models() if config_of(name).family == "resnet"])
 def test_layer_walk_equals_arithmetic_everywhere(name):
@@ -163,6 +171,26 @@ def test_multiply_adds_of_layers_outside_the_zoo():
     model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
     by_hand = 4 * 3 * 9 * 4 + 4 * 3 * (3 * 2 * 6) + 3 * 2 * (2 * 2 * 6 * 5) + 3 * 2 * 5 * 3
     assert count_macs(model) == by_hand
+
+
+def test_counting_only_reads():
+    """A model from elsewhere has no calls more afterwards, nested ones neither."""
+    inner = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, [inner(inputs), inner(keras.layers.Conv2D(3, 1)(inputs))])
+    layers = [*model.layers, *inner.layers]
+    before = [len(layer._inbound_nodes) for layer in layers]
+    info = kr.model_info(model)
+    assert [len(layer._inbound_nodes) for layer in layers] == before
+    assert info.macs == 2 * 36 * 9 * 3 * 4 + 64 * 9
+
+
+def test_blocks_as_layers_transposed_and_separable_convolutions_count():
+    inputs = keras.Input((8, 6, 4))
+    x = kr.layers.ResidualBlock(kind="bottleneck")(inputs)
+    x = keras.layers.SeparableConv2D(5, 3, padding="same")(x)
+    model = keras.Model(inputs, keras.layers.Conv2DTranspose(2, 3, strides=2)(x))
+    assert count_macs(model) == 48 * (4 + 9 + 4) + 48 * (9 * 4 + 4 * 5) + 48 * 9 * 5 * 2
 
 
 def test_multiply_adds_of_an_open_input_need_a_size():

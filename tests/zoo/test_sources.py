@@ -12,9 +12,10 @@ import pytest
 
 import keras_resnet as kr
 from keras_resnet import registry
-from keras_resnet.weights import akamaster, safetensors, sources
+from keras_resnet.weights import akamaster, safetensors, sources, torchvision
 from keras_resnet.weights.download import fetch
 from keras_resnet.weights.synthetic import state_for
+from tests.helpers import randomise
 
 CONTENT = bytes(range(256)) * 40
 
@@ -204,3 +205,81 @@ def test_unknown_weights_list_what_there_is():
         kr.create_model("resnet34", weights="torchvision/resnet34.IMAGENET1K_V3")
     with pytest.raises(ValueError, match="belong to resnet50, got the model 'resnet34'"):
         kr.create_model("resnet34", weights="torchvision/resnet50.IMAGENET1K_V2")
+
+
+def packaged_file(folder, model, name, **card):
+    """Weights as they lie in the package: float16 kernels, and a card that says what they are."""
+    known = {"source": f"keras_resnet/{name}", "dataset": "CIFAR-10", "accuracy": 91.5, "licence": "Apache-2.0", **card}
+    kr.set_card(model, labels=akamaster.CLASSES, weights=known)
+    kr.save_weights(model, folder / f"{name}.safetensors", dtype="float16")
+    return known
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PACKAGED", tmp_path)
+    return tmp_path
+
+
+def test_packaged_weights_come_with_their_card(package):
+    model = randomise(kr.create_model("resnet20", preprocessing="cifar10"))
+    known = packaged_file(package, model, "resnet20.cifar10", recipe="300 epochs")
+    assert kr.list_weights("keras_resnet/*") == ["keras_resnet/resnet20.cifar10"]
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    for name in ("cifar10", "keras_resnet/resnet20.cifar10"):
+        again = kr.create_model("resnet20", weights=name)
+        card = kr.card(again)
+        assert card.weights == known and card.labels == list(akamaster.CLASSES)
+        assert card.preprocessing == {"mode": "cifar10", "size": [32, 32], "resize": None, "interpolation": "bilinear"}
+        expected = np.asarray(model(x))
+        np.testing.assert_allclose(again(x), expected, atol=5e-3 * np.abs(expected).max())
+        assert again.get_layer("predictions").kernel.dtype == "float32"
+        np.testing.assert_array_equal(again.get_layer("stem_norm").moving_variance, model.get_layer("stem_norm").moving_variance)
+    arrays, _ = safetensors.read(package / "resnet20.cifar10.safetensors")
+    assert {str(array.dtype) for array in arrays.values()} == {"float16", "float32"}
+    with pytest.raises(ValueError, match="no source of weights 'cifar100' for resnet20; did you mean 'cifar10'"):
+        kr.create_model("resnet20", weights="cifar100")
+    with pytest.raises(ValueError, match="no source of weights 'cifar10' for resnet32"):
+        kr.create_model("resnet32", weights="cifar10")
+
+
+def test_packaged_weights_of_a_grown_model(package):
+    """Trained as `grow` made it; loaded by the row that says where its blocks are."""
+    trunk = randomise(kr.create_model("vgg16_w16", preprocessing="cifar10"))
+    grown = kr.grow(trunk, after="block*_pool", total_layers=26, seed=1)
+    for layer in grown.layers:
+        if layer.name.endswith("conv2") and "grow" in layer.name:
+            layer.kernel.assign(np.random.default_rng(2).normal(0, 0.05, layer.kernel.shape))
+    packaged_file(package, grown, "vgg16_w16_grown26.cifar10")
+    again = kr.create_model("vgg16_w16_grown26", weights="cifar10")
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    expected = np.asarray(grown(x))
+    assert np.abs(expected - trunk(x)).max() > 0.01 * np.abs(expected).max()
+    np.testing.assert_allclose(again(x), expected, atol=5e-3 * np.abs(expected).max())
+    assert len(kr.find_blocks(again)) == 13 and kr.card(again).config["growth"]["block"] == "preact"
+    kr.save_weights(again, package / "again.safetensors")
+    np.testing.assert_array_equal(kr.create_model("vgg16_w16_grown26", weights=package / "again.safetensors")(x), again(x))
+    with pytest.raises(ValueError, match="left over: block1_pool_grow1"):
+        kr.create_model("vgg16_w16", weights=package / "again.safetensors")
+    stage = kr.create_model("vgg16_w16_grown26", weights="cifar10", features_only="stage2")
+    assert len(kr.find_blocks(stage)) == 4
+
+
+def test_float16_that_would_overflow_is_refused(tmp_path):
+    model = kr.create_model("resnet20", depths=(1, 1, 1))
+    model.get_layer("stem_conv").kernel.assign(np.full((3, 3, 3, 16), 1e5))
+    with pytest.raises(ValueError, match='"float16" cannot hold stem_conv/kernel, whose largest number is 1e.05'):
+        kr.save_weights(model, tmp_path / "x.safetensors", dtype="float16")
+    with pytest.raises(ValueError, match='`dtype` must be None or "float16"'):
+        kr.save_weights(model, tmp_path / "x.safetensors", dtype="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_known_file_of_another_variant_is_refused(plugin, tmp_path):
+    model = kr.create_model("resnet50", depths=(1, 1, 1, 1), input_shape=(32, 32, 3))
+    state = state_for(model, kr.config_from_dict(kr.card(model).config), torchvision.RESNET, 0)
+    safetensors.write(tmp_path / "w.safetensors", state)
+    digest = hashlib.sha256(read(tmp_path / "w.safetensors")).hexdigest()
+    plugin(f"PLUGIN = kr.Plugin(sources={{'acme/resnet50.v1': kr.WeightSource('resnet50', 'http://127.0.0.1:9/x', {digest!r})}})")
+    with pytest.raises(ValueError, match="is acme/resnet50.v1 and belongs to resnet50, got the model 'resnetblur50'"):
+        kr.create_model("resnetblur50", weights=tmp_path / "w.safetensors", depths=(1, 1, 1, 1))

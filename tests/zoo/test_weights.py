@@ -1,8 +1,12 @@
 """Weights from files: right numbers in, everything else refused, and never a half-loaded model."""
 
+import argparse
 import json
 import os
 import pickle
+import re
+import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import numpy as np
 import pytest
 
 import keras_resnet as kr
-from keras_resnet.weights import akamaster, keras_applications, safetensors, timm, torchfile, torchvision
+from keras_resnet.weights import akamaster, keras_applications, safetensors, small, timm, torchfile, torchvision
 from keras_resnet.weights.files import open_weights
 from keras_resnet.weights.matching import adapt_channels, variables_of
 from keras_resnet.weights.synthetic import images, state_for
@@ -123,21 +127,249 @@ def test_bfloat16_comes_as_float32(tmp_path):
 def test_own_files_come_back_exactly(name, suffix, tmp_path):
     options = {"num_classes": 4, "input_shape": (40, 40, 3), "preprocessing": {"mean": 0.4, "std": 0.3}}
     model = randomise(kr.create_model(name, **options), seed=3)
-    path = str(tmp_path / f"model{suffix}")
-    {".safetensors": lambda: kr.save_weights(model, path), ".keras": lambda: model.save(path)}.get(
-        suffix, lambda: model.save_weights(path)
-    )()
-    again = kr.create_model(name, weights=path, **({**options, "preprocessing": None} if suffix != ".weights.h5" else options))
+    path = saved_as(model, tmp_path / f"model{suffix}")
+    again = kr.create_model(name, weights=path, **{**options, "preprocessing": None})
     x = images(40, 0) * 50 + 100
     np.testing.assert_array_equal(model(x), again(x))
     assert kr.card(again).preprocessing["mean"] == 0.4
 
 
 def test_a_file_that_does_not_tell_its_preprocessing_warns(tmp_path):
-    model = kr.create_model("resnet20")
-    model.save_weights(tmp_path / "model.weights.h5")
+    _, state = small_state("resnet20_b", small.RESNET, depths=(1, 1, 1), num_classes=10, input_shape=(32, 32, 3))
     with pytest.warns(UserWarning, match="does not say how its images were normalised"):
-        kr.create_model("resnet20", weights=tmp_path / "model.weights.h5")
+        kr.create_model("resnet20_b", weights=written(tmp_path, state), depths=(1, 1, 1))
+
+
+def saved_as(model, path):
+    """The model's weights in the format of the path."""
+    path = str(path)
+    if path.endswith(".safetensors"):
+        kr.save_weights(model, path)
+    else:
+        (model.save if path.endswith(".keras") else model.save_weights)(path)
+    return path
+
+
+SHALLOW = {"depths": (1, 1, 1), "input_shape": (32, 32, 3)}
+BOTTLENECK = {"depths": (1, 1, 1, 1), "input_shape": (64, 64, 3), "num_classes": 9}
+OWN_WRONG_VARIANTS = [
+    ("resnet20", "plain20", SHALLOW, "shortcut='pad', the model has 'none'"),
+    ("resnet20", "resnet20_a_avg", SHALLOW, "shortcut='pad', the model has 'pad_average'"),
+    ("resnet50_v1", "resnet50", BOTTLENECK, "stride_in='1x1', the model has '3x3'"),
+    ("resnet50", "resnetblur50", BOTTLENECK, "antialias=False, the model has True"),
+    ("resnet18", "vgg11", {}, "family='resnet', the model has 'vgg'"),
+]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5", ".keras"])
+@pytest.mark.parametrize(("name", "wrong", "options", "message"), OWN_WRONG_VARIANTS, ids=[row[1] for row in OWN_WRONG_VARIANTS])
+def test_own_files_of_another_variant_are_refused(name, wrong, options, message, suffix, tmp_path):
+    """The shapes are the same; only the card in the file tells."""
+    path = saved_as(kr.create_model(name, **(options or BOTTLENECK)), tmp_path / f"model{suffix}")
+    with pytest.raises(ValueError, match=f"{re.escape(message)}.*take the variant it was saved from"):
+        kr.create_model(wrong, weights=path, **(options or {"width": 3, "input_shape": (32, 32, 3)}))
+
+
+def test_weights_of_another_variant_do_not_get_into_a_model_that_exists(tmp_path):
+    path = saved_as(randomise(kr.create_model("resnet20", **SHALLOW)), tmp_path / "model.safetensors")
+    model = kr.create_model("plain20", **SHALLOW)
+    before = [np.array(variable) for variable in model.variables]
+    with pytest.raises(ValueError, match="shortcut='pad'"):
+        kr.load_weights(model, path)
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_a_variant_that_is_asked_for_by_its_field_is_loaded_with_a_warning(tmp_path):
+    path = saved_as(kr.create_model("resnet20", **SHALLOW), tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match="was trained with activation='relu', the model has 'gelu'; loaded as asked"):
+        model = kr.create_model("resnet20", weights=path, activation="gelu", **SHALLOW)
+    assert kr.card(model).config["activation"] == "gelu"
+
+
+def test_what_changes_no_meaning_may_differ(tmp_path, recwarn):
+    path = saved_as(kr.create_model("resnet50", **BOTTLENECK), tmp_path / "model.safetensors")
+    free = {"drop_path": 0.2, "gate": "zero_gamma", "norm_momentum": 0.99, "output_stride": 8, "head_dropout": 0.5}
+    kr.create_model("resnet50", weights=path, **{**BOTTLENECK, "num_classes": 4, "input_shape": (64, 64, 1)}, **free)
+    assert not [warning for warning in recwarn if "trained" in str(warning.message)]
+
+
+def test_keras_own_loading_warns_too(tmp_path, recwarn):
+    model = kr.create_model("resnet20", **SHALLOW)
+    path = saved_as(model, tmp_path / "model.weights.h5")
+    model.load_weights(path)
+    kr.grow(model, after="stage1_block1_out")
+    keras.models.clone_model(model)
+    assert not [warning for warning in recwarn if "another network" in str(warning.message)]
+    with pytest.warns(UserWarning, match="trained in another network: shortcut='pad', the model has 'none'"):
+        kr.create_model("plain20", **SHALLOW).load_weights(path)
+
+
+def test_the_number_of_classes_comes_with_the_weights(tmp_path):
+    model = kr.create_model("resnet20", num_classes=4, labels=list("abcd"), **SHALLOW)
+    again = kr.create_model("resnet20", weights=saved_as(model, tmp_path / "model.safetensors"), **SHALLOW)
+    assert again.output_shape == (None, 4) and kr.card(again).labels == list("abcd")
+
+
+DAMAGED_CARDS = [
+    ("{", "its card is damaged"),
+    ("[1]", "a card must be a dict"),
+    ('{"config": {}}', "a card must be a dict with a `name`"),
+    ('{"name": "x", "config": {"family": "resnet", "depths": 3}}', "cannot be read"),
+    ('{"name": "x", "config": {"family": "resnet", "depths": [1], "widths": [8], "groups": "a"}}', "`groups` must hold"),
+    ('{"name": "x", "config": {"family": "rnn"}}', "`family` must be one of"),
+    ('{"name": "x", "preprocessing": {}}', "cannot be read"),
+    ('{"name": "x", "preprocessing": {"mode": "sepia"}}', "preprocessing must be one of"),
+    ('{"name": "x", "preprocessing": null}', "its `preprocessing` must not be None"),
+    ('{"name": "x", "weights": 3}', "its `weights` must not be 3"),
+    ('{"name": "x", "labels": "cat"}', "`labels` must be a list"),
+]
+
+
+@pytest.mark.parametrize(("card", "message"), DAMAGED_CARDS)
+def test_a_damaged_card_is_refused_in_one_sentence(card, message, tmp_path):
+    path = written(tmp_path, {"stage1_block1_conv1/kernel": np.zeros(2, "float32")}, metadata={"card": card})
+    with pytest.raises(ValueError, match=f"state.safetensors is not loaded: .*{message}"):
+        open_weights(path)
+
+
+def torch_pickle(tensors):
+    """A pickle as torch writes it, from `name -> (storage key, offset, size, stride)`."""
+
+    def text(value):
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    def numbers(values):
+        return b"(" + b"".join(b"J" + value.to_bytes(4, "little", signed=True) for value in values) + b"t"
+
+    content = b"\x80\x02}("
+    for name, (key, offset, size, stride) in tensors.items():
+        storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + b"K\x01tQ"
+        arguments = storage + b"J" + offset.to_bytes(4, "little", signed=True) + numbers(size) + numbers(stride)
+        content += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"
+    return content + b"u."
+
+
+def torch_zip(path, storages, tensors, compression=zipfile.ZIP_STORED):
+    """A file as torch writes it, the bytes of its storages by key."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", torch_pickle(tensors))
+        for key, numbers in storages.items():
+            archive.writestr(f"archive/data/{key}", numbers)
+    return path
+
+
+def torch_bomb(path):
+    return torch_zip(path, {"0": bytes(100 << 20)}, {"w": ("0", 0, (25 << 20,), (1,))}, zipfile.ZIP_DEFLATED)
+
+
+def stride_bomb(path):
+    return torch_zip(path, {"0": bytes(64)}, {"w": ("0", 0, (1 << 13, 1 << 13), (0, 0))})
+
+
+def memo_bomb(path):
+    """A pickle of a few bytes that makes the unpickler in C reserve room for a thousand million entries."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}r" + (1 << 26).to_bytes(4, "little") + b".")
+    return path
+
+
+def legacy_bomb(path):
+    parts = [
+        *map(pickle.dumps, (0x1950A86A20F9469CFC6C, 1001, {})),
+        torch_pickle({"w": ("0", 0, (1,), (1,))}),
+        pickle.dumps(["0"]),
+    ]
+    path.write_bytes(b"".join(parts) + (1 << 40).to_bytes(8, "little") + bytes(64))
+    return path
+
+
+def hdf5_bomb(path):
+    """Declared, never written: takes a few bytes of the file and 256 MiB of memory."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset("layers/conv2d/vars/0", shape=(1 << 26,), dtype="float32")
+    return path
+
+
+def hdf5_of_another_file(path):
+    (path.parent / "secret").write_bytes(bytes(64))
+    with h5py.File(path, "w") as file:
+        file.create_dataset("layers/conv2d/vars/0", shape=(16,), dtype="float32", external=[(str(path.parent / "secret"), 0, 64)])
+    return path
+
+
+def npz_bomb(path):
+    np.savez_compressed(path, w=np.zeros(30 << 20, "float32"))
+    return path
+
+
+def overlapping(path):
+    entry = {"dtype": "F32", "shape": [4096], "data_offsets": [0, 16384]}
+    header = json.dumps({f"w{number}": entry for number in range(1000)}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16384))
+    return path
+
+
+BOMBS = [
+    (torch_bomb, "x.pth", "would take 104,857,600 bytes, more than a file of"),
+    (stride_bomb, "x.pth", "reaches beyond its storage"),
+    (memo_bomb, "x.pth", "holds no tensors"),
+    (legacy_bomb, "x.th", "more than a file of"),
+    (hdf5_bomb, "x.weights.h5", "would take 268,435,456 bytes"),
+    (hdf5_of_another_file, "x.weights.h5", "holds no numbers of this file"),
+    (npz_bomb, "x.npz", "would take"),
+    (overlapping, "x.safetensors", "its arrays overlap"),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "message"), BOMBS, ids=[row[0].__name__ for row in BOMBS])
+def test_files_that_unpack_to_far_more_than_they_are_take_no_memory(make, name, message, tmp_path):
+    path = make(tmp_path / name)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            open_weights(path)
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_training_scripts_put_beside_the_tensors_is_passed_over(tmp_path):
+    """Options and scores are no reason to refuse a file; nothing of them is made."""
+    beside = pickle.dumps({"args": argparse.Namespace(lr=0.1), "best": np.float64(93.1), "rows": np.ones(2)}, 2)
+    # {"args": …, "best": …, "net": {"w": …}}: the tensors' dict becomes an entry of the other, which is still on the stack.
+    merged = beside[:-1] + b"X\x03\x00\x00\x00net" + torch_pickle({"w": ("0", 0, (3,), (1,))})[2:-1] + b"s."
+    with zipfile.ZipFile(tmp_path / "y.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", merged)
+        archive.writestr("archive/data/0", np.arange(3, dtype="float32").tobytes())
+    assert torchfile.read(tmp_path / "y.pth")["w"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".th", ".safetensors", ".npz", ".weights.h5", ".keras"])
+def test_no_damage_ends_in_anything_but_a_sentence(suffix, tmp_path):
+    """Bytes turned over at random: the file is refused, or it is read; nothing else is raised."""
+    path = tmp_path / f"whole{suffix}"
+    if suffix in (".pth", ".th"):
+        path.write_bytes((FIXTURES / {".pth": "new_format.pth", ".th": "old_format.th"}[suffix]).read_bytes())
+    elif suffix == ".npz":
+        np.savez(path, **{"stage1_block1_conv1/kernel": np.ones((3, 3, 2, 2), "float32")})
+    else:
+        saved_as(kr.create_model("vgg11_w12", stages=(1, 1), widths=(8, 8)), path)
+    content, random, refused = path.read_bytes(), np.random.default_rng(0), 0
+    other = tmp_path / f"damaged{suffix}"
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in random.integers(0, len(content), 4):
+            damaged[place] = random.integers(256)
+        # The beginning and the end hold what the readers steer by.
+        damaged[random.integers(0, min(300, len(content)))] ^= 1 << random.integers(8)
+        other.write_bytes(damaged)
+        try:
+            open_weights(other)
+        except ValueError as error:
+            refused += 1
+            assert "damaged" in str(error)
+    assert refused
 
 
 @pytest.mark.parametrize(
@@ -300,6 +532,27 @@ def test_misfits_are_named_and_nothing_is_loaded(what, change, message, tmp_path
         np.testing.assert_array_equal(variable, value)
 
 
+def test_half_a_classifier_is_missed_and_none_is_begun_anew(tmp_path):
+    _, state = small_state("resnet18", torchvision.RESNET)
+    kernel = state.pop("fc.weight")
+    for part, message in ((state, "fc.weight"), ({**state, "fc.weight": kernel}, "fc.bias")):
+        half = {name: array for name, array in part.items() if name != message}
+        with pytest.raises(ValueError, match=f"1 missing: {message}"):
+            kr.create_model("resnet18", weights=written(tmp_path, half), **SMALL)
+    none = {name: array for name, array in state.items() if not name.startswith("fc.")}
+    kr.create_model("resnet18", weights=written(tmp_path, none), **SMALL)
+    with pytest.raises(ValueError, match="2 missing"):
+        kr.create_model("resnet18", weights=written(tmp_path, none), depths=(1, 1, 1, 1))
+
+
+def test_a_missing_mean_is_not_made_up_from_a_bias(tmp_path):
+    model, state = small_state("resnet50_v1", keras_applications.RESNET)
+    state["conv1_conv/bias"] = np.ones(64, "float32")
+    del state["conv1_bn/moving_mean"]
+    with pytest.raises(ValueError, match="1 missing: conv1_bn/moving_mean"):
+        kr.load_weights(model, written(tmp_path, state))
+
+
 WRONG_VARIANTS = [
     ("resnet50", torchvision.RESNET, "resnet50_v1", "stride in the 3×3"),
     ("resnet50_v1", keras_applications.RESNET, "resnet50", "stride in the 1×1"),
@@ -315,6 +568,124 @@ def test_weights_that_would_fit_the_wrong_variant_are_refused(name, origin, wron
     kr.create_model(name, weights=path, **SMALL)
     with pytest.raises(ValueError, match=message):
         kr.create_model(wrong, weights=path, **SMALL)
+
+
+OTHER_FAMILIES = [
+    ("resnet20", akamaster.ORIGIN, {**SHALLOW, "num_classes": 10}, "vgg16"),
+    ("vgg11", torchvision.VGG, {"width": 3, "input_shape": (32, 32, 3)}, "resnet18"),
+]
+
+
+@pytest.mark.parametrize(("name", "origin", "changes", "wrong"), OTHER_FAMILIES, ids=[row[3] for row in OTHER_FAMILIES])
+def test_files_of_the_other_family_are_refused(name, origin, changes, wrong, tmp_path):
+    model = kr.create_model(name, **changes)
+    path = written(tmp_path, state_for(model, config_behind(model), origin, 0))
+    with pytest.raises(ValueError, match="holds a (resnet|vgg) network, the model is a (vgg|resnet)"):
+        kr.create_model(wrong, weights=path, input_shape=(64, 64, 3))
+
+
+# Names as the repositories' own definitions have them, one block per stage.
+NORM = ("weight", "bias", "running_mean", "running_var")
+TINY = {"depths": (1, 1, 1), "num_classes": 10, "input_shape": (32, 32, 3)}
+
+
+def spelled(*layers):
+    """All array names of layers written as `name`, `name:norm` or `name:bias` (a kernel with bias)."""
+    kinds = {"": ("weight",), "norm": NORM, "bias": ("weight", "bias")}
+    return {f"{name}.{part}" for name, _, kind in (layer.partition(":") for layer in layers) for part in kinds[kind]}
+
+
+def basic(stage, *shortcut):
+    block = f"layer{stage}.0"
+    return [
+        f"{block}.conv1",
+        f"{block}.bn1:norm",
+        f"{block}.conv2",
+        f"{block}.bn2:norm",
+        *(f"{block}.{part}" for part in shortcut),
+    ]
+
+
+LAYOUTS = {
+    "akamaster": (
+        *("resnet20", TINY, akamaster.ORIGIN),
+        spelled("conv1", "bn1:norm", *basic(1), *basic(2), *basic(3), "linear:bias"),
+    ),
+    "kuangliu": (
+        *("resnet18", {**TINY, "depths": (1, 1, 1, 1), "stem_kernel": 3, "stem_stride": 1, "stem_pool": None}, small.KUANGLIU),
+        spelled(
+            *("conv1", "bn1:norm", "linear:bias", *basic(1)),
+            *(part for stage in (2, 3, 4) for part in basic(stage, "shortcut.0", "shortcut.1:norm")),
+        ),
+    ),
+    "chenyaofo": (
+        *("resnet20_b", TINY, small.RESNET),
+        spelled(
+            *("conv1", "bn1:norm", "fc:bias", *basic(1)),
+            *(part for stage in (2, 3) for part in basic(stage, "downsample.0", "downsample.1:norm")),
+        ),
+    ),
+    "bearpaw": (
+        *("preresnet164", {**TINY, "stride_in": "3x3"}, small.RESNET),
+        spelled(
+            *("conv1", "bn:norm", "fc:bias"),
+            *(f"layer{stage}.0.conv{k}" for stage in (1, 2, 3) for k in (1, 2, 3)),
+            *(f"layer{stage}.0.bn{k}:norm" for stage in (1, 2, 3) for k in (1, 2, 3)),
+            *(f"layer{stage}.0.downsample.0" for stage in (1, 2, 3)),
+        ),
+    ),
+    "xternalz": (
+        *("wrn16_2", TINY, small.WIDE_RESNET),
+        spelled(
+            *("conv1", "bn1:norm", "fc:bias"),
+            *(f"block{stage}.layer.0.conv{k}" for stage in (1, 2, 3) for k in (1, 2)),
+            *(f"block{stage}.layer.0.bn{k}:norm" for stage in (1, 2, 3) for k in (1, 2)),
+            *(f"block{stage}.layer.0.convShortcut" for stage in (1, 2, 3)),
+        ),
+    ),
+    "weiaicunzai": (
+        *("resnet18", {**TINY, "depths": (1, 1), "widths": (64, 128), "stem_kernel": 3, "stem_stride": 1, "stem_pool": None}),
+        small.CIFAR100,
+        spelled(
+            *("conv1.0", "conv1.1:norm", "fc:bias"),
+            *(f"conv{stage}_x.0.residual_function.{place}" for stage in (2, 3) for place in (0, "1:norm", 3, "4:norm")),
+            *("conv3_x.0.shortcut.0", "conv3_x.0.shortcut.1:norm"),
+        ),
+    ),
+    "kuangliu's VGG": (
+        *("vgg11_bn_w100", {"stages": (1, 1), "widths": (64, 128)}, small.VGG),
+        spelled("features.0:bias", "features.1:norm", "features.4:bias", "features.5:norm", "classifier:bias"),
+    ),
+    "chenyaofo's VGG": (
+        "vgg11_bn",
+        {"stages": (1, 1), "widths": (64, 128), "head_size": 1, "head_widths": (512, 512), "num_classes": 10, "input_size": 32},
+        small.VGG,
+        spelled(
+            *("features.0:bias", "features.1:norm", "features.4:bias", "features.5:norm"),
+            *("classifier.0:bias", "classifier.3:bias", "classifier.6:bias"),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("wrapper", ["", "module.", "net.module."])
+def test_layouts_of_cifar_files(layout, wrapper, tmp_path):
+    name, changes, origin, names = LAYOUTS[layout]
+    model = kr.create_model(name, **changes)
+    state = state_for(model, config_behind(model), origin, 3)
+    assert set(state) == names
+    counters = {f"{key[:-6]}num_batches_tracked": np.array(5) for key in names if key.endswith("running_var")}
+    counters = {key.replace("running_var", ""): value for key, value in counters.items()}
+    path = written(tmp_path, {wrapper + key: array for key, array in {**state, **counters}.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = kr.create_model(name, weights=path, **changes)
+    assert open_weights(path).origin is origin
+    for key, variable in variables_of(loaded).items():
+        array = state[origin.translate(config_behind(model), *key)]
+        array = np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array
+        np.testing.assert_array_equal(variable, array)
 
 
 @pytest.mark.parametrize("wrong", ["resnet20_a_fixup", "resnet20_a_avg", "resnet20_b"])
