@@ -1,5 +1,37 @@
-"""What goes along with an optimiser: callbacks, parameter groups. Imported on demand, since it may need TensorFlow."""
+"""Everything with an optimiser: recipes, strategies, `fit`, parameter groups, schedules, callbacks. Needs TensorFlow.
+
+Imported on demand (`import keras_resnet.training`), since `keras_resnet` itself needs Keras alone.
+"""
 
 from .drift_logger import DriftLogger, drift_figure
+from .fitting import Diverged, Interrupted, Result, WorkerLost, fit
+from .groups import Group, parameter_groups
+from .optimizers import SGD, AdamW, Lamb
+from .recipes import RECIPES
+from .run import Run, TrainingError
+from .schedules import WarmUp
+from .strategies import DeviceError, Placement, place
+from .train import train
 
-__all__ = ["DriftLogger", "drift_figure"]
+__all__ = [
+    "RECIPES",
+    "SGD",
+    "AdamW",
+    "DeviceError",
+    "Diverged",
+    "DriftLogger",
+    "Group",
+    "Interrupted",
+    "Lamb",
+    "Placement",
+    "Result",
+    "Run",
+    "TrainingError",
+    "WarmUp",
+    "WorkerLost",
+    "drift_figure",
+    "fit",
+    "parameter_groups",
+    "place",
+    "train",
+]

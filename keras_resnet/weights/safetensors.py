@@ -75,7 +75,7 @@ def write(path, arrays, metadata=None):
         metadata: text -> text.
     """
     header, offset = ({"__metadata__": metadata} if metadata else {}), 0
-    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    arrays = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
     for name, array in arrays.items():
         header[name] = {"dtype": NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
         offset += array.nbytes

@@ -1,0 +1,154 @@
+"""Augmentation as a pure function of (seed, epoch, image): all of an image's chances come from one stateless draw.
+
+Keras' random layers hold a generator that counts calls, so inside a parallel `map` two runs with one seed differ.
+"""
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from . import randaugment
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image on its way in; the defaults change nothing but the size.
+
+    Args:
+        crop_padding: pixels around the image (of the data set's mean colour) before a crop of the model's size: CIFAR's crop.
+        random_area: smallest share of the image's area that a random crop takes before it is resized: ImageNet's crop,
+            with aspect ratios from 3/4 to 4/3. 0 switches it off.
+        flip: mirror left and right in half of the cases.
+        randaugment: number of RandAugment operations per image.
+        magnitude: of those operations, 0 to 10.
+        erasing: probability that a rectangle (2–33 % of the area) is filled with noise.
+
+    Source: He et al. 2015 (arXiv 1512.03385) section 4.2; Szegedy et al. (arXiv 1409.4842); RandAugment (arXiv 1909.13719);
+    random erasing (arXiv 1708.04896).
+    """
+
+    crop_padding: int = 0
+    random_area: float = 0.0
+    flip: bool = False
+    randaugment: int = 0
+    magnitude: float = 9.0
+    erasing: float = 0.0
+
+    @property
+    def draws(self):
+        """Uniform numbers an image needs."""
+        return 10 + 3 * self.randaugment
+
+    def __call__(self, image, encoded, size, channels, fill, seed):
+        """One training image.
+
+        Args:
+            image: uint8 `(height, width, channels)`, or encoded bytes.
+            encoded: which of the two.
+            size: `(height, width)` that goes out.
+            channels: of the image.
+            fill: colour of what lies outside of the image, 0–255.
+            seed: two whole numbers, a function of run, epoch and image.
+
+        Returns:
+            float32 `(height, width, channels)`, 0–255.
+        """
+        chance = tf.random.stateless_uniform([self.draws], seed)
+        if self.random_area:
+            image = resized_crop(image, encoded, size, channels, self.random_area, chance[:4])
+        else:
+            image = fit(decode(image, channels) if encoded else image, size, self.crop_padding, fill, chance[:2])
+        if self.flip:
+            image = tf.cond(chance[4] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
+        if self.randaugment:
+            image = tf.cast(tf.clip_by_value(tf.round(tf.cast(image, tf.float32)), 0, 255), tf.uint8)
+            image = randaugment.apply(image, self.magnitude, tf.reshape(chance[10:], [self.randaugment, 3]), fill)
+        image = tf.cast(image, tf.float32)
+        if self.erasing:
+            image = erase(image, self.erasing, chance[5:10], seed)
+        return tf.ensure_shape(image, [*size, channels])
+
+
+def decode(data, channels):
+    """Pixels of encoded bytes."""
+    return tf.io.decode_image(data, channels=channels, expand_animations=False)
+
+
+def fit(image, size, padding, fill, chance):
+    """An image of the model's size or larger: crop at random (in the middle where `chance` is None); any other is resized."""
+    shape = tf.shape(image)
+    if padding:
+        fill = tf.cast(tf.round(fill), image.dtype)
+        image = tf.pad(image - fill, [[padding, padding], [padding, padding], [0, 0]]) + fill
+        shape = shape + [2 * padding, 2 * padding, 0]
+
+    def crop():
+        room = shape[:2] - size
+        chances = tf.constant([0.5, 0.5]) if chance is None else chance
+        corner = tf.cast(tf.floor(chances * tf.cast(room + 1, tf.float32)), tf.int32)
+        corner = tf.minimum(corner, room)
+        return tf.slice(image, tf.concat([corner, [0]], 0), [*size, image.shape[-1]])
+
+    known = image.shape[:2].as_list()
+    if None not in known:
+        return crop() if known[0] >= size[0] and known[1] >= size[1] else resize(image, size)
+    return tf.cond(tf.reduce_all(shape[:2] >= size), crop, lambda: resize(image, size))
+
+
+def resize(image, size):
+    """Bilinear with antialiasing, back in the image's dtype."""
+    resized = tf.image.resize(image, size, antialias=True)
+    return tf.saturate_cast(tf.round(resized), image.dtype) if image.dtype == tf.uint8 else resized
+
+
+def resized_crop(image, encoded, size, channels, smallest, chance):
+    """A crop of random area and aspect ratio, resized; a JPEG is decoded only where the crop lies."""
+    shape = _shape(image, channels) if encoded else tf.shape(image)
+    height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
+    area = height * width * (smallest + (1 - smallest) * chance[0])
+    ratio = tf.exp(tf.math.log(3 / 4) + (tf.math.log(4 / 3) - tf.math.log(3 / 4)) * chance[1])
+    rows = tf.clip_by_value(tf.round(tf.sqrt(area / ratio)), 1, height)
+    columns = tf.clip_by_value(tf.round(tf.sqrt(area * ratio)), 1, width)
+    top, left = tf.floor(chance[2] * (height - rows + 1)), tf.floor(chance[3] * (width - columns + 1))
+    window = tf.cast(tf.stack([top, left, rows, columns]), tf.int32)
+    return resize(_window(image, encoded, channels, window), size)
+
+
+def center_crop(image, encoded, size, channels, ratio=0.875):
+    """The middle of an image, `ratio` of its shorter side, resized: how test images come in."""
+    shape = _shape(image, channels) if encoded else tf.shape(image)
+    height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
+    scale = ratio * tf.minimum(height / size[0], width / size[1])
+    rows, columns = tf.minimum(tf.round(scale * size[0]), height), tf.minimum(tf.round(scale * size[1]), width)
+    window = tf.cast(tf.stack([tf.floor((height - rows) / 2), tf.floor((width - columns) / 2), rows, columns]), tf.int32)
+    return resize(_window(image, encoded, channels, window), size)
+
+
+def _shape(data, channels):
+    return tf.cond(
+        tf.io.is_jpeg(data), lambda: tf.io.extract_jpeg_shape(data, output_type=tf.int32), lambda: tf.shape(decode(data, channels))
+    )
+
+
+def _window(image, encoded, channels, window):
+    if not encoded:
+        return tf.slice(image, [window[0], window[1], 0], [window[2], window[3], channels])
+    cropped = tf.cond(
+        tf.io.is_jpeg(image),
+        lambda: tf.io.decode_and_crop_jpeg(image, window, channels=channels),
+        lambda: tf.slice(decode(image, channels), [window[0], window[1], 0], [window[2], window[3], channels]),
+    )
+    return tf.ensure_shape(cropped, [None, None, channels])
+
+
+def erase(image, probability, chance, seed):
+    """Fill a random rectangle with noise."""
+    height, width = image.shape[0], image.shape[1]
+    area = (0.02 + 0.31 * chance[1]) * height * width
+    ratio = tf.exp(tf.math.log(0.3) + (tf.math.log(3.3) - tf.math.log(0.3)) * chance[2])
+    rows, columns = tf.minimum(tf.sqrt(area / ratio), height - 1.0), tf.minimum(tf.sqrt(area * ratio), width - 1.0)
+    top, left = chance[3] * (height - rows), chance[4] * (width - columns)
+    y, x = tf.range(height, dtype=tf.float32)[:, None, None], tf.range(width, dtype=tf.float32)[None, :, None]
+    inside = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns) & (chance[0] < probability)
+    noise = 255 * tf.random.stateless_uniform(tf.shape(image), seed + [1, 0])
+    return tf.where(inside, noise, image)

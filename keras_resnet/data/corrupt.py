@@ -1,0 +1,88 @@
+"""Find damaged images before a training, with the decoder that the training uses, and say which they are."""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def damaged_files(paths, channels, progress=None):
+    """`{position: reason}` of the files that TensorFlow cannot decode; files that have not changed are not read again.
+
+    Args:
+        paths: file names.
+        channels: as for decoding.
+        progress: called with every position that is done.
+    """
+    store = _Checked(paths)
+    todo = [i for i, path in enumerate(paths) if store.known(path) is None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for i, reason in zip(todo, pool.map(lambda i: reason_against(paths[i], channels), todo), strict=True):
+            store.set(paths[i], reason)
+            if progress:
+                progress(i)
+    store.save()
+    return {i: reason for i, path in enumerate(paths) if (reason := store.known(path))}
+
+
+def reason_against(path, channels):
+    """Why a file is no image, in a few words; an empty text if it is one."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        return error.strerror or str(error)
+    return reason_against_bytes(data, channels)
+
+
+def reason_against_bytes(data, channels):
+    """As `reason_against`, for the content of a file."""
+    if not data:
+        return "empty file"
+    try:
+        image = tf.io.decode_image(data, channels=channels, expand_animations=False)
+    except (tf.errors.OpError, ValueError) as error:
+        return str(getattr(error, "message", error)).split("[Op:")[0].split("\n")[0].strip().rstrip(".") or "not an image"
+    return "" if image.shape.rank == 3 and np.prod(image.shape) else "no pixels"
+
+
+class _Checked:
+    """What is known of files by path, size and time of change, in Keras' folder."""
+
+    def __init__(self, paths):
+        name = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:24]
+        self.file = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else Path.home() / ".keras")
+        self.file = self.file / "keras_resnet" / "checked" / f"{name}.json"
+        try:
+            self.entries = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.entries = {}
+
+    def _stamp(self, path):
+        try:
+            state = os.stat(path)
+        except OSError:
+            return None
+        return f"{state.st_size} {state.st_mtime_ns}"
+
+    def known(self, path):
+        entry = self.entries.get(str(path))
+        return entry[1] if entry and entry[0] == self._stamp(path) else None
+
+    def set(self, path, reason):
+        self.entries[str(path)] = [self._stamp(path), reason]
+
+    def save(self):
+        # Only a memory of work done; where it cannot be kept, the next run checks again.
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.file.with_suffix(".part")
+            partial.write_text(json.dumps(self.entries), encoding="utf-8")
+            partial.replace(self.file)
+        except OSError:
+            pass

@@ -1,0 +1,98 @@
+"""From a split to batches: augmented in a run's order for training, once from first to last for evaluation."""
+
+import numpy as np
+import tensorflow as tf
+
+from .augment import Augmentation, center_crop, decode, fit
+from .mixing import mix
+from .order import Order, Share
+
+
+def training_batches(
+    split, *, batch, size, num_classes, augmentation=None, fill=0.0, seed=0, first=0, last=None, share=None, replicas=1,
+    mixup=0.0, cutmix=0.0, shuffle=True,
+):  # fmt: skip
+    """Endless training batches; the same images, augmented in the same way, wherever the run starts and on any workers.
+
+    Args:
+        split: `Images`, `Encoded` or `Records`.
+        batch: images per global batch.
+        size: `(height, width)` of the model's input.
+        num_classes: length of the one-hot labels.
+        augmentation: `Augmentation`; None for none.
+        fill: colour around the images, 0–255, a number or one per channel.
+        seed: of the run.
+        first: step of the run that comes first.
+        last: step behind the last; None for no end.
+        share: `Share` of each global batch that this worker reads; None for all.
+        replicas: devices of this worker, each of which gets an equal part.
+        mixup: α of MixUp, 0 for none.
+        cutmix: α of CutMix; with both, each batch takes one of them by chance.
+        shuffle: False keeps the split's order.
+
+    Returns:
+        `tf.data.Dataset` of `(images float32 0–255, one-hot labels)`, one element per replica and step.
+    """
+    augmentation = augmentation or Augmentation()
+    share = share or Share(0, batch)
+    last = np.iinfo(np.int64).max // max(1, batch) if last is None else last
+    order = Order(split.size, batch, seed, first, last, share, shuffle)
+    colour = tf.broadcast_to(tf.constant(fill, tf.float32), [split.channels])
+
+    def prepare(epoch, index, image, label):
+        # 31 bits of each: the seeds of stateless operations are pairs.
+        own = tf.stack([tf.cast(seed, tf.int64) * 100_003 + epoch, index])
+        return augmentation(image, split.encoded, size, split.channels, colour, own), tf.one_hot(label, num_classes)
+
+    images = split.read(order).map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = images.batch(share.count // replicas, drop_remainder=True)
+    if mixup or cutmix:
+        # Elements are numbered over all workers, so that no two replicas mix in the same way.
+        numbers = tf.data.Dataset.range(first * replicas, np.iinfo(np.int64).max)
+        batches = tf.data.Dataset.zip(numbers, batches).map(
+            lambda number, pair: mix(*pair, mixup, cutmix, tf.stack([tf.cast(seed, tf.int64) * 7919 + share.offset, number])),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+    return _with_options(batches.prefetch(tf.data.AUTOTUNE))
+
+
+def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=1, crop=False):
+    """All images once, in order; the last batch is filled up with images of weight 0, so that every replica has its part.
+
+    Args:
+        split, batch, size, num_classes, share, replicas: as in `training_batches`.
+        crop: take the middle of images (7/8 of the shorter side) and resize it; without, images must have the model's
+            size or are cropped in the middle where they are larger, else resized.
+
+    Returns:
+        `tf.data.Dataset` of `(images, one-hot labels, weights)`.
+    """
+    share = share or Share(0, batch)
+    total = -(-split.size // batch) * batch
+    shape = (*size, split.channels)
+
+    def prepare(epoch, index, image, label):
+        if crop:
+            image = center_crop(image, split.encoded, size, split.channels)
+        else:
+            image = fit(decode(image, split.channels) if split.encoded else image, size, 0, None, None)
+        return tf.ensure_shape(tf.cast(image, tf.float32), shape), tf.one_hot(label, num_classes), 1.0
+
+    filler = tf.data.Dataset.from_tensors((tf.zeros(shape), tf.zeros(num_classes), 0.0)).repeat(total - split.size)
+
+    def is_mine(at, element):
+        place = at % batch - share.offset
+        return (place >= 0) & (place < share.count)
+
+    elements = split.in_order().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).concatenate(filler)
+    mine = elements if share.count == batch else elements.enumerate().filter(is_mine).map(lambda at, element: element)
+    return _with_options(mine.batch(share.count // replicas, drop_remainder=True).prefetch(tf.data.AUTOTUNE))
+
+
+def _with_options(dataset):
+    options = tf.data.Options()
+    options.deterministic = True
+    # Each worker's pipeline already reads the worker's own share.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options)

@@ -1,0 +1,191 @@
+"""What a split of a data set can be: images in memory, encoded files, or records that are read one after the other.
+
+Every split yields elements `(epoch, index, image, label)`; `image` is a uint8 array or the encoded bytes of one. `index` is
+the image's number in its split, which seeds its augmentation.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images of one size in memory.
+
+    Args:
+        images: uint8 array `(n, height, width, channels)`.
+        labels: whole numbers `(n,)`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    encoded = False
+
+    def __post_init__(self):
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            got = f"{self.images.dtype} {self.images.shape}"
+            raise ValueError(f"images must be a uint8 array (n, height, width, channels), got {got}")
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images have {len(self.labels)} labels; give one label for each image")
+
+    @property
+    def size(self):
+        return len(self.images)
+
+    @property
+    def channels(self):
+        return self.images.shape[-1]
+
+    def name_of(self, index):
+        return f"image {index}"
+
+    def read(self, order):
+        """Elements in a training run's order."""
+        get = self._reader()
+        return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)))
+
+    def in_order(self):
+        """Elements from first to last."""
+        get, epoch = self._reader(), tf.constant(0, tf.int64)
+        return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index))
+
+    def _reader(self):
+        # Made outside of the mapped function, which captures the tensors; inside they would be copied into its graph.
+        images, labels = tf.constant(self.images), tf.constant(self.labels, tf.int64)
+        return lambda epoch, index: (epoch, index, tf.gather(images, index), tf.gather(labels, index))
+
+    def take(self, indices):
+        """The images at `indices`, as a split of their own."""
+        return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Image files (JPEG, PNG, GIF, BMP), read when needed or, with `cache`, held in memory as they are.
+
+    Args:
+        paths: file names.
+        labels: whole numbers.
+        channels: 1 or 3.
+        cache: read every file once and keep its bytes.
+    """
+
+    paths: np.ndarray
+    labels: np.ndarray
+    channels: int = 3
+    cache: bool = False
+    encoded = True
+
+    @property
+    def size(self):
+        return len(self.paths)
+
+    def name_of(self, index):
+        return str(self.paths[index])
+
+    def read(self, order):
+        """Elements in a training run's order."""
+        get = self._reader()
+        return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)), num_parallel_calls=tf.data.AUTOTUNE)
+
+    def in_order(self):
+        """Elements from first to last."""
+        get, epoch = self._reader(), tf.constant(0, tf.int64)
+        return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index), num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _reader(self):
+        labels = tf.constant(self.labels, tf.int64)
+        if self.cache:
+            held = tf.constant([_bytes(path) for path in self.paths])
+            return lambda epoch, index: (epoch, index, tf.gather(held, index), tf.gather(labels, index))
+        paths = tf.constant([str(path) for path in self.paths])
+        return lambda epoch, index: (epoch, index, tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index))
+
+    def take(self, indices):
+        """The files at `indices`, as a split of their own."""
+        return dataclasses.replace(self, paths=self.paths[indices], labels=self.labels[indices])
+
+
+def _bytes(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Records that can only be read one after the other (TFRecord shards, TFDS), shuffled through a buffer.
+
+    Every worker reads all records and decodes its own: so the order does not depend on the number of workers.
+
+    Args:
+        stream: `stream(epoch) -> Dataset` of `(index, encoded bytes or image, label)`, in an order that is a function of
+            `epoch` alone; `epoch` is an int64 tensor, or None for the order of the files.
+        size: records.
+        channels: of the images.
+        encoded: whether images are bytes.
+        buffer: records of the shuffle buffer.
+    """
+
+    stream: object
+    size: int
+    channels: int = 3
+    encoded: bool = True
+    buffer: int = 10_000
+
+    def name_of(self, index):
+        return f"record {index}"
+
+    def read(self, order):
+        """Elements in a training run's order."""
+        steps = order.steps_per_epoch
+
+        def of_epoch(epoch):
+            records = self.stream(epoch if order.shuffle else None)
+            if order.shuffle:
+                seed = tf.constant(order.seed, tf.int64) * 1_000_003 + epoch
+                records = records.shuffle(self.buffer, seed=seed, reshuffle_each_iteration=False)
+            return records.take(steps * order.batch).enumerate(epoch * steps * order.batch).map(lambda at, r: (epoch, at, *r))
+
+        def is_mine(epoch, at, index, image, label):
+            step, place = at // order.batch, at % order.batch - order.share.offset
+            return (step >= order.first) & (step < order.last) & (place >= 0) & (place < order.share.count)
+
+        epochs = tf.data.Dataset.range(order.first // steps, -(-order.last // steps))
+        return epochs.flat_map(of_epoch).filter(is_mine).map(lambda epoch, at, index, image, label: (epoch, index, image, label))
+
+    def in_order(self):
+        """Elements from first to last."""
+        return self.stream(None).map(lambda index, image, label: (tf.constant(0, tf.int64), index, image, label))
+
+    def take(self, indices):
+        """The records at `indices`, as a split of their own."""
+        wanted = np.zeros(self.size, bool)
+        wanted[indices] = True
+
+        def stream(epoch):
+            return self.stream(epoch).filter(lambda index, image, label: tf.gather(tf.constant(wanted), index))
+
+        return dataclasses.replace(self, stream=stream, size=int(wanted.sum()))
+
+
+def hold_out(split, count, seed=0):
+    """Take images out of a training split, to choose a recipe on them without looking at the test set.
+
+    Args:
+        split: any split.
+        count: images to hold out.
+        seed: of the choice.
+
+    Returns:
+        `(the rest, the held out)`.
+
+    Raises:
+        ValueError: `count` is not between 1 and the number of images.
+    """
+    if not 0 < count < split.size:
+        raise ValueError(f"`holdout` must be between 1 and the number of training images ({split.size}), got {count}")
+    order = np.random.default_rng(seed).permutation(split.size)
+    return split.take(np.sort(order[count:])), split.take(np.sort(order[:count]))

@@ -1,0 +1,124 @@
+"""TFRecord shards of images: written from any split, read back one after the other."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from .order import permuted
+from .splits import Records
+
+FEATURES = {
+    "image/encoded": tf.io.FixedLenFeature([], tf.string),
+    "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+}
+
+
+def write_tfrecords(split, folder, name, *, classes, shards=1):
+    """Write a split as TFRecord shards with the features `image/encoded` and `image/class/label`.
+
+    Encoded images keep their bytes; arrays become PNG, which loses nothing.
+
+    Args:
+        split: `Images` or `Encoded`.
+        folder: made if missing; shards are written under other names first and renamed when all are complete.
+        name: of the split: `"train"` or `"test"`.
+        classes: class names, kept in `NAME.json` beside the shards, with the number of records of each shard.
+        shards: number of files `NAME-00000-of-00008.tfrecord`.
+
+    Returns:
+        Paths of the shards.
+
+    Raises:
+        ValueError: more shards than images, or none.
+    """
+    if not 1 <= shards <= split.size:
+        raise ValueError(f"`shards` must be between 1 and the number of images ({split.size}), got {shards}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}-{i:05d}-of-{shards:05d}.tfrecord" for i in range(shards)]
+    counts = [0] * shards
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as partial:
+        for i, path in enumerate(paths):
+            own = split.take(np.arange(i, split.size, shards))
+            with tf.io.TFRecordWriter(str(Path(partial) / path.name)) as writer:
+                for _, _, image, label in own.in_order():
+                    data = image if split.encoded else tf.io.encode_png(image)
+                    writer.write(_example(data.numpy(), int(label)))
+                    counts[i] += 1
+        meta = {"classes": list(map(str, classes)), "channels": split.channels, "records": counts}
+        (Path(partial) / f"{name}.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        for path in [*paths, folder / f"{name}.json"]:
+            os.replace(Path(partial) / path.name, path)
+    return paths
+
+
+def _example(data, label):
+    feature = {
+        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data])),
+        "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+def read_tfrecords(folder, name, seed=0):
+    """The split that `write_tfrecords` wrote.
+
+    Returns:
+        `(Records, class names)`, or None where the folder has no such split.
+
+    Raises:
+        ValueError: shards are missing, or one is damaged; names it.
+    """
+    meta_file = Path(folder) / f"{name}.json"
+    shards = sorted(Path(folder).glob(f"{name}-*-of-*.tfrecord"))
+    if not shards and not meta_file.exists():
+        return None
+    try:
+        meta = json.loads(meta_file.read_text(encoding="utf-8"))
+        counts, channels, classes = meta["records"], meta["channels"], meta["classes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{meta_file} is missing or damaged; write the shards again with `write_tfrecords`") from error
+    if len(shards) != len(counts):
+        raise ValueError(f"{folder} has {len(shards)} of {len(counts)} shards of {name!r}; copy the missing ones")
+    return Records(_stream(shards, counts, seed), sum(counts), channels), classes
+
+
+def _stream(shards, counts, seed):
+    """Records of all shards, one shard after the other; the order of the shards is a function of the epoch."""
+    paths = tf.constant([str(path) for path in shards])
+    firsts = tf.constant(np.concatenate([[0], np.cumsum(counts)[:-1]]), tf.int64)
+
+    def of_shard(shard):
+        def parse(at, record):
+            parsed = tf.io.parse_single_example(record, FEATURES)
+            return firsts[shard] + at, parsed["image/encoded"], parsed["image/class/label"]
+
+        return tf.data.TFRecordDataset(paths[shard]).enumerate().map(parse)
+
+    def stream(epoch):
+        numbers = tf.data.Dataset.range(len(shards))
+        if epoch is not None:
+            numbers = numbers.map(lambda i: permuted(i, seed, epoch, len(shards)))
+        return numbers.flat_map(of_shard)
+
+    return stream
+
+
+def damaged_records(folder, name):
+    """`[(shard, what is wrong)]`, by reading every record and decoding every image."""
+    from .corrupt import reason_against_bytes
+
+    found = []
+    for path in sorted(Path(folder).glob(f"{name}-*-of-*.tfrecord")):
+        try:
+            for at, record in enumerate(tf.data.TFRecordDataset(str(path))):
+                data = tf.io.parse_single_example(record, FEATURES)["image/encoded"].numpy()
+                if reason := reason_against_bytes(data, 0):
+                    found.append((str(path), f"record {at}: {reason}"))
+        except tf.errors.OpError as error:
+            found.append((str(path), error.message.split(";")[0]))
+    return found

@@ -1,0 +1,108 @@
+"""The state of a run in one file: arrays of model, optimiser and metrics, and where the run stands."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from keras import ops
+
+from ..weights import safetensors
+from .run import TrainingError
+
+FILE = "checkpoint.safetensors"
+
+
+def arrays_of(stepped):
+    """All that a training step changes, by a name that tells where it belongs. Every worker must call it together."""
+    groups = {
+        "model": stepped.variables,
+        "optimizer": stepped.optimizer.variables,
+        "metrics": [variable for metric in stepped.metrics for variable in metric.variables],
+    }
+    return {f"{kind}/{i}": ops.convert_to_numpy(v) for kind, found in groups.items() for i, v in enumerate(found)}
+
+
+def restore(stepped, arrays):
+    """Assign what `arrays_of` gave, metrics left out.
+
+    Raises:
+        TrainingError: the arrays are those of another model or optimiser; nothing is assigned then.
+    """
+    pairs = []
+    for kind, variables in (("model", stepped.variables), ("optimizer", stepped.optimizer.variables)):
+        found = [name for name in arrays if name.startswith(f"{kind}/")]
+        shapes = [arrays.get(f"{kind}/{i}", np.empty(0)).shape for i in range(len(variables))]
+        if len(found) != len(variables) or shapes != [tuple(v.shape) for v in variables]:
+            raise TrainingError(f"the checkpoint is of another {kind} ({len(found)} arrays for {len(variables)} variables)")
+        pairs += [(variable, arrays[f"{kind}/{i}"]) for i, variable in enumerate(variables)]
+    for variable, value in pairs:
+        variable.assign(value)
+
+
+def restore_metrics(stepped, arrays):
+    """Assign the metrics of an epoch that was broken off."""
+    variables = [variable for metric in stepped.metrics for variable in metric.variables]
+    for i, variable in enumerate(variables):
+        variable.assign(arrays[f"metrics/{i}"])
+
+
+def write(folder, arrays, state):
+    """Write a checkpoint beside the former one, then put it in its place.
+
+    Raises:
+        TrainingError: it cannot be written; the former one is still there.
+    """
+    path = Path(folder) / FILE
+    try:
+        safetensors.write(str(path), arrays, {"state": json.dumps(state)})
+    except OSError as error:
+        former = "the former one is kept" if path.exists() else "there was none before"
+        raise TrainingError(
+            f"the checkpoint at step {state['step']} could not be written to {folder} ({error.strerror or error}); {former}. "
+            "Make room and give the same command again"
+        ) from error
+
+
+def read(folder):
+    """`(arrays, state)` of the checkpoint in a folder, or None.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return None
+    try:
+        arrays, metadata = safetensors.read(str(path))
+        return arrays, json.loads(metadata["state"])
+    except Exception as error:
+        raise TrainingError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); remove it to begin again, or choose another --out"
+        ) from error
+
+
+def check_folder(folder, needed):
+    """Make sure that a run can write its results, before it starts.
+
+    Args:
+        folder: made if missing.
+        needed: bytes of a checkpoint.
+
+    Raises:
+        TrainingError: not writable, or too little room for two checkpoints.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.write_bytes(b"\0")
+        probe.unlink()
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from error
+    state = os.statvfs(folder)
+    free = state.f_bavail * state.f_frsize
+    if free < 2 * needed:
+        raise TrainingError(
+            f"{folder} has {free / 2**20:.0f} MiB free, two checkpoints take {2 * needed / 2**20:.0f}; make room, or choose another --out"
+        )

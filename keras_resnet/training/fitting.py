@@ -1,0 +1,620 @@
+"""A training run: segments of Keras' `fit`, between which the model may grow or thaw, with a state that survives anything."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from .. import data as datasets
+from ..growth import grow
+from ..growth.graph import graph_of, walk
+from ..growth.surgery import copy_model
+from . import checkpoint
+from .groups import new_layers, parameter_groups
+from .logs import Progress, TensorBoardLog, curves, write_csv
+from .optimizers import carry_slots, make_optimizer
+from .run import Run, TrainingError
+from .schedules import make_schedule, scaled_rate
+from .stepped import Stepped
+from .strategies import Placement, place
+
+SMALL_BATCH = 16
+
+
+class Interrupted(TrainingError):
+    """The run was asked to stop (SIGTERM), has saved and can go on."""
+
+    exit_code = 143
+
+
+class Diverged(TrainingError):
+    """The loss is not a finite number any more."""
+
+    exit_code = 1
+
+
+class WorkerLost(TrainingError):
+    """Another process of the run is gone."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a training gives back.
+
+    Args:
+        model: the trained model, uncompiled.
+        history: a dict per epoch (columns of the CSV).
+        summary: figures of the whole run.
+    """
+
+    model: keras.Model
+    history: list
+    summary: dict
+
+    def to_json(self):
+        """Plain JSON values."""
+        return {"history": self.history, "summary": self.summary}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Epochs of a run in which model, optimiser and image size stay as they are."""
+
+    start: int
+    end: int
+    growth: tuple
+    frozen: bool
+    small: bool
+
+
+def segments(run):
+    """The segments of a `Run`, in order."""
+    small_end = round(run.epochs * run.small_epochs) if run.small_crops < 1 else 0
+    edges = {0, run.epochs, run.frozen_epochs, small_end, *(event[0] for event in run.growth)}
+    edges = sorted(edge for edge in edges if edge <= run.epochs)
+    return [
+        Segment(a, b, tuple(e for e in run.growth if e[0] == a), a < run.frozen_epochs, a < small_end)
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def fit(model, data, *, run=None, out=None, callbacks=(), placement=None, quiet=False, **options):
+    """Train a model; differs from `Model.fit` by growing, thawing, going on after a kill, and holding on several machines.
+
+    Args:
+        model: Functional or Sequential model: images 0–255 in, logits out. It is not changed; the result has a trained copy.
+        data: see `keras_resnet.data.load`; or a tuple `(images, labels)` of arrays, or `((x, y), (x_test, y_test))`.
+        run: `Run`; its `model` is ignored. None: made of `options`.
+        out: folder for checkpoint, logs and model; a run that was broken off there goes on. None keeps nothing.
+        callbacks: Keras callbacks, or functions `callback(segment, model)` that return one (or None) when a segment begins.
+        placement: `Placement`; None places the run by its options.
+        quiet: print nothing.
+        **options: fields of `Run`, e.g. `epochs=3, recipe="finetune-grown", growth=[(2, "stage*", 1)]`.
+
+    Returns:
+        `Result`.
+
+    Raises:
+        TrainingError: see its subclasses; the message says what to do.
+    """
+    run = Run.of(**options) if run is None else dataclasses.replace(run, **options)
+    if graph_of(model) is None:
+        raise TrainingError(f"model {model.name!r} has no graph that can be read; give a Functional or a built Sequential model")
+    if run.growth:
+        # Growing adds blocks to a copy; places that do not exist are found out before the first epoch.
+        for _, places, blocks in run.growth:
+            grow(model, places, blocks=blocks, block=run.growth_block, gate=run.growth_gate)
+    if run.deterministic:
+        keras.utils.set_random_seed(run.seed)
+        tf.config.experimental.enable_op_determinism()
+    source = as_source(data, run)
+    placement = placement or place(run)
+    training = _Training(model, source, run, placement, out, callbacks, quiet)
+    with _on_termination(training):
+        return training.go()
+
+
+def as_source(data, run):
+    """What `data` of `fit` stands for."""
+    if isinstance(data, tuple):
+        if len(data) != 2:
+            raise TrainingError("`data` as a tuple is (images, labels) or ((images, labels), (test images, test labels))")
+        pairs = data if isinstance(data[0], tuple) else (data, None)
+        train, test = (None if pair is None else datasets.Images(np.asarray(pair[0]), np.asarray(pair[1])) for pair in pairs)
+        classes = tuple(map(str, range(1 + int(max(split.labels.max() for split in (train, test) if split)))))
+        return datasets.Source("arrays", train, test, classes, train.images.shape[1:3], {"mean": 0.5, "std": 0.25})
+    return datasets.load(data, run.data_path, corrupt=run.corrupt, cache=run.cache)
+
+
+class _Training:
+    """One run in progress."""
+
+    def __init__(self, model, source, run, placement, out, callbacks, quiet):
+        self.run, self.source, self.placement, self.callbacks = run, source, placement, callbacks
+        self.out = None if out is None else Path(out)
+        self.train, self.held_out = source.train, None
+        if run.holdout:
+            self.train, self.held_out = datasets.hold_out(source.train, run.holdout)
+        self.share = placement.share(run.batch_size)
+        if run.batch_size > self.train.size:
+            raise TrainingError(f"`batch_size` must be at most the number of training images ({self.train.size}), got {run.batch_size}")
+        self.steps = self.train.size // run.batch_size
+        self.total = self.steps * run.epochs
+        self.per_call = _divisor(self.steps, run.steps_per_execution)
+        self.schedule = make_schedule(run, self.steps)
+        self.segments = segments(run)
+        self.rows, self.step, self.spent = [], 0, 0.0
+        self.stop_asked = False
+        self.progress = Progress(self.total, self.steps, run.batch_size, quiet or not placement.chief)
+        self.stepped = self.board = None
+        with placement.strategy.scope():
+            self.model = copy_model(model)
+        self.size, self.classes = _shape_of(self.model, source)
+
+    # ------------------------------------------------------------ the run
+
+    def go(self):
+        saved = self._open()
+        with self.progress:
+            self._announce(saved)
+            for number, segment in enumerate(self.segments):
+                if saved and saved[1]["segment"] > number:
+                    self._grow(segment)
+                    continue
+                self._enter(segment, carry=saved is None)
+                if saved:
+                    checkpoint.restore(self.stepped, saved[0])
+                self._train(number, segment, saved and saved[0])
+                saved = None
+            return self._finish()
+
+    def _open(self):
+        """The saved state of this run, if there is one; folder, logs and description are ready afterwards."""
+        if self.out is None:
+            return None
+        needed = 4 * 4 * self.model.count_params()
+        if self.placement.chief:
+            checkpoint.check_folder(self.out, needed)
+        saved = checkpoint.read(self.out)
+        if saved:
+            state = saved[1]
+            theirs, ours = state["run"], json.loads(json.dumps(self._essence()))
+            if differ := sorted(key for key in ours if theirs.get(key) != ours[key]):
+                what = ", ".join(f"{key} {theirs.get(key)!r} there, {ours[key]!r} here" for key in differ[:3])
+                raise TrainingError(f"{self.out} holds another run ({what}); choose another --out, or remove it")
+            self.rows, self.step, self.spent = state["rows"], state["step"], state["seconds"]
+        if self.placement.chief:
+            self.run.save(self.out / "run.yaml")
+            write_csv(self.rows, self.out / "log.csv")
+            if self.run.tensorboard:
+                self.board = TensorBoardLog(self.out / "tensorboard", self.rows)
+        return saved
+
+    def _essence(self):
+        return {**self.run.essence(), "images": self.train.size, "weights_sum": _fingerprint(self.model) if self.run.weights else 0}
+
+    def _announce(self, saved):
+        run, placement = self.run, self.placement
+        per_replica = run.batch_size // placement.replicas
+        lines = [
+            f"{self.model.name}: {self.model.count_params():,} parameters; {self.source.name}: {self.train.size:,} training images"
+            + (f", {self.held_out.size:,} held out" if self.held_out else ""),
+            f"{placement.describe()}; global batch {run.batch_size}, {per_replica} per replica"
+            + (", synchronised batch norm" if self._sync() else ""),
+            f"{run.epochs} epochs of {self.steps} steps; {run.optimizer}, rate {run.learning_rate:g} × {run.batch_size}/{run.base_batch}"
+            f" = {scaled_rate(run):g}, {run.schedule}",
+        ]
+        if placement.replicas > 1:
+            lines.append("each process reads its own part of every global batch (auto-shard off)")
+        if self.per_call != run.steps_per_execution:
+            lines.append(f"steps per execution {self.per_call}: a divisor of the {self.steps} steps of an epoch")
+        if saved:
+            lines.append(f"going on from step {self.step} of {self.total}")
+        for line in lines:
+            self.progress.line(line)
+
+    def _finish(self):
+        self._average()
+        for layer in self._norms():
+            layer.synchronized = False
+        # Evaluation needs no optimiser state, but the same placement, so that every process takes part.
+        summary = {
+            "model": self.model.name, "data": self.source.name, "recipe": self.run.recipe, "seed": self.run.seed,
+            "epochs": self.run.epochs, "steps": self.total, "parameters": self.model.count_params(),
+            "loss": self.rows[-1]["loss"] if self.rows else None, "train_accuracy": self.rows[-1]["accuracy"] if self.rows else None,
+            "seconds": round(self.spent, 1),
+        }  # fmt: skip
+        for name, split in (("holdout", self.held_out), ("test", self.source.test)):
+            if split is not None:
+                logs = self._evaluate(split)
+                summary |= {f"{name}_accuracy": round(float(logs["accuracy"]), 6), f"{name}_loss": round(float(logs["loss"]), 6)}
+        model = copy_model(self.model) if self.placement.replicas > 1 else self.model
+        if self.out is not None and self.placement.chief:
+            _replace(self.out / "model.keras", lambda path: model.save(path))
+            _replace(self.out / "summary.json", lambda path: Path(path).write_text(json.dumps(summary) + "\n"))
+            with contextlib.suppress(ImportError):
+                curves(self.rows, self.out / "curves.png", f"{self.model.name} on {Path(self.source.name).name}")
+        return Result(model, self.rows, summary)
+
+    # ------------------------------------------------------------ segments
+
+    def _enter(self, segment, carry):
+        """Make model, optimiser and step of a segment; momentum and averages come along from the one before."""
+        before, former = self._variables(), self.stepped.optimizer if self.stepped is not None else None
+        self._grow(segment)
+        self._set_trainable(segment)
+        with self.placement.strategy.scope():
+            optimizer = self._optimizer(segment)
+            self.stepped = Stepped(self.model.inputs, self.model.outputs[0] if len(self.model.outputs) == 1 else self.model.outputs)
+            self.stepped.configure(
+                optimizer,
+                self._criterion(),
+                multi_worker=self.placement.multi_worker,
+                jit=self.run.jit,
+                steps_per_execution=self.per_call,
+            )
+            inner = self.inner
+            self.stepped.optimizer.build(self.stepped.trainable_variables)
+            if former is not None and carry:
+                after = self._variables()
+                pairs = [(a, b) for path in before.keys() & after.keys() for a, b in zip(before[path], after[path], strict=True)]
+                old_inner = getattr(former, "inner_optimizer", former)
+                carry_slots(old_inner, inner, pairs)
+                if former is not old_inner:
+                    self.stepped.optimizer.dynamic_scale.assign(ops.convert_to_numpy(former.dynamic_scale))
+            elif self.run.ema:
+                carry_slots(inner, inner, [])
+
+    @property
+    def inner(self):
+        """The optimiser itself, where Keras put loss scaling in front of it."""
+        return getattr(self.stepped.optimizer, "inner_optimizer", self.stepped.optimizer)
+
+    def _variables(self):
+        """Variables of every layer by the layer's path in the model's tree (Keras' paths repeat between nested models)."""
+        return {path: list(node.operation.variables) for path, _, node in walk(self.model) if hasattr(node.operation, "variables")}
+
+    def _grow(self, segment):
+        if not segment.growth:
+            return
+        with self.placement.strategy.scope():
+            for _, places, blocks in segment.growth:
+                seed = self.run.seed + 1 + segment.start
+                grown = grow(
+                    self.model, places, blocks=blocks, block=self.run.growth_block, gate=self.run.growth_gate, seed=seed
+                )
+                self.progress.line(f"grown before epoch {segment.start + 1}: {blocks} block(s) behind {places}")
+                self.model = grown
+
+    def _set_trainable(self, segment):
+        if not self.run.frozen_epochs:
+            return
+        grown, head = new_layers(self.model)
+        fresh = {id(layer) for layer in [*grown, *head]}
+        for layer in self.model._flatten_layers(include_self=False):
+            if layer.weights and not isinstance(layer, keras.Model):
+                layer.trainable = not segment.frozen or id(layer) in fresh
+
+    def _optimizer(self, segment):
+        trunk = 1.0 if segment.frozen else self.run.trunk_lr_multiplier
+        groups = parameter_groups(self.model, gate_lr_multiplier=self.run.gate_lr_multiplier, trunk_lr_multiplier=trunk)
+        for layer in self._norms():
+            layer.synchronized = self._sync()
+        return make_optimizer(self.run, self.schedule, groups)
+
+    def _norms(self):
+        return [layer for layer in self.model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+
+    def _sync(self):
+        if self.placement.replicas == 1 or not self._norms():
+            return False
+        small = self.run.batch_size // self.placement.replicas < SMALL_BATCH
+        return small if self.run.sync_batch_norm is None else self.run.sync_batch_norm
+
+    def _criterion(self):
+        losses = keras.losses
+        kind = losses.CategoricalCrossentropy if self.run.loss == "softmax" else losses.BinaryCrossentropy
+        return kind(from_logits=True, label_smoothing=self.run.label_smoothing)
+
+    def _train(self, number, segment, arrays):
+        """Steps of a segment from where the run stands: the rest of a broken epoch first."""
+        watch = _Watch(self, number)
+        extra = [c(segment, self.model) if not isinstance(c, keras.callbacks.Callback) else c for c in self.callbacks]
+        extra = [callback for callback in extra if callback is not None]
+        end = segment.end * self.steps
+        watch.interrupted = arrays if self.step % self.steps else None
+        while self.step < end:
+            epoch, done = divmod(self.step, self.steps)
+            upto = epoch + 1 if done else segment.end
+            with _errors_of(self):
+                self.stepped.fit(
+                    self.placement.distribute(self._batches(segment, self.step, upto * self.steps)),
+                    initial_epoch=epoch,
+                    epochs=upto,
+                    steps_per_epoch=self.steps - done,
+                    shuffle=False,
+                    callbacks=[watch, *extra],
+                    validation_data=self._validation(),
+                    validation_steps=self._validation_steps(),
+                    verbose=0,
+                )
+
+    def _batches(self, segment, first, last):
+        run = self.run
+        size = tuple(max(8, round(run.small_crops * side)) for side in self.size) if segment.small else self.size
+        augmentation = datasets.Augmentation(
+            run.crop_padding, run.random_area, run.flip, run.randaugment, run.magnitude, run.erasing
+        )
+        return datasets.training_batches(
+            self.train, batch=run.batch_size, size=size, num_classes=self.classes, augmentation=augmentation,
+            fill=self.source.mean, seed=run.seed, first=first, last=last, share=self.share,
+            replicas=self.placement.local_replicas, mixup=run.mixup, cutmix=run.cutmix,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ validation
+
+    def _validation_split(self):
+        if self.run.validate == "none":
+            return None
+        return self.source.test if self.run.validate == "test" or self.held_out is None else self.held_out
+
+    def _validation(self):
+        split = self._validation_split()
+        return None if split is None else self.placement.distribute(self._evaluation(split))
+
+    def _validation_steps(self):
+        split = self._validation_split()
+        return None if split is None else math.ceil(split.size / self.run.batch_size)
+
+    def _evaluation(self, split):
+        return datasets.evaluation_batches(
+            split, batch=self.run.batch_size, size=self.size, num_classes=self.classes, share=self.share,
+            replicas=self.placement.local_replicas, crop=self.source.crop,
+        )  # fmt: skip
+
+    def _evaluate(self, split):
+        steps = math.ceil(split.size / self.run.batch_size)
+        with _errors_of(self):
+            return self.stepped.evaluate(
+                self.placement.distribute(self._evaluation(split)), steps=steps, return_dict=True, verbose=0
+            )
+
+    def swap_averages(self):
+        """Exchange weights and their moving averages; a second call undoes it."""
+        if self.run.ema:
+            for variable in self.stepped.trainable_variables:
+                average = self.inner.average_of(variable)
+                value = ops.convert_to_numpy(variable)
+                variable.assign(ops.convert_to_numpy(average))
+                average.assign(value)
+
+    def _average(self):
+        self.swap_averages()
+
+    # ------------------------------------------------------------ state
+
+    def save(self, number):
+        """Write the checkpoint; every process gathers, the chief writes."""
+        if self.out is None:
+            return
+        arrays = checkpoint.arrays_of(self.stepped)
+        if not all(np.isfinite(a).all() for name, a in arrays.items() if name.startswith("model/") and a.dtype.kind == "f"):
+            raise Diverged(f"weights are not finite at step {self.step}; {self._last_good()}")
+        if self.placement.chief:
+            state = {"step": self.step, "segment": number, "rows": self.rows, "seconds": self.spent, "run": self._essence_once()}
+            checkpoint.write(self.out, arrays, state)
+
+    def _essence_once(self):
+        if not hasattr(self, "_essence_kept"):
+            self._essence_kept = self._essence()
+        return self._essence_kept
+
+    def _last_good(self):
+        saved = checkpoint.read(self.out) if self.out is not None else None
+        kept = f"the weights of step {saved[1]['step']} are kept in {self.out}" if saved else "no checkpoint was written yet"
+        return f"{kept}; lower the learning rate or clip the gradient (clip_norm)"
+
+    def diverged(self, finite_steps, epoch_start):
+        """Stop with the number of the first step whose loss is not finite."""
+        raise Diverged(f"the loss is not finite at step {epoch_start + int(round(finite_steps)) + 1}; {self._last_good()}")
+
+
+class _Watch(keras.callbacks.Callback):
+    """Looks after a run from inside of `fit`: progress, checkpoints, faults, the wish to stop."""
+
+    def __init__(self, training, number):
+        super().__init__()
+        self.training, self.number = training, number
+        self.interrupted = None
+        # Reading the loss waits for the device; on a CPU nothing is gained by not waiting.
+        self.check_every = 1 if not tf.config.list_physical_devices("GPU") else 20
+        self.validating = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        training = self.training
+        if self.interrupted is not None:
+            checkpoint.restore_metrics(training.stepped, self.interrupted)
+            self.interrupted = None
+        self.began, self.first = time.perf_counter(), training.step
+        self.since_save = training.step
+        training.spent_before = training.spent
+
+    def on_train_batch_end(self, batch, logs=None):
+        training = self.training
+        training.step += training.per_call
+        elapsed = time.perf_counter() - self.began
+        training.spent = training.spent_before + elapsed
+        if training.step // training.per_call % self.check_every == 0:
+            loss = float(np.mean(logs["loss"]))
+            if not math.isfinite(loss):
+                finite = float(np.sum(ops.convert_to_numpy(training.stepped.finite.result())))
+                training.diverged(finite, (training.step - 1) // training.steps * training.steps)
+            speed = (training.step - self.first) * training.run.batch_size / max(elapsed, 1e-9)
+            rate = float(training.schedule(training.step - 1))
+            training.progress.step(training.step, loss, float(np.mean(logs["accuracy"])), rate, speed)
+        if training.placement.multi_worker:
+            if training.stop_asked:
+                training.stepped.stop_asked.assign(1.0)
+            stop = float(np.mean(logs["stop"])) > 0
+        else:
+            stop = training.stop_asked
+        at_end = training.step % training.steps == 0
+        if (stop or training.step - self.since_save >= training.run.save_every) and not at_end:
+            training.save(self.number)
+            self.since_save = training.step
+        if stop and not at_end:
+            _stop(training)
+
+    def on_test_begin(self, logs=None):
+        self.training.swap_averages()
+
+    def on_test_end(self, logs=None):
+        self.training.swap_averages()
+
+    def on_epoch_end(self, epoch, logs=None):
+        training = self.training
+        elapsed = time.perf_counter() - self.began
+        training.spent = training.spent_before + elapsed
+        values = {key: round(float(np.mean(value)), 6) for key, value in logs.items() if key != "stop"}
+        row = {
+            "epoch": epoch + 1, "step": training.step, **values,
+            "learning_rate": float(f"{float(training.schedule(training.step - 1)):.6g}"),
+            "images_per_second": round((training.step - self.first) * training.run.batch_size / elapsed, 1),
+            "seconds": round(elapsed, 2),
+        }  # fmt: skip
+        training.rows.append(row)
+        training.save(self.number)
+        self.since_save = training.step
+        if training.placement.chief and training.out is not None:
+            write_csv(training.rows, training.out / "log.csv")
+            if training.board:
+                training.board.add(row)
+        training.progress.epoch(row, training.run.epochs)
+        if self._stop_agreed() and training.step < training.total:
+            _stop(training)
+
+    def _stop_agreed(self):
+        """Whether any process was asked to stop; the same answer in all of them."""
+        training = self.training
+        if not training.placement.multi_worker:
+            return training.stop_asked
+        strategy = training.placement.strategy
+        asked = strategy.run(lambda: tf.constant(1.0 if training.stop_asked else 0.0))
+        return float(strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)) > 0
+
+
+def _stop(training):
+    where = f" in {training.out}; the same command goes on from there" if training.out is not None else ""
+    raise Interrupted(f"stopped as asked, saved at step {training.step} of {training.total}{where}")
+
+
+@contextlib.contextmanager
+def _on_termination(training):
+    """SIGTERM lets the step in progress end, saves and stops; only where Python allows handlers (the main thread)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(*_):
+        training.stop_asked = True
+
+    former = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError, tf.errors.CancelledError)
+
+
+@contextlib.contextmanager
+def _errors_of(training):
+    """TensorFlow's errors as sentences: a lost worker, images that cannot be read."""
+    try:
+        yield
+    except LOST as error:
+        if not training.placement.multi_worker:
+            raise
+        saved = f"the last checkpoint is in {training.out}" if training.out is not None else "nothing was saved"
+        raise WorkerLost(
+            f"another worker is gone ({error.message.splitlines()[0][:120]}); {saved}. Start the same command on all workers again"
+        ) from error
+    except tf.errors.InternalError as error:
+        if not training.placement.multi_worker:
+            raise
+        raise WorkerLost(f"another worker is gone ({error.message.splitlines()[0][:120]}); start all workers again") from error
+    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        raise _data_error(training, error) from error
+
+
+def _data_error(training, error):
+    """The damaged image behind an error of the input pipeline, if there is one, else the error."""
+    from ..data.corrupt import reason_against
+    from ..data.tfrecord import damaged_records
+
+    for split in (training.train, training.held_out, training.source.test):
+        if isinstance(split, datasets.Encoded):
+            for path in split.paths:
+                if reason := reason_against(path, split.channels):
+                    return TrainingError(f"{path} cannot be decoded any more ({reason}); mend or remove it, and give the same command again")
+        if isinstance(split, datasets.Records) and Path(training.source.name).is_dir():
+            for name in ("train", "test"):
+                for shard, reason in damaged_records(training.source.name, name):
+                    return TrainingError(f"{shard} is damaged ({reason}); write the shards again")
+    return error
+
+
+def _shape_of(model, source):
+    """`((height, width), classes)` of a model on images, checked against the data."""
+    shape = model.inputs[0].shape
+    if len(model.inputs) != 1 or len(shape) != 4 or shape[-1] != source.train.channels:
+        raise TrainingError(
+            f"the model must take one image (height, width, {source.train.channels}), it takes {', '.join(str(i.shape[1:]) for i in model.inputs)}"
+        )
+    classes = model.outputs[0].shape[-1]
+    if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2 or classes < len(source.classes):
+        raise TrainingError(
+            f"the model must give one output of at least {len(source.classes)} logits, it gives "
+            f"{', '.join(str(o.shape[1:]) for o in model.outputs)}"
+        )
+    size = tuple(shape[1:3])
+    if None in size:
+        if source.image_size is None:
+            raise TrainingError("images differ in size and the model takes any; set `image_size`")
+        size = tuple(source.image_size)
+    return size, classes
+
+
+def _divisor(number, most):
+    """Largest divisor of `number` that is at most `most`."""
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def _fingerprint(model):
+    return float(sum(np.abs(ops.convert_to_numpy(v), dtype="float64").sum() for v in model.weights))
+
+
+def _replace(path, write):
+    """Write a file beside its place, then put it there; keeps the ending, by which Keras knows formats."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise TrainingError(f"{path} could not be written ({error.strerror or error}); make room and give the same command again") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,139 @@
+"""What a person sees of a run: progress, a CSV, TensorBoard, curves."""
+
+import csv
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+COLUMNS = ("epoch", "step", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "seconds")
+
+
+class Progress:
+    """A live line on a terminal (rich), a line per epoch elsewhere.
+
+    Args:
+        total: steps of the run.
+        steps_per_epoch: steps.
+        batch: images per step.
+        quiet: say nothing.
+        file: where to; None is standard error.
+    """
+
+    def __init__(self, total, steps_per_epoch, batch, quiet=False, file=None):
+        self.total, self.steps_per_epoch, self.batch = total, steps_per_epoch, batch
+        self.quiet, self.file = quiet, file or sys.stderr
+        self._bar = self._task = None
+        self._shown = 0.0
+
+    def __enter__(self):
+        if not self.quiet and self.file.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = [TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()]
+            self._bar = Progress(*columns, console=Console(file=self.file), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=self.total)
+        return self
+
+    def __exit__(self, *error):
+        if self._bar:
+            self._bar.stop()
+
+    def line(self, text):
+        """A line that stays."""
+        if self.quiet:
+            return
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self.file, flush=True)
+
+    def step(self, step, loss, accuracy, rate, speed):
+        """Show where the run is; at most ten times a second."""
+        if self._bar is None or time.perf_counter() - self._shown < 0.1:
+            return
+        self._shown = time.perf_counter()
+        epoch = min(step - 1, self.total - 1) // self.steps_per_epoch + 1
+        text = f"epoch {epoch}/{self.total // self.steps_per_epoch}  step {step}/{self.total}  loss {loss:.4f}  accuracy {accuracy:.4f}"
+        self._bar.update(self._task, completed=step, description=f"{text}  {speed:.0f} images/s  rate {rate:.2e}")
+
+    def epoch(self, row, epochs):
+        """The line of an epoch that is done."""
+        validation = f"  val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}" if "val_loss" in row else ""
+        left = (epochs - row["epoch"]) * row["seconds"]
+        self.line(
+            f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}{validation}  "
+            f"rate {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {_duration(left)} left"
+        )
+
+
+def _duration(seconds):
+    minutes = int(seconds // 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60):02d} s"
+
+
+def write_csv(rows, path):
+    """Write all rows anew, so that a run that was broken off records nothing twice."""
+    partial = Path(f"{path}.part")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+class TensorBoardLog:
+    """Scalars per epoch; begun anew from the rows of a run that goes on."""
+
+    def __init__(self, folder, rows):
+        import importlib.util
+
+        import tensorflow as tf
+
+        from .run import TrainingError
+
+        if importlib.util.find_spec("tensorboard") is None:
+            raise TrainingError("TensorBoard is not installed: pip install 'keras-resnet-export[tensorboard]'")
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = tf.summary.create_file_writer(str(folder))
+        for row in rows:
+            self.add(row)
+
+    def add(self, row):
+        """Write the scalars of an epoch."""
+        import tensorflow as tf
+
+        with self._writer.as_default(step=row["epoch"]):
+            for name in COLUMNS[2:]:
+                if name in row:
+                    tf.summary.scalar(name, row[name])
+        self._writer.flush()
+
+
+def curves(rows, path, title=""):
+    """Draw loss and accuracy over epochs (extra `demo`).
+
+    Args:
+        rows: rows of the log.
+        path: picture.
+        title: above it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4))
+    for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for key, label in ((name, "training"), (f"val_{name}", "validation")):
+            points = [(row["epoch"], row[key]) for row in rows if key in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else None)
+        axis.set(xlabel="epoch", ylabel=name)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    if title:
+        figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return figure

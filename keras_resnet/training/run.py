@@ -1,0 +1,253 @@
+"""What a training is: one frozen dataclass, from flags or YAML, saved beside the results."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .recipes import RECIPES
+
+CHOICES = {
+    "optimizer": ("sgd", "adamw", "lamb"),
+    "schedule": ("constant", "step", "cosine", "one-cycle"),
+    "loss": ("softmax", "sigmoid"),
+    "precision": ("float32", "float64", "mixed_float16", "mixed_bfloat16"),
+    "corrupt": ("fail", "skip"),
+    "validate": ("auto", "test", "none"),
+    "lost_worker": ("stop", "wait"),
+}
+
+
+class TrainingError(Exception):
+    """A training cannot start or go on; the message says why and what to do."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run. A recipe changes the defaults; what is given beside it wins.
+
+    Args:
+        model: name of the zoo, or a `.keras` file.
+        model_options: further arguments of `create_model`.
+        weights: initial weights; None for random ones.
+        data: name or path, see `keras_resnet.data.load`.
+        data_path: see there.
+        corrupt: `"fail"` or `"skip"` damaged images.
+        cache: hold image files in memory.
+        holdout: training images held out for validation, to choose a recipe without the test set.
+        validate: after every epoch: `"auto"` on the held-out images, or the test set if none are; `"test"`; `"none"`.
+            The test set is measured once at the end in any case.
+        recipe: a key of `RECIPES`.
+        image_size: side of the model's input; None is the data set's, or the model's own.
+        epochs: passes over the training images.
+        batch_size: images per step over all devices (global batch).
+        learning_rate: for a global batch of `base_batch`; scaled linearly (arXiv 1706.02677).
+        base_batch: see there.
+        optimizer: `"sgd"`, `"adamw"` or `"lamb"`.
+        momentum: of SGD.
+        nesterov: of SGD.
+        schedule: `"constant"`, `"step"`, `"cosine"` or `"one-cycle"`.
+        milestones: epochs at which `"step"` multiplies the rate by `factor`.
+        factor: see there.
+        warmup_epochs: epochs of linear warm-up from 0 (from the unscaled rate with `warmup_to_batch`).
+        warmup_to_batch: see there.
+        weight_decay: with SGD added to the gradient (L2, as in the papers); with AdamW and LAMB decoupled. Gates, γ, β and
+            biases are left out.
+        clip_norm: largest global norm of the gradient, after the sum over replicas; 0 for none.
+        loss: `"softmax"` or `"sigmoid"` (binary cross-entropy per class, as in arXiv 2110.00476).
+        label_smoothing: share of a label given to all classes.
+        crop_padding, random_area, flip, randaugment, magnitude, erasing: see `keras_resnet.data.Augmentation`.
+        mixup: α, 0 for none.
+        cutmix: α, 0 for none.
+        small_crops: side of training crops in the beginning, as a share of the model's; 1 switches it off.
+        small_epochs: share of the epochs with small crops.
+        drop_path: probability to drop the deepest branch; None is the model's own.
+        ema: momentum of an average of the weights, which is then validated and saved; 0 for none.
+        gate_lr_multiplier: factor on the rate of gates.
+        frozen_epochs: epochs in which only grown blocks and the head learn, the trunk's batch norm in inference mode.
+        trunk_lr_multiplier: factor on the trunk's rate after that.
+        growth: `((epoch, places, blocks), …)`: `kr.grow(model, places, blocks=blocks)` before that epoch (from 0).
+        growth_block: block of `growth`.
+        growth_gate: gate of `growth`; None is the block's default.
+        precision: dtype policy of the model.
+        jit: compile steps with XLA.
+        steps_per_execution: steps per call of the device loop; lowered to a divisor of the steps of an epoch.
+        devices: names of the devices of this process, e.g. `("GPU:0",)`; empty for all GPUs, or the CPU.
+        workers: `host:port` of every process of a multi-worker run, the same on all; empty for one process.
+        index: number of this process among `workers`.
+        lost_worker: when another worker is gone: `"stop"`, or `"wait"` for it.
+        sync_batch_norm: batch statistics over all replicas; None: where a replica has fewer than 16 images.
+        seed: of weights, order and augmentation.
+        deterministic: same bits in every run on one CPU device, at some cost in speed.
+        save_every: steps between two checkpoints; there is one after every epoch too.
+        tensorboard: write TensorBoard logs (extra `tensorboard`).
+    """
+
+    model: str = "resnet20"
+    model_options: dict = field(default_factory=dict)
+    weights: str | None = None
+    data: str = "cifar10"
+    data_path: str | None = None
+    corrupt: str = "fail"
+    cache: bool = False
+    holdout: int = 0
+    validate: str = "auto"
+    recipe: str | None = None
+    image_size: int | None = None
+    epochs: int = 10
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    base_batch: int = 256
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: str = "cosine"
+    milestones: tuple = ()
+    factor: float = 0.1
+    warmup_epochs: float = 0.0
+    warmup_to_batch: bool = False
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    loss: str = "softmax"
+    label_smoothing: float = 0.0
+    crop_padding: int = 0
+    random_area: float = 0.0
+    flip: bool = False
+    randaugment: int = 0
+    magnitude: float = 9.0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    small_crops: float = 1.0
+    small_epochs: float = 0.0
+    drop_path: float | None = None
+    ema: float = 0.0
+    gate_lr_multiplier: float = 1.0
+    frozen_epochs: int = 0
+    trunk_lr_multiplier: float = 1.0
+    growth: tuple = ()
+    growth_block: str = "preact"
+    growth_gate: str | None = None
+    precision: str = "float32"
+    jit: bool = False
+    steps_per_execution: int = 1
+    devices: tuple = ()
+    workers: tuple = ()
+    index: int = 0
+    lost_worker: str = "stop"
+    sync_batch_norm: bool | None = None
+    seed: int = 0
+    deterministic: bool = False
+    save_every: int = 500
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, list):
+                value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
+                object.__setattr__(self, item.name, value)
+            if item.name in CHOICES and value not in CHOICES[item.name]:
+                raise TrainingError(f"`{item.name}` must be one of {', '.join(map(repr, CHOICES[item.name]))}, got {value!r}")
+        for name in ("epochs", "batch_size", "base_batch", "steps_per_execution", "save_every"):
+            _check(self, name, int, 1)
+        for name in ("holdout", "frozen_epochs", "crop_padding", "randaugment", "index", "seed"):
+            _check(self, name, int, 0)
+        for name in (
+            "learning_rate", "momentum", "factor", "warmup_epochs", "weight_decay", "clip_norm", "label_smoothing",
+            "random_area", "erasing", "mixup", "cutmix", "ema", "gate_lr_multiplier", "trunk_lr_multiplier", "small_epochs",
+        ):  # fmt: skip
+            _check(self, name, (int, float), 0)
+        for name in ("momentum", "label_smoothing", "random_area", "erasing", "ema", "small_epochs"):
+            if getattr(self, name) > 1:
+                raise TrainingError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
+        if self.frozen_epochs > self.epochs:
+            raise TrainingError(f"`frozen_epochs` must be at most `epochs` ({self.epochs}), got {self.frozen_epochs}")
+        if self.warmup_epochs >= self.epochs:
+            raise TrainingError(f"`warmup_epochs` must be below `epochs` ({self.epochs}), got {self.warmup_epochs}")
+        if not 0 < self.small_crops <= 1:
+            raise TrainingError(f"`small_crops` must be above 0 and at most 1, got {self.small_crops}")
+        for event in self.growth:
+            if len(event) != 3 or not 0 <= event[0] < self.epochs:
+                raise TrainingError(f"`growth` holds (epoch below {self.epochs}, places, blocks), got {event!r}")
+        if self.workers and not self.index < len(self.workers):
+            raise TrainingError(f"`index` must be below the number of workers ({len(self.workers)}), got {self.index}")
+
+    @classmethod
+    def of(cls, recipe=None, **changes):
+        """A run from a recipe and changes to it.
+
+        Raises:
+            TrainingError: unknown recipe or field, or a value out of range; the message names it.
+        """
+        fields = {}
+        if recipe is not None:
+            if recipe not in RECIPES:
+                raise TrainingError(f"unknown recipe {recipe!r}; choose from {', '.join(RECIPES)}")
+            fields = {key: value for key, value in RECIPES[recipe].items() if key != "source"} | {"recipe": recipe}
+        names = [item.name for item in dataclasses.fields(cls)]
+        for key in changes:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, 1)
+                raise TrainingError(f"unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if isinstance(changes.get("epochs"), int) and "epochs" in fields:
+            # A recipe's epochs are parts of its whole: a shorter run is the same recipe, faster.
+            scale = changes["epochs"] / fields["epochs"]
+            for key in ("warmup_epochs", "frozen_epochs"):
+                if key in fields:
+                    fields[key] = type(fields[key])(fields[key] * scale)
+            if "milestones" in fields:
+                fields["milestones"] = tuple(value * scale for value in fields["milestones"])
+        if "model_options" in changes and "model_options" in fields:
+            changes["model_options"] = {**fields["model_options"], **changes["model_options"]}
+        return cls(**{**fields, **changes})
+
+    def to_dict(self):
+        """Plain JSON values."""
+        return {k: _plain(v) for k, v in dataclasses.asdict(self).items()}
+
+    def essence(self):
+        """What a checkpoint must agree on with the run that goes on from it: all that decides the course of the training."""
+        free = ("devices", "workers", "index", "lost_worker", "save_every", "tensorboard", "cache", "data_path", "recipe")
+        return {key: value for key, value in self.to_dict().items() if key not in free}
+
+    def save(self, path):
+        """Write the run as YAML."""
+        Path(path).write_text(_yaml().safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path, **changes):
+        """Read a run from YAML; `recipe` is applied below what the file says.
+
+        Raises:
+            TrainingError: no such file, not YAML, or an unknown field.
+        """
+        yaml = _yaml()
+        try:
+            fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise TrainingError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        if not isinstance(fields, dict):
+            raise TrainingError(f"{path} must hold `option: value` lines")
+        return cls.of(**{**fields, **changes})
+
+
+def _check(run, name, kind, least):
+    value = getattr(run, name)
+    if isinstance(value, bool) or not isinstance(value, kind) or not value >= least:
+        what = "whole number" if kind is int else "number"
+        raise TrainingError(f"`{name}` must be a {what} of at least {least}, got {value!r}")
+
+
+def _plain(value):
+    return [_plain(part) for part in value] if isinstance(value, (tuple, list)) else value
+
+
+def _yaml():
+    try:
+        import yaml
+    except ImportError as error:
+        raise TrainingError("PyYAML is not installed: pip install 'keras-resnet-export[train]'") from error
+    return yaml

@@ -1,0 +1,144 @@
+"""Where a run's replicas are: one device, several of one process, or several processes."""
+
+import json
+import os
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from ..data.order import Share
+from .run import TrainingError
+
+
+class DeviceError(TrainingError):
+    """A device that was asked for is not there."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """A strategy, and which part of every global batch this process reads.
+
+    Args:
+        strategy: `tf.distribute.Strategy`.
+        index: number of this process.
+        processes: how many there are.
+    """
+
+    strategy: object
+    index: int = 0
+    processes: int = 1
+
+    @property
+    def replicas(self):
+        return self.strategy.num_replicas_in_sync
+
+    @property
+    def local_replicas(self):
+        return self.replicas // self.processes
+
+    @property
+    def chief(self):
+        """Whether this process writes files."""
+        return self.index == 0
+
+    @property
+    def multi_worker(self):
+        return self.processes > 1
+
+    def share(self, batch):
+        """This process's part of a global batch.
+
+        Raises:
+            TrainingError: the batch cannot be divided evenly.
+        """
+        if batch % self.replicas:
+            near = max(1, batch // self.replicas) * self.replicas
+            raise TrainingError(
+                f"`batch_size` must be a multiple of the {self.replicas} replicas, got {batch}; near are {near} and {near + self.replicas}"
+            )
+        own = batch // self.processes
+        return Share(self.index * own, own)
+
+    def distribute(self, dataset):
+        """A dataset of this process's batches, one per replica, as the strategy takes it."""
+        if self.replicas == 1:
+            return dataset
+        return self.strategy.distribute_datasets_from_function(lambda context: dataset)
+
+    def describe(self):
+        """One line for the log."""
+        kind = type(self.strategy).__name__
+        name = "one device" if self.replicas == 1 else kind
+        where = f"process {self.index + 1} of {self.processes}, " if self.multi_worker else ""
+        return f"{name}, {where}{self.replicas} replica{'s' if self.replicas > 1 else ''}"
+
+
+def place(run):
+    """The placement of a `Run`; must come before any other use of TensorFlow's devices.
+
+    Args:
+        run: `Run`; its `workers`, or the environment variable `TF_CONFIG`, make a multi-worker run.
+
+    Raises:
+        DeviceError: a device that is asked for is not there.
+        TrainingError: `TF_CONFIG` cannot be read.
+    """
+    if run.workers:
+        os.environ["TF_CONFIG"] = tf_config(run.workers, run.index)
+    if os.environ.get("TF_CONFIG"):
+        cluster, index = _cluster()
+        if len(cluster) > 1:
+            _use(run.devices)
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            return Placement(strategy, index, len(cluster))
+    names = _use(run.devices)
+    if len(names) > 1:
+        # NCCL is for GPUs; logical CPUs, for trials, reduce to one of them.
+        ops = None if all(name.startswith("GPU") for name in names) else tf.distribute.ReductionToOneDevice()
+        return Placement(tf.distribute.MirroredStrategy(names, cross_device_ops=ops))
+    if run.devices:
+        return Placement(tf.distribute.OneDeviceStrategy(f"/{names[0]}"))
+    return Placement(tf.distribute.get_strategy())
+
+
+def tf_config(workers, index):
+    """The text of `TF_CONFIG` for one of several workers."""
+    return json.dumps({"cluster": {"worker": list(workers)}, "task": {"type": "worker", "index": index}})
+
+
+def _cluster():
+    try:
+        config = json.loads(os.environ["TF_CONFIG"])
+        cluster, task = config["cluster"], config["task"]
+        addresses = [*cluster.get("chief", []), *cluster.get("worker", [])]
+        index = task["index"] + (len(cluster.get("chief", [])) if task["type"] == "worker" else 0)
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            "TF_CONFIG cannot be read; it must be JSON with `cluster` and `task`, or use --workers and --index"
+        ) from error
+    if not 0 <= index < len(addresses):
+        raise TrainingError(f"TF_CONFIG has task {index} but {len(addresses)} workers")
+    return addresses, index
+
+
+def _use(devices):
+    """Names of the devices to train on; splits the CPU where several are asked for."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not devices:
+        return [f"GPU:{i}" for i in range(len(gpus))] or ["CPU:0"]
+    names = [name.upper() for name in devices]
+    logical = sum(name.startswith("CPU") for name in names)
+    if logical > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        parts = [tf.config.LogicalDeviceConfiguration()] * logical
+        try:
+            tf.config.set_logical_device_configuration(cpu, parts)
+        except RuntimeError as error:
+            if len(tf.config.list_logical_devices("CPU")) < logical:
+                raise DeviceError("TensorFlow has started already, so the CPU cannot be split; ask for devices first") from error
+    there = {f"{device.device_type}:{device.name.rsplit(':', 1)[1]}" for device in tf.config.list_logical_devices()}
+    if missing := [name for name in names if name not in there]:
+        raise DeviceError(f"no device {missing[0]}; there are {', '.join(sorted(there))}")
+    return names
