@@ -244,6 +244,25 @@ def write_onnx(model, path, external_data=None):
             file.write(content)
 
 
+def write_with_weights(source, path, weights):
+    """Write the graph of an ONNX file with other weights, where it has ones of those names; for a throw-away file.
+
+    Args:
+        source: ONNX file.
+        path: file to write; the weights go to `path.name + ".data"`.
+        weights: `{initialiser name: array or tensor}`.
+    """
+    import numpy as np
+    import onnx
+
+    proto = read_proto(source)
+    for tensor in proto.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(weights[tensor.name]), tensor.name))
+    location = f"{Path(path).name}.data"
+    onnx.save(proto, path, save_as_external_data=True, location=location, size_threshold=EXTERNAL_FROM)
+
+
 def _without_weights(model, weights):
     import onnx_ir as ir
 

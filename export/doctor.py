@@ -1,16 +1,14 @@
 """What is really there: versions, devices that start, missing libraries, clashing installations, and the mend for each."""
 
-import contextlib
 import importlib.metadata
 import platform
-import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import clash
 from .errors import DeviceError
-from .libraries import missing
+from .libraries import missing, nvidia_driver
 from .providers import PROVIDERS
 
 INTERESTING = ("keras-resnet-export", "keras", "tensorflow", "tf2onnx", "onnx", "onnx-ir", "numpy", "pillow")
@@ -96,14 +94,6 @@ def _write_probe(path):
     values[0].type.tensor_type.shape.CopyFrom(helper.make_tensor_type_proto(1, [1, 3, 8, 8]).tensor_type.shape)
     graph = helper.make_graph([helper.make_node("Conv", ["x", "kernel"], ["y"])], "probe", values[:1], values[1:], [kernel])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-
-
-def nvidia_driver():
-    """Version of the NVIDIA driver as its own tool says, or None."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()[0].strip()
-    return None
 
 
 def clashes(found):

@@ -108,18 +108,18 @@ class Interface:
         return {name: found[name] for name in self.outputs}, largest
 
     def truth(self, feeds):
-        """What the model computes in float64, as `{output name: array}`; None if it cannot be rebuilt or has taps."""
+        """What the model computes in float64, as `{output name: array}`; None if it cannot be rebuilt."""
         import tensorflow as tf
 
-        if self.taps:
-            return None
         try:
             exact = in_float64(self.model)
+            _, taps = _chosen(exact, [name for name in self.outputs if name not in (TOP_CLASSES, TOP_PROBABILITIES)])
         except UsageError:
             return None
         tensors = [tf.convert_to_tensor(feeds[port.name]) for port in self.inputs]
         tensors = [tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor for tensor in tensors]
-        return {name: np.asarray(value) for name, value in replace(self, model=exact, runner=exact)._all(tensors).items()}
+        view = replace(self, model=exact, runner=_with_taps(exact, taps))
+        return {name: np.asarray(value) for name, value in view._all(tensors).items()}
 
 
 def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32", top_k=None):
@@ -140,8 +140,6 @@ def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32", top_
     Raises:
         UsageError: the model has no static inputs, or a name, layout or dtype is not offered.
     """
-    import keras
-
     if layout not in LAYOUTS:
         raise UsageError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if input_dtype not in INPUT_DTYPES:
@@ -159,8 +157,14 @@ def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32", top_
     chosen, taps = _chosen(model, outputs)
     if top_k is not None:
         chosen = (*chosen, *_top_outputs(model, top_k))
-    runner = keras.Model(model.inputs, [model.outputs[0], *taps.values()]) if taps else model
-    return Interface(model, tuple(ports), chosen, layout, runner, tuple(taps), top_k)
+    return Interface(model, tuple(ports), chosen, layout, _with_taps(model, taps), tuple(taps), top_k)
+
+
+def _with_taps(model, taps):
+    """The model with inner tensors as further outputs, itself without any."""
+    import keras
+
+    return keras.Model(model.inputs, [model.outputs[0], *taps.values()]) if taps else model
 
 
 def _top_outputs(model, top_k):

@@ -1,7 +1,9 @@
 """Which shared libraries an execution provider of onnxruntime needs, and which of them cannot be loaded here."""
 
+import contextlib
 import ctypes
 import struct
+import subprocess
 from pathlib import Path
 
 from .errors import UsageError
@@ -41,6 +43,23 @@ def _loads(name):
     except OSError:
         return False
     return True
+
+
+def nvidia_driver():
+    """Version of the NVIDIA driver as its own tool says, or None."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()[0].strip()
+    return None
+
+
+def tensorrt_version():
+    """Version of the TensorRT library that onnxruntime would load, as a number, or None."""
+    path = provider_file("tensorrt")
+    names = [name for name in needed(path) if name.startswith("libnvinfer.so")] if path else []
+    with contextlib.suppress(OSError, AttributeError, IndexError):
+        return ctypes.CDLL(names[0]).getInferLibVersion()
+    return None
 
 
 def needed(path):

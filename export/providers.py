@@ -1,6 +1,7 @@
 """From settings in plain words to the options of onnxruntime's execution providers; pure functions, testable without a GPU."""
 
 import hashlib
+import json
 
 from .errors import UsageError
 
@@ -45,15 +46,21 @@ SETTINGS = {
         "conv_search": ("cudnn_conv_algo_search", _among(SEARCHES)),
         "tf32": ("use_tf32", _switch),
         "nhwc": ("prefer_nhwc", _switch),
+        "graphs": ("enable_cuda_graph", _switch),
         "memory_limit": ("gpu_mem_limit", _number(1)),
     },
     "tensorrt": {
         "device_id": ("device_id", _number(0)),
         "fp16": ("trt_fp16_enable", _switch),
         "int8": ("trt_int8_enable", _switch),
+        "graphs": ("trt_cuda_graph_enable", _switch),
         "workspace": ("trt_max_workspace_size", _number(1)),
     },
-    "openvino": {"precision": ("precision", _among({"f32": "FP32", "f16": "FP16", "accuracy": "ACCURACY"}))},
+    "openvino": {
+        "hardware": ("device_type", _among({"cpu": "CPU", "gpu": "GPU", "npu": "NPU"})),
+        "precision": ("precision", _among({"f32": "FP32", "f16": "FP16", "accuracy": "ACCURACY"})),
+        "threads": ("num_of_threads", _number(1)),
+    },
 }
 
 
@@ -73,36 +80,41 @@ def provider_options(device, settings):
     return {known[name][0]: known[name][1](name, value) for name, value in settings.items()}
 
 
-def shape_profiles(inputs, smallest, usual, largest):
+def shape_profiles(inputs, sizes):
     """TensorRT's profile options: without them an engine is built anew for each new batch size, half a minute each.
 
     Args:
         inputs: `runtime.TensorInfo` of every input.
-        smallest, usual, largest: batch sizes.
+        sizes: batch sizes, rising; the engine takes all between the first and the last and is tuned for the middle one.
 
     Raises:
-        UsageError: sizes out of order, or another open dimension than the batch.
+        UsageError: another open dimension than the batch.
     """
-    if not 1 <= smallest <= usual <= largest:
-        raise UsageError(f"batch sizes must be in order, got {smallest}, {usual}, {largest}")
     for value in inputs:
         if any(isinstance(size, str) for size in value.shape[1:]):
             raise UsageError(
                 f"input `{value.name}` has an open size {list(value.shape)}; export it with a fixed one for TensorRT"
             )
     profiles = {}
-    for key, batch in (("min", smallest), ("opt", usual), ("max", largest)):
+    for key, batch in (("min", sizes[0]), ("opt", sizes[len(sizes) // 2]), ("max", sizes[-1])):
         shapes = (f"{value.name}:{'x'.join(map(str, (batch, *value.shape[1:])))}" for value in inputs)
         profiles[f"trt_profile_{key}_shapes"] = ",".join(shapes)
     return profiles
 
 
-def cache_options(folder, model_digest, versions, gpu):
-    """TensorRT's engine and timing cache, in a folder of its own for each model, set of versions and GPU.
+def cache_options(folder, model_digest, versions, gpu, options):
+    """TensorRT's engine and timing cache, in a folder of its own for each model, set of versions, GPU and options.
 
     An engine is only valid for exactly those; a stale one gives wrong results or a crash.
+
+    Args:
+        folder: where such folders lie.
+        model_digest: hexadecimal digest of the file.
+        versions: `{library: version}` of what builds and runs the engine.
+        gpu: what distinguishes the GPU.
+        options: option dict of the provider: precision and shapes are baked into an engine.
     """
-    key = hashlib.sha256("|".join([model_digest, gpu, *(f"{name}={versions[name]}" for name in sorted(versions))]).encode())
+    key = hashlib.sha256(json.dumps([model_digest, versions, gpu, options], sort_keys=True).encode())
     place = f"{folder}/{key.hexdigest()[:24]}"
     return {
         "trt_engine_cache_enable": "1",

@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from . import libraries
 from .artifact import decode_metadata, digest, existing_file, external_files, first_line
+from .buckets import Buckets, checked_sizes
 from .errors import DeviceError, UsageError
 from .libraries import missing
 from .providers import PROVIDERS, cache_options, provider_options, shape_profiles
 
+ON_GPU = ("cuda", "tensorrt")
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -59,10 +62,11 @@ class Session:
         metadata: decoded metadata, see `resnet_export.artifact`.
         card: the model card as a dict, `{}` if the file has none.
         labels: class names in the order of the logits, or None.
+        buckets: `buckets.Buckets` that all runs go through, or None.
     """
 
     def __init__(self, path, ort_session, device, note, held=()):
-        self._held = held
+        self._held, self.buckets = held, None
         self.path, self.ort, self.device, self.note = Path(path), ort_session, device, note
         self.inputs = tuple(_tensor_info(value) for value in ort_session.get_inputs())
         self.outputs = tuple(_tensor_info(value) for value in ort_session.get_outputs())
@@ -88,7 +92,8 @@ class Session:
         known = {value.name for value in self.outputs}
         if unknown := [name for name in names if name not in known]:
             raise UsageError(f"{self.path.name} has no output {unknown[0]!r}; it has {', '.join(sorted(known))}")
-        return dict(zip(names, self.ort.run(names, feeds), strict=True))
+        found = self.buckets.run(feeds, names) if self.buckets else self.ort.run(names, feeds)
+        return dict(zip(names, found, strict=True))
 
     def _checked(self, feeds):
         if not isinstance(feeds, dict):
@@ -134,11 +139,12 @@ def session(path, device="auto", *, threads=None, optimise=True, batches=None, c
         device: `"auto"` (a GPU if one really starts, else the CPU), `"cpu"`, `"cuda"`, `"tensorrt"` or `"openvino"`.
         threads: threads within an operator; onnxruntime's choice by default.
         optimise: False runs the graph as it is written, without onnxruntime's rewriting.
-        batches: TensorRT only: smallest, usual and largest batch size of the engine.
-        cache: TensorRT only: folder for engines, which take up to minutes to build.
+        batches: batch sizes to run with, through fixed buffers: rows are filled up to the next one. Needed by CUDA graphs
+            (`graphs=True`); gives TensorRT the shapes to build its engine for.
+        cache: TensorRT only: folder for engines and timings, which take up to minutes to build.
         detached: read external data into memory, so that the file may be changed or cut while the session is open; it is
             mapped otherwise, and cutting it would end the process.
-        **settings: of the device, see `providers.SETTINGS`: `tf32=False`, `conv_search="heuristic"`, `fp16=True` …
+        **settings: of the device, see `providers.SETTINGS`: `tf32=False`, `nhwc=True`, `graphs=True`, `fp16=True` …
 
     Returns:
         Session
@@ -153,16 +159,26 @@ def session(path, device="auto", *, threads=None, optimise=True, batches=None, c
     note = f"{device}, as asked for"
     if device == "auto":
         device, note = _choice()
-    if device != "tensorrt" and (batches is not None or cache is not None):
-        raise UsageError(f"`batches` and `cache` go with tensorrt, not with {device}")
+    if device != "tensorrt" and cache is not None:
+        raise UsageError(f"`cache` goes with tensorrt, not with {device}")
+    if settings.get("graphs") and batches is None:
+        raise UsageError("`graphs` needs `batches`: a CUDA graph replays one batch size")
+    if device == "openvino" and threads:
+        settings["threads"] = threads
     options = provider_options(device, settings)
+    sizes = None if batches is None else checked_sizes(batches)
     if device == "tensorrt":
-        options |= _tensorrt_options(path, batches, cache)
+        options |= _tensorrt_options(path, sizes, cache, options)
     opening = session_options(threads, optimise, device == "cpu")
     held = _hold_external_data(path, opening) if detached else []
     opened = _open(path, device, opening, options)
     # onnxruntime may read the weights where they are held, for as long as the session lives.
-    return Session(path, opened, device, note, held)
+    found = Session(path, opened, device, note, held)
+    if sizes is not None:
+        where = {"memory": "cuda" if device in ON_GPU else "cpu", "device_id": settings.get("device_id", 0)}
+        graphs = settings.get("graphs", False)
+        found.buckets = Buckets(opened, found.inputs, found.outputs, sizes, graphs=graphs, **where)
+    return found
 
 
 def _hold_external_data(path, options):
@@ -211,15 +227,28 @@ def session_options(threads=None, optimise=True, fallback=True):
     return options
 
 
-def _tensorrt_options(path, batches, cache):
-    options = {}
-    if batches is not None:
+def _tensorrt_options(path, sizes, cache, options):
+    found = {}
+    if sizes is not None:
         described = ort.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"]).get_inputs()
-        options |= shape_profiles([_tensor_info(value) for value in described], *batches)
+        found |= shape_profiles([_tensor_info(value) for value in described], sizes)
     if cache is not None:
         gpus = [str(entry.device.metadata) for entry in ort.get_ep_devices() if entry.ep_name == PROVIDERS["cuda"]]
-        options |= cache_options(cache, digest(path), {"onnxruntime": ort.__version__}, ";".join(gpus))
-    return options
+        versions = {
+            "onnxruntime": ort.__version__,
+            "tensorrt": libraries.tensorrt_version(),
+            "driver": libraries.nvidia_driver(),
+        }
+        found |= cache_options(cache, digest(path), versions, ";".join(gpus), options | found)
+        _make_folder(found["trt_engine_cache_path"])
+    return found
+
+
+def _make_folder(path):
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {path} for engines: {error.strerror}") from error
 
 
 def _open(path, device, options, provider_settings):
@@ -236,12 +265,20 @@ def _open(path, device, options, provider_settings):
         with _silent():
             if "tensorflow" not in sys.modules:  # which may hold libraries of another CUDA
                 ort.preload_dlls()
-            opened = ort.InferenceSession(str(path), options, providers=[(provider, provider_settings)])
+            opened = ort.InferenceSession(str(path), options, providers=_providers(device, provider_settings))
     except Exception as error:
         raise DeviceError(_why_not(device, first_line(error))) from error
     if opened.get_providers()[0] != provider:
         raise DeviceError(_why_not(device, f"onnxruntime fell back to {opened.get_providers()[0]}"))
     return opened
+
+
+def _providers(device, options):
+    """The providers in order; what TensorRT does not take runs on the same GPU by CUDA, never on the CPU."""
+    found = [(PROVIDERS[device], options)]
+    if device == "tensorrt":
+        found.append((PROVIDERS["cuda"], {"device_id": options["device_id"]} if "device_id" in options else {}))
+    return found
 
 
 def _why_not(device, reason):

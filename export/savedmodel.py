@@ -14,7 +14,19 @@ from .interface import FEATURES
 from .interface import interface as interface_of
 from .results import ExportResult, VerificationReport
 from .tracing import clean_name, concrete_function
-from .verification import TOLERANCES, cases, check_card, compare, described, measure, require
+from .untrained import randomised, statistics
+from .verification import (
+    TOLERANCES,
+    cases,
+    check_card,
+    compare,
+    described,
+    measure,
+    require,
+    said_of,
+    second_opinion,
+    statistics_batch,
+)
 
 SIGNATURE, BYTES_SIGNATURE, BYTES_INPUT = "serving_default", "serving_bytes", "image_bytes"
 MARK = "saved_model.pb"
@@ -158,61 +170,106 @@ def judge_savedmodel(path, interface, *, expected_card=None, samples=None, seed=
 
     Args and Returns as in `verification.judge`. The signature that takes encoded images gets lossless ones of the model's size.
     """
-    import tensorflow as tf
+    problems, notes = check_card(path, expected_card)
+    opinions, tamed = [], tamed_savedmodel(path, interface)
+    comparisons, wrong = _judge_served(load(path), interface, samples, seed, tamed, opinions)
+    problems += wrong + [described(comparison) for comparison in comparisons if not comparison.passed]
+    return _report(path, comparisons, problems, notes + said_of(opinions, tamed))
 
-    (problems, notes), comparisons = check_card(path, expected_card), []
-    try:
-        served = tf.saved_model.load(str(path)).signatures
-        served[SIGNATURE]
-    except Exception as error:
-        reason = artifact.first_line(error)
-        raise UsageError(f"{path} is not a readable SavedModel with the signature `{SIGNATURE}`: {reason}") from error
-    for name, view in array_signatures(interface).items():
-        found, wrong = _judge_signature(name, served.get(name), view, cases(view, samples, seed))
-        comparisons, problems = comparisons + found, problems + wrong
-    if takes_files(interface):
-        found, wrong = _judge_bytes(served.get(BYTES_SIGNATURE), interface, next(cases(interface, seed=seed)))
-        comparisons, problems = comparisons + found, problems + wrong
-    problems += [described(comparison) for comparison in comparisons if not comparison.passed]
+
+def _report(path, comparisons, problems, notes=()):
     tolerance = TOLERANCES["float32"]
     return VerificationReport(
-        str(path), not problems, "float32", tolerance, tuple(comparisons), None, None, tuple(problems), tuple(notes)
+        str(path), not problems, "float32", tolerance, tuple(comparisons), problems=tuple(problems), notes=tuple(notes)
     )
 
 
-def _judge_signature(name, serve, view, batches):
-    """`(comparisons, problems)` of a signature that takes arrays."""
+def load(path):
+    """A SavedModel folder, loaded.
+
+    Raises:
+        UsageError: it is none, or has not the signature `serving_default`.
+    """
     import tensorflow as tf
 
+    try:
+        loaded = tf.saved_model.load(str(path))
+        loaded.signatures[SIGNATURE]
+    except Exception as error:
+        reason = artifact.first_line(error)
+        raise UsageError(f"{path} is not a readable SavedModel with the signature `{SIGNATURE}`: {reason}") from error
+    return loaded
+
+
+def tamed_savedmodel(path, interface):
+    """As `convert.tamed`, for a folder: the same graphs, the variables assigned after loading."""
+    variables = statistics(interface.model)
+    if not variables:
+        return None
+
+    @functools.cache
+    def look():
+        with randomised(interface, statistics_batch(interface), variables):
+            loaded = load(path)
+            for variable, own in zip(loaded.weights, interface.model.variables, strict=True):
+                variable.assign(own.value)
+            comparisons, problems = _judge_served(loaded, interface, None, 0, None, None)
+        problems += [described(comparison) for comparison in comparisons if not comparison.passed]
+        return _report(path, comparisons, problems)
+
+    return look
+
+
+def _judge_served(loaded, interface, samples, seed, tamed, opinions):
+    """`(comparisons, problems)` of all signatures."""
+    comparisons, problems, served = [], [], loaded.signatures
+    for name, view in array_signatures(interface).items():
+        wrong = _wrong_signature(name, served.get(name), view)
+        problems += wrong
+        for case in () if wrong else cases(view, samples, seed):
+            feeds = dict(zip(argument_names(view), case.feeds.values(), strict=True))
+            comparisons += _compared(served[name], feeds, view, case, name, tamed, opinions)
+    if takes_files(interface):
+        case = next(cases(interface, seed=seed))
+        if BYTES_SIGNATURE in served:
+            feeds = {BYTES_INPUT: _encoded(interface, case)}
+            comparisons += _compared(served[BYTES_SIGNATURE], feeds, interface, case, BYTES_SIGNATURE, tamed, opinions)
+        else:
+            problems.append(f"the signature `{BYTES_SIGNATURE}` is missing")
+    return comparisons, problems
+
+
+def _wrong_signature(name, serve, view):
+    """What is wrong with a signature's names: a list of one sentence, or of none."""
     if serve is None:
-        return [], [f"the signature `{name}` is missing"]
+        return [f"the signature `{name}` is missing"]
     have = set(serve.structured_input_signature[1]), set(serve.structured_outputs)
-    names = argument_names(view)
-    want = set(names), set(view.outputs)
+    want = set(argument_names(view)), set(view.outputs)
     if have != want:
-        return [], [f"`{name}` has the inputs and outputs {sorted(have[0] | have[1])}, the model {sorted(want[0] | want[1])}"]
-    comparisons = []
-    for case in batches:
-        got = serve(**{name: tf.constant(case.feeds[port.name]) for name, port in zip(names, view.inputs, strict=True)})
-        comparisons += _compared(got, view, case, name)
-    return comparisons, []
+        return [f"`{name}` has the inputs and outputs {sorted(have[0] | have[1])}, the model {sorted(want[0] | want[1])}"]
+    return []
 
 
-def _judge_bytes(serve, interface, case):
+def _encoded(interface, case):
     import tensorflow as tf
 
-    if serve is None:
-        return [], [f"the signature `{BYTES_SIGNATURE}` is missing"]
     (pixels,) = case.feeds.values()
     upright = pixels.transpose(0, 2, 3, 1) if interface.layout == "nchw" else pixels
-    encoded = [tf.io.encode_png(image).numpy() for image in upright.astype("uint8")]
-    return _compared(serve(**{BYTES_INPUT: tf.constant(encoded)}), interface, case, BYTES_SIGNATURE), []
+    return [tf.io.encode_png(image).numpy() for image in upright.astype("uint8")]
 
 
-def _compared(got, view, case, signature):
+def _compared(serve, feeds, view, case, signature, tamed, opinions):
+    import tensorflow as tf
+
+    got = serve(**{name: tf.constant(value) for name, value in feeds.items()})
     reference, largest = view.reference(case.feeds)
-    runtime = f"TensorFlow, {signature}"
-    return [
-        compare(name, measure(reference[name], got[name].numpy(), largest[name]), case, runtime, TOLERANCES["float32"])
-        for name in reference
-    ]
+    truth = functools.cache(lambda: view.truth(case.feeds))
+    found = []
+    for name, expected in reference.items():
+        numbers = got[name].numpy()
+        figures = measure(expected, numbers, largest[name])
+        comparison = compare(name, figures, case, f"TensorFlow, {signature}", TOLERANCES["float32"])
+        if opinions is not None:
+            comparison = second_opinion(comparison, expected, numbers, largest[name], truth, tamed, opinions)
+        found.append(comparison)
+    return found

@@ -1,5 +1,7 @@
 """Sessions, provider options, libraries and the doctor, all without a GPU."""
 
+import concurrent.futures
+import itertools
 import json
 import os
 import subprocess
@@ -83,20 +85,30 @@ def test_foreign_pad_is_not_fused_wrongly(tmp_path):
 
 OPTIONS = {
     "cuda": (
-        {"device_id": 1, "conv_search": "heuristic", "tf32": False, "nhwc": True, "memory_limit": 2**30},
+        {"device_id": 1, "conv_search": "heuristic", "tf32": False, "nhwc": True, "graphs": True, "memory_limit": 2**30},
         {
             "device_id": "1",
             "cudnn_conv_algo_search": "HEURISTIC",
             "use_tf32": "0",
             "prefer_nhwc": "1",
+            "enable_cuda_graph": "1",
             "gpu_mem_limit": "1073741824",
         },
     ),
     "tensorrt": (
-        {"fp16": True, "int8": False, "workspace": 4096},
-        {"trt_fp16_enable": "1", "trt_int8_enable": "0", "trt_max_workspace_size": "4096"},
+        {"device_id": 0, "fp16": True, "int8": False, "graphs": True, "workspace": 4096},
+        {
+            "device_id": "0",
+            "trt_fp16_enable": "1",
+            "trt_int8_enable": "0",
+            "trt_cuda_graph_enable": "1",
+            "trt_max_workspace_size": "4096",
+        },
     ),
-    "openvino": ({"precision": "f32"}, {"precision": "FP32"}),
+    "openvino": (
+        {"hardware": "gpu", "precision": "f32", "threads": 2},
+        {"device_type": "GPU", "precision": "FP32", "num_of_threads": "2"},
+    ),
     "cpu": ({}, {}),
 }
 
@@ -133,33 +145,190 @@ def test_every_option_name_is_in_the_provider_library():
 
 def test_shape_profiles():
     inputs = (TensorInfo("images", ("batch", 224, 224, 3), "float32"),)
-    assert providers.shape_profiles(inputs, 1, 8, 32) == {
+    assert providers.shape_profiles(inputs, (1, 8, 32)) == {
         "trt_profile_min_shapes": "images:1x224x224x3",
         "trt_profile_opt_shapes": "images:8x224x224x3",
         "trt_profile_max_shapes": "images:32x224x224x3",
     }
-    with pytest.raises(rx.UsageError, match="in order, got 8, 4, 32"):
-        providers.shape_profiles(inputs, 8, 4, 32)
+    assert set(providers.shape_profiles(inputs, (4,)).values()) == {"images:4x224x224x3"}
     with pytest.raises(rx.UsageError, match="open size"):
-        providers.shape_profiles((TensorInfo("images", ("batch", "height", 224, 3), "float32"),), 1, 2, 3)
+        providers.shape_profiles((TensorInfo("images", ("batch", "height", 224, 3), "float32"),), (1, 2, 3))
 
 
 def test_engine_cache_has_a_folder_of_its_own_for_each_combination():
-    places = {
-        providers.cache_options("/c", model, {"trt": version}, gpu)["trt_engine_cache_path"]
-        for model in ("a", "b")
-        for version in ("10.1", "10.2")
-        for gpu in ("x", "y")
-    }
-    assert len(places) == 8 and all(place.startswith("/c/") for place in places)
-    same = {
-        providers.cache_options("/c", "a", order, "x")["trt_engine_cache_path"] for order in ({"p": 1, "q": 2}, {"q": 2, "p": 1})
-    }
-    assert len(same) == 1
+    def place(model, version, gpu, fp16, versions=("trt", "ort")):
+        found = providers.cache_options("/c", model, dict.fromkeys(versions, version), gpu, {"trt_fp16_enable": fp16})
+        assert found["trt_engine_cache_enable"] == found["trt_timing_cache_enable"] == "1"
+        assert found["trt_engine_cache_path"] == found["trt_timing_cache_path"]
+        return found["trt_engine_cache_path"]
+
+    places = {place(*key) for key in itertools.product("ab", ("10.1", "10.2"), "xy", "01")}
+    assert len(places) == 16 and all(found.startswith("/c/") for found in places)
+    assert place("a", "1", "x", "0") == place("a", "1", "x", "0", versions=("ort", "trt"))
+
+
+class Recorded:
+    """Stands for `onnxruntime.InferenceSession` where every device is there: runs on the CPU and keeps what it was told."""
+
+    made = []
+
+    def __init__(self, path, options, providers):
+        self.providers, self.options, self.runs = providers, options, []
+        self._real = REAL_SESSION(path, providers=["CPUExecutionProvider"])
+        Recorded.made.append(self)
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+    def get_providers(self):
+        return [name for name, _ in self.providers] if isinstance(self.providers[0], tuple) else self.providers
+
+    def run_with_iobinding(self, binding, options):
+        self.runs.append(options.get_run_config_entry("gpu_graph_id"))
+        self._real.run_with_iobinding(binding, options)
+
+
+REAL_SESSION = ort.InferenceSession
+
+
+class OnGpu:
+    """Stands for `OrtValue`: a buffer on a GPU, which here lies in the machine's own memory."""
+
+    places = []
+
+    @staticmethod
+    def ortvalue_from_shape_and_type(shape, dtype, memory, device_id):
+        OnGpu.places.append((tuple(shape), memory, device_id))
+        return REAL_VALUE.ortvalue_from_shape_and_type(shape, dtype, "cpu", 0)
+
+
+REAL_VALUE = ort.OrtValue
+
+
+@pytest.fixture
+def any_device(monkeypatch):
+    monkeypatch.setattr(Recorded, "made", [])
+    monkeypatch.setattr(OnGpu, "places", [])
+    monkeypatch.setattr(ort, "InferenceSession", Recorded)
+    monkeypatch.setattr(ort, "OrtValue", OnGpu)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+
+
+def test_cuda_session_is_told_everything(mixed_export, any_device):
+    rx.session(mixed_export[1], "cuda", conv_search="heuristic", tf32=False, nhwc=True, device_id=1)
+    (made,) = Recorded.made
+    options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "prefer_nhwc": "1", "device_id": "1"}
+    assert made.providers == [("CUDAExecutionProvider", options)]
+    assert made.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    assert made.options.get_session_config_entry("optimization.disable_specified_optimizers") == "Pad_Fusion"
+
+
+def test_the_cpu_may_fall_back_to_itself(mixed_export, any_device):
+    rx.session(mixed_export[1], "cpu")
+    with pytest.raises(Exception, match="disable_cpu_ep_fallback"):
+        Recorded.made[0].options.get_session_config_entry("session.disable_cpu_ep_fallback")
+
+
+def test_cuda_graphs_are_captured_per_batch_size_from_fixed_buffers(mixed_export, any_device):
+    opened = rx.session(mixed_export[1], "cuda", batches=[4, 1, 8], graphs=True, device_id=1)
+    made = Recorded.made[-1]
+    assert made.providers == [("CUDAExecutionProvider", {"device_id": "1", "enable_cuda_graph": "1"})]
+    x = noise(11)
+    for rows in (3, 1, 4, 11, 2):
+        np.testing.assert_allclose(opened.run(x[:rows])["logits"], run_onnx(mixed_export[1], x[:rows])[0], rtol=1e-4, atol=1e-5)
+    assert made.runs == ["4", "1", "4", "8", "4", "4"], "eleven rows are eight and three"
+    shapes = [place for place in OnGpu.places if len(place[0]) == 4]
+    assert sorted(shapes) == [((size, 32, 32, 3), "cuda", 1) for size in (1, 4, 8)], "one set of buffers per size"
+
+
+def test_graphs_need_batches(mixed_export, any_device):
+    with pytest.raises(rx.UsageError, match="`graphs` needs `batches`"):
+        rx.session(mixed_export[1], "cuda", graphs=True)
+
+
+def test_tensorrt_session_is_told_everything(mixed_export, any_device, tmp_path, monkeypatch):
+    monkeypatch.setattr(libraries, "nvidia_driver", lambda: "590.1")
+    monkeypatch.setattr(libraries, "tensorrt_version", lambda: 101303)
+    settings = {"fp16": True, "int8": True, "batches": [1, 8, 32], "cache": tmp_path / "engines", "device_id": 2}
+    rx.session(mixed_export[1], "tensorrt", **settings)
+    made = Recorded.made[-1]
+    assert made.get_providers() == ["TensorrtExecutionProvider", "CUDAExecutionProvider"], "never the CPU"
+    assert made.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    (_, options), (_, cuda) = made.providers
+    assert cuda == {"device_id": "2"} and options["trt_fp16_enable"] == options["trt_int8_enable"] == "1"
+    assert options["trt_profile_opt_shapes"] == "images:8x32x32x3" and options["device_id"] == "2"
+    assert os.path.isdir(options["trt_engine_cache_path"]) and options["trt_timing_cache_enable"] == "1"
+    places = {options["trt_engine_cache_path"]}
+    monkeypatch.setattr(libraries, "tensorrt_version", lambda: 101600)
+    rx.session(mixed_export[1], "tensorrt", **settings)
+    places.add(Recorded.made[-1].providers[0][1]["trt_engine_cache_path"])
+    monkeypatch.setattr(libraries, "nvidia_driver", lambda: "600.1")
+    rx.session(mixed_export[1], "tensorrt", **settings)
+    places.add(Recorded.made[-1].providers[0][1]["trt_engine_cache_path"])
+    rx.session(mixed_export[1], "tensorrt", **settings | {"fp16": False})
+    places.add(Recorded.made[-1].providers[0][1]["trt_engine_cache_path"])
+    assert len(places) == 4
+    (tmp_path / "file").write_text("")
+    with pytest.raises(rx.UsageError, match="cannot make the folder"):
+        rx.session(mixed_export[1], "tensorrt", cache=tmp_path / "file")
+
+
+def test_openvino_session_is_told_everything(mixed_export, any_device):
+    rx.session(mixed_export[1], "openvino", threads=3, hardware="cpu", precision="f32")
+    options = {"device_type": "CPU", "precision": "FP32", "num_of_threads": "3"}
+    assert Recorded.made[-1].providers == [("OpenVINOExecutionProvider", options)]
+    assert Recorded.made[-1].options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+
+
+@pytest.mark.skipif("OpenVINOExecutionProvider" not in ort.get_available_providers(), reason="onnxruntime-openvino only")
+def test_openvino_gives_the_same_numbers(mixed_export):
+    opened = rx.session(mixed_export[1], "openvino", threads=1, precision="f32")
+    assert opened.device == "openvino"
+    np.testing.assert_allclose(opened.run(noise(3))["logits"], run_onnx(mixed_export[1], noise(3))[0], rtol=1e-4, atol=1e-5)
+
+
+def test_buckets_on_the_cpu(mixed_export):
+    """Really run: rows are filled up, split and cut again, and what a call returned stays as it was."""
+    opened = rx.session(mixed_export[1], "cpu", batches=(2, 5))
+    plain = rx.session(mixed_export[1], "cpu")
+    x = noise(13, seed=3)
+    kept = []
+    for rows in (1, 2, 3, 5, 13, 7, 1):
+        got = opened.run(x[:rows], ["probabilities", "logits"])
+        assert list(got) == ["probabilities", "logits"]
+        np.testing.assert_allclose(got["logits"], plain.run(x[:rows])["logits"], rtol=1e-5, atol=1e-6)
+        kept.append((rows, got["logits"], got["logits"].copy()))
+    assert all(np.array_equal(now, then) and len(now) == rows for rows, now, then in kept)
+    # The rows that fill up a batch are zeros, whatever ran before.
+    np.testing.assert_array_equal(opened.run(x[:1])["logits"], rx.session(mixed_export[1], batches=(2,)).run(x[:1])["logits"])
+
+
+def test_buckets_serve_many_callers_at_once(mixed_export):
+    opened, plain = rx.session(mixed_export[1], "cpu", batches=(1, 4)), rx.session(mixed_export[1], "cpu")
+    batches = [noise(1 + index % 5, seed=index) for index in range(24)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: opened.run(batch)["logits"], batches))
+    for got, batch in zip(found, batches, strict=True):
+        np.testing.assert_allclose(got, plain.run(batch)["logits"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [[], [0, 2], [1.5], [True]])
+def test_buckets_refuse_sizes(mixed_export, sizes):
+    with pytest.raises(rx.UsageError, match="`batches` must be batch sizes"):
+        rx.session(mixed_export[1], "cpu", batches=sizes)
+
+
+def test_buckets_refuse_open_sizes_and_empty_batches(mixed, mixed_export, tmp_path):
+    rx.to_onnx(mixed, tmp_path / "open.onnx", dynamic_size=True)
+    with pytest.raises(rx.UsageError, match="fixed sizes, `images` is"):
+        rx.session(tmp_path / "open.onnx", "cpu", batches=(1,))
+    with pytest.raises(rx.UsageError, match="at least one"):
+        rx.session(mixed_export[1], "cpu", batches=(1,)).run(noise(0))
 
 
 def test_settings_of_another_device_are_refused(mixed_export):
-    with pytest.raises(rx.UsageError, match="go with tensorrt"):
+    with pytest.raises(rx.UsageError, match="goes with tensorrt"):
         rx.session(mixed_export[1], "cpu", cache="/c")
     with pytest.raises(rx.UsageError, match="cpu has no setting"):
         rx.session(mixed_export[1], "cpu", tf32=True)

@@ -1,0 +1,106 @@
+"""Runs through buffers that stay where they are, one set per batch size: what a CUDA graph needs, and an engine likes."""
+
+import threading
+
+import numpy as np
+import onnxruntime as ort
+
+from .errors import UsageError
+
+
+class Buckets:
+    """Runs an onnxruntime session with a few batch sizes only: rows are filled up to the next one, or split at the largest.
+
+    A GPU benchmarks its convolutions anew for every batch size that it meets, and a CUDA graph replays one size, from and to
+    the addresses it was captured with; each size therefore has input and output buffers of its own on the device.
+
+    Args:
+        session: `onnxruntime.InferenceSession`.
+        inputs, outputs: `runtime.TensorInfo` of all of them.
+        sizes: batch sizes.
+        memory: where the buffers lie: `"cpu"` or `"cuda"`.
+        device_id: which GPU.
+        graphs: whether the session captures CUDA graphs; each size is then one of its own.
+
+    Raises:
+        UsageError: no sizes or one below 1, or an input or output whose other sizes than the batch are open.
+    """
+
+    def __init__(self, session, inputs, outputs, sizes, *, memory="cpu", device_id=0, graphs=False):
+        self.sizes = checked_sizes(sizes)
+        for value in (*inputs, *outputs):
+            if not isinstance(value.shape[0], str) or any(isinstance(size, str) for size in value.shape[1:]):
+                raise UsageError(
+                    f"`batches` needs an open batch and fixed sizes, `{value.name}` is {list(value.shape)}; export the file so"
+                )
+        self._session, self._inputs, self._outputs = session, inputs, outputs
+        self._memory, self._device_id, self._graphs = memory, device_id, graphs
+        self._bound = {}
+        self._lock = threading.Lock()  # the buffers are shared between callers
+
+    def run(self, feeds, names):
+        """Outputs as arrays of the caller's own, in the order of `names`.
+
+        Args:
+            feeds: `{input name: array}`, of the right dtypes.
+            names: output names.
+
+        Raises:
+            UsageError: no rows, or inputs of different numbers of rows.
+        """
+        counts = {len(array) for array in feeds.values()}
+        if len(counts) != 1 or 0 in counts:
+            raise UsageError(f"all inputs need the same number of rows, at least one; got {sorted(counts)}")
+        (rows,), most = counts, self.sizes[-1]
+        with self._lock:
+            parts = [
+                self._run_part({name: array[start : start + most] for name, array in feeds.items()}, names)
+                for start in range(0, rows, most)
+            ]
+        return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+    def _run_part(self, feeds, names):
+        rows = len(next(iter(feeds.values())))
+        size = next(size for size in self.sizes if size >= rows)
+        if size not in self._bound:
+            self._bound[size] = self._bind(size)
+        binding, buffers, options = self._bound[size]
+        for name, array in feeds.items():
+            buffers[name].update_inplace(_filled_up(array, size))
+        self._session.run_with_iobinding(binding, options)
+        # A view of the buffer on the CPU, a copy from the GPU; the next run overwrites the buffer.
+        return [np.array(buffers[name].numpy()[:rows]) for name in names]
+
+    def _bind(self, size):
+        """`(io-binding, {name: buffer}, run options)` for one batch size."""
+        binding, buffers = self._session.io_binding(), {}
+        for values, bind in ((self._inputs, binding.bind_ortvalue_input), (self._outputs, binding.bind_ortvalue_output)):
+            for value in values:
+                shape, dtype = [size, *value.shape[1:]], np.dtype(value.dtype)
+                buffer = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, self._memory, self._device_id)
+                buffers[value.name] = buffer
+                bind(value.name, buffer)
+        options = ort.RunOptions()
+        if self._graphs:
+            options.add_run_config_entry("gpu_graph_id", str(size))
+        return binding, buffers, options
+
+
+def checked_sizes(sizes):
+    """Batch sizes as a rising tuple without repetitions.
+
+    Raises:
+        UsageError: none, or one that is no number of at least 1.
+    """
+    sizes = tuple(sizes)
+    if not sizes or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
+        raise UsageError(f"`batches` must be batch sizes of at least 1, got {list(sizes)}")
+    return tuple(sorted(set(sizes)))
+
+
+def _filled_up(array, size):
+    if len(array) == size:
+        return np.ascontiguousarray(array)
+    full = np.zeros((size, *array.shape[1:]), array.dtype)
+    full[: len(array)] = array
+    return full
