@@ -6,7 +6,7 @@ from functools import cached_property
 import keras
 from keras import layers
 
-from .layers import BlurPool, ChannelPad, DropPath, InfinityPad, ResidualAdd, standardized_conv
+from .layers import BlurPool, ChannelPad, DropPath, GroupNormalization, InfinityPad, ResidualAdd, standardized_conv
 from .plan import BRANCHES, BlockPlan
 
 # Fan-out keeps the variance of the gradient; torchvision, timm and the paper's authors train with it.
@@ -111,7 +111,7 @@ class LayerKit:
             return layers.BatchNormalization(momentum=self.norm_momentum, **common)(x)
         if x.shape[self.axis] % self.norm_groups:
             raise ValueError(f"`norm_groups` must divide the channels ({x.shape[self.axis]}), got {self.norm_groups}")
-        return layers.GroupNormalization(groups=self.norm_groups, **common)(x)
+        return GroupNormalization(groups=self.norm_groups, **common)(x)
 
     def act(self, x, *, name):
         """The activation."""

@@ -52,7 +52,7 @@ TIMM = [
     ),
     *("seresnet18", "seresnet34", "seresnet50", "seresnet152d", "seresnext50_32x4d", "seresnext101_32x8d"),
     *("resnetrs50", "resnetrs101", "resnetrs152", "resnetrs200", "resnetv2_50x1_bit", "resnetv2_50x3_bit", "resnetv2_101x1_bit"),
-    *("resnetv2_152x2_bit", "vgg11", "vgg16_bn"),
+    *("resnetv2_101x3_bit", "resnetv2_152x2_bit", "resnetv2_152x4_bit", "vgg11", "vgg16_bn"),
 ]
 # Our name -> what keras.applications calls it.
 KERAS = {
@@ -80,6 +80,10 @@ def cases():
     yield from (("timm", name, {"features_only": True}) for name in FEATURES)
     yield from (("keras", name, {}) for name in KERAS)
     yield from (("keras_hub", name, {}) for name in KERAS_HUB)
+    if installed("torch"):
+        import torch_cifar
+
+        yield from (("torch", name, torch_cifar.OPTIONS.get(name, {})) for name in torch_cifar.NETWORKS)
 
 
 def torch_peer(module, seed, folder, stages=False):
@@ -133,6 +137,10 @@ def reference(peer, name, options, classes, size, seed, folder):
         stages = "features_only" in options
         module = timm.create_model(name, num_classes=classes, **({} if stages else options))
         return *torch_peer(module, seed, folder, stages), {}
+    if peer == "torch":
+        import torch_cifar
+
+        return *torch_peer(torch_cifar.NETWORKS[name](classes), seed, folder), {}
     import keras
 
     if peer == "keras":
@@ -175,7 +183,7 @@ def compare(peer, name, options, classes, size, seed):
 
 @click.group()
 def main():
-    """Compare the zoo with torchvision, timm, keras.applications and KerasHub.
+    """Compare the zoo with torchvision, timm, keras.applications, KerasHub and the CIFAR networks of `torch_cifar.py`.
 
     Example: scripts/parity.py run --only "resnet*" --sizes 64,97
     """
@@ -195,21 +203,24 @@ def chosen(only, peers):
     for peer in peers:
         if not installed(peer):
             click.echo(f"{peer} is not installed and left out; `pip install 'keras-resnet-export[peers]'` brings it", err=True)
-    found = [case for case in cases() if case[0] in peers and installed(case[0]) and fnmatch.fnmatch(case[1], only)]
-    if any(peer in TORCH_PEERS for peer, *_ in found):
+    if any(peer in TORCH_PEERS for peer in peers) and installed("torch"):
         # Loaded behind TensorFlow, a torch built for CUDA crashes the interpreter.
-        import torchvision  # noqa: F401
-    return found
+        import torch  # noqa: F401
+    return [case for case in cases() if case[0] in peers and installed(case[0]) and fnmatch.fnmatch(case[1], only)]
 
 
-TORCH_PEERS = ("torchvision", "timm")
-PEERS = ("torchvision", "timm", "keras", "keras_hub")
+TORCH_PEERS = ("torchvision", "timm", "torch")
+PEERS = (*TORCH_PEERS, "keras", "keras_hub")
 
 
 @main.command()
 @click.option("--only", default="*", help="Names of our variants, shell-style.")
 @click.option("--peer", "peers", multiple=True, type=click.Choice(PEERS), help="Reference; all by default.")
-@click.option("--sizes", default="", help="Sides of the images, comma-separated; by default 64 and 97, for VGG 224 and 225.")
+@click.option(
+    "--sizes",
+    default="",
+    help="Sides of the images, comma-separated; by default 64 and 97, for CIFAR 32 and 41, for VGG 224 and 225.",
+)
 @click.option("--seed", default=0, help="Of weights, statistics and images.")
 @click.option("--classes", default=1000, help="Logits.")
 @click.option("--json", "as_json", type=click.Path(dir_okay=False), help="Write the figures there too.")
@@ -233,7 +244,11 @@ def sizes_for(name, sizes):
     """Sides to compare at: one even, one odd."""
     if sizes:
         return [int(size) for size in sizes.split(",")]
-    return [224, 225] if name.startswith("vgg") else [64, 97]
+    if name.startswith("vgg"):
+        return [224, 225]
+    from keras_resnet.registry import config_of
+
+    return [32, 41] if config_of(name).input_size == 32 else [64, 97]
 
 
 # Small enough for a fast test, and every kind of block, stem and shortcut once.
