@@ -356,6 +356,14 @@ def _parameters(message):
     return parameters
 
 
+def _tensor_parameters(entry, label):
+    """The parameters of a tensor; what names memory that is not ours is refused, or its client would read nothing there."""
+    parameters = _parameters(entry)
+    if "shared_memory_region" in parameters:
+        raise ProtocolError(f"{label} lies in shared memory, which this server has not; send and take tensors in the body")
+    return parameters
+
+
 def _flag(parameters, name, default):
     value = parameters.get(name, default)
     if not isinstance(value, bool):
@@ -393,7 +401,8 @@ def _check_unique(names, what):
 
 
 def _requested_output(entry, binary):
-    name, parameters = _name(entry, "output"), _parameters(entry)
+    name = _name(entry, "output")
+    parameters = _tensor_parameters(entry, f"output {name[:80]!r}")
     classes = _count(parameters.get("classification", 0), f"`classification` of output {name[:80]!r}")
     return RequestedOutput(name, _flag(parameters, "binary_data", binary), classes)
 
@@ -403,7 +412,7 @@ def _read_tensors(entries, tail, what):
     tensors = {}
     for entry in entries:
         label = f"{what} {entry['name'][:80]!r}"
-        datatype, shape, parameters = _datatype(entry, label), _shape(entry, label), _parameters(entry)
+        datatype, shape, parameters = _datatype(entry, label), _shape(entry, label), _tensor_parameters(entry, label)
         if "binary_data_size" in parameters:
             if "data" in entry:
                 raise ProtocolError(f"{label} has both `data` and `binary_data_size`")

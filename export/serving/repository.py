@@ -14,6 +14,7 @@ from .protocol import ProtocolError
 NAME = re.compile(r"(?!stats$)(?!\.+$)[A-Za-z0-9_.-]{1,128}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
+UNLOADED = "unloaded"
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Repository:
 
     @property
     def ready(self):
-        """Whether all models are."""
-        return all(entry.state == READY for entry in self._entries.values())
+        """Whether all models are, but for those that were unloaded on purpose."""
+        return all(entry.state == READY or entry.reason == UNLOADED for entry in self._entries.values())
 
     def models(self):
         """All models that are ready, by name and version."""
@@ -145,7 +146,7 @@ class Repository:
             entries = [entry for entry in self._entries.values() if entry.source.name == name]
             if not entries:
                 raise ProtocolError(f"there is no model {name[:128]!r}", 404)
-            await self._exchange(name, [Entry(entry.source, UNAVAILABLE, reason="unloaded") for entry in entries])
+            await self._exchange(name, [Entry(entry.source, UNAVAILABLE, reason=UNLOADED) for entry in entries])
 
     async def close(self):
         """Finish what the models have taken, and let go of them."""
@@ -240,4 +241,3 @@ def find_models(folder):
 def _order(item):
     (name, version), _ = item
     return name, int(version)
-

@@ -16,6 +16,7 @@ from ..errors import UsageError
 
 HEAD_BYTES = 64 * 1024
 KEEP_ALIVE = 75
+OPEN_FILES = 65_536
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,25 @@ def run(config, bound):
     Returns:
         the signal that ended it.
     """
+    _allow_connections()
     server = _Server(config)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[bound]))
     return server.ended_by
+
+
+def _allow_connections():
+    """Every connection is an open file, and shells often allow no more than 256 or 1024: take what the system would give."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # Some systems have a further limit that they do not tell.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def log_to_stderr(access_log=False):

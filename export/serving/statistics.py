@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output")
+# There is no cache here, but Triton's clients read what one would count.
+CACHE = ("cache_hit", "cache_miss")
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Statistics:
     inferences: int = 0
     executions: int = 0
     last_inference: int = 0
-    requests: dict = field(default_factory=lambda: _phases(("success", "fail", *PHASES)))
+    requests: dict = field(default_factory=lambda: _phases(("success", "fail", *PHASES, *CACHE)))
     batches: dict = field(default_factory=dict)
 
     def executed(self, timing):

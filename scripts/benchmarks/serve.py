@@ -1,10 +1,12 @@
 """`scripts/benchmark.py serve`: what serving costs over bare onnxruntime, measured in one run, alternatives interleaved.
 
 Every measurement is a process of its own: the bare loop, the server, and the load, which shares the cores with the server.
+Servers that are not being measured are stopped (SIGSTOP): some of them are never quite idle.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -99,10 +101,10 @@ async def _load(url, kind, clients, seconds, rate, requests):
 
 async def _answer(reader):
     head = await reader.readuntil(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1.1 200"):
-        raise SystemExit(f"the server answered {head[:200]!r}")
     length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    await reader.readexactly(length)
+    body = await reader.readexactly(length)
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise SystemExit(f"the server answered {head[:40]!r} {body[:400]!r}")
 
 
 def _message(url, kind):
@@ -137,38 +139,56 @@ def _jpeg():
     return file.getvalue()
 
 
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A server that runs: where it answers, which load it takes, and the process whose group is stopped and woken."""
+
+    url: str
+    kind: str
+    process: subprocess.Popen
+
+    @contextlib.contextmanager
+    def awake(self):
+        os.killpg(self.process.pid, signal.SIGCONT)
+        yield self.url
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+
+@contextlib.contextmanager
+def _started(command, **popen):
+    """A process that leads a group of its own; it gets its standard output read and is ended with all it has started."""
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, start_new_session=True, **popen)
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGCONT)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
 @contextlib.contextmanager
 def _serving(model, name, *arguments):
     command = [sys.executable, "-m", "resnet_export", "serve", f"{name}={model}", "--port", "0", "--json", "--device", "cpu"]
-    process = subprocess.Popen([*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
-    try:
+    with _started([*command, *arguments]) as process:
         events = map(json.loads, process.stdout)
         url = next(event["url"] for event in events if event["event"] == "listening")
         next(event for event in events if event["event"] == "ready")
-        yield f"{url}/{name}"
-    finally:
-        process.terminate()
-        process.wait(60)
+        yield Server(f"{url}/{name}", "binary", process)
 
 
 @contextlib.contextmanager
-def _litserve(python, model, rows, threads, delay):
-    """LitServe with the same session, in an environment of its own."""
-    program = Path(__file__).with_name("litserve_peer.py")
-    command = [python, program, model, str(rows), str(threads), str(delay)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
-    try:
+def _peer(program, python, health, kind, *arguments):
+    """Another server with the same session, in an environment of its own, once `health` answers."""
+    with _started([python, Path(__file__).with_name(program), *arguments], stderr=subprocess.DEVNULL) as process:
         url = process.stdout.readline().strip()
         for _ in range(600):
             with contextlib.suppress(OSError):
-                if urlopen(f"{url}/health").status == 200:
+                if urlopen(f"{url}/{health}").status == 200:
                     break
             time.sleep(0.1)
-        yield f"{url}/net"
-    finally:
-        # It starts workers of its own, which end with the group.
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        else:
+            raise SystemExit(f"{program} does not start")
+        yield Server(f"{url}/net", kind, process)
 
 
 def _measure(*arguments):
@@ -192,45 +212,75 @@ def _metric(url, name):
 @click.option("--rounds", default=5, show_default=True, help="How often every alternative is measured.")
 @click.option("--seconds", default=4.0, show_default=True, help="Length of one measurement.")
 @click.option("--litserve-python", default=lambda: os.environ.get("LITSERVE_PYTHON"), help="Python that has litserve.")
-@click.option("--out", type=click.Path(), help="Write all numbers to this JSON file, and a diagram beside it.")
-def serve(model, small, threads, max_batch, max_delay_ms, rounds, seconds, litserve_python, out):
-    """Serving against a bare onnxruntime loop (and LitServe), closed and open loop; MODEL is an ONNX file."""
+@click.option("--kserve-python", default=lambda: os.environ.get("KSERVE_PYTHON"), help="Python that has kserve.")
+@click.option("--out", type=click.Path(), help="JSON file for all numbers, with a diagram beside it; rounds add to those in it.")
+def serve(model, small, threads, max_batch, max_delay_ms, rounds, seconds, litserve_python, kserve_python, out):
+    """Serving against a bare onnxruntime loop, LitServe and KServe's SDK, closed and open loop; MODEL is an ONNX file."""
+    settings = {"model": Path(model).name, "threads": threads, "max_batch": max_batch, "max_delay_ms": max_delay_ms}
+    figures = _begun(out, settings)
     options = ["--max-batch", max_batch, "--max-delay-ms", max_delay_ms] + (["--threads", threads] if threads else [])
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(_serving(model, "net", *options))
-        kinds = {"binary": url, "jpeg": url}
-        if litserve_python:
-            kinds["litserve"] = stack.enter_context(_litserve(litserve_python, model, max_batch, threads, max_delay_ms / 1000))
-        found = {name: [] for name in (BARE, SINGLE, AGAIN)} | {f"{kind} {n}": [] for kind in kinds for n in CLIENTS}
+        ours = stack.enter_context(_serving(model, "net", *options))
+        servers = {"binary": ours, "JPEG": dataclasses.replace(ours, kind="jpeg")}
+        for name, python, *peer in (
+            ("LitServe", litserve_python, "health", "litserve", model, max_batch, threads, max_delay_ms / 1000),
+            ("KServe SDK", kserve_python, "v2/health/ready", "binary", model, threads),
+        ):
+            if python:
+                program = f"{name.split()[0].lower()}_peer.py"
+                servers[name] = stack.enter_context(_peer(program, python, *peer))
+            else:
+                click.echo(f"{name}: not measured, no environment is named", err=True)
+        for server in servers.values():
+            with server.awake():
+                # What a first request sets up is not what is measured.
+                _measure("load", server.url, server.kind, 8, 1)
         for number in range(rounds):
-            found[BARE].append(_measure("bare", model, max_batch, threads, seconds))
-            found[SINGLE].append(_measure("bare", model, 1, threads, seconds))
-            for kind, address in kinds.items():
-                for clients in CLIENTS:
-                    found[f"{kind} {clients}"].append(_measure("load", address, kind, clients, seconds))
-            found[AGAIN].append(_measure("bare", model, max_batch, threads, seconds))
+            _round(figures["runs"], servers, model, max_batch, threads, seconds)
             click.echo(f"round {number + 1} of {rounds}", err=True)
-        capacity = statistics.median(entry["rate"] for entry in found["binary 8"])
-        half = _measure("load", url, "binary", 32, 10, "--rate", capacity / 2)
-        before = _metric(url, "nv_inference_exec_count")
-        _measure("load", url, "binary", 64, 60, "--requests", 64)
-        executions = _metric(url, "nv_inference_exec_count") - before
-    memory = _memory(small) if small else None
-    figures = {"model": Path(model).name, "threads": threads, "max_batch": max_batch}
-    figures |= {"rates": {name: [entry["rate"] for entry in entries] for name, entries in found.items()}}
-    figures |= {"p99_ms": {name: statistics.median(entry.get("p99", 0) for entry in entries) for name, entries in found.items()}}
-    batch_ms = statistics.median(entry["batch_ms"] for entry in found[BARE])
-    figures |= {"half_load": half, "batch_ms": batch_ms, "p99_bar_ms": 3 * batch_ms + max_delay_ms}
-    figures |= {"executions_of_64": executions, "memory": memory}
+        capacity = statistics.median(entry["rate"] for entry in figures["runs"]["binary 8"])
+        with ours.awake() as url:
+            figures["half_load"] = _measure("load", url, "binary", 32, 20, "--rate", capacity / 2)
+            before = _metric(url, "nv_inference_exec_count")
+            _measure("load", url, "binary", 64, 60, "--requests", 64)
+            figures["executions_of_64"] = _metric(url, "nv_inference_exec_count") - before
+    if small:
+        figures["memory"] = _memory(small)
     click.echo(_report(figures))
     if out:
         Path(out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         _figure(figures, Path(out).with_suffix(".png"))
 
 
+def _begun(out, settings):
+    """The figures in a file that an earlier piece of the same run wrote, or none yet."""
+    if out and Path(out).exists():
+        figures = json.loads(Path(out).read_text(encoding="utf-8"))
+        if figures["settings"] != settings:
+            raise click.UsageError(f"{out} holds figures of {figures['settings']}; choose another --out")
+        return figures
+    return {"settings": settings, "runs": {}}
+
+
+def _round(runs, servers, model, rows, threads, seconds):
+    """One measurement of everything, in turn."""
+
+    def keep(name, *arguments):
+        runs.setdefault(name, []).append(_measure(*arguments))
+
+    keep(BARE, "bare", model, rows, threads, seconds)
+    keep(SINGLE, "bare", model, 1, threads, seconds)
+    for clients in CLIENTS:
+        for name, server in servers.items():
+            with server.awake() as url:
+                keep(f"{name} {clients}", "load", url, server.kind, clients, seconds)
+    keep(AGAIN, "bare", model, rows, threads, seconds)
+
+
 def _memory(model):
     """Resident bytes of a server after 1,000 and after 11,000 requests."""
-    with _serving(model, "small") as url:
+    with _serving(model, "small") as server:
+        url = server.url
         _measure("load", url, "binary", 8, 120, "--requests", 1000)
         before = _metric(url, "process_resident_memory_bytes")
         _measure("load", url, "binary", 8, 120, "--requests", 10_000)
@@ -238,19 +288,27 @@ def _memory(model):
 
 
 def _report(figures):
-    lines = ["", f"{'':16}  images/s   of bare   spread        p99 ms"]
-    for name, rates in figures["rates"].items():
+    runs, settings = figures["runs"], figures["settings"]
+    width = max(map(len, runs))
+    lines = ["", f"{'':{width}}  images/s   of bare   quartiles       p99 ms"]
+    for name, entries in runs.items():
+        rates = [entry["rate"] for entry in entries]
         # One client alone never fills a batch: what it is compared with does not either.
-        base = figures["rates"][SINGLE if name.endswith(" 1") else BARE]
-        ratios = [rate / reference for rate, reference in zip(rates, base, strict=True)]
-        spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
-        p99 = figures["p99_ms"][name]
-        lines.append(f"{name:16}  {statistics.median(rates):8.1f}   {statistics.median(ratios):7.2f}   {spread}   {p99:7.1f}")
-    half, memory = figures["half_load"], figures["memory"]
+        bare = [entry["rate"] for entry in runs[SINGLE if name.endswith(" 1") else BARE]]
+        ratios = [rate / reference for rate, reference in zip(rates, bare, strict=True)]
+        low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+        p99 = statistics.median(entry.get("p99", 0) for entry in entries)
+        lines.append(f"{name:{width}}  {statistics.median(rates):8.1f}   {middle:7.2f}   {low:.2f} – {high:.2f}   {p99:8.1f}")
+    for name in sorted({name.rsplit(" ", 1)[0] for name in runs} & {"LitServe", "KServe SDK"}):
+        for clients in CLIENTS:
+            pairs = zip(runs[f"binary {clients}"], runs[f"{name} {clients}"], strict=True)
+            low, middle, high = np.quantile([ours["rate"] / theirs["rate"] for ours, theirs in pairs], (0.25, 0.5, 0.75))
+            lines.append(f"binary over {name}, {clients} clients: {middle:.2f} ({low:.2f} – {high:.2f})")
+    half, memory = figures["half_load"], figures.get("memory")
+    batch = statistics.median(entry["batch_ms"] for entry in runs[BARE])
     lines += [
-        "",
-        f"a batch of {figures['max_batch']} takes {figures['batch_ms']:.1f} ms",
-        f"p99 at half load ({half['rate']:.1f}/s): {half['p99']:.1f} ms, bar {figures['p99_bar_ms']:.1f} ms",
+        f"{len(runs[BARE])} rounds; a batch of {settings['max_batch']} takes {batch:.1f} ms",
+        f"p99 at half load ({half['rate']:.1f}/s): {half['p99']:.1f} ms, bar {3 * batch + settings['max_delay_ms']:.1f} ms",
         f"64 requests at once: {figures['executions_of_64']:.0f} executions",
     ]
     if memory:
@@ -266,13 +324,16 @@ def _figure(figures, path):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for kind in sorted({name.split()[0] for name in figures["rates"] if name not in (BARE, SINGLE, AGAIN)}):
-        names = [f"{kind} {clients}" for clients in CLIENTS]
-        rates = [statistics.median(figures["rates"][name]) for name in names]
-        axes.plot(rates, [figures["p99_ms"][name] for name in names], marker="o", label=kind)
-        for clients, rate, name in zip(CLIENTS, rates, names, strict=True):
-            axes.annotate(f" {clients}", (rate, figures["p99_ms"][name]))
-    axes.axvline(statistics.median(figures["rates"][BARE]), color="grey", linestyle=":", label="bare loop")
+    runs = figures["runs"]
+    for kind in dict.fromkeys(name.rsplit(" ", 1)[0] for name in runs if name not in (BARE, SINGLE, AGAIN)):
+        points = [
+            [statistics.median(entry[what] for entry in runs[f"{kind} {clients}"]) for what in ("rate", "p99")]
+            for clients in CLIENTS
+        ]
+        axes.plot(*zip(*points, strict=True), marker="o", label=kind)
+        for clients, point in zip(CLIENTS, points, strict=True):
+            axes.annotate(f" {clients}", point)
+    axes.axvline(statistics.median(entry["rate"] for entry in runs[BARE]), color="grey", linestyle=":", label="bare loop")
     axes.set(xlabel="images per second", ylabel="p99 latency, ms", yscale="log", title="Throughput and latency; numbers: clients")
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -20,9 +20,7 @@ shapes = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
 any_array = st.sampled_from(NUMERIC).flatmap(lambda dtype: hnp.arrays(dtype, shapes))
 byte_arrays = hnp.arrays(object, shapes, elements=st.binary(max_size=20))
 json_array = st.sampled_from([dtype for dtype in NUMERIC if dtype != np.float16]).flatmap(
-    lambda dtype: hnp.arrays(
-        dtype, shapes, elements={"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else None
-    )
+    lambda dtype: hnp.arrays(dtype, shapes, elements={"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else None)
 )
 text_arrays = hnp.arrays(object, shapes, elements=st.text(st.characters(codec="utf-8"), max_size=8).map(str.encode))
 
@@ -184,6 +182,12 @@ def test_wrong_tensor_is_named(entry, text):
         (b"{}", None, "`inputs` must be an array of objects"),
         (body({"inputs": []}), None, "at least one tensor"),
         (body({"inputs": [tensor(), tensor()]}), None, "input 'x' is given twice"),
+        (body({"inputs": [tensor(parameters={"shared_memory_region": "r"})]}), None, "input 'x' lies in shared memory"),
+        (
+            body({"inputs": [tensor()], "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]}),
+            None,
+            "output 'y' lies in shared memory",
+        ),
         (body({"inputs": [tensor()], "id": 1}), None, "`id` must be a string, got a number"),
         (body({"inputs": [tensor()], "outputs": {}}), None, "`outputs` must be an array"),
         (body({"inputs": [tensor()], "outputs": [{"name": "y"}] * 2}), None, "output 'y' is given twice"),

@@ -66,6 +66,18 @@ def doubler(path, dtype="float16"):
     )
 
 
+def identity(path, dtype):
+    """`y = x` for one datatype, and `n`, the first column, as a second output."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return save(
+        path,
+        [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Slice", ["x", "from", "to", "axis"], ["n"])],
+        [helper.make_tensor_value_info("x", kind, ["batch", 4])],
+        [helper.make_tensor_value_info("y", kind, ["batch", 4]), helper.make_tensor_value_info("n", kind, ["batch", 1])],
+        [("from", np.array([0])), ("to", np.array([1])), ("axis", np.array([1]))],
+    )
+
+
 def echo(path, kind=TensorProto.STRING, shape=("batch", 2)):
     """Two inputs given back as two outputs."""
     return save(
