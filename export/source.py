@@ -163,12 +163,15 @@ def zoo_names(pattern="*"):
     """Names of the zoo that match a shell pattern.
 
     Raises:
-        UsageError: none does.
+        UsageError: none does, or two packages declare one name.
     """
     with quiet_start():
         import keras_resnet as kr
-    if names := kr.list_models(pattern):
-        return names
+    try:
+        if names := kr.list_models(pattern):
+            return names
+    except ValueError as error:
+        raise UsageError(first_line(error)) from error
     from keras_resnet.hints import nearest
 
     raise UsageError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), kr.list_models())}")
