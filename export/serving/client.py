@@ -45,7 +45,8 @@ class RemoteClassifier:
     """Images to rows of the result, through a server; pictures are brought to the model's size here, pixels are sent.
 
     Args:
-        url: the server's address, e.g. `http://127.0.0.1:8000`.
+        url: the server's address, e.g. `http://127.0.0.1:8000`; `http://` may be left out. Certificates beyond the usual ones are
+            named by `SSL_CERT_FILE`.
         model: model name; may be left out where the server lists a single one.
         options: `RemoteOptions`.
 
@@ -54,7 +55,7 @@ class RemoteClassifier:
     """
 
     def __init__(self, url, model=None, options=RemoteOptions()):
-        self.url, self.options, self.top = url.rstrip("/"), options, options.top
+        self.url, self.options, self.top = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}", options, options.top
         with self._client(httpx.Client) as client:
             self.model = model or self._only_model(client)
             self.path = f"v2/models/{quote(self.model, safe='')}"
@@ -146,14 +147,19 @@ class RemoteClassifier:
         key = self.options.api_key
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         limits = httpx.Limits(max_connections=self.options.concurrency)
+        trusted = httpx.create_ssl_context(trust_env=True)
+        settings = {"base_url": self.url + "/", "headers": headers, "timeout": self.options.timeout, "limits": limits}
         # Proxies of the environment are for the way out; a server is named by its address.
-        return kind(base_url=self.url + "/", headers=headers, timeout=self.options.timeout, limits=limits, trust_env=False)
+        return kind(**settings, verify=trusted, trust_env=False)
 
-    def _get(self, client, path):
+    def _ask(self, client, method, path, content=None):
         try:
-            answer = client.get(path)
+            return client.request(method, path, content=content)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UsageError(f"{self.url} does not answer: {error}") from error
+
+    def _get(self, client, path):
+        answer = self._ask(client, "GET", path)
         if answer.status_code != 200:
             raise UsageError(f"{self.url} refuses: {_reason(answer)}")
         try:
@@ -163,11 +169,13 @@ class RemoteClassifier:
 
     def _card(self, client):
         """The model card, where the server is ours; `{}` elsewhere, and pictures are then stretched to the input's size."""
-        answer = client.get(f"{self.path}/card")
+        answer = self._ask(client, "GET", f"{self.path}/card")
         return (protocol.parse_json(answer.content).get("card") or {}) if answer.status_code == 200 else {}
 
     def _only_model(self, client):
-        answer = client.post("v2/repository/index", content=b"{}")
+        answer = self._ask(client, "POST", "v2/repository/index", b"{}")
+        if answer.status_code in (401, 403):
+            raise UsageError(f"{self.url} refuses: {_reason(answer)}")
         names = sorted({entry["name"] for entry in answer.json()}) if answer.status_code == 200 else []
         if len(names) != 1:
             raise UsageError(f"name the model with --model; {self.url} has {', '.join(names) or 'no list of models'}")

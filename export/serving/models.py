@@ -11,7 +11,7 @@ from ..artifact import first_line
 from ..errors import UsageError
 from ..images import MAX_PIXELS
 from ..prediction import image_input, load_pixels, ranked, scores_output, softmax, stacked
-from ..runtime import session
+from ..runtime import ON_GPU, session
 from .batcher import Batcher, BatchOptions, DeadlineExceeded, QueueFull
 from .protocol import DTYPES, ProtocolError, TensorSpec, datatype_of
 from .statistics import Statistics
@@ -67,7 +67,7 @@ class ServedModel:
 
     def __init__(self, source, options):
         self.source, self.options = source, options
-        self.session = session(source.path, options.device, threads=options.threads, detached=True)
+        self.session = _opened(source.path, options)
         self.inputs = tuple(_spec(value, source) for value in self.session.inputs)
         self.outputs = tuple(_spec(value, source) for value in self.session.outputs)
         self.batched = all(isinstance(v.shape[0], str) if v.shape else False for v in self.session.inputs + self.session.outputs)
@@ -203,12 +203,27 @@ class ServedModel:
 
     def _run(self, inputs):
         """The model itself; on a GPU, batches are filled up to sizes it has seen, because each new one is planned anew."""
-        if not self.batched or self.session.device == "cpu":
+        if not self.batched or self.session.device == "cpu" or self.session.buckets:
             return self.session.run(inputs)
         rows = len(next(iter(inputs.values())))
         size = next(size for size in buckets(self.options.batch.max_rows) if size >= rows)
         outputs = self.session.run({name: _filled(array, size) for name, array in inputs.items()})
         return {name: array[:rows] for name, array in outputs.items()}
+
+
+def _opened(path, options):
+    """The session; on a GPU, a model of fixed sizes gets buffers of its own there for every batch size that will come.
+
+    Those buffers serve one run at a time, so that several instances do without.
+    """
+    opened = session(path, options.device, threads=options.threads, detached=True)
+    values = opened.inputs + opened.outputs
+    fixed = all(isinstance(dim, int) for value in values for dim in value.shape[1:])
+    open_batch = all(value.shape and isinstance(value.shape[0], str) and value.dtype != "object" for value in values)
+    if opened.device not in ON_GPU or not (fixed and open_batch) or options.batch.instances > 1:
+        return opened
+    sizes = buckets(options.batch.max_rows)
+    return session(path, opened.device, threads=options.threads, detached=True, batches=sizes)
 
 
 def buckets(max_rows):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,8 +199,35 @@ def test_server_gives_the_same_as_the_file(models, folder, tmp_path, capsys):
         assert "no model 'none'" in capsys.readouterr().err
         assert main(["predict", "--url", server.url, "--model", "tiny", str(folder), "--json"]) == 2
         assert len(capsys.readouterr().out.splitlines()) == 39
-    assert main(["predict", "--url", server.url, "--model", "tiny", str(folder)]) == 2
-    assert "does not answer" in capsys.readouterr().err
+    for named in ([], ["--model", "tiny"]):
+        assert main(["predict", "--url", server.url, *named, str(folder)]) == 2
+        assert "does not answer" in capsys.readouterr().err
+
+
+def test_address_without_scheme_and_server_with_key(models, folder, tmp_path, capsys):
+    image, keys = str(next(iter(folder[1]))), tmp_path / "keys"
+    keys.write_text("# mine\nopen sesame\n")
+    with serving(models["bytes"], "--api-key-file", keys) as server:
+        address = server.url.removeprefix("http://")
+        assert main(["predict", "--url", address, "--api-key-file", str(keys), image]) == 0
+        assert capsys.readouterr().out.startswith(image)
+        assert main(["predict", "--url", address, image]) == 2
+        assert "an API key is needed" in capsys.readouterr().err
+
+
+def test_https_with_a_certificate_of_ones_own(models, folder, tmp_path, capsys, monkeypatch):
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate], check=True, stderr=subprocess.DEVNULL)
+    image = str(next(iter(folder[1])))
+    with serving(models["bytes"], "--ssl-certfile", certificate, "--ssl-keyfile", key) as server:
+        assert server.url.startswith("https://")
+        assert main(["predict", "--url", server.url, image]) == 2
+        assert "certificate verify failed" in capsys.readouterr().err
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert main(["predict", "--url", server.url, image]) == 0
 
 
 class Moody(BaseHTTPRequestHandler):
