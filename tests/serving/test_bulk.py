@@ -220,7 +220,8 @@ def test_https_with_a_certificate_of_ones_own(models, folder, tmp_path, capsys, 
         pytest.skip("needs openssl")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate], check=True, stderr=subprocess.DEVNULL)
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     image = str(next(iter(folder[1])))
     with serving(models["bytes"], "--ssl-certfile", certificate, "--ssl-keyfile", key) as server:
         assert server.url.startswith("https://")
