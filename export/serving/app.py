@@ -113,7 +113,7 @@ def _routes():
 class _Handlers:
     def __init__(self, repository, options, version, on_ready):
         self.repository, self.options, self.version, self.on_ready = repository, options, version, on_ready
-        self._buffered = 0
+        self.buffered = 0
         self._decoders = ThreadPoolExecutor(options.decoders, thread_name_prefix="decode")
         folder = files(__package__) / "page"
         self._page = {name: (folder / name).read_bytes() for name in PAGE}
@@ -212,9 +212,9 @@ class _Handlers:
         return JSONResponse({})
 
     async def infer(self, request):
-        async with self._budget(request) as read:
+        async with self._budget(request) as budget:
             with self._model(request).batcher.announced():
-                asked = await self._decode(request, await read())
+                asked = await self._decode(request, await budget.read())
             # What was announced may have been exchanged for another while the body came.
             model = self._model(request)
             wanted = _wanted(asked, model)
@@ -229,12 +229,14 @@ class _Handlers:
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise ProtocolError("send the image itself as the body (curl --data-binary @FILE), not a form", 415)
         started = time.perf_counter()
-        async with self._budget(request) as read:
+        async with self._budget(request) as budget:
             with self._model(request).batcher.announced():
-                body = await read()
+                body = await budget.read()
                 if not body:
                     raise ProtocolError("the body must be an image, it is empty")
-                inputs = await self._in_thread(self._model(request).read_image, body)
+                inputs = await self.in_thread(self._model(request).read_image, body)
+                # A small file may be a large picture.
+                budget.take(sum(array.nbytes for array in inputs.values()))
             model = self._model(request)
             answer = await _unless_hung_up(request, model.infer(model.prepare(inputs)))
         return JSONResponse(
@@ -258,66 +260,65 @@ class _Handlers:
         if length == 0:
             return protocol.decode_raw_request(body, _only_input(self._model(request)))
         if (len(body) if length is None else length) > INLINE_BYTES:
-            return await self._in_thread(protocol.decode_request, body, length)
+            return await self.in_thread(protocol.decode_request, body, length)
         return protocol.decode_request(body, length)
 
-    def _in_thread(self, function, *arguments):
+    def in_thread(self, function, *arguments):
         return asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
 
     async def _message(self, request):
         """The JSON object in the body; `{}` for none."""
-        async with self._budget(request) as read:
-            body = await read()
+        async with self._budget(request) as budget:
+            body = await budget.read()
         return protocol.parse_json(body) if body else {}
 
     @contextlib.asynccontextmanager
     async def _budget(self, request):
-        """Gives a function that reads the request's body, unpacked; until the block ends it counts against what all may take."""
-        taken = 0
-        announced = request.headers.get("content-length", "")
-        encoding = request.headers.get("content-encoding")
-
-        def take(size):
-            nonlocal taken
-            taken += size
-            self._buffered += size
-            self._check_size(max(taken, int(announced) if announced.isdigit() else 0))
-
-        def give(size):
-            nonlocal taken
-            taken -= size
-            self._buffered -= size
-
-        async def read():
-            chunks = []
-            async for chunk in request.stream():
-                take(len(chunk))
-                chunks.append(chunk)
-            return b"".join(chunks)
-
-        async def read_in_time():
-            try:
-                async with asyncio.timeout(self.options.body_timeout):
-                    body = await read()
-            except TimeoutError as error:
-                reason = f"the body did not come within {self.options.body_timeout:g} s"
-                raise ProtocolError(reason, 408, {"Connection": "close"}) from error
-            if encoding:
-                packed, body = body, await self._in_thread(protocol.decompress, body, encoding, self.options.max_body)
-                give(len(packed))
-                take(len(body))
-            return body
-
+        """Reads the request's body, and until the block ends counts what it takes against what all requests may take."""
+        budget = _Budget(self, request)
         try:
-            yield read_in_time
+            yield budget
         finally:
-            give(taken)
+            budget.take(-budget.taken)
 
-    def _check_size(self, size):
-        if size > self.options.max_body:
-            raise ProtocolError(f"the body has more than {self.options.max_body:,} bytes", 413)
-        if self._buffered > self.options.max_buffered:
+
+class _Budget:
+    """The memory that one request holds; see `_Handlers._budget`."""
+
+    def __init__(self, handlers, request):
+        self._handlers, self._options, self._request = handlers, handlers.options, request
+        self.taken = 0
+
+    def take(self, size):
+        """Count `size` bytes more, or less; `ProtocolError` (503) if all requests together then hold too much."""
+        self.taken += size
+        self._handlers.buffered += size
+        if size > 0 and self._handlers.buffered > self._options.max_buffered:
             raise ProtocolError("too many requests at once; try again later", 503, RETRY)
+
+    async def read(self):
+        """The request's body, unpacked."""
+        try:
+            async with asyncio.timeout(self._options.body_timeout):
+                body = await self._received()
+        except TimeoutError as error:
+            reason = f"the body did not come within {self._options.body_timeout:g} s"
+            raise ProtocolError(reason, 408, {"Connection": "close"}) from error
+        encoding = self._request.headers.get("content-encoding")
+        if encoding:
+            packed, body = body, await self._handlers.in_thread(protocol.decompress, body, encoding, self._options.max_body)
+            self.take(len(body) - len(packed))
+        return body
+
+    async def _received(self):
+        announced = self._request.headers.get("content-length", "")
+        size, chunks = int(announced) if announced.isdigit() else 0, []
+        async for chunk in self._request.stream():
+            if max(size, self.taken + len(chunk)) > self._options.max_body:
+                raise ProtocolError(f"the body has more than {self._options.max_body:,} bytes", 413)
+            self.take(len(chunk))
+            chunks.append(chunk)
+        return b"".join(chunks)
 
 
 class _KeyCheck:

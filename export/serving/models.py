@@ -195,7 +195,9 @@ class ServedModel:
         if not fits or not array.size:
             raise ProtocolError(f"input {spec.name!r} must have shape {list(spec.shape)}, got {list(array.shape)}")
         if self.batched and len(array) > self.options.max_request_rows:
-            raise ProtocolError(f"a request may have {self.options.max_request_rows} rows, got {len(array)}", 413)
+            raise ProtocolError(
+                f"a request may have {self.options.max_request_rows} rows, got {len(array)}; send them in parts", 413
+            )
         # Four channels at most; a larger input would take the memory of all requests together, inside the model.
         if -1 in spec.shape[1:] and math.prod(array.shape[1:]) > 4 * self.options.max_open_pixels:
             limit = f"{self.options.max_open_pixels:,} pixels"

@@ -482,6 +482,32 @@ def test_bodies_of_all_requests_together_are_bounded(models):
     asynchronously(application({"bytes": models["bytes"]}, app={"max_buffered": 2 * len(body) + 10}), work)
 
 
+def test_large_pictures_in_small_files_count_as_what_they_become(models, monkeypatch):
+    picture = jpeg(np.zeros((300, 400, 3), "u1"))
+    assert len(picture) < 10_000
+    go_on, run = threading.Event(), Session.run
+
+    def halting(self, inputs, *outputs):
+        assert go_on.wait(20)
+        return run(self, inputs, *outputs)
+
+    async def work(client):
+        def send():
+            return asyncio.create_task(client.post("/v2/models/open/classify", content=picture))
+
+        monkeypatch.setattr(Session, "run", halting)
+        tasks = [send() for _ in range(3)]
+        # The one that is refused ends while the model still holds the others.
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        go_on.set()
+        answers = await asyncio.gather(*tasks)
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 503]
+        assert_error(next(answer for answer in answers if answer.status_code == 503), 503, "too many requests at once")
+        assert (await send()).status_code == 200
+
+    asynchronously(application({"open": models["open"]}, app={"max_buffered": 2 * 300 * 400 * 3 * 4 + 30_000}), work)
+
+
 def test_model_failure_is_500_and_harms_nobody_else(models, monkeypatch):
     run = Session.run
 
