@@ -4,7 +4,7 @@ Metadata keys of an ONNX file (all values are JSON; `read_metadata` decodes them
 
 - `keras_resnet.card`: the model card, `{"name", "config", "preprocessing", "labels", "weights"}`; see
   `keras_resnet.modelcard.ModelCard`. `preprocessing` is `{"mode", "size", "resize", "interpolation"}`: `mode` names what
-  the graph itself does to pixels 0–255, the rest how an image file becomes the graph's input.
+  the graph itself does to pixels 0–255, the rest how an image file becomes the graph's input (no size: it goes in as it is).
 - `keras_resnet.options`: the export options that are not the default, so that `verify` can repeat the conversion.
 - `keras_resnet.tolerances`: `{"relative": bound of max |difference| / max |reference|, "precision": "float32" | …}`.
 - `keras_resnet.versions`: `{"keras_resnet_export", "keras", "tensorflow", "tf2onnx", "onnx"}`.

@@ -117,6 +117,9 @@ def info_command(model, as_json, **source):
     show_default=True,
     help="Dtype of the input.",
 )
+@click.option(
+    "--resize", is_flag=True, help="With --input uint8: take images of any size, resized in the graph as the card says."
+)
 @click.option("--dynamic-size", is_flag=True, help="Open height and width.")
 @click.option("--top-k", type=int, help="Add the outputs top_classes and top_probabilities of so many classes.")
 @click.option("--prune-identity", is_flag=True, default=None, help="Leave out residual blocks that do nothing.")

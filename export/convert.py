@@ -14,6 +14,7 @@ from . import artifact, passes
 from .artifact import publishing
 from .errors import UsageError
 from .graph import to_ir
+from .interface import image_preprocessing
 from .interface import interface as interface_of
 from .passes import finish
 from .passes import opset as opsets
@@ -28,6 +29,7 @@ OPTIONS = {
     "opset": 17,
     "layout": "nhwc",
     "input_dtype": "float32",
+    "resize": False,
     "outputs": None,
     "dynamic_size": False,
     "top_k": None,
@@ -42,6 +44,7 @@ def to_onnx(
     opset=17,
     layout="nhwc",
     input_dtype="float32",
+    resize=False,
     outputs=None,
     dynamic_size=False,
     top_k=None,
@@ -65,6 +68,7 @@ def to_onnx(
         opset: 13 to 23.
         layout: `"nhwc"` or `"nchw"`: layout of image inputs.
         input_dtype: `"float32"`, or `"uint8"` for a model that takes pixels.
+        resize: take uint8 images of any size, resized and cropped in the graph as the card says, see `resizing`.
         outputs: names among those the model offers, see `interface.interface`; by default `logits`, `features` or all of several.
         dynamic_size: open height and width instead of the model's.
         top_k: adds the outputs `top_classes` and `top_probabilities` of so many classes.
@@ -91,6 +95,7 @@ def to_onnx(
         "opset": opset,
         "layout": layout,
         "input_dtype": input_dtype,
+        "resize": resize,
         "outputs": outputs,
         "dynamic_size": dynamic_size,
         "top_k": top_k,
@@ -159,9 +164,11 @@ def prepared(model, options):
         notes.append(note)
     model, note = in_float32(model)
     notes += [note] if note else []
+    if options["dynamic_size"] and options["resize"]:
+        raise UsageError("`dynamic_size` and `resize` exclude each other: an image is resized to the model's one size")
     if options["dynamic_size"]:
         model = with_open_size(model)
-    view = interface_of(model, **{key: options[key] for key in ("outputs", "layout", "input_dtype", "top_k")})
+    view = interface_of(model, **{key: options[key] for key in ("outputs", "layout", "input_dtype", "resize", "top_k")})
     return view, notes
 
 
@@ -285,14 +292,13 @@ def card_of(interface, labels=None):
     from keras_resnet.modelcard import ModelCard, card
 
     found = card(interface.model) or ModelCard(interface.model.name)
-    preprocessing = dict(found.preprocessing)
-    shape = tuple(interface.model.inputs[0].shape)
-    if not preprocessing.get("size") and len(shape) == 4 and None not in shape[1:3]:
-        preprocessing["size"] = [int(side) for side in shape[1:3]]
     labels = list(labels) if labels is not None else found.labels
     classes = interface.model.outputs[0].shape[-1]
     if labels is not None and {"logits", "probabilities"} & set(interface.outputs) and len(labels) != classes:
         raise UsageError(f"`labels` must name the {classes} classes of the model, got {len(labels)}")
+    preprocessing = image_preprocessing(interface.model)
+    if interface.fit:  # what is left to do outside the graph
+        preprocessing |= {"size": None, "resize": None}
     return found.replace(preprocessing=preprocessing, labels=labels).to_dict()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from .errors import UsageError
 from .rebuild import in_float64
+from .resizing import fitted
 
 IMAGES, LOGITS, PROBABILITIES, FEATURES = "images", "logits", "probabilities", "features"
 TOP_CLASSES, TOP_PROBABILITIES = "top_classes", "top_probabilities"
@@ -36,6 +37,7 @@ class Interface:
         runner: the model with its inner tensors of `taps` as further outputs; the model itself without any.
         taps: names of those outputs.
         top: how many classes the top-k outputs hold.
+        fit: the card's entry by which the graph resizes and crops its input, or None; see `resizing`.
     """
 
     model: object
@@ -45,6 +47,7 @@ class Interface:
     runner: object
     taps: tuple = ()
     top: int | None = None
+    fit: dict | None = None
 
     def specs(self, names=None):
         """One `tf.TensorSpec` per input; `names` where TensorFlow's are to be seen (it may alter what it does not like)."""
@@ -81,6 +84,9 @@ class Interface:
 
         if port.dtype == "uint8":
             tensor = tf.cast(tensor, "float32")
+        if self.fit:
+            upright = tensor if self.layout == "nchw" else tf.transpose(tensor, [0, 3, 1, 2])
+            return tf.transpose(fitted(upright, self.fit), [0, 2, 3, 1])
         return tf.transpose(tensor, [0, 2, 3, 1]) if self.layout == "nchw" and len(port.shape) == 4 else tensor
 
     def reference(self, feeds):
@@ -122,7 +128,7 @@ class Interface:
         return {name: np.asarray(value) for name, value in view._all(tensors).items()}
 
 
-def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32", top_k=None):
+def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32", resize=False, top_k=None):
     """Decide names and shapes of an artefact's inputs and outputs.
 
     A single input is called `images`. A single output with a final softmax or sigmoid gives `logits` before and
@@ -135,6 +141,7 @@ def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32", top_
         outputs: names wanted; by default `logits` (`features`; all of several).
         layout: `"nhwc"` or `"nchw"` of rank-4 inputs.
         input_dtype: `"float32"`, or `"uint8"` for pixels.
+        resize: take uint8 images of any size, resized and cropped as the model's card says (stretched to the input without one).
         top_k: adds `top_classes` and `top_probabilities`, the best so many classes of each row, best first.
 
     Raises:
@@ -154,10 +161,37 @@ def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32", top_
         if layout == "nchw" and len(shape) == 4:
             shape = (shape[0], shape[3], shape[1], shape[2])
         ports.append(Port(name, shape, input_dtype if input_dtype == "uint8" else str(tensor.dtype)))
+    fit = None
+    if resize:
+        fit = _fit(model, input_dtype)
+        channels = tensors[0].shape[3]
+        ports = [replace(ports[0], shape=(None, channels, None, None) if layout == "nchw" else (None, None, None, channels))]
     chosen, taps = _chosen(model, outputs)
     if top_k is not None:
         chosen = (*chosen, *_top_outputs(model, top_k))
-    return Interface(model, tuple(ports), chosen, layout, _with_taps(model, taps), tuple(taps), top_k)
+    return Interface(model, tuple(ports), chosen, layout, _with_taps(model, taps), tuple(taps), top_k, fit)
+
+
+def _fit(model, input_dtype):
+    if input_dtype != "uint8" or len(model.inputs[0].shape) != 4:
+        raise UsageError(
+            "`resize` goes with uint8 images; give `input_dtype` uint8 (--input uint8) and a model that takes images"
+        )
+    found = image_preprocessing(model)
+    if not found["size"]:
+        raise UsageError(f"`resize` needs a size: neither the input nor the card of model {model.name!r} names one")
+    return found
+
+
+def image_preprocessing(model):
+    """How an image becomes the model's input, from its card, with the size of its input filled in."""
+    from keras_resnet.modelcard import card, preprocessing_card
+
+    known, shape = card(model), tuple(model.inputs[0].shape)
+    found = dict(known.preprocessing) if known else preprocessing_card()
+    if not found.get("size") and len(shape) == 4 and None not in shape[1:3]:
+        found["size"] = [int(side) for side in shape[1:3]]
+    return found
 
 
 def _with_taps(model, taps):

@@ -101,7 +101,7 @@ def _cases(model, samples):
     ports = tuple(
         Port(value.name, tuple(None if isinstance(d, str) else d for d in value.shape), value.dtype) for value in model.inputs
     )
-    yield from cases(SimpleNamespace(inputs=ports, layout=model.inputs[0].layout or "nhwc"))
+    yield from cases(SimpleNamespace(inputs=ports, layout=model.inputs[0].layout or "nhwc", fit=None))
     if samples is not None:
         for array in read_images(samples, model):
             yield Case("samples", {model.inputs[0].name: array})
@@ -219,9 +219,10 @@ def _read_array(path):
 
 def _before_first_convolution(path):
     """Names of the nodes in front of the first convolution: pixels to normalised input, where 8 bits are all there is."""
-    names = []
-    for node in artifact.read_proto(path, external_data=False).graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
+    graph, names = artifact.read_proto(path, external_data=False).graph, []
+    weights = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in weights:
             return names
         names.append(node.name)
     return names

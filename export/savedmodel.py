@@ -8,10 +8,11 @@ import re
 
 from . import artifact
 from .artifact import publishing
-from .convert import card_of, metadata_of, prepared
+from .convert import metadata_of, prepared
 from .errors import UsageError
-from .interface import FEATURES
+from .interface import FEATURES, image_preprocessing
 from .interface import interface as interface_of
+from .resizing import fitted
 from .results import ExportResult, VerificationReport
 from .tracing import clean_name, concrete_function
 from .untrained import randomised, statistics
@@ -30,7 +31,6 @@ from .verification import (
 
 SIGNATURE, BYTES_SIGNATURE, BYTES_INPUT = "serving_default", "serving_bytes", "image_bytes"
 MARK = "saved_model.pb"
-METHODS = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "lanczos3"}
 
 
 def to_savedmodel(
@@ -135,34 +135,15 @@ def _from_bytes(interface, encoded):
     import tensorflow as tf
 
     height, width, channels = interface.model.inputs[0].shape[1:]
-    preprocessing = card_of(interface)["preprocessing"]
+    preprocessing = image_preprocessing(interface.model)
 
     def decoded(image):
         pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
-        return tf.ensure_shape(_fitted(pixels, height, width, preprocessing), (height, width, channels))
+        upright = tf.transpose(tf.cast(pixels, tf.float32), [2, 0, 1])[None]
+        return tf.ensure_shape(fitted(upright, preprocessing)[0], (channels, height, width))
 
     pixels = tf.map_fn(decoded, encoded, fn_output_signature=tf.float32)
-    return interface(tf.transpose(pixels, [0, 3, 1, 2]) if interface.layout == "nchw" else pixels)
-
-
-def _fitted(pixels, height, width, preprocessing):
-    """`images.fit` in TensorFlow, to the last pixel where nothing has to be resized and within rounding elsewhere."""
-    import tensorflow as tf
-
-    method = METHODS[preprocessing.get("interpolation") or "bilinear"]
-    resize = preprocessing.get("resize")
-    size = tf.constant([height, width])
-    if resize is not None:
-        have = tf.shape(pixels)[:2]
-        size = resize * have // tf.reduce_min(have)
-    pixels = tf.cond(
-        tf.reduce_all(tf.shape(pixels)[:2] == size),
-        lambda: tf.cast(pixels, tf.float32),
-        lambda: tf.clip_by_value(tf.round(tf.image.resize(tf.cast(pixels, tf.float32), size, method, antialias=True)), 0, 255),
-    )
-    # Half to even, as Python rounds.
-    top, left = (tf.cast(tf.round((tf.shape(pixels)[axis] - side) / 2), tf.int32) for axis, side in enumerate((height, width)))
-    return pixels[top : top + height, left : left + width]
+    return interface(pixels if interface.layout == "nchw" else tf.transpose(pixels, [0, 2, 3, 1]))
 
 
 def judge_savedmodel(path, interface, *, expected_card=None, samples=None, seed=0):

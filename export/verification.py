@@ -10,6 +10,7 @@ import numpy as np
 from . import artifact, images, weights
 from .divergence import first_divergence
 from .errors import MismatchError, UsageError
+from .resizing import LEVELS, fitted
 from .results import Comparison, VerificationReport
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "int8": None}
@@ -65,6 +66,9 @@ def judge(
         for case in cases(interface, samples, seed):
             found, wrong = _judge_case(path, interface, case, tolerance, tamed, None if strict else opinions)
             comparisons, problems = comparisons + found, problems + wrong
+    if interface.fit:
+        wrong, said = check_resize(interface, next(cases(interface, seed=seed)).feeds)
+        problems, notes = problems + wrong, notes + said
     notes += said_of(opinions, tamed)
     problems += [described(comparison) for comparison in comparisons if not comparison.passed]
     figures = diverges = None
@@ -143,7 +147,7 @@ def said_of(opinions, tamed):
 def statistics_batch(interface):
     """Feeds to take batch-norm statistics from."""
     rng = np.random.default_rng(0)
-    return {port.name: _random(rng, port, max(BATCHES), "pixels", interface.layout) for port in interface.inputs}
+    return {port.name: _random(rng, port, max(BATCHES), "pixels", interface) for port in interface.inputs}
 
 
 def _first_divergence(path, interface, seed):
@@ -162,7 +166,7 @@ def cases(interface, samples=None, seed=0):
     """The batches to compare on."""
     rng = np.random.default_rng(seed)
     for data, batch in zip(("pixels", "noise"), BATCHES, strict=True):
-        yield Case(data, {port.name: _random(rng, port, batch, data, interface.layout) for port in interface.inputs})
+        yield Case(data, {port.name: _random(rng, port, batch, data, interface) for port in interface.inputs})
     if samples is not None:
         yield Case("samples", {interface.inputs[0].name: read_samples(samples, interface)})
 
@@ -206,8 +210,8 @@ def _read_folder(folder, interface):
     return pixels.transpose(0, 3, 1, 2) if interface.layout == "nchw" else pixels
 
 
-def _random(rng, port, batch, data, layout):
-    shape = _filled(port.shape, batch, data, layout)
+def _random(rng, port, batch, data, interface):
+    shape = _filled(port.shape, batch, data, interface)
     if np.issubdtype(np.dtype(port.dtype), np.integer):
         return rng.integers(0, 256 if port.dtype == "uint8" else 2, shape).astype(port.dtype)
     if data == "pixels":
@@ -215,13 +219,36 @@ def _random(rng, port, batch, data, layout):
     return rng.normal(size=shape).astype(port.dtype)
 
 
-def _filled(shape, batch, data, layout):
-    first = 2 if layout == "nchw" else 1
-    sizes = list(shape)
+def _filled(shape, batch, data, interface):
+    first, sizes = 2 if interface.layout == "nchw" else 1, list(shape)
+    opened = _around(*interface.fit["size"])[data] if interface.fit else OPEN_SIZES[data]
     for axis, size in enumerate(sizes):
         if size is None:
-            sizes[axis] = batch if axis == 0 else OPEN_SIZES[data][min(max(axis - first, 0), 1)]
+            sizes[axis] = batch if axis == 0 else opened[min(max(axis - first, 0), 1)]
     return sizes
+
+
+def _around(height, width):
+    """Sizes of images that a graph has to make smaller, and larger."""
+    return {"pixels": (2 * height + 1, 3 * width - 2), "noise": (max(height * 3 // 4, 2), max(width - 3, 2))}
+
+
+def check_resize(interface, feeds):
+    """Compare the graph's resizing with Pillow's, which is what `predict` and the card mean.
+
+    Returns:
+        `(problems, notes)`, lists of sentences.
+    """
+    import tensorflow as tf
+
+    (pixels,) = feeds.values()
+    pixels = pixels // 2 + 64  # noise between black and white would make every filter overshoot
+    upright = pixels if interface.layout == "nchw" else pixels.transpose(0, 3, 1, 2)
+    got = fitted(tf.constant(upright, "float32"), interface.fit).numpy().transpose(0, 2, 3, 1)
+    want = np.stack([images.fit(image, interface.fit) for image in upright.transpose(0, 2, 3, 1)])
+    worst = float(np.abs(got - want).max())
+    said = f"the graph's resizing is within {worst:.2f} of 255 levels of Pillow's"
+    return ([], [said]) if worst <= LEVELS else ([f"{said}, at most {LEVELS} are allowed"], [])
 
 
 def check_structure(path, interface):

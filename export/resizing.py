@@ -1,0 +1,97 @@
+"""Resize and crop in the graph, as `images.fit` does with Pillow: the same filters, as products with two matrices.
+
+ONNX has a Resize that filters where it makes smaller only from opset 18 on, and TensorFlow's own has no counterpart there. A
+matrix whose rows hold a filter's weights is the same arithmetic out of ops that every runtime has. Pillow rounds to whole levels
+after each axis; here nothing is rounded, so that a pixel differs by less than `LEVELS`, or by more where bicubic or lanczos
+overshoot at edges between black and white: that is cut off after each axis, and which Pillow takes first depends on the image.
+"""
+
+import math
+
+from .errors import UsageError
+
+LEVELS = 1.5
+
+
+def _triangle(x):
+    import tensorflow as tf
+
+    return tf.maximum(1 - tf.abs(x), 0)
+
+
+def _cubic(x, a=-0.5):
+    import tensorflow as tf
+
+    x = tf.minimum(tf.abs(x), 2.0)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return tf.where(x < 1, near, far)
+
+
+def _lanczos(x, lobes=3):
+    import tensorflow as tf
+
+    def sinc(x):
+        safe = tf.where(x == 0, tf.ones_like(x), x)
+        return tf.where(x == 0, tf.ones_like(x), tf.sin(math.pi * safe) / (math.pi * safe))
+
+    return tf.where(tf.abs(x) < lobes, sinc(x) * sinc(x / lobes), tf.zeros_like(x))
+
+
+FILTERS = {"bilinear": _triangle, "bicubic": _cubic, "lanczos": _lanczos}
+
+
+def fitted(pixels, preprocessing):
+    """Images of any size as the size that a card names, see `images.fit`.
+
+    Args:
+        pixels: float32 tensor `[n, channels, height, width]`, 0–255.
+        preprocessing: a card's entry, with `size`.
+
+    Returns:
+        float32 tensor of `size`, `[n, channels, height, width]`.
+
+    Raises:
+        UsageError: an interpolation that the graph does not have, or `resize` smaller than the crop.
+    """
+    import tensorflow as tf
+
+    height, width = preprocessing["size"]
+    name, shorter = preprocessing.get("interpolation") or "bilinear", preprocessing.get("resize")
+    if name not in (*FILTERS, "nearest"):
+        raise UsageError(f"`interpolation` must be one of nearest, {', '.join(FILTERS)}, got {name!r}")
+    have = tf.shape(pixels)[2:]
+    if shorter is None:
+        return _resized(pixels, have, tf.constant([height, width]), name)
+    if shorter < max(height, width):
+        raise UsageError(f"the card's `resize` ({shorter}) must be at least its `size` ({height}×{width})")
+    size = shorter * have // tf.reduce_min(have)
+    pixels = _resized(pixels, have, size, name)
+    # Half to even, as Python rounds.
+    top, left = (
+        tf.cast(tf.round(tf.cast(size[axis] - side, "float32") / 2), "int32") for axis, side in enumerate((height, width))
+    )
+    return tf.slice(pixels, tf.stack([0, 0, top, left]), [-1, -1, height, width])
+
+
+def _resized(pixels, have, size, name):
+    import tensorflow as tf
+
+    rows, columns = (_matrix(have[axis], size[axis], name, axis) for axis in (0, 1))
+    overshoots = name in ("bicubic", "lanczos")
+    across = tf.matmul(pixels, columns)
+    resized = tf.matmul(rows, tf.clip_by_value(across, 0, 255) if overshoots else across)
+    return tf.clip_by_value(resized, 0, 255) if overshoots else resized
+
+
+def _matrix(have, want, name, axis):
+    """The weights of the old pixels in each new one: `[want, have]` for rows (axis 0), `[have, want]` for columns."""
+    import tensorflow as tf
+
+    new, old = (tf.expand_dims(tf.range(count), place) for count, place in ((want, 1 - axis), (have, axis)))
+    if name == "nearest":
+        return tf.cast((2 * new + 1) * have // (2 * want) == old, "float32")
+    scale = tf.cast(have, "float32") / tf.cast(want, "float32")
+    centres = (tf.cast(new, "float32") + 0.5) * scale
+    weights = FILTERS[name]((tf.cast(old, "float32") + 0.5 - centres) / tf.maximum(scale, 1))
+    return weights / tf.reduce_sum(weights, 1 - axis, keepdims=True)
