@@ -9,8 +9,13 @@ from keras import layers
 from .layers import BlurPool, ChannelPad, DropPath, GroupNormalization, InfinityPad, ResidualAdd, standardized_conv
 from .plan import BRANCHES, BlockPlan
 
-# Fan-out keeps the variance of the gradient; torchvision, timm and the paper's authors train with it.
-CONV_INITIALIZER = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+def conv_initializer():
+    """He's normal by outgoing connections: it keeps the variance of the gradient; torchvision, timm and the paper use it.
+
+    A new one for each layer, since one initializer draws the same numbers every time.
+    """
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class LayerKit:
             padding="valid" if symmetric else "same",
             use_bias=bias,
             activation=activation,
-            kernel_initializer="zeros" if zero else CONV_INITIALIZER,
+            kernel_initializer="zeros" if zero else conv_initializer(),
             data_format=self.layout,
             dtype=self.dtype,
             name=name,

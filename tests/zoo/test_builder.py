@@ -378,3 +378,15 @@ def test_slim_vggs_have_any_width_by_name_and_models_any_name():
     for wrong in ("vgg16_w0", "vgg16_w999", "vgg12_w25"):
         with pytest.raises(ValueError, match="unknown model"):
             kr.create_model(wrong)
+
+
+def test_random_weights_differ_between_layers_and_repeat_with_the_seed():
+    def kernels(seed):
+        keras.utils.set_random_seed(seed)
+        model = kr.create_model("resnet20", weights=None)
+        return [keras.ops.convert_to_numpy(v) for v in model.trainable_variables if v.name == "kernel"]
+
+    first, again, other = kernels(3), kernels(3), kernels(4)
+    for i, kernel in enumerate(first):
+        np.testing.assert_array_equal(kernel, again[i])
+        assert not any(np.array_equal(kernel, twin) for twin in [*first[i + 1 :], other[i]])
