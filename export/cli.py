@@ -18,7 +18,7 @@ EXAMPLES = {
     "savedmodel": "resnet-export savedmodel model.keras model/",
     "verify": "resnet-export verify model.onnx model.keras --samples photos/",
     "quantize": "resnet-export quantize model.onnx int8.onnx --int8 --calibration photos/",
-    "bench": "resnet-export bench float32.onnx int8.onnx --batch 1,8 --threads 1,2",
+    "bench": "resnet-export bench float32.onnx int8.onnx --batch 1,8 --threads 1,2 --figure bench.png",
     "inspect": "resnet-export inspect model.onnx --html model.html",
     "doctor": "resnet-export doctor --json",
     "predict": "resnet-export predict model.onnx cat.jpg dog.png --top 3",
@@ -264,15 +264,22 @@ def _numbers(context, parameter, value):
 @click.option("--batch", "batches", default="1", show_default=True, callback=_numbers, help="Batch sizes, comma-separated.")
 @click.option("--threads", default="0", show_default=True, callback=_numbers, help="Threads, comma-separated; 0 is the default.")
 @click.option("--runs", default=31, show_default=True, help="Timed rounds.")
-@click.option("--csv", "csv_file", help="Write the figures to a CSV file.")
-def bench_command(files, csv_file, as_json, **options):
+@click.option("--csv", "csv_file", help="Write the numbers to a CSV file.")
+@click.option("--figure", "figure_file", help="Draw latency and throughput into a .png, .svg or .pdf file.")
+def bench_command(files, csv_file, figure_file, as_json, **options):
     """Latency percentiles and throughput of ONNX files side by side, interleaved."""
+    from . import figure
     from .benchmark import bench
 
+    if figure_file:
+        figure.check(figure_file)
     with report.steps(as_json) as tell:
         tell("bench")
-        timings = [timing.to_json() for timing in bench(list(files), **options)]
+        found = bench(list(files), **options)
+    timings = [timing.to_json() for timing in found]
     report.write_csv(csv_file, timings)
+    if figure_file:
+        figure.draw(found, figure_file)
     report.show(timings, report.rows_text(timings), as_json)
 
 

@@ -53,7 +53,7 @@ def diagnose():
         Diagnosis
     """
     found = installed()
-    devices = {device: _start(device) for device in PROVIDERS}
+    devices = {device: start(device) for device in PROVIDERS}
     lacking = {device: names for device in PROVIDERS if (names := missing(device))}
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     versions |= {name: found[name] for name in (*INTERESTING, *RUNTIMES) if name in found}
@@ -69,7 +69,7 @@ def installed():
     }
 
 
-def _start(device):
+def start(device):
     """`"starts"`, or the reason why a session on a device does not."""
     from .runtime import session
 

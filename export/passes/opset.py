@@ -54,4 +54,3 @@ def _values(graph):
     yield from graph.initializers.values()
     for node in graph:
         yield from node.outputs
-

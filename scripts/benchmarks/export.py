@@ -1,8 +1,10 @@
 """`scripts/benchmark.py export`: what an export costs in time and memory, and what its file is worth, beside other exporters."""
 
+import contextlib
 import gc
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import numpy as np
 
 WAYS = ("resnet_export", "keras", "torch")
 MODELS = {"resnet50": "ResNet50", "resnet152": "ResNet152"}
-DEPTHS = (56, 110, 1202)
+DEPTHS = ("resnet56", "resnet110", "preresnet1001")
 
 
 def build(name):
@@ -100,29 +102,49 @@ def measured(python, way, name, path):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+PARTS = ("time", "depths", "latency", "int8", "pruned")
+
+
 @click.command()
+@click.option("--parts", default=",".join(PARTS), show_default=True, help="What to measure.")
 @click.option("--rounds", default=3, show_default=True, help="Exports per way, interleaved; medians are printed.")
 @click.option("--models", default="resnet50,resnet152", show_default=True)
-@click.option("--depths/--no-depths", default=True, show_default=True, help="CIFAR ResNets of growing depth too.")
 @click.option("--pairs", default=31, show_default=True, help="Timed rounds of the files' latency.")
-@click.option("--peer-python", default=sys.executable, help="Python of the environment with the `peers` extra.")
+@click.option("--peer-python", default=sys.executable, help="Python with torch and torchvision (extra `peers`).")
+@click.option("--openvino-python", default=sys.executable, help="Python with openvino (extra `peers`).")
 @click.option("--folder", type=click.Path(path_type=Path), default="benchmark-export", show_default=True)
-def export(rounds, models, depths, pairs, peer_python, folder):
+def export(parts, rounds, models, pairs, peer_python, openvino_python, folder):
     """Time and peak memory of exports, and latency of the files, side by side."""
+    wanted = parts.split(",")
+    if unknown := set(wanted) - set(PARTS):
+        raise click.UsageError(f"--parts must be among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     folder.mkdir(exist_ok=True)
-    pythons = {"resnet_export": sys.executable, "keras": sys.executable, "torch": peer_python}
-    rows = {}
     for name in models.split(","):
-        for turn in range(rounds):
-            for way in WAYS:
-                row = measured(pythons[way], way, name, folder / f"{name}-{way}.onnx")
-                if row:
-                    rows.setdefault((name, way), []).append(row)
-                    click.echo(f"{name} {way} {turn + 1}/{rounds}: {row['seconds']:.2f} s", err=True)
-        _show(name, {way: rows[name, way] for way in WAYS if (name, way) in rows})
-        latency([folder / f"{name}-{way}.onnx" for way in WAYS if (name, way) in rows], pairs)
-    if depths:
+        files = {way: folder / f"{name}-{way}.onnx" for way in WAYS}
+        if "time" in wanted:
+            timed(name, files, rounds, {"torch": peer_python})
+        if {"latency", "int8"} & set(wanted) and not files["resnet_export"].is_file():
+            measured(sys.executable, "resnet_export", name, files["resnet_export"])
+        if "latency" in wanted:
+            latency([file for file in files.values() if file.is_file()], pairs, openvino_python)
+        if "int8" in wanted:
+            quantised(files["resnet_export"], pairs)
+    if "depths" in wanted:
         scaling(folder, rounds)
+    if "pruned" in wanted:
+        pruned(folder, pairs)
+
+
+def timed(name, files, rounds, pythons):
+    """Seconds and peak memory of all ways, interleaved."""
+    rows = {}
+    for turn in range(rounds):
+        for way in WAYS:
+            row = measured(pythons.get(way, sys.executable), way, name, files[way])
+            if row:
+                rows.setdefault(way, []).append(row)
+                click.echo(f"{name} {way} {turn + 1}/{rounds}: {row['seconds']:.2f} s", err=True)
+    _show(name, rows)
 
 
 def _show(name, ways):
@@ -136,16 +158,17 @@ def _show(name, ways):
 def scaling(folder, rounds):
     """Seconds by depth, and the exponent with which they grow."""
     taken = []
-    for depth in DEPTHS:
-        found = [measured(sys.executable, "resnet_export", f"resnet{depth}", folder / "cifar.onnx") for _ in range(rounds)]
+    for name in DEPTHS:
+        found = [measured(sys.executable, "resnet_export", name, folder / "cifar.onnx") for _ in range(rounds)]
         taken.append(float(np.median([row["seconds"] for row in found if row])))
-        click.echo(f"depth {depth:5} {taken[-1]:6.2f} s")
-    slope = np.polyfit(np.log(DEPTHS), np.log(taken), 1)[0]
+        click.echo(f"{name:14} {taken[-1]:6.2f} s")
+    depths = [int(re.search(r"\d+$", name)[0]) for name in DEPTHS]
+    slope = np.polyfit(np.log(depths), np.log(taken), 1)[0]
     click.echo(f"grows with exponent {slope:.2f}")
 
 
-def latency(files, pairs):
-    """Latency of our file, the first, against each of the others."""
+def latency(files, pairs, openvino_python):
+    """Latency of our file, the first, against each of the others and against OpenVINO's run of itself."""
     from benchmarks.pairs import compare
 
     for batch in (1, 8):
@@ -153,14 +176,20 @@ def latency(files, pairs):
         for file, other in zip(files[1:], others, strict=True):
             if ours and other:
                 click.echo("  " + compare(f"batch {batch}, ours / {file.stem}", other, ours, pairs).line(1.02))
+    for threads, bar in ((2, 1.05), (1, 1.15)):
+        for batch in (1, 8):
+            with _openvino(openvino_python, files[0], batch, threads) as other:
+                if other:
+                    name = f"batch {batch}, {threads} threads, ours / OpenVINO f32"
+                    click.echo("  " + compare(name, other, _runner(files[0], batch, threads), pairs).line(bar))
 
 
-def _runner(file, batch):
-    """A function that runs a file once on two threads; None if the file takes no such batch."""
+def _runner(file, batch, threads=2):
+    """A function that runs a file once; None if the file takes no such batch."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = threads
     # A thread that spins after one file's run would take a core from the other's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -170,6 +199,82 @@ def _runner(file, batch):
     shape = [batch, *(size if isinstance(size, int) else 224 for size in value.shape[1:])]
     feeds = {value.name: np.random.default_rng(0).normal(size=shape).astype("float32")}
     return lambda: session.run(None, feeds)
+
+
+OPENVINO = """
+import sys, numpy, openvino
+path, batch, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+model = openvino.Core().read_model(path)
+shape = [batch, *(int(size) for size in list(model.input(0).partial_shape)[1:])]
+model.reshape(shape)
+request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+feeds = [numpy.random.default_rng(0).normal(size=shape).astype("float32")]
+for _ in sys.stdin:
+    request.infer(feeds)
+    print("done", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def _openvino(python, file, batch, threads):
+    """A function that runs a file once in a process with OpenVINO (a pipe adds some 0.05 ms); None where it is not installed."""
+    command = [python, "-c", OPENVINO, str(file), str(batch), str(threads)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def once():
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        return process.stdout.readline()
+
+    try:
+        if once() == "done\n":
+            yield once
+        else:
+            click.echo(f"OpenVINO: {process.stderr.read().strip().splitlines()[-1]}", err=True)
+            yield None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+INT8_BARS = {1: 3.0, 2: 2.5}
+
+
+def quantised(file, pairs):
+    """int8 against float32 at batch 8; the bars are for CPUs that multiply 8-bit numbers in one step (VNNI)."""
+    from benchmarks.pairs import compare
+
+    import resnet_export as rx
+    from resnet_export.precision import has_vnni
+
+    path = file.with_name(f"{file.stem}-int8.onnx")
+    size = [dim.dim_value for dim in rx.artifact.read_proto(file, external_data=False).graph.input[0].type.tensor_type.shape.dim]
+    images = np.random.default_rng(0).normal(size=(16, *size[1:])).astype("float32")
+    rx.to_int8(file, path, calibration=images, max_drop=100)  # random weights: only its speed means something
+    vnni = has_vnni()
+    click.echo(f"{file.stem} int8, CPU {'with' if vnni else 'without'} VNNI")
+    for threads, bar in INT8_BARS.items():
+        found = compare(
+            f"batch 8, {threads} threads, int8 / float32", _runner(file, 8, threads), _runner(path, 8, threads), pairs
+        )
+        click.echo(f"  {found.line(1 / bar if vnni else None)}  {1 / found.ratio:.2f} × faster")
+
+
+def pruned(folder, pairs):
+    """VGG16 with 26 weighted layers of untouched blocks, exported with `prune_identity`, against VGG16."""
+    import keras
+    from benchmarks.pairs import compare
+
+    import keras_resnet as kr
+    import resnet_export as rx
+
+    trunk = keras.applications.VGG16(weights=None, classifier_activation=None)
+    deep = kr.grow(trunk, after="block*_pool", total_layers=26)
+    for name, model in (("trunk", trunk), ("pruned", deep)):
+        rx.to_onnx(model, folder / f"{name}.onnx", prune_identity=True if name == "pruned" else None)
+    runners = [_runner(folder / f"{name}.onnx", 1) for name in ("trunk", "pruned")]
+    click.echo("  " + compare("VGG16 grown and pruned / VGG16", *runners, pairs).line(1.0))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""A figure of benchmark timings: latency and throughput over the batch size, one line per file, device and thread count."""
+
+import importlib.util
+from pathlib import Path
+
+from .errors import DeviceError, UsageError
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def check(path):
+    """Raise before anything is measured if no figure could be drawn.
+
+    Raises:
+        DeviceError: matplotlib is not installed.
+        UsageError: the name does not end in one of `FORMATS`, or the folder is not there.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"a figure must end in {', '.join(FORMATS)}, got {str(path)!r}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
+    try:
+        found = importlib.util.find_spec("matplotlib") is not None
+    except ValueError:  # set to None in sys.modules
+        found = False
+    if not found:
+        raise DeviceError("a figure needs matplotlib: pip install 'keras-resnet-export[demo]'")
+
+
+def draw(timings, path):
+    """Draw `benchmark.Timing`s into a file.
+
+    Args:
+        timings: list of `benchmark.Timing`.
+        path: `.png`, `.svg` or `.pdf` file.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    latency, throughput = figure.subplots(1, 2)
+    for (name, rows), marker in zip(_lines(timings).items(), "osv^D<>Pp*hX" * (1 + len(timings) // 12), strict=False):
+        batches, p50 = [row.batch for row in rows], [row.p50 for row in rows]
+        tail = [[0] * len(rows), [row.p99 - row.p50 for row in rows]]
+        latency.errorbar(batches, p50, tail, marker=marker, markersize=4, capsize=3, label=name)
+        throughput.plot(batches, [row.throughput for row in rows], marker=marker, markersize=4, label=name)
+    for axis, title, unit in (
+        (latency, "latency: p50, whisker to p99", "ms per batch"),
+        (throughput, "throughput", "rows per second"),
+    ):
+        batches = sorted({row.batch for row in timings})
+        axis.set(title=title, xlabel="batch size", ylabel=unit, xscale="log", xticks=batches, xticklabels=batches, ylim=(0, None))
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    throughput.legend(fontsize="small")
+    try:
+        with rc_context({"svg.fonttype": "none"}):
+            figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _lines(timings):
+    """`{name: [Timing per batch]}`; a name says only what differs between the lines."""
+    devices, threads = ({getattr(row, key) for row in timings} for key in ("device", "threads"))
+    found = {}
+    for row in timings:
+        parts = [Path(row.file).name]
+        if len(devices) > 1:
+            parts.append(row.device)
+        if len(threads) > 1:
+            parts.append(f"{row.threads} threads" if row.threads else "default threads")
+        name, copy = ", ".join(parts), 1
+        while any(entry.batch == row.batch for entry in found.get(name, ())):  # the same file twice
+            copy += 1
+            name = f"{', '.join(parts)} ({copy})"
+        found.setdefault(name, []).append(row)
+    return found
