@@ -209,7 +209,7 @@ def _metric(url, name):
 @click.option("--threads", default=0, help="Threads of onnxruntime; 0: its own choice.")
 @click.option("--max-batch", default=8, show_default=True)
 @click.option("--max-delay-ms", default=5.0, show_default=True)
-@click.option("--rounds", default=5, show_default=True, help="How often every alternative is measured.")
+@click.option("--rounds", default=5, show_default=True, help="How often every alternative is measured; 0: only the rest.")
 @click.option("--seconds", default=4.0, show_default=True, help="Length of one measurement.")
 @click.option("--litserve-python", default=lambda: os.environ.get("LITSERVE_PYTHON"), help="Python that has litserve.")
 @click.option("--kserve-python", default=lambda: os.environ.get("KSERVE_PYTHON"), help="Python that has kserve.")
@@ -218,6 +218,8 @@ def serve(model, small, threads, max_batch, max_delay_ms, rounds, seconds, litse
     """Serving against a bare onnxruntime loop, LitServe and KServe's SDK, closed and open loop; MODEL is an ONNX file."""
     settings = {"model": Path(model).name, "threads": threads, "max_batch": max_batch, "max_delay_ms": max_delay_ms}
     figures = _begun(out, settings)
+    # Servers lead groups of their own: whoever ends this process would leave them behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     options = ["--max-batch", max_batch, "--max-delay-ms", max_delay_ms] + (["--threads", threads] if threads else [])
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(_serving(model, "net", *options))
@@ -237,6 +239,7 @@ def serve(model, small, threads, max_batch, max_delay_ms, rounds, seconds, litse
                 _measure("load", server.url, server.kind, 8, 1)
         for number in range(rounds):
             _round(figures["runs"], servers, model, max_batch, threads, seconds)
+            _kept(out, figures)
             click.echo(f"round {number + 1} of {rounds}", err=True)
         capacity = statistics.median(entry["rate"] for entry in figures["runs"]["binary 8"])
         with ours.awake() as url:
@@ -246,9 +249,9 @@ def serve(model, small, threads, max_batch, max_delay_ms, rounds, seconds, litse
             figures["executions_of_64"] = _metric(url, "nv_inference_exec_count") - before
     if small:
         figures["memory"] = _memory(small)
+    _kept(out, figures)
     click.echo(_report(figures))
     if out:
-        Path(out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         _figure(figures, Path(out).with_suffix(".png"))
 
 
@@ -260,6 +263,11 @@ def _begun(out, settings):
             raise click.UsageError(f"{out} holds figures of {figures['settings']}; choose another --out")
         return figures
     return {"settings": settings, "runs": {}}
+
+
+def _kept(out, figures):
+    if out:
+        Path(out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def _round(runs, servers, model, rows, threads, seconds):
