@@ -113,19 +113,22 @@ class Interface:
                 largest[name] = max(largest[name], largest[LOGITS])
         return {name: found[name] for name in self.outputs}, largest
 
-    def truth(self, feeds):
-        """What the model computes in float64, as `{output name: array}`; None if it cannot be rebuilt."""
-        import tensorflow as tf
-
+    def in_float64(self):
+        """The same through the model rebuilt in float64; None if it cannot be."""
         try:
             exact = in_float64(self.model)
             _, taps = _chosen(exact, [name for name in self.outputs if name not in (TOP_CLASSES, TOP_PROBABILITIES)])
         except UsageError:
             return None
+        return replace(self, model=exact, runner=_with_taps(exact, taps))
+
+    def truth(self, feeds):
+        """What a model in float64 computes, as `{output name: array}`."""
+        import tensorflow as tf
+
         tensors = [tf.convert_to_tensor(feeds[port.name]) for port in self.inputs]
         tensors = [tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor for tensor in tensors]
-        view = replace(self, model=exact, runner=_with_taps(exact, taps))
-        return {name: np.asarray(value) for name, value in view._all(tensors).items()}
+        return {name: np.asarray(value) for name, value in self._all(tensors).items()}
 
 
 def interface(model, *, outputs=None, layout="nhwc", input_dtype="float32", resize=False, top_k=None):

@@ -27,6 +27,7 @@ from .verification import (
     said_of,
     second_opinion,
     statistics_batch,
+    truth_of,
 )
 
 SIGNATURE, BYTES_SIGNATURE, BYTES_INPUT = "serving_default", "serving_bytes", "image_bytes"
@@ -207,14 +208,16 @@ def _judge_served(loaded, interface, samples, seed, tamed, opinions):
     for name, view in array_signatures(interface).items():
         wrong = _wrong_signature(name, served.get(name), view)
         problems += wrong
+        exact = functools.cache(view.in_float64)
         for case in () if wrong else cases(view, samples, seed):
             feeds = dict(zip(argument_names(view), case.feeds.values(), strict=True))
-            comparisons += _compared(served[name], feeds, view, case, name, tamed, opinions)
+            comparisons += _compared(served[name], feeds, view, case, name, exact, tamed, opinions)
     if takes_files(interface):
         case = next(cases(interface, seed=seed))
         if BYTES_SIGNATURE in served:
             feeds = {BYTES_INPUT: _encoded(interface, case)}
-            comparisons += _compared(served[BYTES_SIGNATURE], feeds, interface, case, BYTES_SIGNATURE, tamed, opinions)
+            exact = functools.cache(interface.in_float64)
+            comparisons += _compared(served[BYTES_SIGNATURE], feeds, interface, case, BYTES_SIGNATURE, exact, tamed, opinions)
         else:
             problems.append(f"the signature `{BYTES_SIGNATURE}` is missing")
     return comparisons, problems
@@ -239,12 +242,12 @@ def _encoded(interface, case):
     return [tf.io.encode_png(image).numpy() for image in upright.astype("uint8")]
 
 
-def _compared(serve, feeds, view, case, signature, tamed, opinions):
+def _compared(serve, feeds, view, case, signature, exact, tamed, opinions):
     import tensorflow as tf
 
     got = serve(**{name: tf.constant(value) for name, value in feeds.items()})
     reference, largest = view.reference(case.feeds)
-    truth = functools.cache(lambda: view.truth(case.feeds))
+    truth = truth_of(exact, case)
     found = []
     for name, expected in reference.items():
         numbers = got[name].numpy()

@@ -59,12 +59,12 @@ def judge(
         VerificationReport
     """
     tolerance, comparisons, opinions = TOLERANCES[precision], [], []
-    structure = check_structure(path, interface)
+    structure, exact = check_structure(path, interface), functools.cache(interface.in_float64)
     problems, notes = check_card(path, expected_card)
     problems = structure + problems
     if not structure:
         for case in cases(interface, samples, seed):
-            found, wrong = _judge_case(path, interface, case, tolerance, tamed, None if strict else opinions)
+            found, wrong = _judge_case(path, interface, case, tolerance, exact, tamed, None if strict else opinions)
             comparisons, problems = comparisons + found, problems + wrong
     if interface.fit:
         wrong, said = check_resize(interface, next(cases(interface, seed=seed)).feeds)
@@ -82,10 +82,10 @@ def judge(
     )
 
 
-def _judge_case(path, interface, case, tolerance, tamed, opinions):
+def _judge_case(path, interface, case, tolerance, exact, tamed, opinions):
     """`(comparisons, problems)` of one batch, each runtime in turn."""
     reference, largest = interface.reference(case.feeds)
-    truth = functools.cache(lambda: interface.truth(case.feeds))
+    truth = truth_of(exact, case)
     comparisons, problems = [], []
     for optimise, runtime in RUNTIMES.items():
         got = _run(path, case.feeds, list(reference), optimise)
@@ -98,6 +98,11 @@ def _judge_case(path, interface, case, tolerance, tamed, opinions):
                 comparison = second_opinion(comparison, reference[name], got[name], largest[name], truth, tamed, opinions)
             comparisons.append(comparison)
     return comparisons, problems
+
+
+def truth_of(exact, case):
+    """A function that returns what `exact()`, an interface in float64, says of a batch; `{}` where there is none."""
+    return functools.cache(lambda: exact().truth(case.feeds) if exact() else {})
 
 
 ILL, FAR = 10, 10
@@ -114,7 +119,7 @@ def second_opinion(comparison, reference, got, largest, truth, tamed, opinions):
     Args:
         comparison: the `Comparison`.
         reference, got, largest: what it compared.
-        truth: function that returns `{output name: array}` in float64, or None.
+        truth: function that returns `{output name: array}` in float64, see `truth_of`.
         tamed: as in `judge`.
         opinions: list that gets `(error of the file, error of Keras)` against float64, for `said_of`.
 
@@ -122,10 +127,10 @@ def second_opinion(comparison, reference, got, largest, truth, tamed, opinions):
         the comparison, passed if it proves nothing and the other look finds nothing.
     """
     bound = TOLERANCES["float32"]
-    if comparison.passed or not np.isfinite(comparison.relative) or comparison.output not in (truth() or {}):
+    if comparison.passed or not np.isfinite(comparison.relative) or comparison.output not in truth():
         return comparison
-    exact = truth()[comparison.output]
-    file_error, keras_error = (measure(exact, value, largest)["relative"] for value in (got, reference))
+    true = truth()[comparison.output]
+    file_error, keras_error = (measure(true, value, largest)["relative"] for value in (got, reference))
     if not (keras_error > bound / ILL and file_error <= FAR * keras_error):
         return comparison
     opinions.append((file_error, keras_error))

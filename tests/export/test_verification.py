@@ -11,7 +11,7 @@ from keras import layers
 from PIL import Image
 
 import resnet_export as rx
-from resnet_export import artifact, convert, passes, verification, weights
+from resnet_export import artifact, convert, passes, untrained, verification, weights
 from resnet_export.passes import affine
 from tests.helpers import randomise
 
@@ -269,3 +269,54 @@ def test_ill_conditioned_model_is_judged_in_float64(tmp_path):
     kernel = model.get_layer("last").kernel
     kernel.assign(np.asarray(kernel) * 1.01)
     assert not rx.verify(tmp_path / "m.onnx", model).passed
+
+
+def chaotic(depth=16, width=8):
+    """Saturating layers one behind the other: rounding grows from layer to layer until the output is nothing else."""
+    keras.utils.set_random_seed(4)
+    x = y = keras.Input((6, 6, 3))
+    for index in range(depth):
+        start = keras.initializers.RandomNormal(0, 1.5, seed=index)
+        y = layers.Conv2D(width, 3, padding="same", kernel_initializer=start, name=f"conv_{index}")(y)
+        y = layers.Activation("tanh")(layers.BatchNormalization(name=f"norm_{index}")(y))
+    return randomise(keras.Model(x, layers.Dense(5, name="head")(layers.GlobalAveragePooling2D()(y))))
+
+
+def test_a_model_that_is_all_rounding_is_judged_with_tame_statistics(tmp_path):
+    model = chaotic()
+    before = [np.array(variable) for variable in model.variables]
+    report = rx.to_onnx(model, tmp_path / "m.onnx").report
+    assert report.worst() > 1e-2, "nothing that its own output shows would prove anything"
+    (note,) = [note for note in report.notes if note.startswith("ill-conditioned")]
+    assert float(note.rsplit(" ", 1)[1]) < 1e-5
+    assert rx.verify(tmp_path / "m.onnx", model).passed
+    assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, model.variables, strict=True))
+    proto = onnx.load(tmp_path / "m.onnx")
+    node = next(node for node in proto.graph.node if node.name == "norm_12")
+    pads = next(attribute for attribute in node.attribute if attribute.name == "pads")
+    pads.ints[:] = [0, 1, 2, 1]
+    onnx.save(proto, tmp_path / "flipped.onnx")
+    assert not rx.verify(tmp_path / "flipped.onnx", model).passed
+    proto = onnx.load(tmp_path / "m.onnx")
+    changed_weight(proto, "conv_12/kernel", one_number)
+    onnx.save(proto, tmp_path / "weight.onnx")
+    assert any("conv_12/kernel" in problem for problem in rx.verify(tmp_path / "weight.onnx", model).problems)
+
+
+def test_the_same_for_a_savedmodel(tmp_path):
+    model = chaotic()
+    report = rx.to_savedmodel(model, tmp_path / "m").report
+    assert report.passed and (report.worst() < 1e-5 or any("that fit the data" in note for note in report.notes))
+
+
+def test_random_values_follow_the_data_and_leave(mixed):
+    view, _ = convert.prepared(mixed, {})
+    norms = untrained.statistics(mixed)
+    before = [np.array(variable) for variable in norms]
+    with untrained.randomised(view, verification.statistics_batch(view), norms):
+        assert not any(np.array_equal(a, np.array(b)) for a, b in zip(before, norms, strict=True))
+        inner = keras.Model(mixed.inputs, mixed.get_layer("grouped_conv").output)
+        power = np.square(np.asarray(inner(next(iter(verification.statistics_batch(view).values()))))).mean()
+        variance = np.asarray(mixed.get_layer("grouped_bn").moving_variance)
+        assert 1.9 < (variance / power).min() and (variance / power).max() < 6.1 and variance.std() > 0
+    assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, norms, strict=True))
