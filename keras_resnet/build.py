@@ -29,9 +29,11 @@ def grown(model, growth, input_tensor=None):
     if input_tensor is not None:
         raise ValueError(f"`input_tensor` does not go with the grown model {model.name!r}; call the model on the tensor")
     names = {layer.name for layer in model.layers}
-    for place, blocks in growth.blocks:
-        if place in names:
-            model = grow(model, place, blocks=blocks, block=growth.block, gate=growth.gate)
+    # Places of one count go together: every `grow` copies the model.
+    for blocks in sorted({count for _, count in growth.blocks}):
+        places = [place for place, count in growth.blocks if count == blocks and place in names]
+        if places:
+            model = grow(model, places, blocks=blocks, block=growth.block, gate=growth.gate)
     return model
 
 

@@ -106,36 +106,34 @@ def preprocessing_or_warn(pretrained):
     return "none"
 
 
-def fill(model, config, pretrained, *, fresh_head=False, chosen=()):
-    """Load weights into a model, which may lack the head or later stages.
-
-    Args:
-        model: a zoo model.
-        config: its config.
-        pretrained: `Pretrained`.
-        fresh_head: see `assign`.
-        chosen: fields of the config that the caller set, and that may differ from what the weights were trained with.
-
-    Raises:
-        ValueError: the weights do not fit, or were trained in a network that computes something else.
-    """
-    check_variant(model, config, pretrained, chosen)
+def fill(model, config, pretrained, *, fresh_head=False):
+    """Load weights into a model, which may lack the head or later stages; args as in `assign`."""
     file, whole = pretrained.file, variables_of(outline(config))
     assign(model, config, file.arrays, file.origin, whole=whole, fresh_head=fresh_head, source=pretrained.name)
 
 
-def check_variant(model, config, pretrained, chosen=()):
-    """Refuse weights of a variant that has the same shapes and other logits, if the file's card tells; args as in `fill`."""
+def check_variant(name, config, pretrained, chosen=()):
+    """Refuse weights of a variant that has the same shapes and other logits, if the file's card tells.
+
+    Args:
+        name: of the model they are to be loaded into.
+        config: its config.
+        pretrained: `Pretrained`.
+        chosen: fields of the config that the caller set; where they differ from the card's there is a warning only.
+
+    Raises:
+        ValueError: the weights were trained in a network that computes something else; names the fields.
+    """
     saved = pretrained.file.card and pretrained.file.card.config
     if not saved:
         return
     if found := differences(saved, config, chosen):
         raise ValueError(
-            f"{pretrained.name} does not belong to {model.name}: it was trained with {'; '.join(found)}; take the variant "
+            f"{pretrained.name} does not belong to {name}: it was trained with {'; '.join(found)}; take the variant "
             f"it was saved from ({pretrained.file.card.name}), or give the fields that are to differ as arguments"
         )
     if found := differences(saved, config):
-        warnings.warn(f"{pretrained.name} was trained with {'; '.join(found)}; loaded as asked", stacklevel=4)
+        warnings.warn(f"{pretrained.name} was trained with {'; '.join(found)}; loaded as asked", stacklevel=3)
 
 
 def load_weights(model, path):
@@ -155,7 +153,9 @@ def load_weights(model, path):
     if known is None or known.config is None:
         raise ValueError(f"model {model.name!r} is not from this zoo; load its weights with `model.load_weights`")
     pretrained = Pretrained(open_weights(path), os.fspath(path))
-    fill(model, config_from_dict(known.config), pretrained)
+    config = config_from_dict(known.config)
+    check_variant(model.name, config, pretrained)
+    fill(model, config, pretrained)
     mode = pretrained.preprocessing
     if mode is not None and mode != known.mode:
         warnings.warn(f"{path} was trained with preprocessing {mode!r}, the model has {known.mode!r}", stacklevel=2)

@@ -15,7 +15,7 @@ from .config import Config, config_from_dict
 from .counting import count
 from .hints import nearest
 from .modelcard import card
-from .pretrained import fill, find_weights, preprocessing_or_warn
+from .pretrained import check_variant, fill, find_weights, preprocessing_or_warn
 from .variants import NOTES, VARIANTS, slim_vgg
 from .weights.sources import OWN, all_sources, packaged
 
@@ -151,12 +151,13 @@ def create_model(name, /, *, weights=None, num_classes=None, **changes):
     config = config.replace(**fields) if classes is None else config.replace(**fields, num_classes=classes)
     if pretrained is None:
         return build(config, **options)
+    check_variant(known_as, config, pretrained, fields)
     if options.get("include_preprocessing", True) and "preprocessing" not in options:
         options["preprocessing"] = preprocessing_or_warn(pretrained)
     labels = pretrained.labels if len(pretrained.labels or ()) == config.num_classes else None
     known = {"image": pretrained.image, "source": pretrained.describe(), "labels": labels}
     model = build(config, **{**known, **options})
-    fill(model, config, pretrained, fresh_head=num_classes is not None, chosen=fields)
+    fill(model, config, pretrained, fresh_head=num_classes is not None)
     return model
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_resnet as kr
-from tests.zoo.test_builder import KINDS, build, pixels
+from tests.zoo.test_builder import KINDS, pixels, shared
 
 LOAD = """
 import sys, numpy as np, keras, keras_resnet
@@ -30,7 +30,7 @@ def saved(tmp_path_factory):
     np.save(folder / "x.npy", x)
     outputs = {}
     for kind in KINDS:
-        model = build(kind)
+        model = shared(kind)
         model.save(folder / f"{kind}.keras")
         outputs[kind] = model.predict(x, verbose=0)
     return folder, outputs

@@ -1,5 +1,7 @@
 """What the builder makes of a config: options, ranks, layouts, precision, refusals. Outputs are compared, not shapes."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -37,6 +39,12 @@ def build(kind, seed=0, **options):
     return randomise(kr.create_model(config, preprocessing="torch", **options), seed)
 
 
+@functools.cache
+def shared(kind):
+    """`build(kind)`, made once: leave it as it is."""
+    return build(kind)
+
+
 def pixels(shape, seed=0):
     return np.random.default_rng(seed).uniform(0, 255, (2, *shape)).astype("float32")
 
@@ -49,7 +57,7 @@ def channels_first(model, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded_models_give_the_same_outputs(kind, tmp_path):
-    model = build(kind)
+    model = shared(kind)
     path = tmp_path / "model.keras"
     model.save(path)
     loaded = keras.saving.load_model(path)
@@ -68,7 +76,7 @@ def test_a_config_survives_json_and_every_field_counts(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_channels_first_equals_channels_last(kind):
-    model = build(kind)
+    model = shared(kind)
     x = pixels((21, 18, 3))
     expected = model(x).numpy()
     found = channels_first(model, kind)(np.moveaxis(x, -1, 1)).numpy()
@@ -109,7 +117,7 @@ def test_rank_three_runs_and_depends_on_every_axis(kind):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("kind", ["basic", "preact", "bit", "vgg_bn"])
 def test_mixed_precision_keeps_pixels_and_logits_in_float32(kind, policy):
-    exact, mixed = build(kind), build(kind, dtype=policy)
+    exact, mixed = shared(kind), build(kind, dtype=policy)
     mixed.set_weights(exact.get_weights())
     x = pixels((21, 18, 3))
     first = keras.Model(mixed.input, mixed.get_layer("preprocessing").output)
@@ -208,7 +216,7 @@ def test_a_made_up_variant_needs_one_row(monkeypatch):
 
 
 def test_pixels_may_be_integers():
-    model = build("basic")
+    model = shared("basic")
     x = pixels((21, 18, 3)).astype("uint8")
     np.testing.assert_array_equal(model.predict(x, verbose=0), model.predict(x.astype("float32"), verbose=0))
 

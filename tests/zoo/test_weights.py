@@ -23,17 +23,25 @@ from keras_resnet.weights.synthetic import images, state_for
 from tests.helpers import randomise
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SMALL = {"depths": (1, 1, 1, 1), "num_classes": 9, "input_shape": (64, 64, 3)}
+SMALL = {"depths": (1, 1, 1, 1), "widths": (16, 24, 32, 40), "num_classes": 9, "input_shape": (64, 64, 3)}
 
 
 def config_behind(model):
     return kr.config_from_dict(kr.card(model).config)
 
 
-def small_state(name, origin, seed=0, **changes):
-    """A shallow model of a variant, and the arrays a file of that origin would hold for it."""
-    model = kr.create_model(name, **{**SMALL, **changes})
-    return model, state_for(model, config_behind(model), origin, seed)
+CIFAR = {"depths": (3, 3, 3), "widths": (16, 32, 64), "num_classes": 10, "input_shape": (32, 32, 3)}
+STATES = {}
+
+
+def small_state(name, origin, **changes):
+    """A shallow model of a variant, and the arrays a file of that origin would hold for it. The model is shared: leave it so."""
+    key = (name, origin.name, *sorted(changes.items()))
+    if key not in STATES:
+        model = kr.create_model(name, **{**SMALL, **changes})
+        STATES[key] = model, state_for(model, config_behind(model), origin, 0)
+    model, state = STATES[key]
+    return model, dict(state)
 
 
 def written(tmp_path, arrays, name="state.safetensors", metadata=None):
@@ -126,6 +134,7 @@ def test_bfloat16_comes_as_float32(tmp_path):
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn_w12"])
 def test_own_files_come_back_exactly(name, suffix, tmp_path):
     options = {"num_classes": 4, "input_shape": (40, 40, 3), "preprocessing": {"mean": 0.4, "std": 0.3}}
+    options |= {"depths": (1, 1, 1)} if name == "resnet20" else {"stages": (1,) * 5}
     model = randomise(kr.create_model(name, **options), seed=3)
     path = saved_as(model, tmp_path / f"model{suffix}")
     again = kr.create_model(name, weights=path, **{**options, "preprocessing": None})
@@ -135,7 +144,7 @@ def test_own_files_come_back_exactly(name, suffix, tmp_path):
 
 
 def test_a_file_that_does_not_tell_its_preprocessing_warns(tmp_path):
-    _, state = small_state("resnet20_b", small.RESNET, depths=(1, 1, 1), num_classes=10, input_shape=(32, 32, 3))
+    _, state = small_state("resnet20_b", small.RESNET, **{**CIFAR, "depths": (1, 1, 1)})
     with pytest.warns(UserWarning, match="does not say how its images were normalised"):
         kr.create_model("resnet20_b", weights=written(tmp_path, state), depths=(1, 1, 1))
 
@@ -151,7 +160,7 @@ def saved_as(model, path):
 
 
 SHALLOW = {"depths": (1, 1, 1), "input_shape": (32, 32, 3)}
-BOTTLENECK = {"depths": (1, 1, 1, 1), "input_shape": (64, 64, 3), "num_classes": 9}
+BOTTLENECK = SMALL
 OWN_WRONG_VARIANTS = [
     ("resnet20", "plain20", SHALLOW, "shortcut='pad', the model has 'none'"),
     ("resnet20", "resnet20_a_avg", SHALLOW, "shortcut='pad', the model has 'pad_average'"),
@@ -161,8 +170,13 @@ OWN_WRONG_VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5", ".keras"])
-@pytest.mark.parametrize(("name", "wrong", "options", "message"), OWN_WRONG_VARIANTS, ids=[row[1] for row in OWN_WRONG_VARIANTS])
+@pytest.mark.parametrize(
+    ("name", "wrong", "options", "message", "suffix"),
+    [
+        *((*row, ".safetensors") for row in OWN_WRONG_VARIANTS),
+        *((*row, suffix) for row in OWN_WRONG_VARIANTS[:2] for suffix in (".weights.h5", ".keras")),
+    ],
+)
 def test_own_files_of_another_variant_are_refused(name, wrong, options, message, suffix, tmp_path):
     """The shapes are the same; only the card in the file tells."""
     path = saved_as(kr.create_model(name, **(options or BOTTLENECK)), tmp_path / f"model{suffix}")
@@ -374,7 +388,10 @@ def test_no_damage_ends_in_anything_but_a_sentence(suffix, tmp_path):
 
 @pytest.mark.parametrize(
     ("depth", "name", "top", "version"),
-    [(50, "resnet50_v1", True, 1), (50, "resnetv2_50_keras", False, 2)],
+    [
+        (50, "resnet50_v1", True, 1),
+        pytest.param(50, "resnetv2_50_keras", False, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_keras_applications_files_in_the_old_format(depth, name, top, version, tmp_path):
     """Written in the layout of the published `.h5` files, biases in front of norms included."""
@@ -435,6 +452,21 @@ def test_real_vgg_trunk_is_loaded_into_the_right_layers(shared_data):
     np.testing.assert_array_equal(other.get_layer("block5_conv3").kernel, model.get_layer("block5_conv3").kernel)
 
 
+def test_dense_rows_of_a_vgg_are_turned_to_channels_last(tmp_path):
+    """torch flattens channels first: the file's own product with features laid out its way must come out."""
+    changes = {"stages": (1, 1), "widths": (8, 12), "head_widths": (16, 16), "head_size": 3, "num_classes": 5}
+    model = kr.create_model("vgg11", **changes, input_shape=(12, 12, 3))
+    state = state_for(model, config_behind(model), torchvision.VGG, 0)
+    loaded = kr.create_model("vgg11", weights=written(tmp_path, state), **changes, input_shape=(12, 12, 3))
+    x = images(12, 0) * 60 + 120
+    features = np.array(keras.Model(loaded.input, loaded.get_layer("block2_pool").output)(x))
+    hidden = features.transpose(0, 3, 1, 2).reshape(1, -1)
+    for name in ("classifier.0", "classifier.3"):
+        hidden = np.maximum(hidden @ state[f"{name}.weight"].T + state[f"{name}.bias"], 0)
+    expected = hidden @ state["classifier.6.weight"].T + state["classifier.6.bias"]
+    np.testing.assert_allclose(loaded(x), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
 def test_another_number_of_classes_keeps_the_trunk(tmp_path):
     model, state = small_state("resnet18", torchvision.RESNET)
     path = written(tmp_path, state)
@@ -444,7 +476,7 @@ def test_another_number_of_classes_keeps_the_trunk(tmp_path):
     np.testing.assert_array_equal(other.get_layer("stage4_block1_conv2").kernel, same.get_layer("stage4_block1_conv2").kernel)
     np.testing.assert_array_equal(same.get_layer("predictions").bias, state["fc.bias"])
     with pytest.raises(ValueError, match="give `num_classes` to keep the trunk"):
-        kr.create_model("resnet18", weights=path, depths=(1, 1, 1, 1))
+        kr.create_model("resnet18", weights=path, depths=(1, 1, 1, 1), widths=SMALL["widths"])
 
 
 def test_trunks_and_stages_take_their_part_of_a_whole_file(tmp_path):
@@ -480,7 +512,7 @@ def test_other_channels_answer_a_grey_image_alike(channels, tmp_path):
 
 
 def test_labels_and_card_come_with_the_file(tmp_path):
-    _, state = small_state("resnet20", akamaster.ORIGIN, depths=(3, 3, 3), num_classes=10, input_shape=(32, 32, 3))
+    _, state = small_state("resnet20", akamaster.ORIGIN, **CIFAR)
     model = kr.create_model("resnet20", weights=written(tmp_path, {f"module.{key}": array for key, array in state.items()}))
     known = kr.card(model)
     assert known.labels == list(akamaster.CLASSES)
@@ -512,8 +544,8 @@ MISFITS = [
     ("one left over", lambda state: state.update(extra=np.zeros(3)), "1 left over: extra"),
     (
         "one of another shape",
-        lambda state: state.update({"layer1.0.bn1.bias": np.zeros(65, "float32")}),
-        "1 of another shape: layer1.0.bn1.bias (65,) for stage1_block1_norm1/beta (64,)",
+        lambda state: state.update({"layer1.0.bn1.bias": np.zeros(17, "float32")}),
+        "1 of another shape: layer1.0.bn1.bias (17,) for stage1_block1_norm1/beta (16,)",
     ),
     ("a deeper net", lambda state: state.update({f"layer1.1.conv{k}.weight": np.zeros(2) for k in range(9)}), "and 6 more"),
 ]
@@ -542,7 +574,7 @@ def test_half_a_classifier_is_missed_and_none_is_begun_anew(tmp_path):
     none = {name: array for name, array in state.items() if not name.startswith("fc.")}
     kr.create_model("resnet18", weights=written(tmp_path, none), **SMALL)
     with pytest.raises(ValueError, match="2 missing"):
-        kr.create_model("resnet18", weights=written(tmp_path, none), depths=(1, 1, 1, 1))
+        kr.create_model("resnet18", weights=written(tmp_path, none), depths=(1, 1, 1, 1), widths=SMALL["widths"])
 
 
 def test_a_missing_mean_is_not_made_up_from_a_bias(tmp_path):
@@ -668,8 +700,9 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("wrapper", ["", "module.", "net.module."])
+@pytest.mark.parametrize(
+    ("layout", "wrapper"), [*((layout, "") for layout in LAYOUTS), ("kuangliu", "module."), ("xternalz", "net.module.")]
+)
 def test_layouts_of_cifar_files(layout, wrapper, tmp_path):
     name, changes, origin, names = LAYOUTS[layout]
     model = kr.create_model(name, **changes)
@@ -690,7 +723,7 @@ def test_layouts_of_cifar_files(layout, wrapper, tmp_path):
 
 @pytest.mark.parametrize("wrong", ["resnet20_a_fixup", "resnet20_a_avg", "resnet20_b"])
 def test_the_three_option_a_are_not_mixed_up(wrong, tmp_path):
-    _, state = small_state("resnet20", akamaster.ORIGIN, depths=(3, 3, 3), num_classes=10, input_shape=(32, 32, 3))
+    _, state = small_state("resnet20", akamaster.ORIGIN, **CIFAR)
     with pytest.raises(ValueError, match="option A with zero channels on both sides"):
         kr.create_model(wrong, weights=written(tmp_path, state))
 
