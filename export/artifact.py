@@ -147,6 +147,9 @@ def _replaceable(target, mark):
     return target.is_dir() and ((target / mark).is_file() or not any(target.iterdir()))
 
 
+NO_ROOM = 2**20
+
+
 @contextlib.contextmanager
 def publishing(path, overwrite=True, keep_failed=False, mark=None):
     """A folder beside `path` to write into; what lies there is moved into place if the block ends well.
@@ -180,6 +183,8 @@ def publishing(path, overwrite=True, keep_failed=False, mark=None):
         for file in stale:
             file.unlink(missing_ok=True)
     except OSError as error:
+        if error.errno is None and shutil.disk_usage(work).free < NO_ROOM:  # numpy tells no number
+            raise UsageError(f"cannot write {path}: {os.strerror(errno.ENOSPC)}") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EIO):
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         raise

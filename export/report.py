@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import sys
 
 import click
@@ -35,12 +36,16 @@ def write_text(path, text):
     """Write a text file.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: it cannot be written; a new one is not left half-written.
     """
+    new = not os.path.lexists(path)
     try:
         with open(path, "w", newline="", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
+        if new:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -90,7 +90,7 @@ def write_savedmodel(interface, path):
         with clean_variable_names(module.weights):
             tf.saved_model.save(module, str(path), signatures=dict(module.served))
     except tf.errors.OpError as error:
-        raise UsageError(f"cannot write {path}: {artifact.first_line(error)}") from error
+        raise OSError(artifact.first_line(error)) from error  # no number; `publishing` knows whether the disk is full
 
 
 @contextlib.contextmanager

@@ -142,3 +142,24 @@ def test_bad_input(run, mixed_export, tmp_path, case):
     assert (code, out) == (expected, "")
     assert message in err and "Traceback" not in err
     assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A disk of its own with hardly any room; needs the right to mount one."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount a small disk")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["onnx", "resnet20"], ["onnx", "resnet20", "--external-data"], ["savedmodel", "resnet20"]], ids=" ".join
+)
+def test_disk_full_half_way(run, full_disk, arguments):
+    code, out, err = run(*arguments, "-o", full_disk / "m")
+    assert (code, out) == (2, "") and f"cannot write {full_disk / 'm'}: No space left on device" in err
+    assert os.listdir(full_disk) == []
