@@ -118,22 +118,33 @@ def drift_figure(log, path=None):
     rows = _rows(log)
     if not rows:
         raise ValueError("the drift log is empty: nothing was measured yet")
-    blocks = list(dict.fromkeys(block for _, block, _ in rows))
+    counts = [len({row[i] for row in rows}) for i in (0, 1)]
+    figure = Figure(figsize=(max(4, min(12, 2.5 + 0.3 * counts[0])), max(2, 0.8 + 0.24 * counts[1])))
+    heat_map(rows, figure.subplots())
+    if path is not None:
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+    return figure
+
+
+def heat_map(rows, axis):
+    """Draw drift into axes of matplotlib.
+
+    Args:
+        rows: `(epoch, block, ‖F(x)‖/‖x‖)`, blocks in order of execution; a block that an epoch lacks stays white there.
+        axis: where to; a colour bar is put beside it.
+    """
     epochs = sorted({epoch for epoch, _, _ in rows})
+    # A model that grew has more blocks later, and their order there is the one that holds.
+    blocks = list(dict.fromkeys(block for epoch, block, _ in sorted(rows, key=lambda row: -row[0])))
     values = np.full((len(blocks), len(epochs)), np.nan)
-    for epoch, block, mean in rows:
-        values[blocks.index(block), epochs.index(epoch)] = mean
-    figure = Figure(figsize=(max(4, min(12, 2.5 + 0.3 * len(epochs))), max(2, 0.8 + 0.24 * len(blocks))))
-    axis = figure.subplots()
+    for epoch, block, ratio in rows:
+        values[blocks.index(block), epochs.index(epoch)] = ratio
     image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
     axis.set_yticks(range(len(blocks)), blocks, fontsize=8)
     ticks = sorted({int(i) for i in np.linspace(0, len(epochs) - 1, min(len(epochs), 12))})
     axis.set_xticks(ticks, [epochs[i] for i in ticks])
     axis.set(xlabel="epoch (0: before training)", ylabel="block, from input to output")
-    figure.colorbar(image, label="‖F(x)‖ / ‖x‖")
-    if path is not None:
-        figure.savefig(path, dpi=150, bbox_inches="tight")
-    return figure
+    axis.figure.colorbar(image, ax=axis, label="‖F(x)‖ / ‖x‖")
 
 
 def _rows(log):
