@@ -1,5 +1,8 @@
 """Keras models made anew where the one at hand cannot be exported as it is: in float32, or with open size."""
 
+import re
+
+from .artifact import first_line
 from .errors import UsageError
 
 
@@ -17,7 +20,7 @@ def in_float32(model):
     policies = sorted({layer.dtype_policy.name for layer in model._flatten_layers() if _reduced(layer.dtype_policy)})
     if not policies:
         return model, None
-    return _rebuilt(model, _with_float32), f"rebuilt in float32 (the model uses {', '.join(policies)})"
+    return _rebuilt(model, "float32", _with_float32), f"rebuilt in float32 (the model uses {', '.join(policies)})"
 
 
 def _reduced(policy):
@@ -39,7 +42,7 @@ def in_float64(model):
     Raises:
         UsageError: the model cannot be rebuilt from its config.
     """
-    return _rebuilt(model, _with_float64)
+    return _rebuilt(model, "float64", _with_float64)
 
 
 def _with_float64(node):
@@ -59,14 +62,33 @@ def with_open_size(model):
         raise UsageError("`dynamic_size` needs a model with one image input")
     if shapes[0][1] is None and shapes[0][2] is None:
         return model
-    import keras
+    import numpy as np
 
     try:
-        opened = keras.models.clone_model(model, input_tensors=keras.Input((None, None, shapes[0][3])))
+        opened = _opened(model)
         opened.set_weights(model.get_weights())
+        sides = [None if shapes[0][axis] is None else 2 * shapes[0][axis] + 1 for axis in (1, 2)]
+        opened(np.zeros((1, *(side or 65 for side in sides), shapes[0][3]), "float32"), training=False)
     except Exception as error:
-        raise UsageError(f"model {model.name!r} needs a fixed image size: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"model {model.name!r} needs a fixed image size: {_plain(error)}") from error
     return opened
+
+
+def _opened(model):
+    import keras
+
+    def clone(layer):
+        inner = isinstance(layer, keras.Model) and len(layer.inputs) == 1 and len(layer.inputs[0].shape) == 4
+        return _opened(layer) if inner else type(layer).from_config(layer.get_config())
+
+    entry = keras.Input((None, None, model.inputs[0].shape[3]))
+    return keras.models.clone_model(model, input_tensors=entry, clone_function=clone)
+
+
+def _plain(error):
+    """The sentence of an error that Keras has put a frame around."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception encountered")]
+    return re.sub(r"\x1b\[[0-9;]*m", "", lines[0]) if lines else type(error).__name__
 
 
 def without_identity_blocks(model, tolerance=0.0):
@@ -83,11 +105,13 @@ def without_identity_blocks(model, tolerance=0.0):
     return small, f"identity blocks left out: {report}"
 
 
-def _rebuilt(model, change):
-    """The model from its config with `change` applied to every dict in it."""
+def _rebuilt(model, policy, change):
+    """The model from its config with `change` applied to every dict in it, under a policy for layers that it does not list."""
     import keras
 
     custom = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
     try:
         config = _mapped(keras.saving.serialize_keras_object(model), change)
         rebuilt = keras.saving.deserialize_keras_object(
@@ -95,7 +119,9 @@ def _rebuilt(model, change):
         )
         rebuilt.set_weights(model.get_weights())
     except Exception as error:
-        raise UsageError(f"model {model.name!r} cannot be rebuilt in another precision: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"model {model.name!r} cannot be rebuilt in another precision: {first_line(error)}") from error
+    finally:
+        keras.config.set_dtype_policy(before)
     return rebuilt
 
 

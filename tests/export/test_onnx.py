@@ -14,7 +14,7 @@ import pytest
 from keras import layers
 
 import resnet_export as rx
-from resnet_export import artifact
+from resnet_export import artifact, rebuild
 from tests.helpers import images, randomise
 
 from .conftest import build_mixed, noise, op_counts, relative, run_onnx
@@ -266,6 +266,44 @@ def test_open_size(mixed, tmp_path):
     dims = [dim.dim_param or dim.dim_value for dim in onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim]
     assert dims == ["batch", "height", "width", 3]
     assert any(size % 2 for comparison in result.report.comparisons for size in comparison.shape[1:3]), "an odd size was tried"
+
+
+class Backbone(keras.Model):
+    """A Functional model that builds its layers itself, as KerasHub's backbones do: its config names none of them."""
+
+    def __init__(self, width, size=32, **kwargs):
+        x = keras.Input((size, size, 3))
+        y = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(width, 3, padding="same")(x)))
+        super().__init__(x, y, **kwargs)
+        self.width, self.size = width, size
+
+    def get_config(self):
+        return {"name": self.name, "width": self.width, "size": self.size}
+
+
+def test_open_size_reaches_into_nested_models(tmp_path):
+    x = keras.Input((32, 32, 3))
+    backbone = Backbone(5, name="backbone")
+    model = randomise(keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling2D()(backbone(x)))))
+    rx.to_onnx(model, tmp_path / "m.onnx", dynamic_size=True)
+    odd, opened = noise(2, 41, 19, 3), keras.Input((None, None, 3))
+    y = opened
+    for layer in (*backbone.layers[1:], *model.layers[2:]):
+        y = layer(y)
+    assert relative(run_onnx(tmp_path / "m.onnx", odd)[0], keras.Model(opened, y)(odd)) < 1e-5
+    flat = keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(3)], name="flat")
+    with pytest.raises(rx.UsageError, match="'flat' needs a fixed image size") as caught:
+        rx.to_onnx(flat, tmp_path / "n.onnx", dynamic_size=True)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_model_that_builds_its_own_layers_is_rebuilt_in_the_wanted_precision():
+    model = randomise(Backbone(5))
+    exact = rebuild.in_float64(model)
+    assert {layer.compute_dtype for layer in exact.layers[1:]} == {"float64"}
+    x = noise(2)
+    assert 0 < relative(model(x), exact(x.astype("float64"))) < 1e-5
+    assert keras.config.dtype_policy().name == "float32"
 
 
 def test_external_data(mixed, tmp_path):
