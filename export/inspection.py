@@ -28,7 +28,9 @@ class Inspection:
         macs: multiply-adds of one row, or None where sizes are open.
         metadata: see `artifact`; labels as their number.
         runtime_nodes: `{op: number}` after onnxruntime's default optimisation on the CPU.
-        blocks: `[{"name", "ops", "nodes", "parameters"}]`: runs of nodes whose names share their first part, in order.
+        blocks: `[{"name", "ops", "nodes", "parameters", "sources", "skips"}]`: runs of nodes whose names share their first part,
+            in order; `sources` are the places of the blocks that it reads from, `skips` whether it reads one of them twice, as
+            the two branches of a residual block do.
     """
 
     path: str
@@ -151,27 +153,39 @@ def _weight_shapes(proto):
 
 def blocks(proto, sizes):
     """Runs of nodes whose names share what stands before the last underscore-separated part, in the file's order."""
-    found = []
+    found, maker, read = [], {}, Counter()
     for node in proto.graph.node:
         name = node.name.rsplit("/", 1)[-1].rsplit("__", 1)[0]
         name = "_".join(name.split("_")[:2]) if "_" in name else name
         if not found or found[-1]["name"] != name:
-            found.append({"name": name, "ops": {}, "nodes": 0, "parameters": 0})
-        found[-1]["ops"][node.op_type] = found[-1]["ops"].get(node.op_type, 0) + 1
-        found[-1]["nodes"] += 1
-        found[-1]["parameters"] += sum(sizes.get(name, 0) for name in node.input)
+            found.append({"name": name, "ops": {}, "nodes": 0, "parameters": 0, "sources": [], "skips": False})
+            read.clear()
+        block, place = found[-1], len(found) - 1
+        block["ops"][node.op_type] = block["ops"].get(node.op_type, 0) + 1
+        block["nodes"] += 1
+        block["parameters"] += sum(sizes.get(name, 0) for name in node.input)
+        outer = {name for name in node.input if maker.get(name, place) != place}
+        read.update(outer)
+        block["sources"] = sorted({*block["sources"], *(maker[name] for name in outer)})
+        block["skips"] = any(count > 1 for count in read.values())
+        maker.update(dict.fromkeys(node.output, place))
     return found
 
 
+ROW = 26
 STYLE = (
-    "body{font:14px system-ui,sans-serif;margin:2em auto;max-width:60em;color:#222}table{border-collapse:collapse}"
-    "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}"
-    ".bar{background:#4a7ab5;height:.8em;display:inline-block}"
+    "body{font:14px system-ui,sans-serif;margin:2em auto;max-width:70em;color:#222}main{display:flex}"
+    f"table{{border-collapse:collapse}}td,th{{height:{ROW}px;padding:0 .8em;text-align:left;white-space:nowrap;"
+    "box-shadow:inset 0 -1px #ddd}.bar{background:#4a7ab5;height:.8em;display:inline-block}"
+    "svg{flex:none}path{fill:none;stroke:#b5594a;stroke-width:1.5}rect{fill:#4a7ab5}line{stroke:#4a7ab5;stroke-width:2}"
 )
 
 
 def picture(inspection):
-    """A page without scripts that shows the graph's blocks one below the other, with their ops and share of the parameters."""
+    """A page without scripts: the graph's blocks one below the other, joined as they read each other, with ops and parameters.
+
+    A curve on the left goes from a block to a later one than the next; one on the right marks a block with two branches.
+    """
     most = max((block["parameters"] for block in inspection.blocks), default=0) or 1
     rows = []
     for block in inspection.blocks:
@@ -187,8 +201,28 @@ def picture(inspection):
     facts = f"{inspection.parameters:,} parameters, {macs}, {sum(inspection.nodes.values())} nodes; {ports}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'
-        f"<p>{html.escape(facts)}</p><table><tr><th>block</th><th>ops</th><th>parameters</th></tr>{''.join(rows)}</table></html>"
+        f"<p>{html.escape(facts)}</p><main>{_joints(inspection.blocks)}"
+        f"<table><tr><th>block</th><th>ops</th><th>parameters</th></tr>{''.join(rows)}</table></main></html>"
     )
+
+
+def _joints(found, width=140, x=110):
+    """The picture beside the table: a box per row, and what joins them."""
+    middle = [ROW * (place + 1.5) for place in range(len(found))]
+    parts = []
+    for place, block in enumerate(found):
+        y = middle[place]
+        for source in block["sources"]:
+            if source == place - 1:
+                parts.append(f'<line x1="{x}" y1="{middle[source]}" x2="{x}" y2="{y}"/>')
+            else:
+                bulge = min(x - 10, 12 * (place - source))
+                parts.append(f'<path d="M{x} {middle[source]}C{x - bulge} {middle[source]} {x - bulge} {y} {x} {y}"/>')
+        if block["skips"]:
+            parts.append(f'<path d="M{x} {y - 9}C{x + 24} {y - 9} {x + 24} {y + 9} {x} {y + 9}"/>')
+        parts.append(f'<rect x="{x - 9}" y="{y - 6}" width="18" height="12" rx="3"/>')
+    height = ROW * (len(found) + 1)
+    return f'<svg width="{width}" height="{height}" role="img" aria-label="how the blocks read each other">{"".join(parts)}</svg>'
 
 
 def _port(value):

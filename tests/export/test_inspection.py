@@ -73,9 +73,27 @@ def test_command_and_page(mixed_export, tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "cut.onnx")]) == 2
 
 
+def test_blocks_are_joined_as_they_read_each_other(tmp_path):
+    x = keras.Input((16, 16, 3))
+    a = layers.Conv2D(4, 3, padding="same", name="first_conv")(x)
+    b = layers.Conv2D(4, 3, padding="same", name="stage_second_conv1")(a)
+    b = layers.Add(name="stage_second_add")([a, layers.Conv2D(4, 3, padding="same", name="stage_second_conv2")(b)])
+    c = layers.Concatenate(name="third")([a, layers.ReLU(name="between_relu")(b)])
+    rx.to_onnx(keras.Model(x, c), tmp_path / "m.onnx")
+    found = inspection.inspect(tmp_path / "m.onnx")
+    rows = {block["name"]: block for block in found.blocks}
+    place = {block["name"]: index for index, block in enumerate(found.blocks)}
+    second = [block for block in found.blocks if block["skips"]]
+    assert len(second) == 1 and set(second[0]["ops"]) == {"Conv", "Add"}
+    (last,) = [block for block in found.blocks if "Concat" in block["ops"]]
+    assert place["first_conv"] in last["sources"] and len(last["sources"]) == 2, rows
+    page = inspection.picture(found)
+    assert page.count("<rect") == len(found.blocks) and page.count("<path") == 2, "one long curve, one block with two branches"
+
+
 def test_names_in_the_page_are_escaped(mixed_export):
     found = inspection.inspect(mixed_export[1])
-    block = {"name": "<script>alert(1)</script>", "ops": {"Conv": 2}, "nodes": 2, "parameters": 3}
+    block = {"name": "<script>alert(1)</script>", "ops": {"Conv": 2}, "nodes": 2, "parameters": 3, "sources": [], "skips": False}
     page = inspection.picture(type(found)(**{**found.to_json(), "blocks": [block]}))
     assert "<script>" not in page and "&lt;script&gt;" in page and "Conv ×2" in page
 
