@@ -73,7 +73,7 @@ def _lines(timings):
         if len(devices) > 1:
             parts.append(row.device)
         if len(threads) > 1:
-            parts.append(f"{row.threads} threads" if row.threads else "default threads")
+            parts.append({0: "default threads", 1: "1 thread"}.get(row.threads, f"{row.threads} threads"))
         name, copy = ", ".join(parts), 1
         while any(entry.batch == row.batch for entry in found.get(name, ())):  # the same file twice
             copy += 1
