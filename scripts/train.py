@@ -62,7 +62,9 @@ def _helps(docstring):
 @click.command(context_settings={"max_content_width": 120, "show_default": False})
 @click.argument("description", required=False, type=click.Path(dir_okay=False))
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for checkpoint, logs and model. Default runs/MODEL-DATA.")
-@click.option("--set", "model_options", multiple=True, metavar="KEY=VALUE", help="Further arguments of create_model, e.g. gate=zero_gamma.")
+@click.option(
+    "--set", "model_options", multiple=True, metavar="KEY=VALUE", help="Further arguments of create_model, e.g. gate=zero_gamma."
+)
 @click.option("--grow", "growth", multiple=True, metavar="EPOCH:PLACES:BLOCKS", help="Grow before that epoch, e.g. 5:*_pool:1.")
 @click.option("--local-workers", type=click.IntRange(2), help="Start so many processes on this machine, for a trial.")
 @click.option("--recipes", is_flag=True, help="List the recipes and stop.")
@@ -164,7 +166,11 @@ def _spawn(count):
         environment = {**os.environ, "TF_CONFIG": tf_config(addresses, index), "PYTHONUNBUFFERED": "1"}
         processes.append(
             subprocess.Popen(
-                [sys.executable, __file__, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                [sys.executable, __file__, *arguments],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         )
 

@@ -126,7 +126,9 @@ def center_crop(image, encoded, size, channels, ratio=0.875):
 
 def _shape(data, channels):
     return tf.cond(
-        tf.io.is_jpeg(data), lambda: tf.io.extract_jpeg_shape(data, output_type=tf.int32), lambda: tf.shape(decode(data, channels))
+        tf.io.is_jpeg(data),
+        lambda: tf.io.extract_jpeg_shape(data, output_type=tf.int32),
+        lambda: tf.shape(decode(data, channels)),
     )
 
 

@@ -50,10 +50,10 @@ def load(data, path=None, *, corrupt="fail", cache=False, report=None):
     """Open a data set.
 
     Args:
-        data: `"digits"` (scikit-learn's 8×8, extra `demo`), `"cifar10"`, `"cifar100"`, `"tfds/NAME"` (extra `data`), a path (to an
-            `.npz` with `x_train`, `y_train` and perhaps `x_test`, `y_test`; to a folder with one folder of images per class, perhaps
-            below `train/` and `test/` or `val/`; to a folder of TFRecord shards by `write_tfrecords`), or a `Source`, which
-            passes.
+        data: `"digits"` (scikit-learn's 8×8, extra `demo`), `"cifar10"`, `"cifar100"`, `"tfds/NAME"` (extra `data`), a path
+            (to an `.npz` with `x_train`, `y_train` and perhaps `x_test`, `y_test`; to a folder with one folder of images per
+            class, perhaps below `train/` and `test/` or `val/`; to a folder of TFRecord shards by `write_tfrecords`), or a
+            `Source`, which passes.
         path: for CIFAR: the `.npz`; for TFDS: the data folder. None lets Keras (TFDS) download to its cache.
         corrupt: `"fail"` names damaged images and stops; `"skip"` names them, counts them and leaves them out.
         cache: hold the files of an image folder in memory.
@@ -117,7 +117,8 @@ def _cifar(name, path):
         (x, y), (x_test, y_test) = getattr(keras.datasets, name).load_data()
     except Exception as error:
         raise ConnectionError(
-            f"{name} cannot be downloaded ({str(error).splitlines()[0]}); give the path of an .npz with x_train, y_train, x_test, y_test"
+            f"{name} cannot be downloaded ({str(error).splitlines()[0]}); "
+            "give the path of an .npz with x_train, y_train, x_test, y_test"
         ) from error
     return _cifar_source(name, Images(x, y.ravel()), Images(x_test, y_test.ravel()))
 
@@ -194,7 +195,9 @@ def _say_damaged(damaged, corrupt, report):
     if corrupt == "fail":
         path, reason = damaged[0]
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise ValueError(f'{path}{more} cannot be decoded ({reason}); mend or remove, or skip with corrupt="skip" (--corrupt skip)')
+        raise ValueError(
+            f'{path}{more} cannot be decoded ({reason}); mend or remove, or skip with corrupt="skip" (--corrupt skip)'
+        )
     report(f"{len(damaged)} damaged image{'s' if len(damaged) > 1 else ''} left out")
 
 
@@ -222,4 +225,6 @@ def _tfds(name, path):
 
     test = next((split(part) for part in ("test", "validation") if part in builder.info.splits), None)
     shape = features["image"].shape[:2]
-    return Source(name, split("train"), test, tuple(features["label"].names), None if None in shape else shape, crop=None in shape)
+    return Source(
+        name, split("train"), test, tuple(features["label"].names), None if None in shape else shape, crop=None in shape
+    )

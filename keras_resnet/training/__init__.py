@@ -4,7 +4,8 @@ Imported on demand (`import keras_resnet.training`), since `keras_resnet` itself
 """
 
 from .drift_logger import DriftLogger, drift_figure
-from .fitting import Diverged, Interrupted, Result, WorkerLost, fit
+from .faults import Diverged, Interrupted, WorkerLost
+from .fitting import Result, fit
 from .groups import Group, parameter_groups
 from .optimizers import SGD, AdamW, Lamb
 from .recipes import RECIPES

@@ -104,5 +104,6 @@ def check_folder(folder, needed):
     free = state.f_bavail * state.f_frsize
     if free < 2 * needed:
         raise TrainingError(
-            f"{folder} has {free / 2**20:.0f} MiB free, two checkpoints take {2 * needed / 2**20:.0f}; make room, or choose another --out"
+            f"{folder} has {free / 2**20:.0f} MiB free, two checkpoints take {2 * needed / 2**20:.0f}; "
+            "make room, or choose another --out"
         )

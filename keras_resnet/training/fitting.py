@@ -5,9 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import signal
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,33 +18,17 @@ from ..growth import grow
 from ..growth.graph import graph_of, walk
 from ..growth.surgery import copy_model
 from . import checkpoint
+from .faults import Diverged, errors_of, on_termination
 from .groups import new_layers, parameter_groups
 from .logs import Progress, TensorBoardLog, curves, write_csv
 from .optimizers import carry_slots, make_optimizer
 from .run import Run, TrainingError
 from .schedules import make_schedule, scaled_rate
 from .stepped import Stepped
-from .strategies import Placement, place
+from .strategies import place
+from .watch import Watch
 
 SMALL_BATCH = 16
-
-
-class Interrupted(TrainingError):
-    """The run was asked to stop (SIGTERM), has saved and can go on."""
-
-    exit_code = 143
-
-
-class Diverged(TrainingError):
-    """The loss is not a finite number any more."""
-
-    exit_code = 1
-
-
-class WorkerLost(TrainingError):
-    """Another process of the run is gone."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +104,7 @@ def fit(model, data, *, run=None, out=None, callbacks=(), placement=None, quiet=
     source = as_source(data, run)
     placement = placement or place(run)
     training = _Training(model, source, run, placement, out, callbacks, quiet)
-    with _on_termination(training):
+    with on_termination(training):
         return training.go()
 
 
@@ -150,7 +131,9 @@ class _Training:
             self.train, self.held_out = datasets.hold_out(source.train, run.holdout)
         self.share = placement.share(run.batch_size)
         if run.batch_size > self.train.size:
-            raise TrainingError(f"`batch_size` must be at most the number of training images ({self.train.size}), got {run.batch_size}")
+            raise TrainingError(
+                f"`batch_size` must be at most the number of training images ({self.train.size}), got {run.batch_size}"
+            )
         self.steps = self.train.size // run.batch_size
         self.total = self.steps * run.epochs
         self.per_call = _divisor(self.steps, run.steps_per_execution)
@@ -160,6 +143,9 @@ class _Training:
         self.stop_asked = False
         self.progress = Progress(self.total, self.steps, run.batch_size, quiet or not placement.chief)
         self.stepped = self.board = None
+        self.asked_anywhere = tf.function(
+            lambda asked: placement.strategy.reduce("SUM", placement.strategy.run(lambda: asked), axis=None)
+        )
         with placement.strategy.scope():
             self.model = copy_model(model)
         self.size, self.classes = _shape_of(self.model, source)
@@ -204,18 +190,23 @@ class _Training:
         return saved
 
     def _essence(self):
-        return {**self.run.essence(), "images": self.train.size, "weights_sum": _fingerprint(self.model) if self.run.weights else 0}
+        return {
+            **self.run.essence(),
+            "images": self.train.size,
+            "weights_sum": _fingerprint(self.model) if self.run.weights else 0,
+        }
 
     def _announce(self, saved):
         run, placement = self.run, self.placement
         per_replica = run.batch_size // placement.replicas
         lines = [
-            f"{self.model.name}: {self.model.count_params():,} parameters; {self.source.name}: {self.train.size:,} training images"
+            f"{self.model.name}: {self.model.count_params():,} parameters; "
+            f"{self.source.name}: {self.train.size:,} training images"
             + (f", {self.held_out.size:,} held out" if self.held_out else ""),
             f"{placement.describe()}; global batch {run.batch_size}, {per_replica} per replica"
             + (", synchronised batch norm" if self._sync() else ""),
-            f"{run.epochs} epochs of {self.steps} steps; {run.optimizer}, rate {run.learning_rate:g} × {run.batch_size}/{run.base_batch}"
-            f" = {scaled_rate(run):g}, {run.schedule}",
+            f"{run.epochs} epochs of {self.steps} steps; {run.optimizer}, "
+            f"rate {run.learning_rate:g} × {run.batch_size}/{run.base_batch} = {scaled_rate(run):g}, {run.schedule}",
         ]
         if placement.replicas > 1:
             lines.append("each process reads its own part of every global batch (auto-shard off)")
@@ -234,7 +225,7 @@ class _Training:
         summary = {
             "model": self.model.name, "data": self.source.name, "recipe": self.run.recipe, "seed": self.run.seed,
             "epochs": self.run.epochs, "steps": self.total, "parameters": self.model.count_params(),
-            "loss": self.rows[-1]["loss"] if self.rows else None, "train_accuracy": self.rows[-1]["accuracy"] if self.rows else None,
+            "loss": self.rows[-1]["loss"], "train_accuracy": self.rows[-1]["accuracy"],
             "seconds": round(self.spent, 1),
         }  # fmt: skip
         for name, split in (("holdout", self.held_out), ("test", self.source.test)):
@@ -258,7 +249,9 @@ class _Training:
         self._set_trainable(segment)
         with self.placement.strategy.scope():
             optimizer = self._optimizer(segment)
-            self.stepped = Stepped(self.model.inputs, self.model.outputs[0] if len(self.model.outputs) == 1 else self.model.outputs)
+            self.stepped = Stepped(
+                self.model.inputs, self.model.outputs[0] if len(self.model.outputs) == 1 else self.model.outputs
+            )
             self.stepped.configure(
                 optimizer,
                 self._criterion(),
@@ -285,7 +278,9 @@ class _Training:
 
     def _variables(self):
         """Variables of every layer by the layer's path in the model's tree (Keras' paths repeat between nested models)."""
-        return {path: list(node.operation.variables) for path, _, node in walk(self.model) if hasattr(node.operation, "variables")}
+        return {
+            path: list(node.operation.variables) for path, _, node in walk(self.model) if hasattr(node.operation, "variables")
+        }
 
     def _grow(self, segment):
         if not segment.growth:
@@ -293,9 +288,7 @@ class _Training:
         with self.placement.strategy.scope():
             for _, places, blocks in segment.growth:
                 seed = self.run.seed + 1 + segment.start
-                grown = grow(
-                    self.model, places, blocks=blocks, block=self.run.growth_block, gate=self.run.growth_gate, seed=seed
-                )
+                grown = grow(self.model, places, blocks=blocks, block=self.run.growth_block, gate=self.run.growth_gate, seed=seed)
                 self.progress.line(f"grown before epoch {segment.start + 1}: {blocks} block(s) behind {places}")
                 self.model = grown
 
@@ -331,7 +324,7 @@ class _Training:
 
     def _train(self, number, segment, arrays):
         """Steps of a segment from where the run stands: the rest of a broken epoch first."""
-        watch = _Watch(self, number)
+        watch = Watch(self, number)
         extra = [c(segment, self.model) if not isinstance(c, keras.callbacks.Callback) else c for c in self.callbacks]
         extra = [callback for callback in extra if callback is not None]
         end = segment.end * self.steps
@@ -339,7 +332,7 @@ class _Training:
         while self.step < end:
             epoch, done = divmod(self.step, self.steps)
             upto = epoch + 1 if done else segment.end
-            with _errors_of(self):
+            with errors_of(self):
                 self.stepped.fit(
                     self.placement.distribute(self._batches(segment, self.step, upto * self.steps)),
                     initial_epoch=epoch,
@@ -387,7 +380,7 @@ class _Training:
 
     def _evaluate(self, split):
         steps = math.ceil(split.size / self.run.batch_size)
-        with _errors_of(self):
+        with errors_of(self):
             return self.stepped.evaluate(
                 self.placement.distribute(self._evaluation(split)), steps=steps, return_dict=True, verbose=0
             )
@@ -432,159 +425,12 @@ class _Training:
         raise Diverged(f"the loss is not finite at step {epoch_start + int(round(finite_steps)) + 1}; {self._last_good()}")
 
 
-class _Watch(keras.callbacks.Callback):
-    """Looks after a run from inside of `fit`: progress, checkpoints, faults, the wish to stop."""
-
-    def __init__(self, training, number):
-        super().__init__()
-        self.training, self.number = training, number
-        self.interrupted = None
-        # Reading the loss waits for the device; on a CPU nothing is gained by not waiting.
-        self.check_every = 1 if not tf.config.list_physical_devices("GPU") else 20
-        self.validating = False
-
-    def on_epoch_begin(self, epoch, logs=None):
-        training = self.training
-        if self.interrupted is not None:
-            checkpoint.restore_metrics(training.stepped, self.interrupted)
-            self.interrupted = None
-        self.began, self.first = time.perf_counter(), training.step
-        self.since_save = training.step
-        training.spent_before = training.spent
-
-    def on_train_batch_end(self, batch, logs=None):
-        training = self.training
-        training.step += training.per_call
-        elapsed = time.perf_counter() - self.began
-        training.spent = training.spent_before + elapsed
-        if training.step // training.per_call % self.check_every == 0:
-            loss = float(np.mean(logs["loss"]))
-            if not math.isfinite(loss):
-                finite = float(np.sum(ops.convert_to_numpy(training.stepped.finite.result())))
-                training.diverged(finite, (training.step - 1) // training.steps * training.steps)
-            speed = (training.step - self.first) * training.run.batch_size / max(elapsed, 1e-9)
-            rate = float(training.schedule(training.step - 1))
-            training.progress.step(training.step, loss, float(np.mean(logs["accuracy"])), rate, speed)
-        if training.placement.multi_worker:
-            if training.stop_asked:
-                training.stepped.stop_asked.assign(1.0)
-            stop = float(np.mean(logs["stop"])) > 0
-        else:
-            stop = training.stop_asked
-        at_end = training.step % training.steps == 0
-        if (stop or training.step - self.since_save >= training.run.save_every) and not at_end:
-            training.save(self.number)
-            self.since_save = training.step
-        if stop and not at_end:
-            _stop(training)
-
-    def on_test_begin(self, logs=None):
-        self.training.swap_averages()
-
-    def on_test_end(self, logs=None):
-        self.training.swap_averages()
-
-    def on_epoch_end(self, epoch, logs=None):
-        training = self.training
-        elapsed = time.perf_counter() - self.began
-        training.spent = training.spent_before + elapsed
-        values = {key: round(float(np.mean(value)), 6) for key, value in logs.items() if key != "stop"}
-        row = {
-            "epoch": epoch + 1, "step": training.step, **values,
-            "learning_rate": float(f"{float(training.schedule(training.step - 1)):.6g}"),
-            "images_per_second": round((training.step - self.first) * training.run.batch_size / elapsed, 1),
-            "seconds": round(elapsed, 2),
-        }  # fmt: skip
-        training.rows.append(row)
-        training.save(self.number)
-        self.since_save = training.step
-        if training.placement.chief and training.out is not None:
-            write_csv(training.rows, training.out / "log.csv")
-            if training.board:
-                training.board.add(row)
-        training.progress.epoch(row, training.run.epochs)
-        if self._stop_agreed() and training.step < training.total:
-            _stop(training)
-
-    def _stop_agreed(self):
-        """Whether any process was asked to stop; the same answer in all of them."""
-        training = self.training
-        if not training.placement.multi_worker:
-            return training.stop_asked
-        strategy = training.placement.strategy
-        asked = strategy.run(lambda: tf.constant(1.0 if training.stop_asked else 0.0))
-        return float(strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)) > 0
-
-
-def _stop(training):
-    where = f" in {training.out}; the same command goes on from there" if training.out is not None else ""
-    raise Interrupted(f"stopped as asked, saved at step {training.step} of {training.total}{where}")
-
-
-@contextlib.contextmanager
-def _on_termination(training):
-    """SIGTERM lets the step in progress end, saves and stops; only where Python allows handlers (the main thread)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(*_):
-        training.stop_asked = True
-
-    former = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
-
-
-LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError, tf.errors.CancelledError)
-
-
-@contextlib.contextmanager
-def _errors_of(training):
-    """TensorFlow's errors as sentences: a lost worker, images that cannot be read."""
-    try:
-        yield
-    except LOST as error:
-        if not training.placement.multi_worker:
-            raise
-        saved = f"the last checkpoint is in {training.out}" if training.out is not None else "nothing was saved"
-        raise WorkerLost(
-            f"another worker is gone ({error.message.splitlines()[0][:120]}); {saved}. Start the same command on all workers again"
-        ) from error
-    except tf.errors.InternalError as error:
-        if not training.placement.multi_worker:
-            raise
-        raise WorkerLost(f"another worker is gone ({error.message.splitlines()[0][:120]}); start all workers again") from error
-    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as error:
-        raise _data_error(training, error) from error
-
-
-def _data_error(training, error):
-    """The damaged image behind an error of the input pipeline, if there is one, else the error."""
-    from ..data.corrupt import reason_against
-    from ..data.tfrecord import damaged_records
-
-    for split in (training.train, training.held_out, training.source.test):
-        if isinstance(split, datasets.Encoded):
-            for path in split.paths:
-                if reason := reason_against(path, split.channels):
-                    return TrainingError(f"{path} cannot be decoded any more ({reason}); mend or remove it, and give the same command again")
-        if isinstance(split, datasets.Records) and Path(training.source.name).is_dir():
-            for name in ("train", "test"):
-                for shard, reason in damaged_records(training.source.name, name):
-                    return TrainingError(f"{shard} is damaged ({reason}); write the shards again")
-    return error
-
-
 def _shape_of(model, source):
     """`((height, width), classes)` of a model on images, checked against the data."""
     shape = model.inputs[0].shape
     if len(model.inputs) != 1 or len(shape) != 4 or shape[-1] != source.train.channels:
-        raise TrainingError(
-            f"the model must take one image (height, width, {source.train.channels}), it takes {', '.join(str(i.shape[1:]) for i in model.inputs)}"
-        )
+        takes = ", ".join(str(tensor.shape[1:]) for tensor in model.inputs)
+        raise TrainingError(f"the model must take one image (height, width, {source.train.channels}), it takes {takes}")
     classes = model.outputs[0].shape[-1]
     if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2 or classes < len(source.classes):
         raise TrainingError(
@@ -615,6 +461,8 @@ def _replace(path, write):
         write(partial)
         os.replace(partial, path)
     except OSError as error:
-        raise TrainingError(f"{path} could not be written ({error.strerror or error}); make room and give the same command again") from error
+        raise TrainingError(
+            f"{path} could not be written ({error.strerror or error}); make room and give the same command again"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -57,7 +57,8 @@ class Progress:
             return
         self._shown = time.perf_counter()
         epoch = min(step - 1, self.total - 1) // self.steps_per_epoch + 1
-        text = f"epoch {epoch}/{self.total // self.steps_per_epoch}  step {step}/{self.total}  loss {loss:.4f}  accuracy {accuracy:.4f}"
+        where = f"epoch {epoch}/{self.total // self.steps_per_epoch}  step {step}/{self.total}"
+        text = f"{where}  loss {loss:.4f}  accuracy {accuracy:.4f}"
         self._bar.update(self._task, completed=step, description=f"{text}  {speed:.0f} images/s  rate {rate:.2e}")
 
     def epoch(self, row, epochs):

@@ -54,18 +54,18 @@ class _Grouped:
                     self.assign_sub(variable, self.decay * learning_rate * variable)
         super().update_step(gradient, variable, learning_rate)
 
-    @property
-    def _clips(self):
-        return bool(self.clipnorm or self.global_clipnorm or self.clipvalue)
-
     def _clip_gradients(self, grads):
-        context = tf.distribute.get_replica_context()
-        if self._clips and context is not None:
+        if not self.global_clipnorm:
+            return grads
+        if context := tf.distribute.get_replica_context():
             grads = context.all_reduce(tf.distribute.ReduceOp.SUM, grads)
-        return super()._clip_gradients(grads)
+        # In float64: the functions of Keras and TensorFlow refuse gradients of several dtypes.
+        norm = tf.sqrt(tf.add_n([tf.cast(tf.reduce_sum(tf.square(g)), tf.float64) for g in grads if g is not None]))
+        factor = self.global_clipnorm / tf.maximum(norm, self.global_clipnorm)
+        return [g if g is None else g * tf.cast(factor, g.dtype) for g in grads]
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
-        return list(grads_and_vars) if self._clips else super()._all_reduce_sum_gradients(grads_and_vars)
+        return list(grads_and_vars) if self.global_clipnorm else super()._all_reduce_sum_gradients(grads_and_vars)
 
     def finalize_variable_values(self, var_list):
         # Keras would write the average over the weights at the end of every `fit`; a run has several.

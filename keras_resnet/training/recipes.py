@@ -78,7 +78,7 @@ RECIPES = {
         "drop_path": 0.0,
     },
     "finetune-grown": {
-        "source": "docs/why-residual.md; first blocks and head alone, the trunk's batch norm in inference mode, then all, the trunk slower",
+        "source": "blocks and head first, the trunk's batch norm in inference mode; then all, trunk slower (docs/training.md)",
         "epochs": 12,
         "batch_size": 128,
         "base_batch": 128,
@@ -93,7 +93,7 @@ RECIPES = {
         "trunk_lr_multiplier": 0.1,
     },
     "cpu-budget": {
-        "source": "one-cycle (arXiv 1708.07120) with smaller crops at first (arXiv 1906.06423): most accuracy per hour of two cores",
+        "source": "one-cycle (arXiv 1708.07120), smaller crops at first (arXiv 1906.06423): accuracy per hour of two cores",
         "epochs": 30,
         "batch_size": 128,
         "base_batch": 128,

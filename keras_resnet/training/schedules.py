@@ -63,7 +63,7 @@ def make_schedule(run, steps_per_epoch):
         values = [peak * run.factor**i for i in range(len(edges) + 1)]
         inner = schedules.PiecewiseConstantDecay(edges, values)
     else:
-        inner = schedules.PiecewiseConstantDecay([], [peak])
+        inner = schedules.PolynomialDecay(peak, 1, end_learning_rate=peak)
     return WarmUp(inner, warmup, min(start, peak))
 
 

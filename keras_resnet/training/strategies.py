@@ -56,7 +56,8 @@ class Placement:
         if batch % self.replicas:
             near = max(1, batch // self.replicas) * self.replicas
             raise TrainingError(
-                f"`batch_size` must be a multiple of the {self.replicas} replicas, got {batch}; near are {near} and {near + self.replicas}"
+                f"`batch_size` must be a multiple of the {self.replicas} replicas, got {batch}; "
+                f"near are {near} and {near + self.replicas}"
             )
         own = batch // self.processes
         return Share(self.index * own, own)

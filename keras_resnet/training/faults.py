@@ -1,0 +1,91 @@
+"""What can end a run, as sentences: a signal, a loss that is no number, a lost worker, a damaged image."""
+
+import contextlib
+import signal
+import threading
+from pathlib import Path
+
+import tensorflow as tf
+
+from .. import data as datasets
+from . import checkpoint
+from .run import TrainingError
+
+
+class Interrupted(TrainingError):
+    """The run was asked to stop (SIGTERM), has saved and can go on."""
+
+    exit_code = 143
+
+
+class Diverged(TrainingError):
+    """The loss is not a finite number any more."""
+
+    exit_code = 1
+
+
+class WorkerLost(TrainingError):
+    """Another process of the run is gone."""
+
+    exit_code = 1
+
+
+@contextlib.contextmanager
+def on_termination(training):
+    """SIGTERM lets the step in progress end, saves and stops; only where Python allows handlers (the main thread)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(*_):
+        training.stop_asked = True
+
+    former = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+# What collective operations end with when a peer does not answer any more.
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.CancelledError,
+    tf.errors.InternalError,
+)
+
+
+@contextlib.contextmanager
+def errors_of(training):
+    """TensorFlow's errors as sentences: a lost worker, images that cannot be read."""
+    try:
+        yield
+    except LOST as error:
+        if not training.placement.multi_worker:
+            raise
+        saved = checkpoint.read(training.out) if training.out is not None else None
+        where = f"the checkpoint of step {saved[1]['step']} is in {training.out}" if saved else "there is no checkpoint yet"
+        raise WorkerLost(f"another worker is gone; {where}. Start the same command on all workers again") from error
+    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        raise _data_error(training, error) from error
+
+
+def _data_error(training, error):
+    """The damaged image behind an error of the input pipeline, if there is one, else the error."""
+    from ..data.corrupt import reason_against
+    from ..data.tfrecord import damaged_records
+
+    for split in (training.train, training.held_out, training.source.test):
+        if isinstance(split, datasets.Encoded):
+            for path in split.paths:
+                if reason := reason_against(path, split.channels):
+                    return TrainingError(
+                        f"{path} cannot be decoded any more ({reason}); mend or remove it, and give the same command again"
+                    )
+        if isinstance(split, datasets.Records) and Path(training.source.name).is_dir():
+            for name in ("train", "test"):
+                for shard, reason in damaged_records(training.source.name, name):
+                    return TrainingError(f"{shard} is damaged ({reason}); write the shards again")
+    return error

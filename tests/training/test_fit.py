@@ -1,0 +1,282 @@
+"""What a run does to a model: growing, thawing, averages, groups, schedules, recipes."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_resnet as kr
+from keras_resnet import data, training
+from keras_resnet.growth.gates import GATES
+from keras_resnet.training.fitting import segments
+from keras_resnet.training.optimizers import carry_slots, make_optimizer
+from keras_resnet.training.schedules import make_schedule
+
+from ..helpers import assert_unchanged, weights_of
+from .models import Losses, network, run
+
+
+def value(variable):
+    return keras.ops.convert_to_numpy(variable)
+
+
+# What the three RSB recipes differ in are numbers; one of them is enough every time.
+LATER = ("rsb-a1", "rsb-a2")
+
+
+@pytest.mark.parametrize("recipe", [pytest.param(n, marks=pytest.mark.slow) if n in LATER else n for n in training.RECIPES])
+def test_recipes_learn(recipe):
+    changes = {"small_crops": 1.0} if recipe == "cpu-budget" else {}
+    description = training.Run.of(
+        recipe,
+        data="digits",
+        batch_size=64,
+        base_batch=64,
+        epochs=3,
+        image_size=None,
+        model_options={},
+        validate="none",
+        seed=1,
+        **changes,
+    )
+    losses = Losses()
+    result = training.fit(network(), "digits", run=description, callbacks=[losses], quiet=True)
+    assert len(losses.values) == 66
+    assert result.history[-1]["loss"] < 0.99 * result.history[0]["loss"]
+
+
+def test_model_is_not_touched_and_learns_as_plain_keras_does():
+    """One step of SGD with L2, no augmentation: the same weights as a step of Keras with the decay written into the loss."""
+    source = data.load("digits")
+    x, y = source.train.images[:128], source.train.labels[:128]
+    model = network()
+    before = weights_of(model)
+    description = run(epochs=1, weight_decay=0.01, label_smoothing=0.1, schedule="constant", momentum=0.0, nesterov=False)
+    result = training.fit(model, (x, y), run=description, quiet=True)
+    assert_unchanged(model, before)
+
+    twin = network()
+    decayed = [v for group in training.parameter_groups(twin) if group.decay for v in group.variables]
+    assert {v.name for v in decayed} == {"kernel"}
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)(
+            np.eye(10, dtype="float32")[y], twin(x.astype("float32"), training=True)
+        )
+        loss += sum(0.005 * tf.reduce_sum(v.value**2) for v in decayed)
+    for variable, gradient in zip(twin.trainable_variables, tape.gradient(loss, twin.trainable_variables), strict=True):
+        variable.assign_sub(0.1 * gradient)
+    for ours, theirs in zip(result.model.trainable_variables, twin.trainable_variables, strict=True):
+        np.testing.assert_allclose(value(ours), value(theirs), rtol=1e-4, atol=2e-6, err_msg=ours.path)
+
+
+def test_growth_shows_no_jump_and_carries_momentum():
+    plain, grown = Losses(), Losses()
+    seen = {}
+
+    def look(segment, model):
+        seen[segment.start] = model
+
+    common = dict(epochs=3, schedule="constant", learning_rate=0.02)
+    training.fit(network(), "digits", run=run(**common), callbacks=[plain], quiet=True)
+    events = ((1, "stage*_block1_out", 1),)
+    result = training.fit(network(), "digits", run=run(**common, growth=events), callbacks=[grown, look], quiet=True)
+    blocks = [block for block in kr.find_blocks(result.model) if block.add.grown]
+    assert len(blocks) == 3 and len(kr.find_blocks(seen[0])) == 3
+    # The first step behind the growth sees the same network, with the same momentum: the same loss.
+    np.testing.assert_allclose(grown.values[:12], plain.values[:12], rtol=2e-3)
+    assert max(np.abs(value(v)).max() for v in blocks[0].branch[-1].weights) > 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
+def test_slots_are_carried_by_variable(optimizer):
+    model = network()
+    grown = kr.grow(model, "stage1_block1_out", seed=0)
+    description = run(optimizer=optimizer, ema=0.9)
+    make = lambda m: make_optimizer(description, 0.1, training.parameter_groups(m))  # noqa: E731
+    old, new = make(model), make(grown)
+    old.build(model.trainable_variables)
+    new.build(grown.trainable_variables)
+    old.iterations.assign(7)
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        for slot in old.slots_of(variable).values():
+            slot.assign(rng.normal(size=slot.shape))
+    names = {layer.name: layer for layer in grown.layers}
+    pairs = [
+        (a, b) for layer in model.layers for a, b in zip(layer.variables, names[layer.name].variables, strict=True) if a.trainable
+    ]
+    carry_slots(old, new, pairs)
+    assert int(new.iterations) == 7
+    counts = {"sgd": 2, "adamw": 3, "lamb": 3}
+    for a, b in pairs:
+        assert len(new.slots_of(b)) == counts[optimizer]
+        for name, slot in old.slots_of(a).items():
+            np.testing.assert_array_equal(value(new.slots_of(b)[name]), value(slot))
+    fresh = next(v for v in grown.trainable_variables if "grow1_conv1" in v.path)
+    np.testing.assert_array_equal(value(new.average_of(fresh)), value(fresh))
+    assert not any(value(slot).any() for name, slot in new.slots_of(fresh).items() if name != "average")
+
+
+def test_two_phases_freeze_the_trunk_with_its_statistics_then_let_it_follow_slowly():
+    model = kr.grow(network(), "stage*_block1_out", seed=1)
+    description = run(epochs=2, frozen_epochs=1, trunk_lr_multiplier=0.1, schedule="constant", learning_rate=0.05)
+    at = {}
+
+    def keep(segment, current):
+        at[segment.start] = {v.path: value(v) for v in current.variables}
+
+    result = training.fit(model, "digits", run=description, callbacks=[keep], quiet=True)
+    start, thawed, end = at[0], at[1], {v.path: value(v) for v in result.model.variables}
+    is_new = lambda path: "_grow" in path or "predictions" in path  # noqa: E731
+    for path in start:
+        moved = not np.array_equal(start[path], thawed[path])
+        assert moved == is_new(path) or (is_new(path) and "shift" in path), path
+        assert not np.array_equal(thawed[path], end[path]) or "shift" in path, path
+
+
+@pytest.mark.parametrize("gate", [name for name in GATES if name != "none"])
+def test_groups_hold_every_variable_once_and_gates_do_not_decay(gate):
+    model = kr.grow(network(), "stage*_block1_out", gate=gate, seed=1)
+    groups = training.parameter_groups(model, gate_lr_multiplier=7.0, trunk_lr_multiplier=0.5)
+    held = [id(v) for group in groups for v in group.variables]
+    assert sorted(held) == sorted(id(v) for v in model.trainable_variables)
+    gates = next(group for group in groups if group.name == "gates")
+    assert gates.lr_multiplier == 7.0 and not gates.decay
+    assert len(gates.variables) == {"zero_conv": 6, "zero_gamma": 6, "rezero": 3, "layerscale": 3, "fixup": 6}[gate]
+    for group in groups:
+        for variable in group.variables:
+            assert group.decay == (variable.name == "kernel" and group.name != "gates"), variable.path
+            if group.name.startswith("trunk"):
+                assert group.lr_multiplier == 0.5 and "_grow" not in variable.path and "predictions" not in variable.path
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
+def test_multiplier_scales_the_step_and_decay_follows_the_group(optimizer):
+    variables = [keras.Variable(np.full((2, 2), 2.0, "float32"), name="kernel") for _ in range(3)]
+    groups = [
+        training.Group("fast", variables[:1], 5.0, decay=False),
+        training.Group("slow", variables[1:2], 1.0, decay=False),
+        training.Group("decayed", variables[2:], 1.0, decay=True),
+    ]
+    made = make_optimizer(run(optimizer=optimizer, weight_decay=0.1, momentum=0.0, nesterov=False), 0.01, groups)
+    made.build(variables)
+    gradient = keras.ops.ones((2, 2))
+    made.apply([gradient] * 3, variables)
+    fast, slow, decayed = (2.0 - value(v) for v in variables)
+    np.testing.assert_allclose(fast, 5 * slow, rtol=1e-4)
+    np.testing.assert_allclose(decayed - slow, 0.1 * 2.0 * 0.01, rtol=2e-2)
+
+
+def test_clipping_bounds_the_global_norm_across_groups():
+    variables = [keras.Variable(np.zeros(4, "float32"), name=f"v{i}") for i in range(2)]
+    made = make_optimizer(run(clip_norm=1.0, momentum=0.0, nesterov=False), 1.0, [])
+    made.build(variables)
+    made.apply([keras.ops.ones(4) * 3, keras.ops.ones(4) * 4], variables)
+    np.testing.assert_allclose(np.concatenate([value(v) for v in variables]), [-0.3] * 4 + [-0.4] * 4, rtol=1e-6)
+
+
+def test_schedules_at_their_corners():
+    def rates(steps, **changes):
+        schedule = make_schedule(training.Run.of(batch_size=256, learning_rate=0.4, **changes), 10)
+        return [float(schedule(step)) for step in steps]
+
+    step = dict(schedule="step", epochs=9, milestones=(3, 6), warmup_epochs=1.0)
+    np.testing.assert_allclose(
+        rates([0, 5, 10, 29, 30, 59, 60, 89], **step), [0, 0.2, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004], rtol=1e-5
+    )
+    np.testing.assert_allclose(rates([0, 25, 50], schedule="cosine", epochs=5), [0.4, 0.2, 0], atol=1e-7)
+    one = dict(schedule="one-cycle", epochs=10)
+    np.testing.assert_allclose(rates([0, 30, 100], **one), [0.016, 0.4, 0.00004], rtol=1e-4)
+    scaled = training.Run.of("goyal2017", batch_size=8192)
+    schedule = make_schedule(scaled, 10)
+    np.testing.assert_allclose([float(schedule(s)) for s in (0, 50, 299, 300)], [0.1, 3.2, 3.2, 0.32], rtol=1e-5)
+
+
+def test_averages_are_what_is_validated_and_kept():
+    description = run(epochs=1, ema=0.5, schedule="constant", learning_rate=0.05)
+    history = []
+
+    class Keep(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            history.append(value(self.model.get_layer("predictions").kernel))
+
+    result = training.fit(network(), "digits", run=description, callbacks=[Keep()], quiet=True)
+    average = history[0]
+    for kernel in history[1:]:
+        average = 0.5 * average + 0.5 * kernel
+    np.testing.assert_allclose(value(result.model.get_layer("predictions").kernel), average, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_per_execution_changes_no_result():
+    one, several = (training.fit(network(), "digits", run=run(epochs=1, steps_per_execution=n), quiet=True) for n in (1, 20))
+    for a, b in zip(one.model.weights, several.model.weights, strict=True):
+        np.testing.assert_allclose(value(a), value(b), rtol=1e-4, atol=1e-5)
+
+
+def test_mixed_precision_scales_the_loss_and_learns():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    result = training.fit(model, "digits", run=run(epochs=3), quiet=True)
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert result.model.get_layer("predictions").kernel.dtype == "float32"
+
+
+def test_segments_of_a_run():
+    description = training.Run.of(epochs=10, frozen_epochs=2, growth=((5, "x", 1),), small_crops=0.5, small_epochs=0.5)
+    found = [(s.start, s.end, len(s.growth), s.frozen, s.small) for s in segments(description)]
+    assert found == [(0, 2, 0, True, True), (2, 5, 0, False, True), (5, 10, 1, False, False)]
+
+
+def test_results_on_disk(tmp_path):
+    result = training.train(run(model="resnet20", data="digits", epochs=1, holdout=100, validate="auto"), tmp_path, quiet=True)
+    names = {"model.keras", "log.csv", "run.yaml", "summary.json", "curves.png", "checkpoint.safetensors"}
+    assert names == {path.name for path in tmp_path.iterdir()}
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    x = data.load("digits").test.images[:4].astype("float32")
+    np.testing.assert_allclose(loaded(x), result.model(x), rtol=1e-5, atol=1e-5)
+    card = kr.card(loaded)
+    assert card.labels == list("0123456789") and card.preprocessing["mode"] == "custom"
+    assert {"holdout_accuracy", "test_accuracy", "seconds"} <= set(result.summary)
+    assert training.Run.load(tmp_path / "run.yaml") == run(
+        model="resnet20", data="digits", epochs=1, holdout=100, validate="auto"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"recipe": "he2016"}, "unknown recipe 'he2016'"),
+        ({"lerning_rate": 1.0}, "did you mean 'learning_rate'"),
+        ({"optimizer": "adam"}, "must be one of 'sgd'"),
+        ({"batch_size": 0}, "whole number of at least 1, got 0"),
+        ({"momentum": 1.5}, "between 0 and 1"),
+        ({"epochs": 2, "frozen_epochs": 3}, "at most `epochs`"),
+        ({"epochs": 2, "growth": ((2, "x", 1),)}, "epoch below 2"),
+        ({"workers": ("a:1",), "index": 1}, "below the number of workers"),
+    ],
+)
+def test_bad_options_are_named(changes, says):
+    with pytest.raises(training.TrainingError, match=says):
+        training.Run.of(**changes)
+
+
+def test_bad_models_and_data_are_named():
+    cases = [
+        (network(channels=3), "digits", {}, "must take one image"),
+        (network(), "digits", {"batch_size": 5000}, "at most the number of training images"),
+        (network(), "digits", {"devices": ("CPU:7",)}, "no device CPU:7"),
+        (network(), "digits", {"growth": ((1, "nowhere", 1),)}, "nowhere"),
+        (
+            kr.create_model("resnet20", weights=None, num_classes=4, channels=1, input_shape=(8, 8, 1)),
+            "digits",
+            {},
+            "at least 10 logits",
+        ),
+    ]
+    for model, source, changes, says in cases:
+        with pytest.raises((training.TrainingError, ValueError), match=says):
+            training.fit(model, source, run=run(**changes), quiet=True)

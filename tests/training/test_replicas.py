@@ -1,0 +1,76 @@
+"""The same training on one device, on two logical devices and in two processes: one result."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("replicas.py")
+COMMON = {
+    "batch_size": 28, "learning_rate": 0.1, "base_batch": 28, "nesterov": True, "weight_decay": 1e-3, "crop_padding": 1,
+    "clip_norm": 1.0, "epochs": 1, "seed": 4, "sync_batch_norm": True, "label_smoothing": 0.1,
+}  # fmt: skip
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def start(out, options, config=None):
+    arguments = [sys.executable, str(SCRIPT), str(out), json.dumps(options)] + ([json.dumps(config)] if config else [])
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(*processes):
+    for process in processes:
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output[-3000:]
+
+
+@pytest.fixture(scope="module")
+def placements(tmp_path_factory):
+    """Results by dtype and placement."""
+    folder = tmp_path_factory.mktemp("replicas")
+    dtypes = ("float64", "float32")
+
+    def options(**changes):
+        return [{**COMMON, "precision": dtype, **changes} for dtype in dtypes]
+
+    workers = {"cluster": {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}}
+    finish(start(folder / "one", options(devices=["CPU:0"])))
+    finish(start(folder / "mirrored", options(devices=["CPU:0", "CPU:1"])))
+    tasks = [{**workers, "task": {"type": "worker", "index": i}} for i in (0, 1)]
+    finish(*(start(folder / "workers", options(), task) for task in tasks))
+    names = [(dtype, name) for dtype in dtypes for name in ("one", "mirrored", "workers")]
+    return {(dtype, name): dict(np.load(folder / f"{name}-{dtype}.npz")) for dtype, name in names}
+
+
+@pytest.mark.parametrize("placement", ["mirrored", "workers"])
+def test_float64_agrees_over_fifty_steps(placements, placement):
+    one, other = placements["float64", "one"], placements["float64", placement]
+    assert len(one["losses"]) == 51
+    # What a step reports is a replica's own running mean; two replicas' batches make up the batch of one.
+    np.testing.assert_allclose(other["losses"][-1], one["losses"][-1], rtol=0.05)
+    weights = [name for name in one if name.startswith("w")]
+    assert max(np.abs(one[name] - other[name]).max() for name in weights) <= 1e-8
+    assert abs(one["test_loss"] - other["test_loss"]) <= 2e-6  # figures are rounded to six places
+    assert one["test_accuracy"] == other["test_accuracy"]
+
+
+def test_float64_moved(placements):
+    losses = placements["float64", "one"]["losses"]
+    assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.parametrize("placement", ["mirrored", "workers"])
+def test_float32_agrees_at_first(placements, placement):
+    one, other = placements["float32", "one"], placements["float32", placement]
+    np.testing.assert_allclose(other["losses"][:3], one["losses"][:3], rtol=0.1)

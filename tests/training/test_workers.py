@@ -1,0 +1,104 @@
+"""`scripts/train.py` in two processes: started by hand and by itself, killed, and going on."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .test_replicas import free_ports
+
+TRAIN = [sys.executable, str(Path(__file__).resolve().parents[2] / "scripts" / "train.py")]
+COMMON = ["--data", "digits", "--batch-size", "128", "--validate", "none", "--save-every", "4", "--seed", "1"]
+ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
+
+
+def launch(folder, index, ports, *arguments):
+    workers = ",".join(f"127.0.0.1:{port}" for port in ports)
+    command = [*TRAIN, *COMMON, "--out", str(folder), "--workers", workers, "--index", str(index), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def wait_for_epoch(folder, number, seconds=240):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        log = folder / "log.csv"
+        if log.exists() and len(log.read_text().splitlines()) > number:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"no epoch {number} within {seconds} s")
+
+
+def epochs_of(folder):
+    with open(folder / "log.csv", newline="") as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_lost_worker_stops_the_other_and_both_go_on(tmp_path, victim):
+    arguments, ports = ("--epochs", "30"), free_ports(2)
+    processes = [launch(tmp_path / "run", index, ports, *arguments) for index in (0, 1)]
+    wait_for_epoch(tmp_path / "run", 2)
+    processes[victim].kill()
+    _, errors = processes[1 - victim].communicate(timeout=180)
+    assert processes[1 - victim].returncode == 1 and "another worker is gone; the checkpoint of step" in errors
+    done = len(epochs_of(tmp_path / "run"))
+    ports = free_ports(2)
+    processes = [launch(tmp_path / "run", index, ports, *arguments) for index in (0, 1)]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    assert "going on from step" in outputs[0][1] and done >= 2
+    assert epochs_of(tmp_path / "run") == list(range(1, 31))
+
+
+@pytest.mark.slow
+def test_worker_waits_for_the_other_as_asked(tmp_path):
+    arguments, ports = ("--epochs", "40", "--lost-worker", "wait"), free_ports(2)
+    waiting, lost = (launch(tmp_path / "run", index, ports, *arguments) for index in (0, 1))
+    wait_for_epoch(tmp_path / "run", 2)
+    lost.kill()
+    lost.wait()
+    back = launch(tmp_path / "run", 1, ports, *arguments)
+    outputs = [process.communicate(timeout=300) for process in (waiting, back)]
+    assert (waiting.returncode, back.returncode) == (0, 0), outputs
+    assert "Waiting for the other workers" in outputs[0][1]
+    assert epochs_of(tmp_path / "run") == list(range(1, 41))
+
+
+@pytest.mark.slow
+def test_termination_of_one_worker_saves_and_ends_both(tmp_path):
+    ports = free_ports(2)
+    processes = [launch(tmp_path / "run", index, ports, "--epochs", "200") for index in (0, 1)]
+    wait_for_epoch(tmp_path / "run", 1)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    assert all("stopped as asked, saved at step" in errors for _, errors in outputs)
+
+
+@pytest.mark.slow
+def test_three_local_workers_give_one_summary(tmp_path):
+    command = [
+        *TRAIN,
+        "--data",
+        "digits",
+        "--batch-size",
+        "126",
+        "--epochs",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+        "--local-workers",
+        "3",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=400)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["steps"] == 22 and summary["test_accuracy"] > 0.3
+    assert "MultiWorkerMirroredStrategy, process 1 of 3, 3 replicas; global batch 126, 42 per replica" in done.stderr
