@@ -47,4 +47,4 @@ if __name__ == "__main__":
     # The address is all that anybody reads there; a pipe that is full would stop the log, and the server with it.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     model = Classifier(sys.argv[1], int(sys.argv[2]) or None)
-    ModelServer(http_port=port, enable_grpc=False, workers=1).start([model])
+    ModelServer(http_port=port, enable_grpc=False, workers=1, timeout_keep_alive=600).start([model])

@@ -38,6 +38,7 @@ if __name__ == "__main__":
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     api = Classifier(max_batch_size=int(sys.argv[2]), batch_timeout=float(sys.argv[4]))
-    server = litserve.LitServer(api, accelerator="cpu")
+    # It is stopped now and then, and must not take that for clients that are too slow.
+    server = litserve.LitServer(api, accelerator="cpu", timeout=False)
     print(f"http://127.0.0.1:{port}", flush=True)
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error", timeout_keep_alive=600)

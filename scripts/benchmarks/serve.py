@@ -1,7 +1,9 @@
 """`scripts/benchmark.py serve`: what serving costs over bare onnxruntime, measured in one run, alternatives interleaved.
 
-Every measurement is a process of its own: the bare loop, the server, and the load, which shares the cores with the server.
-Servers that are not being measured are stopped (SIGSTOP): some of them are never quite idle.
+Everything is a process of its own: the bare loop, the servers, and the load of each, which shares the cores with its server.
+All are there at the same time and take turns of a second or two, the others being stopped (SIGSTOP) meanwhile, so that a
+machine that is now fast and now slow is so for all of them. Rates and latencies count the time in which a contender was awake;
+a request that lasts over several turns counts in each by its share.
 """
 
 import asyncio
@@ -23,7 +25,7 @@ import click
 import numpy as np
 
 CLIENTS = (1, 8, 64)
-BARE, SINGLE, AGAIN = "bare", "bare, batch 1", "bare again"
+BARE, AGAIN = "bare", "bare again"
 
 
 @click.group()
@@ -31,25 +33,29 @@ def parts():
     """The processes that `serve` starts."""
 
 
+def _told():
+    """A list that is no longer empty when this process has been told to end what it is about and report."""
+    told = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    return told
+
+
 @parts.command()
 @click.argument("model")
 @click.argument("rows", type=int)
 @click.argument("threads", type=int)
-@click.argument("seconds", type=float)
-def bare(model, rows, threads, seconds):
-    """Images per second, and milliseconds per batch, of onnxruntime alone."""
+def bare(model, rows, threads):
+    """onnxruntime alone, batch after batch until told to stop: when each began and ended."""
     from resnet_export.runtime import session
 
     opened = session(model, "cpu", threads=threads or None)
     batch = {opened.inputs[0].name: _pixels(opened.inputs[0], rows)}
-    for _ in range(3):
+    told, spans = _told(), []
+    while not told:
+        begin = time.monotonic()
         opened.run(batch)
-    times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        opened.run(batch)
-        times.append(time.perf_counter() - started)
-    print(json.dumps({"rate": rows * len(times) / sum(times), "batch_ms": 1000 * statistics.median(times)}))
+        spans.append((begin, time.monotonic()))
+    print(json.dumps(spans))
 
 
 def _pixels(spec, rows):
@@ -60,43 +66,39 @@ def _pixels(spec, rows):
 @click.argument("url")
 @click.argument("kind", type=click.Choice(["binary", "jpeg", "litserve"]))
 @click.argument("clients", type=int)
-@click.argument("seconds", type=float)
 @click.option("--rate", type=float, default=0, help="Requests per second that come in any case; 0: each client waits.")
-@click.option("--requests", type=int, default=0, help="Stop after so many.")
-def load(url, kind, clients, seconds, rate, requests):
-    """Requests per second and latencies of a server under load."""
+@click.option("--requests", type=int, default=0, help="Stop after so many; 0: when told.")
+def load(url, kind, clients, rate, requests):
+    """A server under load: when each request began and ended."""
     try:
-        print(json.dumps(asyncio.run(_load(url, kind, clients, seconds, rate, requests))))
+        print(json.dumps(asyncio.run(_load(url, kind, clients, rate, requests, _told()))))
     except asyncio.IncompleteReadError as error:
         raise SystemExit("the server hung up") from error
 
 
-async def _load(url, kind, clients, seconds, rate, requests):
+async def _load(url, kind, clients, rate, requests, told):
     message = _message(url, kind)
     host, port = urlsplit(url).hostname, urlsplit(url).port
-    latencies, started = [], time.perf_counter()
-    state = {"left": requests or 10**9, "next": started}
+    spans, state = [], {"left": requests or 10**9, "next": time.monotonic()}
     random = np.random.default_rng(1)
 
     async def client():
         reader, writer = await asyncio.open_connection(host, port)
-        while time.perf_counter() < started + seconds and state["left"] > 0:
+        while not told and state["left"] > 0:
             state["left"] -= 1
-            begin = time.perf_counter()
+            begin = time.monotonic()
             if rate:
                 # Latency counts from when the request was due, so that a server that stalls cannot hide it.
                 begin = state["next"]
                 state["next"] += random.exponential(1 / rate)
-                await asyncio.sleep(max(0, begin - time.perf_counter()))
+                await asyncio.sleep(max(0, begin - time.monotonic()))
             writer.write(message)
             await _answer(reader)
-            latencies.append(time.perf_counter() - begin)
+            spans.append((begin, time.monotonic()))
         writer.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))
-    passed = time.perf_counter() - started
-    shares = {name: 1000 * float(np.quantile(latencies, share)) for name, share in (("p50", 0.5), ("p99", 0.99))}
-    return {"rate": len(latencies) / passed, "requests": len(latencies), **shares}
+    return spans
 
 
 async def _answer(reader):
@@ -141,35 +143,83 @@ def _jpeg():
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A server that runs: where it answers, which load it takes, and the process whose group is stopped and woken."""
+    """A server that runs: where it answers, and which load it takes."""
 
     url: str
     kind: str
     process: subprocess.Popen
 
-    @contextlib.contextmanager
-    def awake(self):
-        os.killpg(self.process.pid, signal.SIGCONT)
-        yield self.url
-        os.killpg(self.process.pid, signal.SIGSTOP)
+
+@dataclasses.dataclass
+class Contender:
+    """Something that does work in turns: the process that reports it, all processes it takes, and when they were awake."""
+
+    work: subprocess.Popen
+    processes: list
+    rows: int
+    since: float = dataclasses.field(default_factory=time.monotonic)
+    awake: list = dataclasses.field(default_factory=list)
+    turns: list = dataclasses.field(default_factory=list)
+
+    def wake(self):
+        self.since = time.monotonic()
+        _signal(self.processes, signal.SIGCONT)
+
+    def sleep(self):
+        _signal(self.processes, signal.SIGSTOP)
+        self.awake.append((self.since, time.monotonic()))
+
+    def turn(self, seconds):
+        self.wake()
+        time.sleep(seconds)
+        self.sleep()
+        self.turns.append(self.awake[-1])
+
+    def report(self):
+        """`(images per second of every turn, latencies in milliseconds)`, after letting it finish what it has begun."""
+        self.wake()
+        self.work.terminate()
+        output = self.work.communicate(timeout=120)[0]
+        self.sleep()
+        if self.work.returncode:
+            raise SystemExit(f"{self.work.args} failed")
+        spans = json.loads(output)
+        took = _overlaps(spans, self.awake).sum(1)
+        shares = _overlaps(spans, self.turns) / took[:, None]
+        lengths = np.diff(self.turns)[:, 0]
+        return (self.rows * shares.sum(0) / lengths).tolist(), (1000 * took).tolist()
+
+
+def _overlaps(spans, intervals):
+    """Seconds that every span [n] has in common with every interval [m], as [n, m]."""
+    spans, intervals = np.array(spans)[:, None], np.array(intervals)[None]
+    return (np.minimum(spans[..., 1], intervals[..., 1]) - np.maximum(spans[..., 0], intervals[..., 0])).clip(0)
+
+
+def _signal(processes, number):
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, number)
 
 
 @contextlib.contextmanager
 def _started(command, **popen):
-    """A process that leads a group of its own; it gets its standard output read and is ended with all it has started."""
+    """A process that leads a group of its own, which is ended with all that it has started."""
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, start_new_session=True, **popen)
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGCONT)
-        os.killpg(process.pid, signal.SIGTERM)
+        # It may be gone already, but not what it started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
 
 
 @contextlib.contextmanager
 def _serving(model, name, *arguments):
     command = [sys.executable, "-m", "resnet_export", "serve", f"{name}={model}", "--port", "0", "--json", "--device", "cpu"]
-    with _started([*command, *arguments]) as process:
+    with _started([*command, "--timeout", 600, *arguments]) as process:
         events = map(json.loads, process.stdout)
         url = next(event["url"] for event in events if event["event"] == "listening")
         next(event for event in events if event["event"] == "ready")
@@ -191,11 +241,17 @@ def _peer(program, python, health, kind, *arguments):
         yield Server(f"{url}/net", kind, process)
 
 
-def _measure(*arguments):
-    done = subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout)
+def _part(*arguments):
+    return [sys.executable, __file__, *arguments]
+
+
+def _latencies(*arguments):
+    """Requests per second and latencies of a load that ends by itself."""
+    with _started(_part("load", *arguments)) as process:
+        spans = np.array(json.loads(process.communicate(timeout=280)[0]))
+    took = 1000 * np.diff(spans)[:, 0]
+    seconds = spans[:, 1].max() - spans[:, 0].min()
+    return {"rate": len(spans) / seconds, "p50": float(np.quantile(took, 0.5)), "p99": float(np.quantile(took, 0.99))}
 
 
 def _metric(url, name):
@@ -209,44 +265,45 @@ def _metric(url, name):
 @click.option("--threads", default=0, help="Threads of onnxruntime; 0: its own choice.")
 @click.option("--max-batch", default=8, show_default=True)
 @click.option("--max-delay-ms", default=5.0, show_default=True)
-@click.option("--rounds", default=5, show_default=True, help="How often every alternative is measured; 0: only the rest.")
-@click.option("--seconds", default=4.0, show_default=True, help="Length of one measurement.")
+@click.option("--clients", multiple=True, type=int, default=CLIENTS, show_default=True, help="How many; may be given again.")
+@click.option("--turns", default=12, show_default=True, help="How often every alternative has its turn; 0: only the rest.")
+@click.option("--seconds", default=1.5, show_default=True, help="Length of a turn.")
 @click.option("--litserve-python", default=lambda: os.environ.get("LITSERVE_PYTHON"), help="Python that has litserve.")
 @click.option("--kserve-python", default=lambda: os.environ.get("KSERVE_PYTHON"), help="Python that has kserve.")
-@click.option("--out", type=click.Path(), help="JSON file for all numbers, with a diagram beside it; rounds add to those in it.")
-def serve(model, small, threads, max_batch, max_delay_ms, rounds, seconds, litserve_python, kserve_python, out):
+@click.option("--out", type=click.Path(), help="JSON file for all numbers, with a diagram beside it; further turns are added.")
+def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, seconds, litserve_python, kserve_python, out):
     """Serving against a bare onnxruntime loop, LitServe and KServe's SDK, closed and open loop; MODEL is an ONNX file."""
     settings = {"model": Path(model).name, "threads": threads, "max_batch": max_batch, "max_delay_ms": max_delay_ms}
     figures = _begun(out, settings)
     # Servers lead groups of their own: whoever ends this process would leave them behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     options = ["--max-batch", max_batch, "--max-delay-ms", max_delay_ms] + (["--threads", threads] if threads else [])
-    with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(_serving(model, "net", *options))
-        servers = {"binary": ours, "JPEG": dataclasses.replace(ours, kind="jpeg")}
-        for name, python, *peer in (
-            ("LitServe", litserve_python, "health", "litserve", model, max_batch, threads, max_delay_ms / 1000),
-            ("KServe SDK", kserve_python, "v2/health/ready", "binary", model, threads),
-        ):
-            if python:
-                program = f"{name.split()[0].lower()}_peer.py"
-                servers[name] = stack.enter_context(_peer(program, python, *peer))
-            else:
-                click.echo(f"{name}: not measured, no environment is named", err=True)
-        for server in servers.values():
-            with server.awake():
-                # What a first request sets up is not what is measured.
-                _measure("load", server.url, server.kind, 8, 1)
-        for number in range(rounds):
-            _round(figures["runs"], servers, model, max_batch, threads, seconds)
+    peers = (
+        ("LitServe", litserve_python, "health", "litserve", model, max_batch, threads, max_delay_ms / 1000),
+        ("KServe SDK", kserve_python, "v2/health/ready", "binary", model, threads),
+    )
+    for count in clients if turns else ():
+        with contextlib.ExitStack() as stack:
+            servers = {"binary": stack.enter_context(_serving(model, "net", *options))}
+            servers["JPEG"] = dataclasses.replace(stack.enter_context(_serving(model, "net", *options)), kind="jpeg")
+            for name, python, *peer in peers:
+                if python:
+                    program = f"{name.split()[0].lower()}_peer.py"
+                    servers[name] = stack.enter_context(_peer(program, python, *peer))
+                else:
+                    click.echo(f"{name}: not measured, no environment is named", err=True)
+            # One client alone never fills a batch: what it is compared with does not either.
+            rows = max_batch if count > 1 else 1
+            _take_turns(figures["runs"], _contenders(stack, servers, model, rows, threads, count), count, turns, seconds)
             _kept(out, figures)
-            click.echo(f"round {number + 1} of {rounds}", err=True)
-        capacity = statistics.median(entry["rate"] for entry in figures["runs"]["binary 8"])
-        with ours.awake() as url:
-            figures["half_load"] = _measure("load", url, "binary", 32, 20, "--rate", capacity / 2)
-            before = _metric(url, "nv_inference_exec_count")
-            _measure("load", url, "binary", 64, 60, "--requests", 64)
-            figures["executions_of_64"] = _metric(url, "nv_inference_exec_count") - before
+            click.echo(f"{count} clients: done", err=True)
+    with _serving(model, "net", *options) as server:
+        capacity = statistics.mean(figures["runs"]["binary 8"]["rates"])
+        rate = ["--rate", capacity / 2, "--requests", round(10 * capacity)]
+        figures["half_load"] = _latencies(server.url, "binary", 32, *rate)
+        before = _metric(server.url, "nv_inference_exec_count")
+        _latencies(server.url, "binary", 64, "--requests", 64)
+        figures["executions_of_64"] = _metric(server.url, "nv_inference_exec_count") - before
     if small:
         figures["memory"] = _memory(small)
     _kept(out, figures)
@@ -270,52 +327,64 @@ def _kept(out, figures):
         Path(out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def _round(runs, servers, model, rows, threads, seconds):
-    """One measurement of everything, in turn."""
+def _contenders(stack, servers, model, rows, threads, clients):
+    """All that take turns, by name, asleep."""
 
-    def keep(name, *arguments):
-        runs.setdefault(name, []).append(_measure(*arguments))
+    def contender(command, rows, *processes):
+        work = stack.enter_context(_started(command))
+        return Contender(work, [work, *processes], rows)
 
-    keep(BARE, "bare", model, rows, threads, seconds)
-    keep(SINGLE, "bare", model, 1, threads, seconds)
-    for clients in CLIENTS:
-        for name, server in servers.items():
-            with server.awake() as url:
-                keep(f"{name} {clients}", "load", url, server.kind, clients, seconds)
-    keep(AGAIN, "bare", model, rows, threads, seconds)
+    made = {name: contender(_part("bare", model, rows, threads), rows) for name in (BARE, AGAIN)}
+    for name, server in servers.items():
+        made[name] = contender(_part("load", server.url, server.kind, clients), 1, server.process)
+    # What starting and first requests take is not what is measured.
+    time.sleep(8)
+    for entry in made.values():
+        entry.sleep()
+    return made
+
+
+def _take_turns(runs, contenders, clients, turns, seconds):
+    for number in range(turns):
+        # There and back, so that nobody always comes after the same other.
+        for contender in list(contenders.values())[:: 1 if number % 2 else -1]:
+            contender.turn(seconds)
+    for name, contender in contenders.items():
+        rates, latencies = contender.report()
+        kept = runs.setdefault(f"{name} {clients}", {"rates": [], "latencies": []})
+        kept["rates"] += rates
+        kept["latencies"] += latencies
 
 
 def _memory(model):
     """Resident bytes of a server after 1,000 and after 11,000 requests."""
     with _serving(model, "small") as server:
-        url = server.url
-        _measure("load", url, "binary", 8, 120, "--requests", 1000)
-        before = _metric(url, "process_resident_memory_bytes")
-        _measure("load", url, "binary", 8, 120, "--requests", 10_000)
-        return {"after_1000": before, "after_11000": _metric(url, "process_resident_memory_bytes")}
+        _latencies(server.url, "binary", 8, "--requests", 1000)
+        before = _metric(server.url, "process_resident_memory_bytes")
+        _latencies(server.url, "binary", 8, "--requests", 10_000)
+        return {"after_1000": before, "after_11000": _metric(server.url, "process_resident_memory_bytes")}
 
 
 def _report(figures):
     runs, settings = figures["runs"], figures["settings"]
-    width = max(map(len, runs))
-    lines = ["", f"{'':{width}}  images/s   of bare   quartiles       p99 ms"]
-    for name, entries in runs.items():
-        rates = [entry["rate"] for entry in entries]
-        # One client alone never fills a batch: what it is compared with does not either.
-        bare = [entry["rate"] for entry in runs[SINGLE if name.endswith(" 1") else BARE]]
-        ratios = [rate / reference for rate, reference in zip(rates, bare, strict=True)]
-        low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-        p99 = statistics.median(entry.get("p99", 0) for entry in entries)
-        lines.append(f"{name:{width}}  {statistics.median(rates):8.1f}   {middle:7.2f}   {low:.2f} – {high:.2f}   {p99:8.1f}")
-    for name in sorted({name.rsplit(" ", 1)[0] for name in runs} & {"LitServe", "KServe SDK"}):
-        for clients in CLIENTS:
-            pairs = zip(runs[f"binary {clients}"], runs[f"{name} {clients}"], strict=True)
-            low, middle, high = np.quantile([ours["rate"] / theirs["rate"] for ours, theirs in pairs], (0.25, 0.5, 0.75))
-            lines.append(f"binary over {name}, {clients} clients: {middle:.2f} ({low:.2f} – {high:.2f})")
+    names = dict.fromkeys(name.rsplit(" ", 1)[0] for name in runs)
+    counts = [count for count in CLIENTS if f"{BARE} {count}" in runs]
+    lines = ["", f"{'clients':8} {'':12}  images/s   of bare   quartiles     p99 ms"]
+    for count in counts:
+        for name in names:
+            entry = runs[f"{name} {count}"]
+            low, middle, high = _ratios(runs, name, BARE, count)
+            p99 = np.quantile(entry["latencies"], 0.99)
+            rate = statistics.mean(entry["rates"])
+            lines.append(f"{count:<8} {name:12}  {rate:8.1f}   {middle:7.2f}   {low:.2f} – {high:.2f}   {p99:8.1f}")
+    for name in [name for name in names if name not in (BARE, AGAIN, "binary", "JPEG")]:
+        for count in counts:
+            low, middle, high = _ratios(runs, "binary", name, count)
+            lines.append(f"binary over {name}, {count} clients: {middle:.2f} ({low:.2f} – {high:.2f})")
     half, memory = figures["half_load"], figures.get("memory")
-    batch = statistics.median(entry["batch_ms"] for entry in runs[BARE])
+    batch = statistics.median(runs[f"{BARE} 8"]["latencies"])
     lines += [
-        f"{len(runs[BARE])} rounds; a batch of {settings['max_batch']} takes {batch:.1f} ms",
+        f"{len(runs[f'{BARE} 8']['rates'])} turns; a batch of {settings['max_batch']} takes {batch:.1f} ms",
         f"p99 at half load ({half['rate']:.1f}/s): {half['p99']:.1f} ms, bar {3 * batch + settings['max_delay_ms']:.1f} ms",
         f"64 requests at once: {figures['executions_of_64']:.0f} executions",
     ]
@@ -323,6 +392,12 @@ def _report(figures):
         after = [f"{memory[f'after_{count}'] / 2**20:.1f} MiB after {count}" for count in (1000, 11000)]
         lines.append(f"memory: {', '.join(after)} requests")
     return "\n".join(lines)
+
+
+def _ratios(runs, name, other, clients):
+    """Quartiles of the ratio of two alternatives' rates, turn by turn."""
+    one, two = (np.array(runs[f"{which} {clients}"]["rates"]) for which in (name, other))
+    return np.quantile(one / two, (0.25, 0.5, 0.75))
 
 
 def _figure(figures, path):
@@ -333,15 +408,14 @@ def _figure(figures, path):
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     runs = figures["runs"]
-    for kind in dict.fromkeys(name.rsplit(" ", 1)[0] for name in runs if name not in (BARE, SINGLE, AGAIN)):
-        points = [
-            [statistics.median(entry[what] for entry in runs[f"{kind} {clients}"]) for what in ("rate", "p99")]
-            for clients in CLIENTS
-        ]
+    counts = [count for count in CLIENTS if f"{BARE} {count}" in runs]
+    for kind in dict.fromkeys(name.rsplit(" ", 1)[0] for name in runs if not name.startswith(BARE)):
+        entries = [runs[f"{kind} {count}"] for count in counts]
+        points = [(statistics.mean(entry["rates"]), np.quantile(entry["latencies"], 0.99)) for entry in entries]
         axes.plot(*zip(*points, strict=True), marker="o", label=kind)
-        for clients, point in zip(CLIENTS, points, strict=True):
-            axes.annotate(f" {clients}", point)
-    axes.axvline(statistics.median(entry["rate"] for entry in runs[BARE]), color="grey", linestyle=":", label="bare loop")
+        for count, point in zip(counts, points, strict=True):
+            axes.annotate(f" {count}", point)
+    axes.axvline(statistics.mean(runs[f"{BARE} 8"]["rates"]), color="grey", linestyle=":", label="bare loop")
     axes.set(xlabel="images per second", ylabel="p99 latency, ms", yscale="log", title="Throughput and latency; numbers: clients")
     axes.legend()
     figure.savefig(path, dpi=120)
