@@ -51,7 +51,7 @@ def to_float16(source, path, *, samples=None, overwrite=True, keep_failed=False)
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     artifact.check_target(path, overwrite)
-    original = session(source, "cpu")
+    original = _float32_session(source)
     tries = list(_cases(original, samples))
     proto = artifact.read_proto(source)
     large = overflowing(source, tries)
@@ -64,6 +64,21 @@ def to_float16(source, path, *, samples=None, overwrite=True, keep_failed=False)
         report = dataclasses.replace(report, path=str(path), notes=tuple(note))
         require(report)
         return ExportResult(str(path), report, artifact.digest(work), "float16", artifact.disk_size(work), tuple(note))
+
+
+def _float32_session(path):
+    """A session of a file that is in float32 still.
+
+    Raises:
+        UsageError: it is in a lower precision already.
+    """
+    opened = session(path, "cpu")
+    graph = artifact.read_proto(path, external_data=False).graph
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
+        raise UsageError(f"{path} is quantised already; give the float32 file that it was made from")
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer):
+        raise UsageError(f"{path} is in float16 already; give the float32 file that it was made from")
+    return opened
 
 
 def without_round_trips(proto):
@@ -156,7 +171,7 @@ def to_int8(source, path, *, calibration, samples=None, target="cpu", max_drop=1
     if not 0 <= max_drop <= 100:
         raise UsageError(f"`max_drop` must be from 0 to 100 percent, got {max_drop}")
     artifact.check_target(path, overwrite)
-    original = session(source, "cpu")
+    original = _float32_session(source)
     name, _ = scores_output(original)
     ranges = read_images(calibration, original)
     tests = ranges if samples is None else read_images(samples, original)
@@ -199,6 +214,8 @@ def read_images(source, model):
     )
     if not fits or not len(array):
         raise UsageError(f"images must have the shape {list(spec.shape)} of the model's input, got {list(array.shape)}")
+    if not np.isfinite(array.astype("float32")).all():
+        raise UsageError("images hold numbers that are not finite")
     return list(_in_rows(array.astype(spec.dtype)))
 
 

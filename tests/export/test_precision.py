@@ -181,12 +181,26 @@ def test_export_straight_to_lower_precision(mixed, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["h.onnx", "q.onnx"]
 
 
+def test_a_file_in_lower_precision_is_refused(trained, tmp_path):
+    source, calibration, _ = trained
+    result = precision.to_int8(source, tmp_path / "q.onnx", calibration=calibration)
+    assert precision.to_int8(source, tmp_path / "again.onnx", calibration=calibration).sha256 == result.sha256
+    precision.to_float16(source, tmp_path / "h.onnx")
+    for name, message in (("q.onnx", "is quantised already"), ("h.onnx", "is in float16 already")):
+        with pytest.raises(rx.UsageError, match=message):
+            precision.to_float16(tmp_path / name, tmp_path / "z.onnx")
+        with pytest.raises(rx.UsageError, match=message):
+            precision.to_int8(tmp_path / name, tmp_path / "z.onnx", calibration=calibration)
+
+
 BAD = {
     "neither": ([], "one of --fp16 and --int8"),
     "no calibration": (["--int8"], "--calibration"),
     "empty folder": (["--int8", "--calibration", "{tmp}/empty"], "holds no images"),
     "other size": (["--int8", "--calibration", "{tmp}/small.npz"], "must have the shape"),
     "no array": (["--int8", "--calibration", "{tmp}/text.npz"], "neither a folder"),
+    "no numbers": (["--int8", "--calibration", "{tmp}/nan.npy"], "not finite"),
+    "words": (["--int8", "--calibration", "{tmp}/words.npy"], "must have the shape"),
 }
 
 
@@ -195,6 +209,8 @@ def test_bad_input(trained, tmp_path, capsys, case):
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "small.npz", noise(4, 12, 12, 3))
     (tmp_path / "text.npz").write_text("nothing")
+    np.save(tmp_path / "nan.npy", np.full((4, 24, 24, 3), np.nan, "float32"))
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     before = sorted(os.listdir(tmp_path))
     arguments, message = BAD[case]
     code = main(
