@@ -219,13 +219,16 @@ def _opened(path, options):
     Those buffers serve one run at a time, so that several instances do without.
     """
     opened = session(path, options.device, threads=options.threads, detached=True)
-    values = opened.inputs + opened.outputs
-    fixed = all(isinstance(dim, int) for value in values for dim in value.shape[1:])
-    open_batch = all(value.shape and isinstance(value.shape[0], str) and value.dtype != "object" for value in values)
-    if opened.device not in ON_GPU or not (fixed and open_batch) or options.batch.instances > 1:
+    if opened.device not in ON_GPU or options.batch.instances > 1 or not all(map(_bindable, opened.inputs + opened.outputs)):
         return opened
     sizes = buckets(options.batch.max_rows)
     return session(path, opened.device, threads=options.threads, detached=True, batches=sizes)
+
+
+def _bindable(value):
+    """Whether a buffer can be laid out for it: numbers, of which only the batch is open."""
+    open_dims = [isinstance(dim, str) for dim in value.shape]
+    return value.dtype != "object" and open_dims[:1] == [True] and not any(open_dims[1:])
 
 
 def buckets(max_rows):
