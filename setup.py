@@ -37,6 +37,7 @@ EXTRAS = {
     "serve": SERVE,
     "cluster": ["ray[serve,data]>=2.60", *SERVE],
     "data": ["tensorflow-datasets>=4.9"],
+    "train": ["pyyaml>=6", "matplotlib>=3.8"],
     "tensorboard": ["tensorboard>=2.18"],
     "demo": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "batch": ["pyarrow>=15"],
@@ -46,7 +47,7 @@ EXTRAS = {
 }
 EXTRAS["dev"] = sorted(
     {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.20", "schemathesis>=4", "ruff>=0.6", "build>=1.2"}.union(
-        *(EXTRAS[name] for name in ("demo", "tensorboard", "serve", "client", "batch"))
+        *(EXTRAS[name] for name in ("demo", "train", "tensorboard", "serve", "client", "batch"))
     )
 )
 

@@ -15,15 +15,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import click
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
+from resnet_export.source import quiet_start
+
+with quiet_start():
+    from keras_resnet.training import Run, TrainingError, WorkerLost, train
+    from keras_resnet.training.recipes import RECIPES
+    from keras_resnet.training.run import CHOICES
+    from keras_resnet.training.strategies import tf_config
 
 
 def options_of_run(command):
     """An option for every field of `Run`; its help is the field's line in the docstring."""
-    from keras_resnet.training.run import CHOICES, Run
-
     helps = _helps(Run.__doc__)
     for item in reversed(dataclasses.fields(Run)):
         if item.name in ("model_options", "growth"):
@@ -84,27 +86,23 @@ def main(description, out, model_options, growth, local_workers, recipes, quiet,
     Ends with one line of JSON on standard output. Exit codes: 0 done, 1 the loss or a worker was lost, 2 wrong usage or
     unreadable data, 4 a device is missing, 130 interrupted, 143 stopped by SIGTERM with everything saved.
     """
-    from keras_resnet.training.recipes import RECIPES
-    from keras_resnet.training.run import Run, TrainingError
-
     if recipes:
         for name, recipe in RECIPES.items():
             click.echo(f"{name:16} {recipe['source']}")
         return
+    run = None
     try:
         changes = _changes(flags, model_options, growth)
         run = Run.load(description, **changes) if description else Run.of(**changes)
         out = out or f"runs/{Path(run.model).stem}-{Path(run.data).stem}"
         if local_workers:
             sys.exit(_spawn(local_workers))
-        from keras_resnet.training import train
-
         result = train(run, out, quiet=quiet)
     except TrainingError as error:
         if debug:
             raise
         click.echo(f"Error: {error}", err=True)
-        if run_waits(error, locals().get("run")):
+        if run_waits(error, run):
             click.echo("Waiting for the other workers", err=True)
             os.execv(sys.executable, [sys.executable, *sys.argv])
         # A lost worker leaves threads of the cluster behind that would hold the process.
@@ -118,12 +116,10 @@ def main(description, out, model_options, growth, local_workers, recipes, quiet,
 
 def run_waits(error, run):
     """Whether a worker that lost another starts anew and waits."""
-    return type(error).__name__ == "WorkerLost" and run is not None and run.lost_worker == "wait"
+    return isinstance(error, WorkerLost) and run is not None and run.lost_worker == "wait"
 
 
 def _changes(flags, model_options, growth):
-    from keras_resnet.training.run import Run, TrainingError
-
     defaults = {item.name: item.default for item in dataclasses.fields(Run)}
     changes = {}
     for name, value in flags.items():
@@ -158,8 +154,6 @@ def _spawn(count):
             skip = not skip
         elif not argument.startswith("--local-workers="):
             arguments.append(argument)
-    from keras_resnet.training.strategies import tf_config
-
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
     processes = []
     for index in range(count):

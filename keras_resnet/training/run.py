@@ -32,35 +32,40 @@ class Run:
         model: name of the zoo, or a `.keras` file.
         model_options: further arguments of `create_model`.
         weights: initial weights; None for random ones.
-        data: name or path, see `keras_resnet.data.load`.
-        data_path: see there.
-        corrupt: `"fail"` or `"skip"` damaged images.
+        data: `digits`, `cifar10`, `cifar100`, `tfds/NAME`, an `.npz`, a folder of images per class, or of TFRecord shards.
+        data_path: for CIFAR the `.npz`, for TFDS the data folder; None lets Keras (TFDS) download.
+        corrupt: damaged images end the run, or are named and left out.
         cache: hold image files in memory.
         holdout: training images held out for validation, to choose a recipe without the test set.
         validate: after every epoch: `"auto"` on the held-out images, or the test set if none are; `"test"`; `"none"`.
             The test set is measured once at the end in any case.
-        recipe: a key of `RECIPES`.
+        recipe: a set of defaults with a name; --recipes lists them.
         image_size: side of the model's input; None is the data set's, or the model's own.
         epochs: passes over the training images.
         batch_size: images per step over all devices (global batch).
         learning_rate: for a global batch of `base_batch`; scaled linearly (arXiv 1706.02677).
-        base_batch: see there.
-        optimizer: `"sgd"`, `"adamw"` or `"lamb"`.
+        base_batch: batch size that `learning_rate` is meant for.
+        optimizer: SGD with momentum, AdamW or LAMB.
         momentum: of SGD.
         nesterov: of SGD.
-        schedule: `"constant"`, `"step"`, `"cosine"` or `"one-cycle"`.
+        schedule: of the learning rate, behind the warm-up; one-cycle has a rise of its own over 30 % of the run.
         milestones: epochs at which `"step"` multiplies the rate by `factor`.
-        factor: see there.
+        factor: of each of the milestones.
         warmup_epochs: epochs of linear warm-up from 0 (from the unscaled rate with `warmup_to_batch`).
-        warmup_to_batch: see there.
+        warmup_to_batch: warm up from the unscaled rate to the scaled one.
         weight_decay: with SGD added to the gradient (L2, as in the papers); with AdamW and LAMB decoupled. Gates, γ, β and
             biases are left out.
         clip_norm: largest global norm of the gradient, after the sum over replicas; 0 for none.
         loss: `"softmax"` or `"sigmoid"` (binary cross-entropy per class, as in arXiv 2110.00476).
         label_smoothing: share of a label given to all classes.
-        crop_padding, random_area, flip, randaugment, magnitude, erasing: see `keras_resnet.data.Augmentation`.
-        mixup: α, 0 for none.
-        cutmix: α, 0 for none.
+        crop_padding: pixels around training images before a random crop of the model's size (CIFAR: 4).
+        random_area: smallest share of a photograph's area that a random crop takes before it is resized (ImageNet: 0.08).
+        flip: mirror training images in half of the cases.
+        randaugment: RandAugment operations per image.
+        magnitude: of those operations, 0 to 10.
+        erasing: probability that a random rectangle is filled with noise.
+        mixup: α of MixUp, 0 for none.
+        cutmix: α of CutMix, 0 for none.
         small_crops: side of training crops in the beginning, as a share of the model's; 1 switches it off.
         small_epochs: share of the epochs with small crops.
         drop_path: probability to drop the deepest branch; None is the model's own.
@@ -72,7 +77,7 @@ class Run:
         growth_block: block of `growth`.
         growth_gate: gate of `growth`; None is the block's default.
         precision: dtype policy of the model.
-        jit: compile steps with XLA.
+        jit: compile steps with XLA (slower on most CPUs).
         steps_per_execution: steps per call of the device loop; lowered to a divisor of the steps of an epoch.
         devices: names of the devices of this process, e.g. `("GPU:0",)`; empty for all GPUs, or the CPU.
         workers: `host:port` of every process of a multi-worker run, the same on all; empty for one process.
