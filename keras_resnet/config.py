@@ -72,10 +72,14 @@ class Config:
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
+            elif field.type is tuple and not isinstance(value, tuple):
+                raise ValueError(f"`{field.name}` must be a tuple, got {value!r}")
             if field.name in CHOICES and value not in CHOICES[field.name]:
                 raise ValueError(f"`{field.name}` must be one of {', '.join(map(repr, CHOICES[field.name]))}, got {value!r}")
         for name in ("num_classes", "input_size", "channels", "rank"):
             _positive(name, getattr(self, name))
+        if not _is_number(self.norm_epsilon) or self.norm_epsilon <= 0:
+            raise ValueError(f"`norm_epsilon` must be a number above 0, got {self.norm_epsilon!r}")
 
     def replace(self, **changes):
         """A copy with some fields changed; checked like a new config."""
@@ -189,8 +193,8 @@ class ResNetConfig(Config):
             _positive(name, getattr(self, name))
         for name in ("drop_path", "dropout", "head_dropout"):
             _rate(name, getattr(self, name))
-        if self.se_ratio < 0:
-            raise ValueError(f"`se_ratio` must be 0 or more, got {self.se_ratio}")
+        if not _is_number(self.se_ratio) or self.se_ratio < 0:
+            raise ValueError(f"`se_ratio` must be a number from 0 up, got {self.se_ratio!r}")
         if self.block == "basic" and (self.groups, self.base_width) != (1, 64):
             got = f"groups={self.groups}, base_width={self.base_width}"
             raise ValueError(f'`groups` and `base_width` need block="bottleneck", got {got}')
@@ -402,6 +406,10 @@ def _positive(name, value):
         raise ValueError(f"`{name}` must hold whole numbers from 1 up, got {value!r}")
 
 
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _rate(name, value):
-    if not 0 <= value < 1:
+    if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}")

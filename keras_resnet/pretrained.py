@@ -113,7 +113,7 @@ def fill(model, config, pretrained, *, fresh_head=False):
 
 
 def check_variant(name, config, pretrained, chosen=()):
-    """Refuse weights of a variant that has the same shapes and other logits, if the file's card tells.
+    """Refuse weights of a variant that has the same shapes and other logits, if the file's origin or its card tells.
 
     Args:
         name: of the model they are to be loaded into.
@@ -124,13 +124,16 @@ def check_variant(name, config, pretrained, chosen=()):
     Raises:
         ValueError: the weights were trained in a network that computes something else; names the fields.
     """
-    saved = pretrained.file.card and pretrained.file.card.config
+    file = pretrained.file
+    if reason := file.origin.refusal(config, file.arrays):
+        raise ValueError(f"{pretrained.name} ({file.origin.name}) does not belong to {name}: {reason}")
+    saved = file.card and file.card.config
     if not saved:
         return
     if found := differences(saved, config, chosen):
         raise ValueError(
             f"{pretrained.name} does not belong to {name}: it was trained with {'; '.join(found)}; take the variant "
-            f"it was saved from ({pretrained.file.card.name}), or give the fields that are to differ as arguments"
+            f"it was saved from ({file.card.name}), or give the fields that are to differ as arguments"
         )
     if found := differences(saved, config):
         warnings.warn(f"{pretrained.name} was trained with {'; '.join(found)}; loaded as asked", stacklevel=3)

@@ -204,7 +204,7 @@ def _channels(options):
     tensor, shape = options.get("input_tensor"), options.get("input_shape")
     shape = tuple(tensor.shape[1:]) if tensor is not None else shape
     first = (options.get("data_format") or keras.config.image_data_format()) == "channels_first"
-    return shape[0 if first else -1] if shape else None
+    return shape[0 if first else -1] if shape and isinstance(shape, tuple | list) else None
 
 
 def model_info(model, **changes):

@@ -159,5 +159,7 @@ NOTES = {
     "resnet50": "v1.5: the stride sits in the 3×3, as in torchvision and timm; keras.applications' is `resnet50_v1`",
     "resnet20": "option A as published by akamaster: every second pixel, zero channels on both sides",
     "resnetv2_50": "v2 in timm's form: stride in the first block of a stage; keras.applications' is `resnetv2_50_keras`",
+    "preresnet164": "the stride sits in the first 1×1, as in the authors' code; others have it in the 3×3 (`stride_in`)",
+    "vgg16_w16_grown26": "`vgg16_w16` with 13 pre-activation blocks behind its pools, as `grow` puts them there",
     "seresnet18": "squeeze width rounded to a multiple of 8, as in timm; the paper's is `se_divisor=1`",
 }

@@ -34,8 +34,6 @@ def assign(model, config, arrays, origin, *, whole=(), fresh_head=False, source=
     Raises:
         ValueError: something is missing, left over or of another shape; nothing is assigned then.
     """
-    if reason := _wrong_network(config, arrays, origin):
-        raise ValueError(f"{source} ({origin.name}) does not belong to {model.name}: {reason}")
     wanted = variables_of(model)
     keys = {name: origin.translate(config, *name) for name in {*wanted, *whole}}
     if fresh_head and _classes(arrays, keys, origin) != config.num_classes:
@@ -51,13 +49,6 @@ def assign(model, config, arrays, origin, *, whole=(), fresh_head=False, source=
     _refuse_misfits(f"{source} ({origin.name}) does not fit {model.name}", wanted, values, keys, arrays, folds, origin)
     for name, value in values.items():
         wanted[name].assign(value)
-
-
-def _wrong_network(config, arrays, origin):
-    """Why the file cannot belong to the config, whatever its shapes, or None."""
-    if origin.family not in (None, config.family):
-        return f"it holds a {origin.family} network, the model is a {config.family}"
-    return origin.fits(config, arrays)
 
 
 def _refuse_misfits(what, wanted, values, keys, arrays, folds, origin):

@@ -45,6 +45,12 @@ class Origin:
     image: dict | None = None
     labels: tuple | None = None
 
+    def refusal(self, config, arrays):
+        """Why a file from here cannot belong to a config, although its shapes may fit, or None."""
+        if self.family not in (None, config.family):
+            return f"it holds a {self.family} network, the model is a {config.family}"
+        return self.fits(config, arrays)
+
 
 def by_rules(rules, layer):
     """The first rule whose pattern matches the whole layer name, filled in; numbers in `{n-1}` style count from 0.

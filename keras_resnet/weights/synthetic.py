@@ -7,11 +7,11 @@ import numpy as np
 
 from .matching import variables_of
 
-# He's factor times this keeps a thousand blocks within float32, while every branch still moves the logits.
+# He's factor times this keeps hundreds of blocks within float32, while every branch still moves the logits.
 GAIN = 0.7
 
 
-def values(name, shape, seed, torch_layout):
+def values(name, shape, seed, torch_layout, gain=GAIN):
     """Numbers for one parameter; batch-norm statistics are random too, since fresh ones hide errors.
 
     Args:
@@ -19,6 +19,7 @@ def values(name, shape, seed, torch_layout):
         shape: of the array.
         seed: whole number.
         torch_layout: whether filters are the first axis (torch) or the last (Keras).
+        gain: factor on He's deviation.
 
     Returns:
         float32 array.
@@ -27,7 +28,7 @@ def values(name, shape, seed, torch_layout):
     kind = name.replace("/", ".").rsplit(".", 1)[-1]
     if len(shape) > 1:
         fan_in = math.prod(shape[1:] if torch_layout else shape[:-1])
-        return (random.standard_normal(shape, "float32") * GAIN * math.sqrt(2 / fan_in)).astype("float32")
+        return (random.standard_normal(shape, "float32") * gain * math.sqrt(2 / fan_in)).astype("float32")
     if kind in ("running_var", "moving_variance", "weight", "gamma"):
         return random.uniform(0.5, 1.5, shape).astype("float32")
     return (0.1 * random.standard_normal(shape, "float32")).astype("float32")

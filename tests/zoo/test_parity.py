@@ -43,9 +43,7 @@ def network(name, peer, seed, size, changes):
     state = state_for(model, config, origin, seed)
     if origin is keras_applications.RESNET:
         state |= biases_of(model, config, origin, seed)
-    # The check for a wrong variant is passed over: planted faults are to be seen in the numbers.
-    unchecked = type(origin)(**{**vars(origin), "fits": lambda config, arrays: None})
-    assign(model, config, state, unchecked)
+    assign(model, config, state, origin)
     return model
 
 
