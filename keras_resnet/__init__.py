@@ -1,5 +1,6 @@
 """Residual networks for Keras that start as the identity: layers, zoo, growth."""
 
+import importlib
 import sys
 
 # Functional models of depth 1202 overrun the default limit of 1000 while Keras builds, loads or clones them.
@@ -19,6 +20,9 @@ from .weights.sources import WeightSource
 
 
 def __getattr__(name):
+    # These need TensorFlow, whatever Keras' backend is, so they are imported when they are asked for.
+    if name in ("data", "training"):
+        return importlib.import_module(f"{__name__}.{name}")
     # Every variant is a constructor too (`keras_resnet.resnet50()`), those of plug-ins included.
     if not name.startswith("_") and name in list_models():
         return constructor(name)
@@ -26,4 +30,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted([*globals(), *list_models()])
+    return sorted([*globals(), "data", "training", *list_models()])

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 
+import keras
 import tensorflow as tf
 
 from ..data.order import Share
@@ -84,8 +85,10 @@ def place(run):
 
     Raises:
         DeviceError: a device that is asked for is not there.
-        TrainingError: `TF_CONFIG` cannot be read.
+        TrainingError: `TF_CONFIG` cannot be read, or Keras runs on another backend.
     """
+    if keras.backend.backend() != "tensorflow":
+        raise TrainingError(f"training needs KERAS_BACKEND=tensorflow, it is {keras.backend.backend()}")
     if run.workers:
         os.environ["TF_CONFIG"] = tf_config(run.workers, run.index)
     if os.environ.get("TF_CONFIG"):

@@ -280,3 +280,9 @@ def test_bad_models_and_data_are_named():
     for model, source, changes, says in cases:
         with pytest.raises((training.TrainingError, ValueError), match=says):
             training.fit(model, source, run=run(**changes), quiet=True)
+
+
+def test_other_backends_are_refused(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(training.TrainingError, match="KERAS_BACKEND=tensorflow, it is jax"):
+        training.place(run())
