@@ -210,6 +210,7 @@ def predict_command(file, images, top, device, url, out, as_json, **many):
         return predict_many(file, images, out, as_json, url=url, top=top, device=device, **many)
     from .prediction import predict
 
+    report.chosen([device])
     predictions = predict(file, list(images), top=top, device=device)
     report.show([prediction.to_json() for prediction in predictions], report.prediction_text(predictions), as_json)
 
@@ -273,6 +274,7 @@ def bench_command(files, csv_file, figure_file, as_json, **options):
 
     if figure_file:
         figure.check(figure_file)
+    report.chosen(options["devices"])
     with report.steps(as_json) as tell:
         tell("bench")
         found = bench(list(files), **options)

@@ -55,6 +55,14 @@ def notes(sentences):
         click.echo(f"note: {sentence}", err=True)
 
 
+def chosen(devices):
+    """Say what `auto` takes and why, if it is among the devices."""
+    from .runtime import choice
+
+    if "auto" in devices:
+        notes([choice()[1]])
+
+
 @contextlib.contextmanager
 def steps(as_json):
     """A spinner that names the current step, on a terminal; silent where output is piped or JSON.

@@ -158,7 +158,7 @@ def session(path, device="auto", *, threads=None, optimise=True, batches=None, c
         raise UsageError(f"`device` must be one of auto, {', '.join(PROVIDERS)}, got {device!r}")
     note = f"{device}, as asked for"
     if device == "auto":
-        device, note = _choice()
+        device, note = choice()
     if device != "tensorrt" and cache is not None:
         raise UsageError(f"`cache` goes with tensorrt, not with {device}")
     if settings.get("graphs") and batches is None:
@@ -192,8 +192,8 @@ def _hold_external_data(path, options):
     return held
 
 
-def _choice():
-    """The device that `auto` takes, and why."""
+def choice():
+    """The device that `auto` takes, and a sentence that says which and why."""
     if not _has_hardware(PROVIDERS["cuda"]):
         return "cpu", "cpu: onnxruntime sees no GPU here"
     if lacking := missing("cuda"):

@@ -62,6 +62,14 @@ def test_auto_says_what_it_took(mixed_export):
         assert opened.note.startswith("cpu: ")
 
 
+def test_auto_says_on_the_command_line_what_it_took(mixed_export, monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "choice", lambda: ("cpu", "cpu: there is no GPU"))
+    assert main(["bench", str(mixed_export[1]), "--runs", "1"]) == 0
+    assert capsys.readouterr().err == "note: cpu: there is no GPU\n"
+    assert main(["bench", str(mixed_export[1]), "--runs", "1", "--device", "cpu"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_auto_with_a_gpu_but_no_library(mixed_export, monkeypatch):
     monkeypatch.setattr(runtime, "_has_hardware", lambda provider: True)
     monkeypatch.setattr(runtime, "missing", lambda device: ["libcublasLt.so.13"])
