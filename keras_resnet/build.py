@@ -21,17 +21,19 @@ def build(config, **options):
         ValueError: see the builder of the family; a config with `growth` and an `input_tensor`.
     """
     model = BUILDERS[type(config)](config, **options)
-    return grown(model, config.growth, options.get("input_tensor")) if config.growth else model
-
-
-def grown(model, growth, input_tensor=None):
-    """The model with the blocks of a `Growth`, as `keras_resnet.grow` would put them there."""
-    if input_tensor is not None:
+    if not config.growth:
+        return model
+    if options.get("input_tensor") is not None:
         raise ValueError(f"`input_tensor` does not go with the grown model {model.name!r}; call the model on the tensor")
+    return grown(model, config.growth, partial=bool(options.get("features_only")))
+
+
+def grown(model, growth, partial=False):
+    """The model with the blocks of a `Growth`, as `keras_resnet.grow` would put them there; a partial one may lack places."""
     names = {layer.name for layer in model.layers}
     # Places of one count go together: every `grow` copies the model.
     for blocks in sorted({count for _, count in growth.blocks}):
-        places = [place for place, count in growth.blocks if count == blocks and place in names]
+        places = [place for place, count in growth.blocks if count == blocks and (place in names or not partial)]
         if places:
             model = grow(model, places, blocks=blocks, block=growth.block, gate=growth.gate)
     return model

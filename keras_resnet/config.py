@@ -54,7 +54,10 @@ class Growth:
     gate: str | None = None
 
     def __post_init__(self):
-        pairs = tuple((str(place), count) for place, count in self.blocks)
+        try:
+            pairs = tuple((str(place), count) for place, count in self.blocks)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`blocks` must hold pairs of a place and a number, got {self.blocks!r}") from error
         for place, count in pairs:
             _positive(f"growth of {place}", count)
         object.__setattr__(self, "blocks", pairs)

@@ -18,29 +18,31 @@ class Zeros(nn.Module):
         return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.missing // 2, self.missing - self.missing // 2))
 
 
+def convolutions(inputs, width, stride, bottleneck, groups=1):
+    """Two 3×3, or 1×1, grouped 3×3 with the stride, 1×1."""
+    if not bottleneck:
+        shapes = [(inputs, width, 3, stride, 1), (width, width, 3, 1, 1)]
+    else:
+        inner = width * groups
+        shapes = [(inputs, inner, 1, 1, 1), (inner, inner, 3, stride, groups), (inner, 4 * width, 1, 1, 1)]
+    return [nn.Conv2d(a, b, kernel, step, kernel // 2, groups=parts, bias=False) for a, b, kernel, step, parts in shapes]
+
+
 class Block(nn.Module):
-    """Post-activation; two 3×3, or 1×1, grouped 3×3 with the stride, 1×1."""
+    """Post-activation."""
 
     def __init__(self, inputs, width, stride, shortcut, bottleneck, groups, name):
         super().__init__()
-        outputs, inner = width * (4 if bottleneck else 1), width * groups
-        shapes = (
-            [(inputs, inner, 1), (inner, inner, 3), (inner, outputs, 1)]
-            if bottleneck
-            else [(inputs, width, 3), (width, width, 3)]
-        )
-        strided = 1 if bottleneck else 0
-        for number, (a, b, kernel) in enumerate(shapes):
-            grouped = groups if kernel == 3 else 1
-            conv = nn.Conv2d(a, b, kernel, stride if number == strided else 1, kernel // 2, groups=grouped, bias=False)
-            setattr(self, f"conv{number + 1}", conv)
-            setattr(self, f"bn{number + 1}", nn.BatchNorm2d(b))
-        self.count, self.plain, beside = len(shapes), shortcut == "none", nn.Sequential()
+        convs = convolutions(inputs, width, stride, bottleneck, groups)
+        for number, conv in enumerate(convs, start=1):
+            setattr(self, f"conv{number}", conv)
+            setattr(self, f"bn{number}", nn.BatchNorm2d(conv.out_channels))
+        self.count, self.plain, self.name, beside = len(convs), shortcut == "none", name, nn.Sequential()
+        outputs = convs[-1].out_channels
         if shortcut == "C" or (shortcut == "B" and (stride > 1 or inputs != outputs)):
             beside = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         elif shortcut == "A" and stride > 1:
             beside = Zeros(outputs - inputs)
-        self.name = name
         setattr(self, name, beside)
 
     def forward(self, x):
@@ -56,18 +58,11 @@ class PreactBlock(nn.Module):
 
     def __init__(self, inputs, width, stride, bottleneck):
         super().__init__()
-        outputs = width * (4 if bottleneck else 1)
-        shapes = (
-            [(inputs, width, 1), (width, width, 3), (width, outputs, 1)]
-            if bottleneck
-            else [(inputs, width, 3), (width, width, 3)]
-        )
-        strided = 1 if bottleneck else 0
-        for number, (a, b, kernel) in enumerate(shapes):
-            setattr(self, f"bn{number + 1}", nn.BatchNorm2d(a))
-            conv = nn.Conv2d(a, b, kernel, stride if number == strided else 1, kernel // 2, bias=False)
-            setattr(self, f"conv{number + 1}", conv)
-        self.count = len(shapes)
+        convs = convolutions(inputs, width, stride, bottleneck)
+        for number, conv in enumerate(convs, start=1):
+            setattr(self, f"bn{number}", nn.BatchNorm2d(conv.in_channels))
+            setattr(self, f"conv{number}", conv)
+        self.count, outputs = len(convs), convs[-1].out_channels
         if stride > 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
 
