@@ -1,5 +1,7 @@
 """`scripts/benchmark.py gpu`: one file on a GPU in all the ways that onnxruntime offers, beside the CPU."""
 
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -57,17 +59,30 @@ def prepared(model, folder):
     """
     import resnet_export as rx
     from resnet_export.doctor import start
-    from resnet_export.source import load_model
 
     if (verdict := start("cuda")) != "starts":
         raise rx.DeviceError(f"there is no GPU to measure: {verdict}")
     files = {precision: folder / f"{precision}.onnx" for precision in ("float32", "float16", "int8")}
-    rx.to_onnx(load_model(model)[0], files["float32"], opset=17)
+    exported(model, files["float32"])
     rx.to_float16(files["float32"], files["float16"])
-    shape = [size for size in rx.session(files["float32"], "cpu").inputs[0].shape[1:]]
+    shape = rx.session(files["float32"], "cpu").inputs[0].shape[1:]
     images = np.random.default_rng(0).uniform(0, 255, (32, *shape)).astype("float32")
     rx.to_int8(files["float32"], files["int8"], calibration=images, target="gpu", max_drop=100)
     return files
+
+
+def exported(model, path):
+    """Export in a process of its own: TensorFlow's CUDA and onnxruntime's do not share one.
+
+    Raises:
+        UsageError: with what the export said.
+    """
+    import resnet_export as rx
+
+    command = [sys.executable, "-m", "resnet_export", "onnx", model, str(path), "--force"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1"})
+    if done.returncode:
+        raise rx.UsageError(f"cannot export {model}: {done.stderr.strip().splitlines()[-1]}")
 
 
 def table(files, batches, runs, engines):

@@ -51,6 +51,23 @@ def test_gpu_benchmark_prints_its_table(mixed, mixed_export, tmp_path, monkeypat
     assert lines[-1].endswith("libnvinfer.so.10 is missing")
 
 
+def test_gpu_benchmark_makes_its_files_without_tensorflow(tmp_path):
+    """On a machine whose probe says that CUDA starts; the export runs elsewhere, since the two CUDAs do not share a process."""
+    code = (
+        "import sys, pathlib\n"
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        "from benchmarks import gpu\n"
+        "from resnet_export import doctor\n"
+        "doctor.start = lambda device: 'starts'\n"
+        f"files = gpu.prepared('resnet20', pathlib.Path({str(tmp_path)!r}))\n"
+        "print(sorted(file.name for file in files.values() if file.is_file()), 'tensorflow' in sys.modules)\n"
+        "gpu.exported('nosuch', files['float32'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "['float16.onnx', 'float32.onnx', 'int8.onnx'] False"
+    assert "cannot export nosuch: resnet-export: unknown model 'nosuch'" in done.stderr
+
+
 def bars(path):
     return np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
 
