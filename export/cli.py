@@ -122,7 +122,12 @@ def info_command(model, as_json, **source):
 )
 @click.option("--dynamic-size", is_flag=True, help="Open height and width.")
 @click.option("--top-k", type=int, help="Add the outputs top_classes and top_probabilities of so many classes.")
-@click.option("--prune-identity", is_flag=True, default=None, help="Leave out residual blocks that do nothing.")
+@click.option(
+    "--prune-identity",
+    type=click.FloatRange(0),
+    metavar="TOL",
+    help="Leave out residual blocks whose gate is at most TOL; 0: that do nothing.",
+)
 @click.option("--fp16", "precision", flag_value="float16", help="Float16 with float32 inputs and outputs.")
 @click.option("--int8", "precision", flag_value="int8", help="Static int8; needs --calibration.")
 @click.option("--calibration", help="Images that set int8's ranges: a folder, .npz or .npy.")

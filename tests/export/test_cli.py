@@ -11,7 +11,7 @@ from PIL import Image
 
 from resnet_export.cli import main
 
-from .conftest import build_mixed
+from .conftest import build_mixed, op_counts
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +163,27 @@ def test_disk_full_half_way(run, full_disk, arguments):
     code, out, err = run(*arguments, "-o", full_disk / "m")
     assert (code, out) == (2, "") and f"cannot write {full_disk / 'm'}: No space left on device" in err
     assert os.listdir(full_disk) == []
+
+
+def test_prune_identity_takes_a_tolerance(run, tmp_path):
+    import keras
+
+    import keras_resnet as kr
+
+    x = inputs = keras.Input((16, 16, 3))
+    for index in range(2):
+        x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name=f"conv{index}")(x)
+    deep = kr.grow(keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x)), "conv*", gate="rezero", seed=1)
+    (gate,) = kr.find_blocks(deep)[1].branch[-1].weights
+    gate.assign(0.25)
+    deep.save(tmp_path / "deep.keras")
+    additions = {}
+    for tolerance in (None, "0", "0.5"):
+        options = () if tolerance is None else ("--prune-identity", tolerance)
+        code, _, err = run("onnx", tmp_path / "deep.keras", tmp_path / f"{tolerance}.onnx", *options)
+        # Above the gate that has moved, the artefact is another function than the model, and is verified against what was pruned.
+        assert code == 0, err
+        additions[tolerance] = op_counts(tmp_path / f"{tolerance}.onnx").get("Add", 0)
+    assert additions == {None: 2, "0": 1, "0.5": 0}
+    code, _, err = run("onnx", tmp_path / "deep.keras", tmp_path / "m.onnx", "--prune-identity", "-1")
+    assert code == 2 and "prune-identity" in err
