@@ -1,5 +1,6 @@
 """What the benchmarks print: `bench` with its figure, and the table of the GPU script on a machine that has every device."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,9 @@ def test_gpu_benchmark_says_in_one_sentence_that_there_is_none():
 
 def test_gpu_benchmark_prints_its_table(mixed, mixed_export, tmp_path, monkeypatch):
     """Sessions are opened on the CPU and keep what they were asked for."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from benchmarks import gpu
-
+    spec = importlib.util.spec_from_file_location("gpu", ROOT / "scripts/benchmarks/gpu.py")
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
     real, asked = rx.runtime.session, []
 
     def anywhere(path, device="auto", *, batches=None, cache=None, **settings):
