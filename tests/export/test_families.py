@@ -25,6 +25,9 @@ APPLICATIONS = {
     "InceptionResNetV2": 96,
     "Xception": 96,
     "NASNetMobile": 224,
+    "VGG19": 32,
+    "DenseNet201": 64,
+    "ConvNeXtSmall": 64,
     "ConvNeXtTiny": 64,
 }
 
@@ -57,7 +60,8 @@ def test_resnet50_is_as_clean_as_promised(tmp_path):
     }
 
 
-ZOO = ["resnet20", "resnet20_a_fixup", "resnet20_c", "plain20", "preresnet110", "resnext29_8x64d", "vgg11_w25"]
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("preresnet110", "resnext29_8x64d", "seresnext50_32x4d")]
+ZOO = ["resnet20", "resnet20_a_fixup", "resnet20_c", "plain20", "vgg11_w25", *LARGE]
 
 
 @pytest.mark.parametrize("name", ZOO)
