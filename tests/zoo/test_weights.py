@@ -229,7 +229,7 @@ DAMAGED_CARDS = [
     ("{", "its card is damaged"),
     ("[1]", "a card must be a dict"),
     ('{"config": {}}', "a card must be a dict with a `name`"),
-    ('{"name": "x", "config": {"family": "resnet", "depths": 3}}', "cannot be read"),
+    ('{"name": "x", "config": {"family": "resnet", "depths": 3}}', "`depths` must be a tuple"),
     ('{"name": "x", "config": {"family": "resnet", "depths": [1], "widths": [8], "groups": "a"}}', "`groups` must hold"),
     ('{"name": "x", "config": {"family": "rnn"}}', "`family` must be one of"),
     ('{"name": "x", "preprocessing": {}}', "cannot be read"),
@@ -386,27 +386,37 @@ def test_no_damage_ends_in_anything_but_a_sentence(suffix, tmp_path):
     assert refused
 
 
-@pytest.mark.parametrize(
-    ("depth", "name", "top", "version"),
-    [
-        (50, "resnet50_v1", True, 1),
-        pytest.param(50, "resnetv2_50_keras", False, 2, marks=pytest.mark.slow),
-    ],
-)
+def old_h5(path, arrays):
+    """Arrays named `layer/variable` in the layout of keras.applications' published files."""
+    layers = {}
+    for name, array in arrays.items():
+        layers.setdefault(name.split("/")[0], []).append((name.split("/")[1], array))
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.encode() for layer in layers]
+        for layer, variables in layers.items():
+            group = file.create_group(layer)
+            names = [f"{layer}/{variable}:0" for variable, _ in variables]
+            group.attrs["weight_names"] = [text.encode() for text in names]
+            for text, (_, array) in zip(names, variables, strict=True):
+                group[text] = np.array(array)
+    return path
+
+
+def test_the_old_h5_format_holds_what_any_other_does(tmp_path):
+    _, state = small_state("resnet50_v1", keras_applications.RESNET)
+    old, new = old_h5(tmp_path / "old.h5", state), written(tmp_path, state)
+    x = images(64, 0) * 50 + 100
+    np.testing.assert_array_equal(*(kr.create_model("resnet50_v1", weights=path, **SMALL)(x) for path in (old, new)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "name", "top", "version"), [(50, "resnet50_v1", True, 1), (50, "resnetv2_50_keras", False, 2)])
 def test_keras_applications_files_in_the_old_format(depth, name, top, version, tmp_path):
     """Written in the layout of the published `.h5` files, biases in front of norms included."""
     build = keras.applications.ResNet50 if version == 1 else keras.applications.ResNet50V2
     theirs = randomise(build(weights=None, include_top=top, input_shape=(64, 64, 3), classes=9, classifier_activation=None))
-    path = tmp_path / "resnet50_weights.h5"
-    with h5py.File(path, "w") as file:
-        layers = [layer for layer in theirs.layers if layer.weights]
-        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
-        for layer in layers:
-            group = file.create_group(layer.name)
-            names = [f"{layer.name}/{weight.name}:0" for weight in layer.weights]
-            group.attrs["weight_names"] = [text.encode() for text in names]
-            for text, weight in zip(names, layer.weights, strict=True):
-                group[text] = np.array(weight)
+    arrays = {f"{layer.name}/{weight.name}": weight for layer in theirs.layers for weight in layer.weights}
+    path = old_h5(tmp_path / "resnet50_weights.h5", arrays)
     model = kr.create_model(
         name, weights=path, include_top=top, input_shape=(64, 64, 3), num_classes=9, include_preprocessing=False
     )
