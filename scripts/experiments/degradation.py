@@ -8,7 +8,8 @@ import lab
 from lab import Cell, band, markdown, panels, pick, plus_minus, size
 
 NAME = "degradation"
-NETS = {"plain": "plain{}", "residual": "resnet{}"}
+# Kinds of shortcut, see `ResNetConfig`.
+NETS = {"plain": "none", "residual": "pad"}
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,28 @@ def main(lab_):
     lab_.publish(sys.modules[__name__])
 
 
+def config_of(net, depth, width):
+    """Architecture of a cell.
+
+    Raises:
+        TrainingError: there is no network of this depth.
+    """
+    from keras_resnet import ResNetConfig
+    from keras_resnet.training import TrainingError
+
+    widths = tuple(width * factor for factor in (1, 2, 4))
+    try:
+        return ResNetConfig.cifar(depth, shortcut=NETS[net], widths=widths, stem_widths=widths[:1])
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
 def trainer(lab_, net, depth, seed):
     """The function of a cell."""
     sizes = lab_.sizes
-    widths = tuple(sizes.width * factor for factor in (1, 2, 4))
 
     def train(folder):
-        model = lab_.create(NETS[net].format(depth), seed, widths=widths, stem_widths=widths[:1])
+        model = lab_.create(config_of(net, depth, sizes.width), seed)
         return lab_.train(
             folder, model, recipe="he2015-cifar", epochs=sizes.epochs, batch_size=sizes.batch, seed=seed,
             warmup_epochs=0.5,

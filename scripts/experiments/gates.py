@@ -200,6 +200,8 @@ def verdict(rows, optimizer, default="zero_conv"):
         if np.mean(pairs) > 0 and lab.exceeds_spread(pairs):
             better.append(f"`{gate}` (lower by {plus_minus(pairs, '.3f')})")
     name = {"sgd": "SGD", "adamw": "AdamW"}[optimizer]
+    if len(losses[default]) < 2:
+        return f"{name}: fewer than two seeds show no spread, so nothing is said of the default `{default}`."
     if better:
         return f"{name}: a lower final loss than the default `{default}` by more than the spread has {', '.join(better)}."
     return f"{name}: no gate has a lower final loss than the default `{default}` by more than the spread."

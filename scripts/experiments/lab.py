@@ -180,18 +180,20 @@ class Lab:
             self._source = dataclasses.replace(full, train=train, test=test)
         return self._source
 
-    def create(self, name, seed, **options):
-        """A model of the zoo for the images, with random weights of a seed."""
+    def create(self, name, seed):
+        """A model of the zoo (by name or config) for the images, with random weights of a seed."""
         import keras
 
         import keras_resnet as kr
+        from keras_resnet.training import TrainingError
 
         source = self.source()
         shape = (*source.image_size, source.train.channels)
         keras.utils.set_random_seed(seed)
-        return kr.create_model(
-            name, num_classes=len(source.classes), input_shape=shape, preprocessing=source.preprocessing, **options
-        )
+        try:
+            return kr.create_model(name, num_classes=len(source.classes), input_shape=shape, preprocessing=source.preprocessing)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
 
     # ------------------------------------------------------------ sub-runs
 
@@ -315,9 +317,15 @@ def _duration(seconds):
 
 
 def _digits():
+    """scikit-learn's digits, enlarged to 32 pixels: a VGG takes none below."""
     import keras_resnet.data as datasets
 
-    return datasets.load("digits")
+    source = datasets.load("digits")
+    train, test = (
+        dataclasses.replace(split, images=split.images.repeat(4, axis=1).repeat(4, axis=2))
+        for split in (source.train, source.test)
+    )
+    return dataclasses.replace(source, train=train, test=test, image_size=(32, 32))
 
 
 def _cifar10(path):
