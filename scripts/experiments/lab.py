@@ -419,7 +419,7 @@ def mean_and_spread(values):
 def plus_minus(values, form=".1f", factor=1.0):
     """`"12.3 ± 0.4"`, or without a spread where there is one value."""
     mean, spread = mean_and_spread(np.asarray(values, "float64") * factor)
-    return f"{mean:{form}}" + ("" if spread is None else f" ± {spread:{form}}")
+    return f"{mean:{form}}" + ("" if spread is None else f" ± {spread:{form.lstrip('+')}}")
 
 
 def exceeds_spread(differences):
