@@ -76,7 +76,9 @@ def test_zoo(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d", "seresnet50", "resnetv2_50", "wide_resnet50_2", "resnet50d"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "resnext50_32x4d", "seresnet50", "resnetv2_50", "wide_resnet50_2", "resnet50d", "resnetv2_50x1_bit"]
+)
 def test_zoo_at_imagenet_size(name, tmp_path):
     model = randomise(kr.create_model(name, preprocessing="torch"))
     assert rx.to_onnx(model, tmp_path / "m.onnx", dynamic_size=True).report.passed
