@@ -74,7 +74,8 @@ class VerificationReport:
         if self.precision == "int8":
             share = self.comparisons[0].top1
             return f"{self.path} agrees with float32 on {share:.2%} of the images (at least {1 - self.tolerance:.2%})"
-        return f"{self.path} matches the model: max relative error {self.worst():.1e} (bound {self.tolerance:.0e})"
+        beyond = "; what is beyond the bound is ill-conditioned, see the note" if self.worst() > self.tolerance else ""
+        return f"{self.path} matches the model: max relative error {self.worst():.1e} (bound {self.tolerance:.0e}){beyond}"
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ def second_opinion(comparison, reference, got, largest, truth, tamed, opinions):
     float64, both are rounding.
 
     Untrained networks can amplify rounding without bound (a sigmoid of ±1000); trained ones hardly ever get here. The graph is
-    then judged with batch-norm statistics that fit the data, at the same bound; without norms, the file's error must be of the size
-    of Keras' own: two roundings of one size differ by chance.
+    then judged with batch-norm statistics that fit the data, at the same bound; without norms, the file's error must be of the
+    size of Keras' own: two roundings of one size differ by chance.
 
     Args:
         comparison: the `Comparison`.
