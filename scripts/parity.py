@@ -6,6 +6,7 @@ torch's are saved by torch and read back like any user's file. The extra `peers`
 """
 
 import functools
+import importlib.util
 import json
 import os
 import sys
@@ -195,8 +196,6 @@ def main():
 
 def installed(peer):
     """Whether a peer can be imported."""
-    import importlib.util
-
     return importlib.util.find_spec(peer) is not None
 
 
@@ -207,9 +206,10 @@ def chosen(only, peers):
     for peer in peers:
         if not installed(peer):
             click.echo(f"{peer} is not installed and left out; `pip install 'keras-resnet-export[peers]'` brings it", err=True)
-    if any(peer in TORCH_PEERS for peer in peers) and installed("torch"):
+    for peer in peers:
         # Loaded behind TensorFlow, a torch built for CUDA crashes the interpreter.
-        import torch  # noqa: F401
+        if peer in TORCH_PEERS and installed(peer):
+            importlib.import_module(peer)
     return [case for case in cases() if case[0] in peers and installed(case[0]) and fnmatch.fnmatch(case[1], only)]
 
 
