@@ -55,6 +55,7 @@ def images_of(name, out):
 # ---------------------------------------------------------------- quick runs
 
 
+@pytest.mark.slow
 def test_learn_identity(tmp_path):
     run("learn_identity", tmp_path)
     found = results("learn_identity", tmp_path)
@@ -72,6 +73,7 @@ def test_learn_identity(tmp_path):
     assert images_of("learn_identity", tmp_path) == ["learn_identity_distance.png", "learn_identity_targets.png"]
 
 
+@pytest.mark.slow
 def test_degradation(tmp_path):
     options = ("--depths", "8,14", "--spread-depths", "8", "--epochs", 2)
     run("degradation", tmp_path, *options)
@@ -92,6 +94,7 @@ def test_degradation(tmp_path):
     assert {row["seed"] for row in results("degradation", tmp_path).rows} == {5}
 
 
+@pytest.mark.slow
 def test_grow_vgg(tmp_path):
     run("grow_vgg", tmp_path, "--seeds", 3)
     found = results("grow_vgg", tmp_path)
@@ -147,6 +150,7 @@ def kill_when(process, condition):
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on(tmp_path):
     options = ("--depths", "8", "--spread-depths", "8", "--epochs", 4, "--seeds", 0, "--images", 512)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -169,6 +173,7 @@ def test_killed_training_goes_on(tmp_path):
         np.testing.assert_allclose([row[key] for row in ours], [row[key] for row in theirs], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_killed_fleet_goes_on(tmp_path):
     options = ("--layers", "8", "--steps", 200, "--seeds", 2)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
