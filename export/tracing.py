@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .errors import UsageError
+
 LARGEST_CONSTANT = 4096
 
 
@@ -88,8 +90,15 @@ def concrete_function(call, specs):
         if isinstance(result, tf.Tensor):
             layers.setdefault(result.name, path)
 
-    with _plain_grouped_convolutions(), clean_scope_names(), calls_of_layers(noted):
-        return tf.function(call, autograph=False).get_concrete_function(*specs), layers
+    try:
+        with _plain_grouped_convolutions(), clean_scope_names(), calls_of_layers(noted):
+            return tf.function(call, autograph=False).get_concrete_function(*specs), layers
+    except tf.errors.OperatorNotAllowedInGraphError as error:
+        kind = re.search(r"calling (\w+)\.call", str(error))
+        raise UsageError(
+            f"{kind[1] if kind else 'a layer'} decides on a number that is known only at run time, as bilinear UpSampling2D does"
+            " where height and width are open; build the model with a fixed input size"
+        ) from error
 
 
 @contextlib.contextmanager
