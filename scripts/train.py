@@ -68,7 +68,7 @@ def _helps(docstring):
     "--set", "model_options", multiple=True, metavar="KEY=VALUE", help="Further arguments of create_model, e.g. gate=zero_gamma."
 )
 @click.option("--grow", "growth", multiple=True, metavar="EPOCH:PLACES:BLOCKS", help="Grow before that epoch, e.g. 5:*_pool:1.")
-@click.option("--local-workers", type=click.IntRange(2), help="Start so many processes on this machine, for a trial.")
+@click.option("--local-workers", type=click.IntRange(2), help="Start so many processes on this machine's CPU, for a trial.")
 @click.option("--recipes", is_flag=True, help="List the recipes and stop.")
 @click.option("--quiet", is_flag=True, help="Print the summary only.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -157,7 +157,13 @@ def _spawn(count):
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
     processes = []
     for index in range(count):
-        environment = {**os.environ, "TF_CONFIG": tf_config(addresses, index), "PYTHONUNBUFFERED": "1"}
+        # One GPU cannot be shared by all; a trial runs on the CPU.
+        environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "TF_CONFIG": tf_config(addresses, index),
+            "PYTHONUNBUFFERED": "1",
+        }
         processes.append(
             subprocess.Popen(
                 [sys.executable, __file__, *arguments],

@@ -115,8 +115,12 @@ def resized_crop(image, encoded, size, channels, smallest, chance):
 
 
 def center_crop(image, encoded, size, channels, ratio=0.875):
-    """The middle of an image, `ratio` of its shorter side, resized: how test images come in."""
+    """The middle of an image, `ratio` of its shorter side, resized: how test images come in.
+
+    Of an image that would have to be enlarged for that, the whole shorter side is taken.
+    """
     shape = _shape(image, channels) if encoded else tf.shape(image)
+    ratio = tf.where(ratio * tf.cast(tf.reduce_min(shape[:2] / size), tf.float32) < 1, 1.0, ratio)
     height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
     scale = ratio * tf.minimum(height / size[0], width / size[1])
     rows, columns = tf.minimum(tf.round(scale * size[0]), height), tf.minimum(tf.round(scale * size[1]), width)

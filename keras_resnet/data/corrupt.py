@@ -11,21 +11,21 @@ import numpy as np
 import tensorflow as tf
 
 
-def damaged_files(paths, channels, progress=None):
+def damaged_files(paths, channels, report=None):
     """`{position: reason}` of the files that TensorFlow cannot decode; files that have not changed are not read again.
 
     Args:
         paths: file names.
         channels: as for decoding.
-        progress: called with every position that is done.
+        report: called with a line where there is much to read.
     """
-    store = _Checked(paths)
+    store = Checked(paths)
     todo = [i for i, path in enumerate(paths) if store.known(path) is None]
+    if report and len(todo) > 1000:
+        report(f"checking {len(todo):,} images")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for i, reason in zip(todo, pool.map(lambda i: reason_against(paths[i], channels), todo), strict=True):
             store.set(paths[i], reason)
-            if progress:
-                progress(i)
     store.save()
     return {i: reason for i, path in enumerate(paths) if (reason := store.known(path))}
 
@@ -51,8 +51,8 @@ def reason_against_bytes(data, channels):
     return "" if image.shape.rank == 3 and np.prod(image.shape) else "no pixels"
 
 
-class _Checked:
-    """What is known of files by path, size and time of change, in Keras' folder."""
+class Checked:
+    """What is known of files by path, size and time of change, in Keras' folder; a value is plain JSON."""
 
     def __init__(self, paths):
         name = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:24]
@@ -74,8 +74,8 @@ class _Checked:
         entry = self.entries.get(str(path))
         return entry[1] if entry and entry[0] == self._stamp(path) else None
 
-    def set(self, path, reason):
-        self.entries[str(path)] = [self._stamp(path), reason]
+    def set(self, path, value):
+        self.entries[str(path)] = [self._stamp(path), value]
 
     def save(self):
         # Only a memory of work done; where it cannot be kept, the next run checks again.

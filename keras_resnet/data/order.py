@@ -68,4 +68,4 @@ class Order:
 def permuted(place, seed, epoch, size):
     """Number at a place of a permutation of `size` numbers that is a function of (seed, epoch)."""
     pair = tf.cast(tf.stack([tf.cast(seed, tf.int64), epoch]), tf.int32)
-    return tf.random.experimental.index_shuffle(place, pair, tf.constant(size - 1, tf.int64))
+    return tf.random.experimental.index_shuffle(place, pair, tf.cast(size, tf.int64) - 1)

@@ -8,7 +8,7 @@ import numpy as np
 
 from .corrupt import damaged_files
 from .splits import Encoded, Images, Records
-from .tfrecord import read_tfrecords
+from .tfrecord import damaged_records, default_preprocessing, read_tfrecords
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
@@ -55,7 +55,8 @@ def load(data, path=None, *, corrupt="fail", cache=False, report=None):
             class, perhaps below `train/` and `test/` or `val/`; to a folder of TFRecord shards by `write_tfrecords`), or a
             `Source`, which passes.
         path: for CIFAR: the `.npz`; for TFDS: the data folder. None lets Keras (TFDS) download to its cache.
-        corrupt: `"fail"` names damaged images and stops; `"skip"` names them, counts them and leaves them out.
+        corrupt: `"fail"` names damaged images (of folders and shards) and stops; `"skip"` names them, counts them and leaves
+            them out.
         cache: hold the files of an image folder in memory.
         report: called with a line of text for each thing to say; None prints to standard error.
 
@@ -154,9 +155,7 @@ def _npz(path):
 
 def _folder(folder, corrupt, cache, report):
     if records := read_tfrecords(folder, "train"):
-        train, classes = records
-        test = read_tfrecords(folder, "test")
-        return Source(str(folder), train, test and test[0], tuple(classes), None, crop=True)
+        return _shards(folder, *records, corrupt, report)
     train_folder = folder / "train" if (folder / "train").is_dir() else folder
     test_folder = next((folder / name for name in ("test", "val") if train_folder != folder and (folder / name).is_dir()), None)
     classes = sorted(child.name for child in train_folder.iterdir() if child.is_dir() and not child.name.startswith("."))
@@ -164,26 +163,50 @@ def _folder(folder, corrupt, cache, report):
         raise ValueError(f"{train_folder} has no folders of images; put the images of each class into a folder of its own")
     damaged, splits = [], []
     for place in filter(None, (train_folder, test_folder)):
-        paths, labels = _listing(place, classes)
-        found = damaged_files(paths, 3)
+        paths, labels = _listing(place, classes, report)
+        if place is train_folder and (empty := sorted(set(range(len(classes))) - set(labels))):
+            endings = ", ".join(IMAGE_ENDINGS)
+            raise ValueError(f"{place / classes[empty[0]]} has no images ({endings}); add some, or remove the folder")
+        found = damaged_files(paths, 3, report)
         damaged += [(str(paths[i]), reason) for i, reason in found.items()]
         kept = np.array([i for i in range(len(paths)) if i not in found], int)
         splits.append(Encoded(np.array(paths, object)[kept], np.array(labels, "int64")[kept], 3, cache))
     if damaged:
         _say_damaged(damaged, corrupt, report)
-    if not splits[0].size:
-        raise ValueError(f"{train_folder} has no images ({', '.join(IMAGE_ENDINGS)})")
     test = splits[1] if len(splits) > 1 else None
     return Source(str(folder), splits[0], test, tuple(classes), None, crop=True, damaged=tuple(damaged))
 
 
-def _listing(folder, classes):
+def _shards(folder, train, meta, corrupt, report):
+    test, damaged, splits = read_tfrecords(folder, "test"), [], []
+    for name, split in (("train", train), ("test", test and test[0])):
+        if split is None:
+            continue
+        found = damaged_records(folder, name)
+        for number, shard, reason in found:
+            if number is None:
+                raise ValueError(f"{shard} is damaged ({reason}); write the shards again")
+        damaged += [(f"{shard}, record {number} of the split", reason) for number, shard, reason in found]
+        bad = [number for number, *_ in found]
+        splits.append(split.take(np.setdiff1d(np.arange(split.size), bad)) if bad else split)
+    if damaged:
+        _say_damaged(damaged, corrupt, report)
+    size = meta["image_size"] and tuple(meta["image_size"])
+    test = splits[1] if len(splits) > 1 else None
+    return Source(str(folder), splits[0], test, tuple(meta["classes"]), size, meta["preprocessing"], size is None, tuple(damaged))
+
+
+def _listing(folder, classes, report):
     strangers = sorted({child.name for child in folder.iterdir() if child.is_dir()} - set(classes))
     if strangers:
         raise ValueError(f"{folder} has a class that the training images lack: {', '.join(strangers)}")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+        files = sorted(path for path in (folder / name).rglob("*") if path.is_file() and not path.name.startswith("."))
+        found = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
+        if len(found) < len(files):
+            others = sorted({path.suffix or path.name for path in files} - {path.suffix for path in found})
+            report(f"{folder / name}: {len(files) - len(found)} files are no images that can be read ({', '.join(others)})")
         paths += found
         labels += [label] * len(found)
     return paths, labels
@@ -225,6 +248,6 @@ def _tfds(name, path):
 
     test = next((split(part) for part in ("test", "validation") if part in builder.info.splits), None)
     shape = features["image"].shape[:2]
-    return Source(
-        name, split("train"), test, tuple(features["label"].names), None if None in shape else shape, crop=None in shape
-    )
+    train, size = split("train"), None if None in shape else tuple(shape)
+    classes, preprocessing = tuple(features["label"].names), default_preprocessing(train.channels)
+    return Source(name, train, test, classes, size, preprocessing, crop=size is None)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from .order import permuted
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -28,8 +30,17 @@ class Images:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             got = f"{self.images.dtype} {self.images.shape}"
             raise ValueError(f"images must be a uint8 array (n, height, width, channels), got {got}")
-        if len(self.images) != len(self.labels):
-            raise ValueError(f"{len(self.images)} images have {len(self.labels)} labels; give one label for each image")
+        labels = np.asarray(self.labels)
+        labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        if labels.shape != (len(self.images),):
+            raise ValueError(
+                f"{len(self.images)} images have labels of shape {labels.shape}; give one class number for each image"
+            )
+        if len(labels) and (labels.min() < 0 or np.any(labels != np.floor(labels))):
+            raise ValueError(
+                f"labels must be whole numbers from 0 on, got {labels[(labels < 0) | (labels != np.floor(labels))][0]}"
+            )
+        object.__setattr__(self, "labels", labels.astype("int64"))
 
     @property
     def size(self):
@@ -116,7 +127,7 @@ def _bytes(path):
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """Records that can only be read one after the other (TFRecord shards, TFDS), shuffled through a buffer.
+    """Records that can only be read one after the other (TFRecord shards, TFDS), shuffled within windows of `buffer` records.
 
     Every worker reads all records and decodes its own: so the order does not depend on the number of workers.
 
@@ -126,7 +137,7 @@ class Records:
         size: records.
         channels: of the images.
         encoded: whether images are bytes.
-        buffer: records of the shuffle buffer.
+        buffer: records of a window.
     """
 
     stream: object
@@ -145,9 +156,17 @@ class Records:
         def of_epoch(epoch):
             records = self.stream(epoch if order.shuffle else None)
             if order.shuffle:
-                seed = tf.constant(order.seed, tf.int64) * 1_000_003 + epoch
-                records = records.shuffle(self.buffer, seed=seed, reshuffle_each_iteration=False)
+                # `Dataset.shuffle` depends on TensorFlow's global seed; this does not.
+                records = records.batch(self.buffer).enumerate().map(shuffled(epoch)).unbatch()
             return records.take(steps * order.batch).enumerate(epoch * steps * order.batch).map(lambda at, r: (epoch, at, *r))
+
+        def shuffled(epoch):
+            def permute(window, batch):
+                count = tf.shape(batch[0], tf.int64)[0]
+                places = permuted(tf.range(count), order.seed + 7919 * (1 + window), epoch, count)
+                return tuple(tf.gather(part, places) for part in batch)
+
+            return permute
 
         def is_mine(epoch, at, index, image, label):
             step, place = at // order.batch, at % order.batch - order.share.offset

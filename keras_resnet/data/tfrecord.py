@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from .corrupt import Checked, reason_against_bytes
 from .order import permuted
 from .splits import Records
 
@@ -17,10 +18,11 @@ FEATURES = {
 }
 
 
-def write_tfrecords(split, folder, name, *, classes, shards=1):
+def write_tfrecords(split, folder, name, *, classes, shards=1, preprocessing=None):
     """Write a split as TFRecord shards with the features `image/encoded` and `image/class/label`.
 
-    Encoded images keep their bytes; arrays become PNG, which loses nothing.
+    Encoded images keep their bytes; arrays become PNG, which loses nothing. They are written in a random order, always the
+    same, since reading shuffles within windows only and a folder of images is sorted by class.
 
     Args:
         split: `Images` or `Encoded`.
@@ -28,6 +30,8 @@ def write_tfrecords(split, folder, name, *, classes, shards=1):
         name: of the split: `"train"` or `"test"`.
         classes: class names, kept in `NAME.json` beside the shards, with the number of records of each shard.
         shards: number of files `NAME-00000-of-00008.tfrecord`.
+        preprocessing: what a model for these images takes (a mode or numbers), kept in `NAME.json`; None is ImageNet's for
+            three channels.
 
     Returns:
         Paths of the shards.
@@ -41,19 +45,27 @@ def write_tfrecords(split, folder, name, *, classes, shards=1):
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}-{i:05d}-of-{shards:05d}.tfrecord" for i in range(shards)]
     counts = [0] * shards
+    order = np.random.default_rng(0).permutation(split.size)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as partial:
         for i, path in enumerate(paths):
-            own = split.take(np.arange(i, split.size, shards))
+            own = split.take(order[i::shards])
             with tf.io.TFRecordWriter(str(Path(partial) / path.name)) as writer:
                 for _, _, image, label in own.in_order():
                     data = image if split.encoded else tf.io.encode_png(image)
                     writer.write(_example(data.numpy(), int(label)))
                     counts[i] += 1
-        meta = {"classes": list(map(str, classes)), "channels": split.channels, "records": counts}
+        size = None if split.encoded else list(split.images.shape[1:3])
+        meta = {"classes": list(map(str, classes)), "channels": split.channels, "image_size": size, "records": counts}
+        meta["preprocessing"] = preprocessing or default_preprocessing(split.channels)
         (Path(partial) / f"{name}.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         for path in [*paths, folder / f"{name}.json"]:
             os.replace(Path(partial) / path.name, path)
     return paths
+
+
+def default_preprocessing(channels):
+    """What a model for images of unknown statistics takes."""
+    return "torch" if channels == 3 else {"mean": 0.5, "std": 0.25}
 
 
 def _example(data, label):
@@ -68,7 +80,7 @@ def read_tfrecords(folder, name, seed=0):
     """The split that `write_tfrecords` wrote.
 
     Returns:
-        `(Records, class names)`, or None where the folder has no such split.
+        `(Records, what NAME.json says)`, or None where the folder has no such split.
 
     Raises:
         ValueError: shards are missing, or one is damaged; names it.
@@ -79,12 +91,13 @@ def read_tfrecords(folder, name, seed=0):
         return None
     try:
         meta = json.loads(meta_file.read_text(encoding="utf-8"))
-        counts, channels, classes = meta["records"], meta["channels"], meta["classes"]
+        counts, channels = meta["records"], meta["channels"]
+        meta = {key: meta[key] for key in ("classes", "image_size", "preprocessing")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{meta_file} is missing or damaged; write the shards again with `write_tfrecords`") from error
     if len(shards) != len(counts):
         raise ValueError(f"{folder} has {len(shards)} of {len(counts)} shards of {name!r}; copy the missing ones")
-    return Records(_stream(shards, counts, seed), sum(counts), channels), classes
+    return Records(_stream(shards, counts, seed), sum(counts), channels), meta
 
 
 def _stream(shards, counts, seed):
@@ -109,16 +122,33 @@ def _stream(shards, counts, seed):
 
 
 def damaged_records(folder, name):
-    """`[(shard, what is wrong)]`, by reading every record and decoding every image."""
-    from .corrupt import reason_against_bytes
+    """Images that cannot be decoded, by reading every record; shards that have not changed are not read again.
 
-    found = []
-    for path in sorted(Path(folder).glob(f"{name}-*-of-*.tfrecord")):
-        try:
-            for at, record in enumerate(tf.data.TFRecordDataset(str(path))):
-                data = tf.io.parse_single_example(record, FEATURES)["image/encoded"].numpy()
-                if reason := reason_against_bytes(data, 0):
-                    found.append((str(path), f"record {at}: {reason}"))
-        except tf.errors.OpError as error:
-            found.append((str(path), error.message.split(";")[0]))
+    Returns:
+        List of `(number of the record in the split, shard, reason)`; the number is None where the rest of a shard is lost.
+    """
+    found, first = [], 0
+    paths = sorted(Path(folder).glob(f"{name}-*-of-*.tfrecord"))
+    store = Checked(paths)
+    for path in paths:
+        if store.known(path) is None:
+            store.set(path, _damage(path))
+        count, damage = store.known(path)
+        found += [(None if at is None else first + at, str(path), reason) for at, reason in damage]
+        first += count
+    store.save()
     return found
+
+
+def _damage(path):
+    """`[number of records, [[place or None, reason], …]]` of a shard."""
+    count, damage = 0, []
+    try:
+        for record in tf.data.TFRecordDataset(str(path)):
+            data = tf.io.parse_single_example(record, FEATURES)["image/encoded"].numpy()
+            if reason := reason_against_bytes(data, 0):
+                damage.append([count, reason])
+            count += 1
+    except tf.errors.OpError as error:
+        damage.append([None, error.message.split(";")[0]])
+    return [count, damage]

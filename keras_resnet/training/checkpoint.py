@@ -20,7 +20,12 @@ def arrays_of(stepped):
         "optimizer": stepped.optimizer.variables,
         "metrics": [variable for metric in stepped.metrics for variable in metric.variables],
     }
-    return {f"{kind}/{i}": ops.convert_to_numpy(v) for kind, found in groups.items() for i, v in enumerate(found)}
+    return {f"{kind}/{i}": _array(v) for kind, found in groups.items() for i, v in enumerate(found)}
+
+
+def _array(variable):
+    array = ops.convert_to_numpy(variable)
+    return array.astype("float32") if variable.dtype == "bfloat16" else array
 
 
 def restore(stepped, arrays):

@@ -58,34 +58,39 @@ LOST = (
 
 
 @contextlib.contextmanager
-def errors_of(training):
-    """TensorFlow's errors as sentences: a lost worker, images that cannot be read."""
+def errors_of(out, multi_worker, source=None):
+    """TensorFlow's errors as sentences: a lost worker, images that cannot be read.
+
+    Args:
+        out: folder of the run, or None.
+        multi_worker: whether there are other processes.
+        source: data set, to look for the damaged image in.
+    """
     try:
         yield
     except LOST as error:
-        if not training.placement.multi_worker:
+        if not multi_worker:
             raise
-        saved = checkpoint.read(training.out) if training.out is not None else None
-        where = f"the checkpoint of step {saved[1]['step']} is in {training.out}" if saved else "there is no checkpoint yet"
+        saved = checkpoint.read(out) if out is not None else None
+        where = f"the checkpoint of step {saved[1]['step']} is in {out}" if saved else "there is no checkpoint yet"
         raise WorkerLost(f"another worker is gone; {where}. Start the same command on all workers again") from error
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as error:
-        raise _data_error(training, error) from error
+        raise _data_error(source, error) from error
 
 
-def _data_error(training, error):
+def _data_error(source, error):
     """The damaged image behind an error of the input pipeline, if there is one, else the error."""
     from ..data.corrupt import reason_against
     from ..data.tfrecord import damaged_records
 
-    for split in (training.train, training.held_out, training.source.test):
+    for name, split in (("train", source and source.train), ("test", source and source.test)):
         if isinstance(split, datasets.Encoded):
             for path in split.paths:
                 if reason := reason_against(path, split.channels):
                     return TrainingError(
                         f"{path} cannot be decoded any more ({reason}); mend or remove it, and give the same command again"
                     )
-        if isinstance(split, datasets.Records) and Path(training.source.name).is_dir():
-            for name in ("train", "test"):
-                for shard, reason in damaged_records(training.source.name, name):
-                    return TrainingError(f"{shard} is damaged ({reason}); write the shards again")
+        if isinstance(split, datasets.Records) and Path(source.name).is_dir():
+            for _, shard, reason in damaged_records(source.name, name):
+                return TrainingError(f"{shard} is damaged ({reason}); write the shards again")
     return error

@@ -29,6 +29,10 @@ from .strategies import place
 from .watch import Watch
 
 SMALL_BATCH = 16
+# Area that a random crop of a photograph takes at least, where a run does not say.
+PHOTO_AREA = 0.25
+# Fields of a run that `train` needs to make or load its model; `fit` is given one.
+MADE_BY_TRAIN = {"model", "model_options", "weights", "data", "image_size", "drop_path", "precision"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,21 +95,26 @@ def fit(model, data, *, run=None, out=None, callbacks=(), placement=None, quiet=
     Raises:
         TrainingError: see its subclasses; the message says what to do.
     """
+    if theirs := sorted(set(options) & MADE_BY_TRAIN):
+        raise TrainingError(f"`{theirs[0]}` decides how `train` makes a model; build the model so, and leave it out here")
     run = Run.of(**options) if run is None else dataclasses.replace(run, **options)
+    placement = placement or place(run)
+    source = _or_sentence(as_source, data, run)
+    run = dataclasses.replace(run, model=model.name, data=source.name)
+    return run_training(model, source, run, placement, out, callbacks, quiet)
+
+
+def run_training(model, source, run, placement, out=None, callbacks=(), quiet=False):
+    """What `fit` and `train` share, once model, data and placement are there."""
     if graph_of(model) is None:
         raise TrainingError(f"model {model.name!r} has no graph that can be read; give a Functional or a built Sequential model")
-    if run.growth:
-        # Growing adds blocks to a copy; places that do not exist are found out before the first epoch.
-        for _, places, blocks in run.growth:
-            grow(model, places, blocks=blocks, block=run.growth_block, gate=run.growth_gate)
     if run.deterministic:
         keras.utils.set_random_seed(run.seed)
         tf.config.experimental.enable_op_determinism()
-    source = as_source(data, run)
-    placement = placement or place(run)
-    training = _Training(model, source, run, placement, out, callbacks, quiet)
-    with on_termination(training):
-        return training.go()
+    with errors_of(out, placement.multi_worker, source):
+        training = _Training(model, source, run, placement, out, callbacks, quiet)
+        with on_termination(training):
+            return training.go()
 
 
 def as_source(data, run):
@@ -124,11 +133,12 @@ class _Training:
     """One run in progress."""
 
     def __init__(self, model, source, run, placement, out, callbacks, quiet):
+        _check_growth(model, run)
         self.run, self.source, self.placement, self.callbacks = run, source, placement, callbacks
         self.out = None if out is None else Path(out)
         self.train, self.held_out = source.train, None
         if run.holdout:
-            self.train, self.held_out = datasets.hold_out(source.train, run.holdout)
+            self.train, self.held_out = _or_sentence(datasets.hold_out, source.train, run.holdout)
         self.share = placement.share(run.batch_size)
         if run.batch_size > self.train.size:
             raise TrainingError(
@@ -143,12 +153,15 @@ class _Training:
         self.stop_asked = False
         self.progress = Progress(self.total, self.steps, run.batch_size, quiet or not placement.chief)
         self.stepped = self.board = None
-        self.asked_anywhere = tf.function(
-            lambda asked: placement.strategy.reduce("SUM", placement.strategy.run(lambda: asked), axis=None)
+        self.sum_over_workers = tf.function(
+            lambda value: placement.strategy.reduce("SUM", placement.strategy.run(lambda: value), axis=None)
         )
         with placement.strategy.scope():
-            self.model = copy_model(model)
+            self.model = _or_sentence(copy_model, model)
         self.size, self.classes = _shape_of(self.model, source)
+        self.learnable = {path: layer.trainable for path, layer in self._layers()}
+        self.essence = {**run.essence(), **_fingerprint(self.model, self.train), "data": source.name}
+        self.ended = False
 
     # ------------------------------------------------------------ the run
 
@@ -165,6 +178,8 @@ class _Training:
                     checkpoint.restore(self.stepped, saved[0])
                 self._train(number, segment, saved and saved[0])
                 saved = None
+                if self.ended:
+                    break
             return self._finish()
 
     def _open(self):
@@ -177,24 +192,25 @@ class _Training:
         saved = checkpoint.read(self.out)
         if saved:
             state = saved[1]
-            theirs, ours = state["run"], json.loads(json.dumps(self._essence()))
+            theirs, ours = state["run"], json.loads(json.dumps(self.essence))
             if differ := sorted(key for key in ours if theirs.get(key) != ours[key]):
                 what = ", ".join(f"{key} {theirs.get(key)!r} there, {ours[key]!r} here" for key in differ[:3])
                 raise TrainingError(f"{self.out} holds another run ({what}); choose another --out, or remove it")
             self.rows, self.step, self.spent = state["rows"], state["step"], state["seconds"]
+            self.ended = state["ended"]
+        if self.placement.multi_worker:
+            everywhere = float(self.sum_over_workers(tf.constant(float(self.step))))
+            if everywhere != self.step * self.placement.replicas:
+                raise TrainingError(f"{self.out} is not the same folder for all workers; --out must be one that all of them see")
         if self.placement.chief:
-            self.run.save(self.out / "run.yaml")
+            try:
+                self.run.save(self.out / "run.yaml")
+            except OSError as error:
+                raise TrainingError(f"{self.out} cannot be written ({error.strerror or error}); choose another --out") from error
             write_csv(self.rows, self.out / "log.csv")
             if self.run.tensorboard:
                 self.board = TensorBoardLog(self.out / "tensorboard", self.rows)
         return saved
-
-    def _essence(self):
-        return {
-            **self.run.essence(),
-            "images": self.train.size,
-            "weights_sum": _fingerprint(self.model) if self.run.weights else 0,
-        }
 
     def _announce(self, saved):
         run, placement = self.run, self.placement
@@ -218,13 +234,15 @@ class _Training:
             self.progress.line(line)
 
     def _finish(self):
-        self._average()
+        self.swap_averages()
         for layer in self._norms():
             layer.synchronized = False
+        for path, layer in self._layers():
+            layer.trainable = self.learnable.get(path, True)
         # Evaluation needs no optimiser state, but the same placement, so that every process takes part.
         summary = {
             "model": self.model.name, "data": self.source.name, "recipe": self.run.recipe, "seed": self.run.seed,
-            "epochs": self.run.epochs, "steps": self.total, "parameters": self.model.count_params(),
+            "epochs": len(self.rows), "steps": self.step, "parameters": self.model.count_params(),
             "loss": self.rows[-1]["loss"], "train_accuracy": self.rows[-1]["accuracy"],
             "seconds": round(self.spent, 1),
         }  # fmt: skip
@@ -255,6 +273,7 @@ class _Training:
             self.stepped.configure(
                 optimizer,
                 self._criterion(),
+                smoothing=self.run.label_smoothing,
                 multi_worker=self.placement.multi_worker,
                 jit=self.run.jit,
                 steps_per_execution=self.per_call,
@@ -267,13 +286,14 @@ class _Training:
                 old_inner = getattr(former, "inner_optimizer", former)
                 carry_slots(old_inner, inner, pairs)
                 if former is not old_inner:
-                    self.stepped.optimizer.dynamic_scale.assign(ops.convert_to_numpy(former.dynamic_scale))
+                    for name in ("dynamic_scale", "step_counter"):
+                        getattr(self.stepped.optimizer, name).assign(ops.convert_to_numpy(getattr(former, name)))
             elif self.run.ema:
                 carry_slots(inner, inner, [])
 
     @property
     def inner(self):
-        """The optimiser itself, where Keras put loss scaling in front of it."""
+        """The optimiser itself, behind loss scaling where there is some."""
         return getattr(self.stepped.optimizer, "inner_optimizer", self.stepped.optimizer)
 
     def _variables(self):
@@ -297,16 +317,22 @@ class _Training:
             return
         grown, head = new_layers(self.model)
         fresh = {id(layer) for layer in [*grown, *head]}
-        for layer in self.model._flatten_layers(include_self=False):
-            if layer.weights and not isinstance(layer, keras.Model):
-                layer.trainable = not segment.frozen or id(layer) in fresh
+        for path, layer in self._layers():
+            layer.trainable = self.learnable.get(path, True) and (not segment.frozen or id(layer) in fresh)
+
+    def _layers(self):
+        """`(path, layer)` of the layers with weights, nested models left out."""
+        found = [(path, node.operation) for path, _, node in walk(self.model) if isinstance(node.operation, keras.layers.Layer)]
+        return [(path, layer) for path, layer in found if layer.weights and not isinstance(layer, keras.Model)]
 
     def _optimizer(self, segment):
         trunk = 1.0 if segment.frozen else self.run.trunk_lr_multiplier
         groups = parameter_groups(self.model, gate_lr_multiplier=self.run.gate_lr_multiplier, trunk_lr_multiplier=trunk)
         for layer in self._norms():
             layer.synchronized = self._sync()
-        return make_optimizer(self.run, self.schedule, groups)
+        optimizer = make_optimizer(self.run, self.schedule, groups)
+        half = any(layer.dtype_policy.name == "mixed_float16" for layer in self.model._flatten_layers(include_self=False))
+        return keras.optimizers.LossScaleOptimizer(optimizer) if half else optimizer
 
     def _norms(self):
         return [layer for layer in self.model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
@@ -320,10 +346,18 @@ class _Training:
     def _criterion(self):
         losses = keras.losses
         kind = losses.CategoricalCrossentropy if self.run.loss == "softmax" else losses.BinaryCrossentropy
-        return kind(from_logits=True, label_smoothing=self.run.label_smoothing)
+        return kind(from_logits=True)
 
     def _train(self, number, segment, arrays):
         """Steps of a segment from where the run stands: the rest of a broken epoch first."""
+        if self.ended:
+            return
+        if segment.small:
+            try:
+                self.stepped(tf.zeros((1, *self._crop(segment), self.source.train.channels)))
+            except (ValueError, tf.errors.OpError) as error:
+                crop = "×".join(map(str, self._crop(segment)))
+                raise TrainingError(f"{self.model.name!r} does not take images of {crop}; set `small_crops` to 1") from error
         watch = Watch(self, number)
         extra = [c(segment, self.model) if not isinstance(c, keras.callbacks.Callback) else c for c in self.callbacks]
         extra = [callback for callback in extra if callback is not None]
@@ -332,30 +366,37 @@ class _Training:
         while self.step < end:
             epoch, done = divmod(self.step, self.steps)
             upto = epoch + 1 if done else segment.end
-            with errors_of(self):
-                self.stepped.fit(
-                    self.placement.distribute(self._batches(segment, self.step, upto * self.steps)),
-                    initial_epoch=epoch,
-                    epochs=upto,
-                    steps_per_epoch=self.steps - done,
-                    shuffle=False,
-                    callbacks=[watch, *extra],
-                    validation_data=self._validation(),
-                    validation_steps=self._validation_steps(),
-                    verbose=0,
-                )
+            self.stepped.fit(
+                self.placement.distribute(self._batches(segment, self.step, upto * self.steps)),
+                initial_epoch=epoch,
+                epochs=upto,
+                steps_per_epoch=self.steps - done,
+                shuffle=False,
+                callbacks=[watch, *extra],
+                validation_data=self._validation(),
+                validation_steps=self._validation_steps(),
+                verbose=0,
+            )
+            if self.stepped.stop_training:
+                # A callback wants it so (EarlyStopping); the same call then finds a run that is over.
+                self.ended = True
+                self.save(number)
+                return
 
     def _batches(self, segment, first, last):
         run = self.run
-        size = tuple(max(8, round(run.small_crops * side)) for side in self.size) if segment.small else self.size
-        augmentation = datasets.Augmentation(
-            run.crop_padding, run.random_area, run.flip, run.randaugment, run.magnitude, run.erasing
-        )
+        size = self._crop(segment)
+        area = run.random_area or (PHOTO_AREA if self.source.crop else 0.0)
+        augmentation = datasets.Augmentation(run.crop_padding, area, run.flip, run.randaugment, run.magnitude, run.erasing)
         return datasets.training_batches(
             self.train, batch=run.batch_size, size=size, num_classes=self.classes, augmentation=augmentation,
             fill=self.source.mean, seed=run.seed, first=first, last=last, share=self.share,
             replicas=self.placement.local_replicas, mixup=run.mixup, cutmix=run.cutmix,
         )  # fmt: skip
+
+    def _crop(self, segment):
+        """Side of the training images of a segment."""
+        return tuple(max(8, round(self.run.small_crops * side)) for side in self.size) if segment.small else self.size
 
     # ------------------------------------------------------------ validation
 
@@ -380,10 +421,7 @@ class _Training:
 
     def _evaluate(self, split):
         steps = math.ceil(split.size / self.run.batch_size)
-        with errors_of(self):
-            return self.stepped.evaluate(
-                self.placement.distribute(self._evaluation(split)), steps=steps, return_dict=True, verbose=0
-            )
+        return self.stepped.evaluate(self.placement.distribute(self._evaluation(split)), steps=steps, return_dict=True, verbose=0)
 
     def swap_averages(self):
         """Exchange weights and their moving averages; a second call undoes it."""
@@ -393,9 +431,6 @@ class _Training:
                 value = ops.convert_to_numpy(variable)
                 variable.assign(ops.convert_to_numpy(average))
                 average.assign(value)
-
-    def _average(self):
-        self.swap_averages()
 
     # ------------------------------------------------------------ state
 
@@ -407,13 +442,15 @@ class _Training:
         if not all(np.isfinite(a).all() for name, a in arrays.items() if name.startswith("model/") and a.dtype.kind == "f"):
             raise Diverged(f"weights are not finite at step {self.step}; {self._last_good()}")
         if self.placement.chief:
-            state = {"step": self.step, "segment": number, "rows": self.rows, "seconds": self.spent, "run": self._essence_once()}
+            state = {
+                "step": self.step,
+                "segment": number,
+                "rows": self.rows,
+                "seconds": self.spent,
+                "run": self.essence,
+                "ended": self.ended,
+            }
             checkpoint.write(self.out, arrays, state)
-
-    def _essence_once(self):
-        if not hasattr(self, "_essence_kept"):
-            self._essence_kept = self._essence()
-        return self._essence_kept
 
     def _last_good(self):
         saved = checkpoint.read(self.out) if self.out is not None else None
@@ -450,8 +487,31 @@ def _divisor(number, most):
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
 
 
-def _fingerprint(model):
-    return float(sum(np.abs(ops.convert_to_numpy(v), dtype="float64").sum() for v in model.weights))
+def _fingerprint(model, split):
+    """Figures by which a run is told from another: its initial weights, and its labels or files."""
+    labels = getattr(split, "labels", np.zeros(1))
+    return {
+        "images": split.size,
+        "labels": int(np.dot(labels.astype("int64"), np.arange(len(labels)) % 9973)),
+        "parameters": model.count_params(),
+        "weights": float(
+            sum(np.abs(ops.convert_to_numpy(v), dtype="float64").sum() for v in model.weights if v.dtype != "bfloat16")
+        ),
+    }
+
+
+def _or_sentence(function, *args, **kwargs):
+    """Call a function whose ValueErrors are sentences for the user."""
+    try:
+        return function(*args, **kwargs)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _check_growth(model, run):
+    """Grow a copy as the run will, so that a place that is not there is found before the first epoch."""
+    for _, places, blocks in sorted(run.growth, key=lambda event: event[0]):
+        model = _or_sentence(grow, model, places, blocks=blocks, block=run.growth_block, gate=run.growth_gate)
 
 
 def _replace(path, write):

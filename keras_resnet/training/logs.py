@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from .run import TrainingError
+
 COLUMNS = ("epoch", "step", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "seconds")
 
 
@@ -79,11 +81,16 @@ def _duration(seconds):
 def write_csv(rows, path):
     """Write all rows anew, so that a run that was broken off records nothing twice."""
     partial = Path(f"{path}.part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
+    try:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, path)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} could not be written ({error.strerror or error}); mend that and give the same command again"
+        ) from error
 
 
 class TensorBoardLog:
@@ -93,8 +100,6 @@ class TensorBoardLog:
         import importlib.util
 
         import tensorflow as tf
-
-        from .run import TrainingError
 
         if importlib.util.find_spec("tensorboard") is None:
             raise TrainingError("TensorBoard is not installed: pip install 'keras-resnet-export[tensorboard]'")

@@ -57,9 +57,10 @@ class Run:
             biases are left out.
         clip_norm: largest global norm of the gradient, after the sum over replicas; 0 for none.
         loss: `"softmax"` or `"sigmoid"` (binary cross-entropy per class, as in arXiv 2110.00476).
-        label_smoothing: share of a label given to all classes.
+        label_smoothing: share of a label that all classes get alike.
         crop_padding: pixels around training images before a random crop of the model's size (CIFAR: 4).
-        random_area: smallest share of a photograph's area that a random crop takes before it is resized (ImageNet: 0.08).
+        random_area: smallest share of a photograph's area that a random crop takes before it is resized (ImageNet: 0.08);
+            photographs of several sizes get 0.25 where it is 0.
         flip: mirror training images in half of the cases.
         randaugment: RandAugment operations per image.
         magnitude: of those operations, 0 to 10.
@@ -85,7 +86,7 @@ class Run:
         lost_worker: when another worker is gone: `"stop"`, or `"wait"` for it.
         sync_batch_norm: batch statistics over all replicas; None: where a replica has fewer than 16 images.
         seed: of weights, order and augmentation.
-        deterministic: same bits in every run on one CPU device, at some cost in speed.
+        deterministic: same bits in every run on one CPU device, at some cost in speed; stays on for the whole process.
         save_every: steps between two checkpoints; there is one after every epoch too.
         tensorboard: write TensorBoard logs (extra `tensorboard`).
     """
@@ -177,6 +178,16 @@ class Run:
         for event in self.growth:
             if len(event) != 3 or not 0 <= event[0] < self.epochs:
                 raise TrainingError(f"`growth` holds (epoch below {self.epochs}, places, blocks), got {event!r}")
+        for name in ("image_size", "drop_path"):
+            if getattr(self, name) is not None:
+                _check(self, name, int if name == "image_size" else (int, float), 1 if name == "image_size" else 0)
+        if not 0 <= self.magnitude <= 10:
+            raise TrainingError(f"`magnitude` must be between 0 and 10, got {self.magnitude}")
+        for name in ("milestones", "growth", "devices", "workers"):
+            if not isinstance(getattr(self, name), tuple):
+                raise TrainingError(f"`{name}` must be a list, got {getattr(self, name)!r}")
+        if self.workers and self.devices:
+            raise TrainingError("`devices` are those of one process; leave them out with `workers`")
         if self.workers and not self.index < len(self.workers):
             raise TrainingError(f"`index` must be below the number of workers ({len(self.workers)}), got {self.index}")
 
@@ -197,17 +208,7 @@ class Run:
             if key not in names:
                 near = difflib.get_close_matches(key, names, 1)
                 raise TrainingError(f"unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        if isinstance(changes.get("epochs"), int) and "epochs" in fields:
-            # A recipe's epochs are parts of its whole: a shorter run is the same recipe, faster.
-            scale = changes["epochs"] / fields["epochs"]
-            for key in ("warmup_epochs", "frozen_epochs"):
-                if key in fields:
-                    fields[key] = type(fields[key])(fields[key] * scale)
-            if "milestones" in fields:
-                fields["milestones"] = tuple(value * scale for value in fields["milestones"])
-        if "model_options" in changes and "model_options" in fields:
-            changes["model_options"] = {**fields["model_options"], **changes["model_options"]}
-        return cls(**{**fields, **changes})
+        return cls(**_merged(fields, changes))
 
     def to_dict(self):
         """Plain JSON values."""
@@ -215,7 +216,19 @@ class Run:
 
     def essence(self):
         """What a checkpoint must agree on with the run that goes on from it: all that decides the course of the training."""
-        free = ("devices", "workers", "index", "lost_worker", "save_every", "tensorboard", "cache", "data_path", "recipe")
+        free = (
+            "model",
+            "data",
+            "devices",
+            "workers",
+            "index",
+            "lost_worker",
+            "save_every",
+            "tensorboard",
+            "cache",
+            "data_path",
+            "recipe",
+        )
         return {key: value for key, value in self.to_dict().items() if key not in free}
 
     def save(self, path):
@@ -236,7 +249,23 @@ class Run:
             raise TrainingError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
         if not isinstance(fields, dict):
             raise TrainingError(f"{path} must hold `option: value` lines")
-        return cls.of(**{**fields, **changes})
+        return cls.of(**_merged(fields, changes))
+
+
+def _merged(fields, changes):
+    """`changes` on top of `fields`; epochs within a run are parts of its whole, so a shorter run is the same one, faster."""
+    if isinstance(changes.get("epochs"), int) and "epochs" in fields:
+        scale = changes["epochs"] / fields["epochs"]
+        fields = dict(fields)
+        if "warmup_epochs" in fields:
+            fields["warmup_epochs"] *= scale
+        if fields.get("frozen_epochs"):
+            fields["frozen_epochs"] = max(1, round(fields["frozen_epochs"] * scale))
+        if "milestones" in fields:
+            fields["milestones"] = tuple(value * scale for value in fields["milestones"])
+    if changes.get("model_options") and fields.get("model_options"):
+        changes = {**changes, "model_options": {**fields["model_options"], **changes["model_options"]}}
+    return {**fields, **changes}
 
 
 def _check(run, name, kind, least):

@@ -14,7 +14,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         schedule: schedule behind the warm-up.
-        steps: of the warm-up; the last of them has the full rate.
+        steps: of the warm-up; the first behind them has the full rate.
         start: rate at step 0.
 
     Source: arXiv 1706.02677, section 2.2.

@@ -15,15 +15,19 @@ class Stepped(keras.Model):
     Make it under the strategy's scope, with `inputs` and `outputs` of a Functional model.
     """
 
-    def configure(self, optimizer, loss, *, multi_worker=False, jit=False, steps_per_execution=1):
-        """Set optimiser and loss; `loss` is a Keras loss on one-hot labels and logits."""
-        self.criterion, self.multi_worker = loss, multi_worker
-        self.loss_mean = keras.metrics.Mean(name="loss")
-        self.accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
+    def configure(self, optimizer, loss, *, smoothing=0.0, multi_worker=False, jit=False, steps_per_execution=1):
+        """Set optimiser and loss; `loss` is a Keras loss on one-hot labels and logits.
+
+        `smoothing` is the share of a label that all classes get alike; Keras' binary cross-entropy moves every class to a half.
+        """
+        self.criterion, self.smoothing, self.multi_worker = loss, smoothing, multi_worker
+        # In float64, since a float32 counter stands still at 2²⁴ images.
+        self.loss_mean = keras.metrics.Mean(name="loss", dtype="float64")
+        self.accuracy = keras.metrics.CategoricalAccuracy(name="accuracy", dtype="float64")
         # Counts the steps before the first loss that is not finite; from there on all are not.
-        self.finite = keras.metrics.Sum(name="finite")
+        self.finite = keras.metrics.Sum(name="finite", dtype="float64")
         self.stop_asked = tf.Variable(0.0, trainable=False) if multi_worker else None
-        self.compile(optimizer=optimizer, jit_compile=jit, steps_per_execution=steps_per_execution)
+        self.compile(optimizer=optimizer, jit_compile=jit, steps_per_execution=steps_per_execution, auto_scale_loss=False)
         return self
 
     @property
@@ -46,8 +50,9 @@ class Stepped(keras.Model):
         images, labels = data
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         with tf.GradientTape() as tape:
-            logits = self(images, training=True)
-            loss = ops.mean(self.criterion.call(ops.cast(labels, logits.dtype), logits))
+            logits = _wide(self(images, training=True))
+            smooth = labels * (1 - self.smoothing) + self.smoothing / labels.shape[-1]
+            loss = ops.mean(self.criterion.call(ops.cast(smooth, logits.dtype), logits))
             # Losses of layers are the same on all replicas; the sum over replicas makes the mean.
             total = loss + sum(ops.cast(extra, loss.dtype) for extra in self.losses) if self.losses else loss
             scaled = self.optimizer.scale_loss(total / replicas)
@@ -55,12 +60,12 @@ class Stepped(keras.Model):
         self.optimizer.apply(gradients, self.trainable_variables)
         self.loss_mean.update_state(loss)
         self.accuracy.update_state(labels, logits)
-        self.finite.update_state(ops.cast(ops.isfinite(loss), "float32") / replicas)
+        self.finite.update_state(ops.cast(ops.isfinite(loss), "float64") / replicas)
         return self._logs()
 
     def test_step(self, data):
         images, labels, weights = data
-        logits = self(images, training=False)
+        logits = _wide(self(images, training=False))
         losses = self.criterion.call(ops.cast(labels, logits.dtype), logits)
         self.loss_mean.update_state(losses, sample_weight=weights)
         self.accuracy.update_state(labels, logits, sample_weight=weights)
@@ -76,3 +81,8 @@ class Stepped(keras.Model):
 
     def _get_metrics_result_or_logs(self, logs):
         return self.get_metrics_result()
+
+
+def _wide(logits):
+    """At least float32: a scaled loss overflows in half precision."""
+    return ops.cast(logits, "float32") if logits.dtype in (tf.float16, tf.bfloat16) else logits

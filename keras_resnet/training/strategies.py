@@ -95,7 +95,13 @@ def place(run):
         cluster, index = _cluster()
         if len(cluster) > 1:
             _use(run.devices)
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            try:
+                strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            except RuntimeError as error:
+                raise TrainingError(
+                    "several workers must be placed before TensorFlow does anything else: "
+                    "call `placement = training.place(run)` first, and give it to `fit`"
+                ) from error
             return Placement(strategy, index, len(cluster))
     names = _use(run.devices)
     if len(names) > 1:

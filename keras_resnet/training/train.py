@@ -8,7 +8,8 @@ import tensorflow as tf
 from .. import data as datasets
 from ..modelcard import card_layer, set_card
 from ..registry import create_model
-from .fitting import Result, fit
+from .faults import errors_of
+from .fitting import run_training
 from .run import TrainingError
 from .strategies import place
 
@@ -29,18 +30,18 @@ def train(run, out=None, *, callbacks=(), quiet=False, report=None):
     Raises:
         TrainingError: and its subclasses.
     """
-    placement = place(run)
-    if run.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(run.seed)
-    try:
-        source = datasets.load(run.data, run.data_path, corrupt=run.corrupt, cache=run.cache, report=report)
-    except (ValueError, OSError, ImportError) as error:
-        raise TrainingError(str(error)) from error
-    with placement.strategy.scope():
-        model = _model(run, source)
-    result = fit(model, source, run=run, out=out, callbacks=callbacks, placement=placement, quiet=quiet)
-    return Result(result.model, result.history, result.summary)
+    with errors_of(out, len(run.workers) > 1 or "TF_CONFIG" in os.environ):
+        placement = place(run)
+        if run.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        keras.utils.set_random_seed(run.seed)
+        try:
+            source = datasets.load(run.data, run.data_path, corrupt=run.corrupt, cache=run.cache, report=report)
+        except (ValueError, OSError, ImportError) as error:
+            raise TrainingError(str(error)) from error
+        with placement.strategy.scope():
+            model = _model(run, source)
+        return run_training(model, source, run, placement, out, callbacks, quiet)
 
 
 def _model(run, source):
@@ -57,6 +58,11 @@ def _model(run, source):
 def _load(run):
     if not os.path.exists(run.model):
         raise TrainingError(f"no such file: {run.model}")
+    for name in ("model_options", "image_size", "drop_path", "weights"):
+        if getattr(run, name):
+            raise TrainingError(f"`{name}` is for models of the zoo; {run.model} comes as it is")
+    if run.precision != "float32":
+        raise TrainingError(f"`precision` is for models of the zoo; {run.model} has the precision it was built with")
     return keras.saving.load_model(run.model, compile=False)
 
 

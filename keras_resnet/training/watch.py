@@ -11,6 +11,7 @@ from keras import ops
 from . import checkpoint
 from .faults import Interrupted
 from .logs import write_csv
+from .run import TrainingError
 
 
 class Watch(keras.callbacks.Callback):
@@ -49,14 +50,14 @@ class Watch(keras.callbacks.Callback):
         if training.placement.multi_worker:
             if training.stop_asked:
                 training.stepped.stop_asked.assign(1.0)
-            stop = float(np.mean(logs["stop"])) > 0
+            asked = float(np.mean(logs["stop"])) > 0
         else:
-            stop = training.stop_asked
+            asked = training.stop_asked
         at_end = training.step % training.steps == 0
-        if (stop or training.step - self.since_save >= training.run.save_every) and not at_end:
+        if (asked or training.step - self.since_save >= training.run.save_every) and not at_end:
             training.save(self.number)
             self.since_save = training.step
-        if stop and not at_end:
+        if asked and not at_end:
             stop(training)
 
     def on_test_begin(self, logs=None):
@@ -67,6 +68,10 @@ class Watch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         training = self.training
+        if training.step % training.steps or training.step == self.first:
+            if training.stepped.stop_training:
+                return
+            raise TrainingError(f"the data ended at step {training.step} of {training.total}; are images or records missing?")
         elapsed = time.perf_counter() - self.began
         training.spent = training.spent_before + elapsed
         values = {key: round(float(np.mean(value)), 6) for key, value in logs.items() if key != "stop"}
@@ -92,7 +97,7 @@ class Watch(keras.callbacks.Callback):
         training = self.training
         if not training.placement.multi_worker:
             return training.stop_asked
-        return float(training.asked_anywhere(tf.constant(float(training.stop_asked)))) > 0
+        return float(training.sum_over_workers(tf.constant(float(training.stop_asked)))) > 0
 
 
 def stop(training):

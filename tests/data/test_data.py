@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from keras_resnet import data
 from keras_resnet.data import mixing, randaugment
@@ -129,10 +129,12 @@ def test_randaugment_operations_change_images_as_named(name, arrays):
         np.testing.assert_array_equal(strong, expected[name])
 
 
-def test_equalize_flattens_a_histogram():
-    ramp = tf.constant((np.arange(1024).reshape(32, 32, 1) // 16).astype("uint8"))
-    found = randaugment.OPERATIONS["equalize"](ramp, 1.0, 1.0, tf.constant([0.0])).numpy()
-    assert found.min() < 8 and found.max() == 255 and abs(np.median(found) - 128) < 8
+@pytest.mark.parametrize("name", ["equalize", "autocontrast"])
+def test_histogram_operations_are_those_of_pillow(name):
+    image = np.random.default_rng(3).gamma(2.0, 20.0, (32, 32, 3)).clip(5, 250).astype("uint8")
+    found = randaugment.OPERATIONS[name](tf.constant(image), 1.0, 1.0, tf.constant([0.0])).numpy()
+    expected = np.asarray(getattr(ImageOps, name)(Image.fromarray(image)))
+    assert np.abs(found.astype(int) - expected).max() <= (0 if name == "equalize" else 1) and not np.array_equal(found, image)
 
 
 def test_mixup_and_cutmix_keep_the_mass_of_labels():
@@ -234,8 +236,10 @@ def test_tfrecords_that_are_damaged_or_missing_are_named(arrays, tmp_path):
     content = bytearray(second.read_bytes())
     content[200] ^= 255
     second.write_bytes(content)
-    (shard, reason), *_ = damaged_records(tmp_path, "train")
-    assert shard == str(second) and reason
+    (number, shard, reason), *_ = damaged_records(tmp_path, "train")
+    assert number is None and shard == str(second) and reason
+    with pytest.raises(ValueError, match="00001-of-00002.tfrecord is damaged"):
+        data.load(str(tmp_path))
     second.unlink()
     with pytest.raises(ValueError, match="1 of 2 shards"):
         data.load(str(tmp_path))
@@ -328,3 +332,38 @@ def test_tfds_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match=r"\[data\]"):
         data.load("tfds/made_up")
+
+
+def test_damaged_images_in_shards_are_named_and_skipped_or_fatal(arrays, tmp_path):
+    files = []
+    for i in range(10):
+        encoded = tf.io.encode_png(arrays.images[i]).numpy()
+        files.append(tmp_path / f"{i}.png")
+        files[-1].write_bytes(encoded[: len(encoded) // 3] if i in (2, 7) else encoded)
+    data.write_tfrecords(data.Encoded(np.array(files, object), np.arange(10) % 2), tmp_path / "s", "train", classes="ab")
+    with pytest.raises(ValueError, match="record . of the split and 1 more cannot be decoded"):
+        data.load(str(tmp_path / "s"), report=lambda line: None)
+    lines = []
+    source = data.load(str(tmp_path / "s"), corrupt="skip", report=lines.append)
+    assert source.train.size == 8 and lines[-1] == "2 damaged images left out"
+    assert sum(1 for _ in data.evaluation_batches(source.train, batch=4, size=(12, 10), num_classes=2)) == 2
+
+
+def test_other_endings_are_named_and_empty_classes_refused(folder):
+    (folder / "train" / "cat" / "note.webp").write_bytes(b"x")
+    lines = []
+    data.load(str(folder), report=lines.append)
+    assert "1 files are no images" in lines[0] and ".webp" in lines[0]
+    (folder / "train" / "dog").mkdir()
+    with pytest.raises(ValueError, match="dog has no images"):
+        data.load(str(folder), report=lines.append)
+
+
+def test_small_images_of_a_folder_are_not_cut_for_testing(tmp_path, arrays):
+    for i in range(4):
+        place = tmp_path / "f" / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(arrays.images[i, :10]).save(place / f"{i}.png")
+    split = data.load(str(tmp_path / "f")).train
+    images = next(iter(data.evaluation_batches(split, batch=4, size=(10, 10), num_classes=2, crop=True)))[0].numpy()
+    np.testing.assert_array_equal(images, arrays.images[[0, 2, 1, 3], :10].astype("float32"))

@@ -20,12 +20,17 @@ from keras_resnet import training
 
 
 class Losses(keras.callbacks.Callback):
+    """The loss over all replicas behind every step, and the weights behind the third."""
+
     def __init__(self):
         super().__init__()
-        self.values = []
+        self.values, self.early = [], {}
 
     def on_train_batch_end(self, batch, logs=None):
-        self.values.append(float(np.mean(logs["loss"])))
+        # Read outside of the replicas, so that their sums are added; every process has to.
+        self.values.append(float(self.model.get_metrics_result()["loss"]))
+        if len(self.values) == 3:
+            self.early = {f"e{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(self.model.weights)}
 
 
 def network():
@@ -50,7 +55,7 @@ def main(out, options):
         if placement.chief:
             arrays = {f"w{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(result.model.weights)}
             figures = {key: result.summary[key] for key in ("test_accuracy", "test_loss")}
-            np.savez(f"{out}-{run.precision}.npz", losses=losses.values, **figures, **arrays)
+            np.savez(f"{out}-{run.precision}.npz", losses=losses.values, **figures, **arrays, **losses.early)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """Kills, signals, full disks, losses that are no numbers: what a run keeps, and what it says."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
-from keras_resnet import training
+import keras_resnet as kr
+from keras_resnet import data, training
 from keras_resnet.training import checkpoint
 from keras_resnet.weights import safetensors
 
@@ -98,3 +101,54 @@ def test_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / checkpoint.FILE).write_bytes(b"\x08\0\0\0\0\0\0\0broken")
     with pytest.raises(training.TrainingError, match="cannot be read.*remove it to begin again"):
         training.fit(network(), "digits", run=run(), out=tmp_path, quiet=True)
+
+
+def test_another_model_or_other_images_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (256, 8, 8, 1)).astype("uint8"), np.arange(256) % 10
+    training.fit(network(), (x, y), run=run(epochs=1), out=tmp_path, quiet=True)
+    again = Losses()
+    training.fit(network(), (x, y[:, None]), run=run(epochs=1), out=tmp_path, callbacks=[again], quiet=True)
+    assert not again.values
+    with pytest.raises(training.TrainingError, match="holds another run.*weights"):
+        training.fit(network(seed=6), (x, y), run=run(epochs=1), out=tmp_path, quiet=True)
+    with pytest.raises(training.TrainingError, match="holds another run.*labels"):
+        training.fit(network(), (x, y[::-1].copy()), run=run(epochs=1), out=tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_shards_train_and_go_on_whatever_the_global_seed(tmp_path, seed):
+    source = data.load("digits")
+    data.write_tfrecords(
+        source.train, tmp_path / "shards", "train", classes=source.classes, shards=2, preprocessing=source.preprocessing
+    )
+    shards = str(tmp_path / "shards")
+    assert data.load(shards).image_size == (8, 8) and not data.load(shards).crop
+    keras.utils.set_random_seed(seed)
+    whole = training.fit(network(), shards, run=run(seed=seed), out=tmp_path / "whole", quiet=True)
+    terminate = At(15, lambda model: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(training.Interrupted):
+        training.fit(network(), shards, run=run(seed=seed), out=tmp_path / "broken", callbacks=[terminate], quiet=True)
+    keras.utils.set_random_seed(seed + 1)
+    broken = training.fit(network(), shards, run=run(seed=seed), out=tmp_path / "broken", quiet=True)
+    # Not bit for bit without `deterministic`, but other images would show.
+    assert abs(broken.history[0]["loss"] - whole.history[0]["loss"]) < 0.02 * whole.history[0]["loss"]
+    assert whole.history[-1]["loss"] < 0.5
+
+
+def test_records_that_are_missing_end_the_run(tmp_path):
+    source = data.load("digits")
+    data.write_tfrecords(source.train, tmp_path, "train", classes=source.classes, preprocessing=source.preprocessing)
+    meta = json.loads((tmp_path / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps({**meta, "records": [2000]}))
+    with pytest.raises(training.TrainingError, match="the data ended at step 22 of 30"):
+        training.fit(network(), str(tmp_path), run=run(), quiet=True)
+
+
+def test_weights_from_a_file_do_not_hinder_going_on(tmp_path):
+    options = {"model": "resnet20", "data": "digits", "epochs": 1, "batch_size": 256, "validate": "none"}
+    first = training.train(training.Run.of(**options), tmp_path / "first", quiet=True)
+    kr.save_weights(first.model, tmp_path / "weights.safetensors")
+    second = training.Run.of(**options, weights=str(tmp_path / "weights.safetensors"))
+    result = training.train(second, tmp_path / "second", quiet=True)
+    assert training.train(second, tmp_path / "second", quiet=True).summary == result.summary

@@ -39,7 +39,11 @@ def test_recipes_learn(recipe):
         **changes,
     )
     losses = Losses()
-    result = training.fit(network(), "digits", run=description, callbacks=[losses], quiet=True)
+    model = network()
+    if recipe == "finetune-grown":
+        # Its first phase takes the trunk as it is, so that must have learned something.
+        model = kr.grow(training.fit(model, "digits", run=run(epochs=1), quiet=True).model, "stage*_block1_out", seed=1)
+    result = training.fit(model, "digits", run=description, callbacks=[losses], quiet=True)
     assert len(losses.values) == 66
     assert result.history[-1]["loss"] < 0.99 * result.history[0]["loss"]
 
@@ -220,9 +224,86 @@ def test_mixed_precision_scales_the_loss_and_learns():
         model = network()
     finally:
         keras.config.set_dtype_policy("float32")
-    result = training.fit(model, "digits", run=run(epochs=3), quiet=True)
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            # A scale that overflows in the first step: it is halved, and nothing moves.
+            self.model.optimizer.dynamic_scale.assign(2.0**30)
+            self.before = value(self.model.get_layer("predictions").kernel)
+
+        def on_train_batch_end(self, batch, logs=None):
+            moved = not np.array_equal(value(self.model.get_layer("predictions").kernel), self.before)
+            seen.append((type(self.model.optimizer), float(self.model.optimizer.dynamic_scale), moved))
+
+    result = training.fit(model, "digits", run=run(epochs=4), callbacks=[Look()], quiet=True)
+    assert seen[0] == (keras.optimizers.LossScaleOptimizer, 2.0**29, False)
+    assert seen[-1][1] < 2.0**25 and seen[-1][2]
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert result.model.get_layer("predictions").kernel.dtype == "float32"
+
+
+def test_small_crops_train_a_model_of_one_size_and_are_refused_where_they_cannot():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (256, 16, 16, 1)).astype("uint8")
+    labels = (x[:, 4:12, 4:12].mean((1, 2, 3)) > 127).astype(int)
+    description = run(epochs=4, small_crops=0.75, small_epochs=0.5, batch_size=64)
+    shapes = []
+
+    class Shapes(keras.layers.Layer):
+        def call(self, inputs):
+            shapes.append(inputs.shape[1])
+            return inputs
+
+    inputs = keras.Input((16, 16, 1))
+    pooled = keras.layers.GlobalAveragePooling2D()(Shapes()(keras.layers.Conv2D(4, 3)(inputs)))
+    training.fit(keras.Model(inputs, keras.layers.Dense(2)(pooled)), (x, labels), run=description, quiet=True)
+    assert {10, 14} <= set(shapes)
+    flat = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
+    with pytest.raises(training.TrainingError, match="does not take images of 12×12; set `small_crops` to 1"):
+        training.fit(flat, (x, labels), run=description, quiet=True)
+
+
+def test_early_stopping_ends_the_run_for_good(tmp_path):
+    class Enough(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    result = training.fit(network(), "digits", run=run(epochs=5), out=tmp_path, callbacks=[Enough()], quiet=True)
+    assert len(result.history) == 2 and result.summary["epochs"] == 2
+    losses = Losses()
+    again = training.fit(network(), "digits", run=run(epochs=5), out=tmp_path, callbacks=[losses], quiet=True)
+    assert not losses.values and again.summary == result.summary
+
+
+def test_layers_that_were_frozen_stay_so():
+    model = network()
+    model.get_layer("stage1_block1_conv1").trainable = False
+    before = value(model.get_layer("stage1_block1_conv1").kernel)
+    result = training.fit(model, "digits", run=run(epochs=2, frozen_epochs=1), quiet=True)
+    layer = result.model.get_layer("stage1_block1_conv1")
+    np.testing.assert_array_equal(value(layer.kernel), before)
+    assert not layer.trainable and result.model.get_layer("stage2_block1_conv1").trainable
+
+
+def test_label_smoothing_gives_all_classes_alike_what_it_takes():
+    """Also under binary cross-entropy, where Keras would move every class towards a half."""
+    source = data.load("digits")
+    x, y = source.train.images[:64], source.train.labels[:64]
+    losses = Losses()
+    model = network()
+    description = run(epochs=1, batch_size=64, loss="sigmoid", label_smoothing=0.1)
+    training.fit(model, (x, y), run=description, callbacks=[losses], quiet=True)
+    logits, targets = value(model(x.astype("float32"), training=True)), np.eye(10)[y] * 0.9 + 0.01
+    expected = np.mean(np.logaddexp(0, logits) - targets * logits)
+    np.testing.assert_allclose(losses.values[0], expected, rtol=1e-5)
+
+
+def test_a_shorter_run_of_a_description_shrinks_along(tmp_path):
+    training.Run.of("he2015-cifar", model_options={"norm_momentum": 0.8}).save(tmp_path / "run.yaml")
+    short = training.Run.load(tmp_path / "run.yaml", epochs=41, model_options={"head_dropout": 0.1})
+    assert short.milestones == (20.5, 30.75) and short.model_options == {"norm_momentum": 0.8, "head_dropout": 0.1}
+    assert training.Run.of("finetune-grown", epochs=3).frozen_epochs == 1
 
 
 def test_segments_of_a_run():
@@ -277,9 +358,17 @@ def test_bad_models_and_data_are_named():
             "at least 10 logits",
         ),
     ]
+    x, y = np.zeros((200, 8, 8, 1), "uint8"), np.zeros(200, int)
+    cases += [
+        (network(), (x, np.eye(10)[y]), {}, "one class number for each image"),
+        (network(), (x, y - 1), {}, "whole numbers from 0 on, got -1"),
+        (network(), "digits", {"holdout": 5000}, "`holdout` must be between"),
+    ]
     for model, source, changes, says in cases:
-        with pytest.raises((training.TrainingError, ValueError), match=says):
+        with pytest.raises(training.TrainingError, match=says):
             training.fit(model, source, run=run(**changes), quiet=True)
+    with pytest.raises(training.TrainingError, match="`precision` decides how `train` makes a model"):
+        training.fit(network(), "digits", precision="mixed_float16")
 
 
 def test_other_backends_are_refused(monkeypatch):
