@@ -43,11 +43,14 @@ def read_items(arguments):
         Item
 
     Raises:
-        UsageError: a list or Parquet file that cannot be read.
+        UsageError: a list or Parquet file that cannot be read, or a folder without images.
     """
     for argument in map(Path, arguments):
         if argument.is_dir():
-            yield from (Item(str(path), path) for path in _walk(argument))
+            paths = _walk(argument)
+            if (first := next(paths, None)) is None:
+                raise UsageError(f"{argument} holds no images; give a folder that does")
+            yield from (Item(str(path), path) for path in itertools.chain([first], paths))
         elif argument.suffix == ".txt":
             yield from _listed(argument)
         elif argument.suffix == ".parquet":

@@ -43,7 +43,7 @@ class Source:
         """Mean colour, 0–255: what lies around an image."""
         from ..preprocessing import Preprocessing
 
-        return 255 * np.broadcast_to(Preprocessing.of(self.preprocessing).numbers["mean"], [self.train.channels])
+        return 255 * np.broadcast_to(Preprocessing.of(self.preprocessing).numbers.get("mean", 0.0), [self.train.channels])
 
 
 def load(data, path=None, *, corrupt="fail", cache=False, report=None):

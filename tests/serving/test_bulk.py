@@ -314,3 +314,9 @@ def test_wrong_usage(models, folder, tmp_path, capsys):
     ]:
         assert main(arguments) == 2
         assert text in capsys.readouterr().err
+
+
+def test_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "notes.md").write_text("no image")
+    with pytest.raises(UsageError, match="holds no images"):
+        list(bulk.read_items([tmp_path]))
