@@ -34,8 +34,12 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = [TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()]
-            self._bar = Progress(*columns, console=Console(file=self.file), transient=True)
+            console = Console(file=self.file)
+            # The figures come first where there is no room for both.
+            bar = [BarColumn()] if console.width >= 110 else []
+            self._bar = Progress(
+                TextColumn("{task.description}"), *bar, TimeRemainingColumn(compact=True), console=console, transient=True
+            )
             self._bar.start()
             self._task = self._bar.add_task("starting", total=self.total)
         return self
@@ -59,9 +63,9 @@ class Progress:
             return
         self._shown = time.perf_counter()
         epoch = min(step - 1, self.total - 1) // self.steps_per_epoch + 1
-        where = f"epoch {epoch}/{self.total // self.steps_per_epoch}  step {step}/{self.total}"
-        text = f"{where}  loss {loss:.4f}  accuracy {accuracy:.4f}"
-        self._bar.update(self._task, completed=step, description=f"{text}  {speed:.0f} images/s  rate {rate:.2e}")
+        where = f"epoch {epoch}/{self.total // self.steps_per_epoch}  {step}/{self.total}"
+        figures = f"loss {loss:.3f}  accuracy {accuracy:.3f}  {speed:.0f} img/s  rate {rate:.1e}"
+        self._bar.update(self._task, completed=step, description=f"{where}  {figures}")
 
     def epoch(self, row, epochs):
         """The line of an epoch that is done."""
@@ -136,6 +140,7 @@ def curves(rows, path, title=""):
             if points:
                 axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else None)
         axis.set(xlabel="epoch", ylabel=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
     if title:
