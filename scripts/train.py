@@ -21,7 +21,7 @@ with quiet_start():
     from keras_resnet.training import Run, TrainingError, WorkerLost, train
     from keras_resnet.training.recipes import RECIPES
     from keras_resnet.training.run import CHOICES
-    from keras_resnet.training.strategies import tf_config
+    from keras_resnet.training.strategies import is_chief, tf_config
 
 
 def options_of_run(command):
@@ -111,7 +111,8 @@ def main(description, out, model_options, growth, local_workers, recipes, quiet,
     except KeyboardInterrupt:
         click.echo("Interrupted; the same command goes on from the last checkpoint", err=True)
         sys.exit(130)
-    click.echo(json.dumps(result.summary))
+    if is_chief():
+        click.echo(json.dumps(result.summary))
 
 
 def run_waits(error, run):

@@ -71,8 +71,8 @@ class Placement:
 
     def describe(self):
         """One line for the log."""
-        kind = type(self.strategy).__name__
-        name = "one device" if self.replicas == 1 else kind
+        # The multi-worker strategy's class bears another name than the one it is known by.
+        name = "one device" if self.replicas == 1 else "MultiWorkerMirroredStrategy" if self.multi_worker else "MirroredStrategy"
         where = f"process {self.index + 1} of {self.processes}, " if self.multi_worker else ""
         return f"{name}, {where}{self.replicas} replica{'s' if self.replicas > 1 else ''}"
 
@@ -116,6 +116,11 @@ def place(run):
 def tf_config(workers, index):
     """The text of `TF_CONFIG` for one of several workers."""
     return json.dumps({"cluster": {"worker": list(workers)}, "task": {"type": "worker", "index": index}})
+
+
+def is_chief():
+    """Whether this process is the one of a run that writes."""
+    return not os.environ.get("TF_CONFIG") or _cluster()[1] == 0
 
 
 def _cluster():
