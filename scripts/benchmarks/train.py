@@ -40,22 +40,24 @@ def endless(images, labels):
     return tf.data.Dataset.from_tensors((images, labels)).repeat()
 
 
-def trainer_of(model, size, batch, **changes):
-    """Our trainer at its first step, as `fit` drives it: `run(dataset, steps)`."""
+def trainer_of(model, size, batch, steps, **changes):
+    """Our trainer as `fit` drives it, one epoch of `steps` steps a call: `run(dataset)`."""
     from keras_resnet import data, training
     from keras_resnet.training.fitting import _Training
     from keras_resnet.training.watch import Watch
 
     classes = model.output_shape[-1]
-    images = np.zeros((2 * batch, size, size, 3), "uint8")
-    source = data.Source("random", data.Images(images, np.arange(2 * batch) % classes), None, tuple(range(classes)), (size, size))
+    # Only their number counts: what is trained on is the dataset that `run` is given.
+    images = np.broadcast_to(np.zeros((1, size, size, 3), "uint8"), (steps * batch, size, size, 3))
+    labels = np.arange(len(images)) % classes
+    source = data.Source("random", data.Images(images, labels), None, tuple(range(classes)), (size, size))
     run = training.Run.of(
         **{**SETTINGS, "batch_size": batch, "base_batch": batch, "epochs": 1_000_000, "learning_rate": 1e-3, **changes}
     )
     state = _Training(model, source, run, training.place(run), None, (), True)
     state._enter(state.segments[0], carry=False)
 
-    def run_steps(dataset, steps):
+    def run_steps(dataset):
         watch = Watch(state, 0)
         state.stepped.fit(
             state.placement.distribute(dataset), steps_per_epoch=steps, epochs=1, callbacks=[watch], shuffle=False, verbose=0
@@ -67,8 +69,8 @@ def trainer_of(model, size, batch, **changes):
 def steps_of(model, size, batch):
     """One step of our trainer on images that are there already."""
     images, labels = batch_of(size, batch, model.output_shape[-1])
-    run, dataset = trainer_of(model, size, batch), endless(images, labels)
-    return lambda: run(dataset, 1)
+    run, dataset = trainer_of(model, size, batch, 1), endless(images, labels)
+    return lambda: run(dataset)
 
 
 def plain_fit(model, images, labels, steps):
@@ -174,14 +176,14 @@ def measure_cpu(models, pairs, steps, torch_python):
         images, labels = batch_of(size, batch, classes)
         shape = (size, size, 3)
         own = kr.create_model(name, weights=None, input_shape=shape)
-        run, dataset = trainer_of(own, size, batch), endless(images, labels)
+        run, dataset = trainer_of(own, size, batch, steps), endless(images, labels)
         peers = {"plain fit, same model": kr.create_model(name, weights=None, input_shape=shape)}
         if name == "resnet50":
             peers["plain fit, keras.applications"] = keras.applications.ResNet50(
                 weights=None, input_shape=shape, classifier_activation=None
             )
         found = figures["cases"].setdefault(name, {})
-        ours = functools.partial(run, dataset, steps)
+        ours = functools.partial(run, dataset)
         for peer, model in peers.items():
             result = compare(f"{name}: {peer}", plain_fit(model, images, labels, steps), ours, pairs)
             click.echo(result.line(BAR))
@@ -224,7 +226,7 @@ def measure_gpus(steps):
                 batch = per_gpu * count
                 devices = tuple(f"GPU:{i}" for i in range(count))
                 model = kr.create_model("resnet50", weights=None)
-                run = trainer_of(model, size, batch, jit=jit, precision=precision, devices=devices)
+                run = trainer_of(model, size, batch, steps, jit=jit, precision=precision, devices=devices)
                 still = tf.data.Dataset.from_tensors(batch_of(size, per_gpu, 1000)).repeat()
                 crops = data.Augmentation(random_area=0.08, flip=True)
                 fed = data.training_batches(
@@ -232,9 +234,9 @@ def measure_gpus(steps):
                 )
                 speeds = []
                 for dataset in (still, fed):
-                    run(dataset, 10)
+                    run(dataset)
                     started = time.perf_counter()
-                    run(dataset, steps)
+                    run(dataset)
                     speeds.append(steps * batch / (time.perf_counter() - started))
                 held = max(0.0, 1 - speeds[1] / speeds[0])
                 rows.append(
