@@ -267,9 +267,7 @@ class _Training:
         self._set_trainable(segment)
         with self.placement.strategy.scope():
             optimizer = self._optimizer(segment)
-            self.stepped = Stepped(
-                self.model.inputs, self.model.outputs[0] if len(self.model.outputs) == 1 else self.model.outputs
-            )
+            self.stepped = Stepped(self.model.inputs, self.model.outputs[0])
             self.stepped.configure(
                 optimizer,
                 self._criterion(),
@@ -298,9 +296,7 @@ class _Training:
 
     def _variables(self):
         """Variables of every layer by the layer's path in the model's tree (Keras' paths repeat between nested models)."""
-        return {
-            path: list(node.operation.variables) for path, _, node in walk(self.model) if hasattr(node.operation, "variables")
-        }
+        return {path: list(layer.variables) for path, layer in self._layers()}
 
     def _grow(self, segment):
         if not segment.growth:
