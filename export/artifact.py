@@ -134,6 +134,8 @@ def check_target(path, overwrite, mark=None):
         raise UsageError(f"{path} exists already; choose another name or allow overwriting (--force)")
     if target.is_dir() and mark is None:
         raise UsageError(f"cannot write {path}: it is a folder")
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise UsageError(f"cannot write {path}: it is a device or a pipe, not a file")
     if target.exists() and mark is not None and not _replaceable(target, mark):
         raise UsageError(f"{path} is not replaced: it holds other things than an earlier export (no {mark})")
     if not target.parent.is_dir():

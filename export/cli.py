@@ -80,7 +80,7 @@ def output_options(function):
         click.option("--samples", help="Folder of images to verify on, beside random batches."),
         click.option("--force", is_flag=True, help="Overwrite OUT."),
         click.option("--keep-failed", is_flag=True, help="Keep a file that failed verification as OUT.failed."),
-        click.option("--report", "report_file", help="Write the verification figures to a JSON file."),
+        click.option("--report", "report_file", help="Write the verification figures to a JSON file, replacing it."),
     )
     return model_options(functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function))
 
@@ -158,16 +158,20 @@ def _export(exporter, options):
     out, out_option = options.pop("out"), options.pop("out_option")
     if (out is None) == (out_option is None):
         raise click.UsageError("Give the output once: as OUT or with -o.")
+    out, model = out_option if out is None else out, options.pop("model")
+    read = [model] if os.path.isfile(model) else []
+    report.check_apart(out, read)
+    report.check_places([report_file], [out, *read])
     source = {key: options.pop(key) for key in ("weights", "seed", "imports", "preprocessing")}
     options["overwrite"] = options.pop("force")
     options["outputs"] = options["outputs"].split(",") if options["outputs"] else None
     options["labels"] = read_labels(options["labels"]) if options["labels"] else None
     with report.steps(as_json) as tell:
         tell("load")
-        model, notes = load_model(options.pop("model"), **source)
+        loaded, notes = load_model(model, **source)
         report.notes(notes)
         try:
-            result = exporter(model, out_option if out is None else out, progress=tell, **options)
+            result = exporter(loaded, out, progress=tell, **options)
         except MismatchError as error:
             report.write_json(report_file, error.report)
             raise
@@ -181,12 +185,13 @@ def _export(exporter, options):
 @model_options
 @click.option("--labels", help="Class names that FILE must bear, by default the model's: a text file, or a JSON list.")
 @click.option("--samples", help="Folder of images to verify on, beside random batches.")
-@click.option("--report", "report_file", help="Write the figures to a JSON file.")
+@click.option("--report", "report_file", help="Write the figures to a JSON file, replacing it.")
 def verify_command(file, model, labels, samples, report_file, as_json, **source):
     """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras file or a zoo name."""
     from .source import load_model, read_labels
     from .verification import require, verify
 
+    report.check_places([report_file], filter(os.path.isfile, [file, model]))
     with report.steps(as_json) as tell:
         tell("load")
         loaded, notes = load_model(model, **source)
@@ -243,6 +248,7 @@ def quantize_command(file, out, fp16, int8, calibration, target, max_drop, force
         raise click.UsageError("Give one of --fp16 and --int8.")
     if int8 and not calibration:
         raise click.UsageError("--int8 needs --calibration.")
+    report.check_apart(out, [file])
     with report.steps(as_json) as tell:
         tell("quantize")
         if fp16:
@@ -270,13 +276,14 @@ def _numbers(context, parameter, value):
 @click.option("--batch", "batches", default="1", show_default=True, callback=_numbers, help="Batch sizes, comma-separated.")
 @click.option("--threads", default="0", show_default=True, callback=_numbers, help="Threads, comma-separated; 0 is the default.")
 @click.option("--runs", default=31, show_default=True, help="Timed rounds.")
-@click.option("--csv", "csv_file", help="Write the numbers to a CSV file.")
-@click.option("--figure", "figure_file", help="Draw latency and throughput into a .png, .svg or .pdf file.")
+@click.option("--csv", "csv_file", help="Write the numbers to a CSV file, replacing it.")
+@click.option("--figure", "figure_file", help="Draw latency and throughput into a .png, .svg or .pdf file, replacing it.")
 def bench_command(files, csv_file, figure_file, as_json, **options):
     """Latency percentiles and throughput of ONNX files side by side, interleaved."""
     from . import figure
     from .benchmark import bench
 
+    report.check_places([csv_file, figure_file], files)
     if figure_file:
         figure.check(figure_file)
     report.chosen(options["devices"])
@@ -292,13 +299,14 @@ def bench_command(files, csv_file, figure_file, as_json, **options):
 
 @command("inspect")
 @click.argument("files", nargs=-1, required=True)
-@click.option("--html", "html_file", help="Write a picture of the graph's blocks to an HTML file; for one FILE.")
+@click.option("--html", "html_file", help="Write a picture of the graph's blocks to an HTML file, replacing it; for one FILE.")
 def inspect_command(files, html_file, as_json):
     """Nodes, parameters, multiply-adds, inputs, outputs and metadata of ONNX FILES, and what onnxruntime makes of them."""
     from .inspection import inspect, picture
 
     if html_file and len(files) > 1:
         raise click.UsageError("--html goes with one FILE.")
+    report.check_places([html_file], files)
     found = [inspect(file) for file in files]
     if html_file:
         report.write_text(html_file, picture(found[0]))

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+from .artifact import publishing
 from .errors import DeviceError, UsageError
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -13,13 +14,11 @@ def check(path):
 
     Raises:
         DeviceError: matplotlib is not installed.
-        UsageError: the name does not end in one of `FORMATS`, or the folder is not there.
+        UsageError: the name does not end in one of `FORMATS`.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"a figure must end in {', '.join(FORMATS)}, got {str(path)!r}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
     try:
         found = importlib.util.find_spec("matplotlib") is not None
     except ValueError:  # set to None in sys.modules
@@ -57,11 +56,8 @@ def draw(timings, path):
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     throughput.legend(fontsize="small")
-    try:
-        with rc_context({"svg.fonttype": "none"}):
-            figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    with rc_context({"svg.fonttype": "none"}), publishing(path) as place:
+        figure.savefig(place, dpi=120)
 
 
 def _lines(timings):

@@ -12,6 +12,10 @@ from . import artifact
 from .runtime import session
 
 MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# How many numbers a constant must have to count as a parameter of an op; those of other ops (bounds, sizes, scales) never do.
+LEAST = dict.fromkeys((*MULTIPLYING, "BatchNormalization", "InstanceNormalization", "LayerNormalization", "PRelu"), 1)
+LEAST |= dict.fromkeys(("Add", "Sub", "Mul", "Div"), 2)
+PASSING_ON = ("DequantizeLinear", "Cast")
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Inspection:
         ir_version, opsets: of the format.
         inputs, outputs: `[{"name", "shape", "dtype"}]`.
         nodes: `{op: number}`, most frequent first.
-        parameters: numbers in constants of floating point or int8.
+        parameters: numbers in weights, biases and per-channel factors, quantised or not; bounds and other scalars are none.
         macs: multiply-adds of one row, or None where sizes are open.
         metadata: see `artifact`; labels as their number.
         runtime_nodes: `{op: number}` after onnxruntime's default optimisation on the CPU.
@@ -64,9 +68,7 @@ def inspect(path):
     """
     opened = session(path, "cpu")
     proto = artifact.read_proto(path, external_data=False)
-    sizes = {
-        tensor.name: int(np.prod(tensor.dims)) for tensor in proto.graph.initializer if tensor.data_type in (1, 3, 10, 11, 16)
-    }
+    sizes = parameters(proto)
     metadata = dict(opened.metadata)
     card = dict(metadata.get("card") or {})
     if card.get("labels"):
@@ -85,6 +87,17 @@ def inspect(path):
         runtime_nodes=_after_onnxruntime(path),
         blocks=blocks(proto, sizes),
     )
+
+
+def parameters(proto):
+    """`{name: numbers}` of the constants that are weights of an op, see `LEAST`, or become some through `PASSING_ON`."""
+    constants, found = {tensor.name: int(np.prod(tensor.dims)) for tensor in proto.graph.initializer}, {}
+    behind = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type in PASSING_ON}
+    for node in proto.graph.node:
+        for name in (behind.get(name, name) for name in node.input):
+            if constants.get(name, 0) >= LEAST.get(node.op_type, np.inf):
+                found[name] = constants[name]
+    return found
 
 
 def _counted(proto):

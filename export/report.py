@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from .artifact import disk_size
+from .artifact import check_target, disk_size, publishing
 from .errors import UsageError
 
 
@@ -32,20 +32,52 @@ def write_json(path, report):
         write_text(path, json.dumps(report.to_json(), indent=2, default=_plain))
 
 
-def write_text(path, text):
-    """Write a text file.
+def check_places(places, taken=()):
+    """Refuse, before any work, files for figures that could not be written or would take the place of another file.
+
+    Args:
+        places: paths that the command will write beside its artefact, replacing what is there; None where not asked for.
+        taken: paths that it reads, or writes otherwise.
 
     Raises:
-        UsageError: it cannot be written; a new one is not left half-written.
+        UsageError: names the path.
     """
-    new = not os.path.lexists(path)
+    taken = [path for path in taken if path]
+    for path in places:
+        if path is None:
+            continue
+        check_apart(path, taken)
+        if not _is_written_through(path):
+            check_target(path, overwrite=True)
+        taken.append(path)
+
+
+def check_apart(path, taken):
+    """Refuse a path that is one of others.
+
+    Raises:
+        UsageError: it is, perhaps through a link.
+    """
+    if os.path.realpath(path) in {os.path.realpath(other) for other in taken}:
+        raise UsageError(f"cannot write {path}: the command has another use for that file; choose another name")
+
+
+def _is_written_through(path):
+    """Whether a path stands for something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
+    return os.path.islink(path) or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+
+def write_text(path, text):
+    """Write a text file, whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written; what was there stays.
+    """
     try:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            file.write(text)
+        with contextlib.nullcontext(path) if _is_written_through(path) else publishing(path) as place:
+            with open(place, "w", newline="", encoding="utf-8") as file:
+                file.write(text)
     except OSError as error:
-        if new:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -55,7 +55,7 @@ def load_model(model, *, weights=None, seed=0, imports=(), preprocessing=None):
 
 
 def is_file(model):
-    return str(model).endswith(SUFFIXES) or os.sep in str(model) or Path(model).exists()
+    return str(model).endswith(SUFFIXES) or os.sep in str(model) or Path(model).is_file()
 
 
 def _from_file(path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -142,6 +143,73 @@ def test_bad_input(run, mixed_export, tmp_path, case):
     assert (code, out) == (expected, "")
     assert message in err and "Traceback" not in err
     assert sorted(os.listdir(tmp_path)) == before
+
+
+REPORTS = {
+    "onnx": ["onnx", "{good}.keras", "{tmp}/o.onnx", "--report"],
+    "savedmodel": ["savedmodel", "{good}.keras", "{tmp}/o", "--report"],
+    "verify": ["verify", "{good}", "resnet20", "--report"],
+    "bench, table": ["bench", "{good}", "--csv"],
+    "bench, figure": ["bench", "{good}", "--figure"],
+    "inspect": ["inspect", "{good}", "--html"],
+}
+PLACES = {
+    "": "needs a name",
+    "{tmp}/no/r.svg": "does not exist",
+    "{tmp}/folder.svg": "it is a folder",
+    "{good}": "the command has another use for that file",
+}
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place or "empty")
+@pytest.mark.parametrize("command", REPORTS)
+def test_figures_that_cannot_be_written_are_refused_before_the_work(run, mixed_export, tmp_path, monkeypatch, command, place):
+    def work(*arguments, **options):
+        raise AssertionError("work was done")
+
+    for name in ("source.load_model", "benchmark.bench", "inspection.inspect"):
+        monkeypatch.setattr(f"resnet_export.{name}", work)
+    good = tmp_path / "good.onnx"
+    good.write_bytes(mixed_export[1].read_bytes())
+    (tmp_path / "folder.svg").mkdir()
+    arguments = [*REPORTS[command], place]
+    if place == "{good}" and command in ("onnx", "savedmodel"):
+        arguments[-1] = arguments[2]
+    before = sorted(os.listdir(tmp_path))
+    code, out, err = run(*(argument.format(tmp=tmp_path, good=good) for argument in arguments))
+    assert (code, out) == (2, "") and PLACES[place] in err and "Traceback" not in err, err
+    assert sorted(os.listdir(tmp_path)) == before and good.read_bytes() == mixed_export[1].read_bytes()
+
+
+def test_figures_are_written_whole_or_not_at_all(run, mixed_export, full_disk, tmp_path, monkeypatch):
+    old = full_disk / "page.html"
+    old.write_text("old")
+    monkeypatch.setattr("resnet_export.inspection.picture", lambda inspection: "x" * 2**20)
+    for name in (old, full_disk / "new.html", "/dev/full"):
+        code, out, err = run("inspect", mixed_export[1], "--html", name)
+        assert (code, out) == (2, "") and f"cannot write {name}: No space left on device" in err
+    assert os.listdir(full_disk) == ["page.html"] and old.read_text() == "old"
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    assert run("inspect", mixed_export[1], "--html", tmp_path / "link")[0] == 0
+    assert (tmp_path / "there").read_text().startswith("xxx") and (tmp_path / "link").is_symlink(), "links are written through"
+
+
+def test_an_artefact_does_not_take_the_place_of_what_it_is_made_from(run, saved, mixed_export, tmp_path):
+    keras_file, onnx_file = tmp_path / "m.keras", tmp_path / "m.onnx"
+    shutil.copy(saved, keras_file)
+    shutil.copy(mixed_export[1], onnx_file)
+    (tmp_path / "same").symlink_to(keras_file)
+    for arguments in (
+        ["onnx", keras_file, keras_file],
+        ["onnx", keras_file, tmp_path / "same"],
+        ["savedmodel", keras_file, keras_file],
+    ):
+        code, _, err = run(*arguments, "--force")
+        assert code == 2 and "another use for that file" in err
+    assert run("quantize", onnx_file, onnx_file, "--fp16", "--force")[0] == 2
+    code, _, err = run("onnx", saved, "/dev/null", "--force")
+    assert code == 2 and "it is a device or a pipe" in err
+    assert keras_file.read_bytes() == open(saved, "rb").read() and onnx_file.read_bytes() == mixed_export[1].read_bytes()
 
 
 @pytest.fixture
