@@ -51,6 +51,30 @@ def reason_against_bytes(data, channels):
     return "" if image.shape.rank == 3 and np.prod(image.shape) else "no pixels"
 
 
+def damaged_elements(stream, channels, files=()):
+    """`[[number, reason], …]` of the elements that TensorFlow cannot decode; files that have not changed are not read again.
+
+    Args:
+        stream: dataset of `(number, encoded bytes, label)`.
+        channels: as for decoding.
+        files: where it comes from; without them it is read every time.
+    """
+    store = Checked(files)
+    known = [store.known(path) for path in files]
+    if known and None not in known:
+        return known[0]
+    found = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for numbers, images, _ in stream.batch(256).as_numpy_iterator():
+            reasons = pool.map(lambda data: reason_against_bytes(data, channels), images)
+            found += [[int(number), reason] for number, reason in zip(numbers, reasons, strict=True) if reason]
+    for path in files:
+        store.set(path, found)
+    if files:
+        store.save()
+    return found
+
+
 class Checked:
     """What is known of files by path, size and time of change, in Keras' folder; a value is plain JSON."""
 

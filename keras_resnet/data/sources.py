@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
-from .corrupt import damaged_files
+from .corrupt import damaged_elements, damaged_files
 from .splits import Encoded, Images, Records
 from .tfrecord import damaged_records, default_preprocessing, read_tfrecords
 
@@ -55,7 +56,7 @@ def load(data, path=None, *, corrupt="fail", cache=False, report=None):
             class, perhaps below `train/` and `test/` or `val/`; to a folder of TFRecord shards by `write_tfrecords`), or a
             `Source`, which passes.
         path: for CIFAR: the `.npz`; for TFDS: the data folder. None lets Keras (TFDS) download to its cache.
-        corrupt: `"fail"` names damaged images (of folders and shards) and stops; `"skip"` names them, counts them and leaves
+        corrupt: `"fail"` names damaged images (of folders, shards, TFDS) and stops; `"skip"` names them, counts them and leaves
             them out.
         cache: hold the files of an image folder in memory.
         report: called with a line of text for each thing to say; None prints to standard error.
@@ -79,7 +80,7 @@ def load(data, path=None, *, corrupt="fail", cache=False, report=None):
     if name in ("cifar10", "cifar100"):
         return _cifar(name, path)
     if name.startswith("tfds/"):
-        return _tfds(name, path)
+        return _tfds(name, path, corrupt, report)
     place = Path(name)
     if place.is_dir():
         return _folder(place, corrupt, cache, report)
@@ -187,13 +188,16 @@ def _shards(folder, train, meta, corrupt, report):
             if number is None:
                 raise ValueError(f"{shard} is damaged ({reason}); write the shards again")
         damaged += [(f"{shard}, record {number} of the split", reason) for number, shard, reason in found]
-        bad = [number for number, *_ in found]
-        splits.append(split.take(np.setdiff1d(np.arange(split.size), bad)) if bad else split)
+        splits.append(_without(split, [number for number, *_ in found]))
     if damaged:
         _say_damaged(damaged, corrupt, report)
     size = meta["image_size"] and tuple(meta["image_size"])
     test = splits[1] if len(splits) > 1 else None
     return Source(str(folder), splits[0], test, tuple(meta["classes"]), size, meta["preprocessing"], size is None, tuple(damaged))
+
+
+def _without(split, numbers):
+    return split.take(np.setdiff1d(np.arange(split.size), numbers)) if numbers else split
 
 
 def _listing(folder, classes, report):
@@ -224,7 +228,7 @@ def _say_damaged(damaged, corrupt, report):
     report(f"{len(damaged)} damaged image{'s' if len(damaged) > 1 else ''} left out")
 
 
-def _tfds(name, path):
+def _tfds(name, path, corrupt, report):
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -246,8 +250,24 @@ def _tfds(name, path):
 
         return Records(stream, builder.info.splits[part].num_examples, features["image"].shape[-1])
 
-    test = next((split(part) for part in ("test", "validation") if part in builder.info.splits), None)
+    parts = ["train", *[part for part in ("test", "validation") if part in builder.info.splits][:1]]
+    damaged, splits = [], []
+    for part in parts:
+        records = split(part)
+        # As TFDS names its files; those of a bucket are read anew every time.
+        files = sorted(Path(builder.data_dir).glob(f"*-{part}.*"))
+        try:
+            found = damaged_elements(records.stream(None), records.channels, files)
+        except tf.errors.OpError as error:
+            raise ValueError(
+                f"{name} is damaged ({error.message.split(';')[0]}); remove {builder.data_dir} to prepare it anew"
+            ) from error
+        damaged += [(f"{name}, record {number} of {part}", reason) for number, reason in found]
+        splits.append(_without(records, [number for number, _ in found]))
+    if damaged:
+        _say_damaged(damaged, corrupt, report)
+    train, test = splits[0], splits[1] if len(splits) > 1 else None
     shape = features["image"].shape[:2]
-    train, size = split("train"), None if None in shape else tuple(shape)
+    size = None if None in shape else tuple(shape)
     classes, preprocessing = tuple(features["label"].names), default_preprocessing(train.channels)
-    return Source(name, train, test, classes, size, preprocessing, crop=size is None)
+    return Source(name, train, test, classes, size, preprocessing, size is None, tuple(damaged))

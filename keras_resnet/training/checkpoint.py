@@ -1,7 +1,9 @@
 """The state of a run in one file: arrays of model, optimiser and metrics, and where the run stands."""
 
+import contextlib
 import json
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,13 @@ from keras import ops
 from ..weights import safetensors
 from .run import TrainingError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
 FILE = "checkpoint.safetensors"
+LOCK = ".lock"
 
 
 def arrays_of(stepped):
@@ -112,3 +120,35 @@ def check_folder(folder, needed):
             f"{folder} has {free / 2**20:.0f} MiB free, two checkpoints take {2 * needed / 2**20:.0f}; "
             "make room, or choose another --out"
         )
+
+
+@contextlib.contextmanager
+def lock(folder):
+    """Keep a folder for one run while the block lasts; the lock goes with its process, however that ends.
+
+    Its file stays: were it removed, another process could hold the old one while a third makes and locks a new one.
+
+    Args:
+        folder: of the results.
+
+    Raises:
+        TrainingError: another run has it.
+    """
+    with (Path(folder) / LOCK).open("a+b", buffering=0) as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().decode() or "another process"
+            raise TrainingError(
+                f"{folder} is in use by a run that is going on ({holder}); end it, or choose another --out"
+            ) from error
+        except OSError:
+            # Some network file systems keep no locks; a run must be possible there too.
+            pass
+        # Only for the message above, so a full disk does not matter here.
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield

@@ -26,7 +26,7 @@ from .run import Run, TrainingError
 from .schedules import make_schedule, scaled_rate
 from .stepped import Stepped
 from .strategies import place
-from .watch import Watch
+from .watch import UnlessAsked, Watch, stop
 
 SMALL_BATCH = 16
 # Area that a random crop of a photograph takes at least, where a run does not say.
@@ -113,7 +113,7 @@ def run_training(model, source, run, placement, out=None, callbacks=(), quiet=Fa
         tf.config.experimental.enable_op_determinism()
     with errors_of(out, placement.multi_worker, source):
         training = _Training(model, source, run, placement, out, callbacks, quiet)
-        with on_termination(training):
+        with on_termination(training), training.folder():
             return training.go()
 
 
@@ -150,6 +150,8 @@ class _Training:
         self.schedule = make_schedule(run, self.steps)
         self.segments = segments(run)
         self.rows, self.step, self.spent = [], 0, 0.0
+        # Row of an epoch whose validation was broken off; it is measured when the run goes on.
+        self.pending = None
         self.stop_asked = False
         self.progress = Progress(self.total, self.steps, run.batch_size, quiet or not placement.chief)
         self.stepped = self.board = None
@@ -164,6 +166,16 @@ class _Training:
         self.ended = False
 
     # ------------------------------------------------------------ the run
+
+    @contextlib.contextmanager
+    def folder(self):
+        """The folder of the results, writable and this run's alone while it goes on; one process of a run sees to that."""
+        if self.out is None or not self.placement.chief:
+            yield
+            return
+        checkpoint.check_folder(self.out, 4 * 4 * self.model.count_params())
+        with checkpoint.lock(self.out):
+            yield
 
     def go(self):
         saved = self._open()
@@ -186,9 +198,6 @@ class _Training:
         """The saved state of this run, if there is one; folder, logs and description are ready afterwards."""
         if self.out is None:
             return None
-        needed = 4 * 4 * self.model.count_params()
-        if self.placement.chief:
-            checkpoint.check_folder(self.out, needed)
         saved = checkpoint.read(self.out)
         if saved:
             state = saved[1]
@@ -197,7 +206,7 @@ class _Training:
                 what = ", ".join(f"{key} {theirs.get(key)!r} there, {ours[key]!r} here" for key in differ[:3])
                 raise TrainingError(f"{self.out} holds another run ({what}); choose another --out, or remove it")
             self.rows, self.step, self.spent = state["rows"], state["step"], state["seconds"]
-            self.ended = state["ended"]
+            self.ended, self.pending = state["ended"], state.get("pending")
         if self.placement.multi_worker:
             everywhere = float(self.sum_over_workers(tf.constant(float(self.step))))
             if everywhere != self.step * self.placement.replicas:
@@ -348,6 +357,8 @@ class _Training:
         """Steps of a segment from where the run stands: the rest of a broken epoch first."""
         if self.ended:
             return
+        if self.pending is not None:
+            self._complete(number)
         if segment.small:
             try:
                 self.stepped(tf.zeros((1, *self._crop(segment), self.source.train.channels)))
@@ -416,8 +427,29 @@ class _Training:
         )  # fmt: skip
 
     def _evaluate(self, split):
-        steps = math.ceil(split.size / self.run.batch_size)
-        return self.stepped.evaluate(self.placement.distribute(self._evaluation(split)), steps=steps, return_dict=True, verbose=0)
+        """Loss and accuracy on a split.
+
+        Raises:
+            Interrupted: the run was asked to stop meanwhile; all but this measurement was saved before.
+        """
+        unless = UnlessAsked(self)
+        logs = self.stepped.evaluate(
+            self.placement.distribute(self._evaluation(split)),
+            steps=math.ceil(split.size / self.run.batch_size),
+            callbacks=[unless],
+            return_dict=True,
+            verbose=0,
+        )
+        if unless.broken:
+            stop(self)
+        return logs
+
+    def _complete(self, number):
+        """Measure what a broken validation left out, as at the end of its epoch."""
+        self.swap_averages()
+        logs = self._evaluate(self._validation_split())
+        self.swap_averages()
+        self.record(self.pending | {f"val_{name}": round(float(logs[name]), 6) for name in ("loss", "accuracy")}, number)
 
     def swap_averages(self):
         """Exchange weights and their moving averages; a second call undoes it."""
@@ -429,6 +461,25 @@ class _Training:
                 average.assign(value)
 
     # ------------------------------------------------------------ state
+
+    def asked_to_stop(self, logs):
+        """Whether any process was asked to stop before the step that gave `logs`; the same answer in all of them."""
+        if not self.placement.multi_worker:
+            return self.stop_asked
+        if self.stop_asked:
+            self.stepped.stop_asked.assign(1.0)
+        return float(np.mean(logs["stop"])) > 0
+
+    def record(self, row, number):
+        """An epoch is done: keep its row, save, write the logs."""
+        self.rows.append(row)
+        self.pending = None
+        self.save(number)
+        if self.placement.chief and self.out is not None:
+            write_csv(self.rows, self.out / "log.csv")
+            if self.board:
+                self.board.add(row)
+        self.progress.epoch(row, self.run.epochs)
 
     def save(self, number):
         """Write the checkpoint; every process gathers, the chief writes."""
@@ -445,6 +496,7 @@ class _Training:
                 "seconds": self.spent,
                 "run": self.essence,
                 "ended": self.ended,
+                "pending": self.pending,
             }
             checkpoint.write(self.out, arrays, state)
 

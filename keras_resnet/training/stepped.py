@@ -69,14 +69,13 @@ class Stepped(keras.Model):
         losses = self.criterion.call(ops.cast(labels, logits.dtype), logits)
         self.loss_mean.update_state(losses, sample_weight=weights)
         self.accuracy.update_state(labels, logits, sample_weight=weights)
-        return self._logs(stop=False)
+        return self._logs()
 
-    def _logs(self, stop=True):
+    def _logs(self):
         logs = self.get_metrics_result()
         if not self.multi_worker:
             return logs
-        if stop:
-            logs["stop"] = self.stop_asked.read_value()
+        logs["stop"] = self.stop_asked.read_value()
         return {name: tf.reshape(tf.cast(value, tf.float32), [1]) for name, value in logs.items()}
 
     def _get_metrics_result_or_logs(self, logs):

@@ -10,20 +10,30 @@ from keras import ops
 
 from . import checkpoint
 from .faults import Interrupted
-from .logs import write_csv
 from .run import TrainingError
 
 
-class Watch(keras.callbacks.Callback):
+class UnlessAsked(keras.callbacks.Callback):
+    """Breaks an evaluation off when the run is asked to stop."""
+
+    def __init__(self, training):
+        super().__init__()
+        self.training, self.broken = training, False
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self.training.asked_to_stop(logs):
+            self.broken = self.model.stop_evaluating = True
+
+
+class Watch(UnlessAsked):
     """Looks after a run from inside of `fit`: progress, checkpoints, faults, the wish to stop."""
 
     def __init__(self, training, number):
-        super().__init__()
-        self.training, self.number = training, number
+        super().__init__(training)
+        self.number = number
         self.interrupted = None
         # Reading the loss waits for the device; on a CPU nothing is gained by not waiting.
         self.check_every = 1 if not tf.config.list_physical_devices("GPU") else 20
-        self.validating = False
 
     def on_epoch_begin(self, epoch, logs=None):
         training = self.training
@@ -47,12 +57,7 @@ class Watch(keras.callbacks.Callback):
             speed = (training.step - self.first) * training.run.batch_size / max(elapsed, 1e-9)
             rate = float(training.schedule(training.step - 1))
             training.progress.step(training.step, loss, float(np.mean(logs["accuracy"])), rate, speed)
-        if training.placement.multi_worker:
-            if training.stop_asked:
-                training.stepped.stop_asked.assign(1.0)
-            asked = float(np.mean(logs["stop"])) > 0
-        else:
-            asked = training.stop_asked
+        asked = training.asked_to_stop(logs)
         at_end = training.step % training.steps == 0
         if (asked or training.step - self.since_save >= training.run.save_every) and not at_end:
             training.save(self.number)
@@ -74,21 +79,21 @@ class Watch(keras.callbacks.Callback):
             raise TrainingError(f"the data ended at step {training.step} of {training.total}; are images or records missing?")
         elapsed = time.perf_counter() - self.began
         training.spent = training.spent_before + elapsed
-        values = {key: round(float(np.mean(value)), 6) for key, value in logs.items() if key != "stop"}
+        # What was measured on a part of the images is no measurement.
+        kept = ("loss", "accuracy") if self.broken else ("loss", "accuracy", "val_loss", "val_accuracy")
+        values = {key: round(float(np.mean(logs[key])), 6) for key in kept if key in logs}
         row = {
             "epoch": epoch + 1, "step": training.step, **values,
             "learning_rate": float(f"{float(training.schedule(training.step - 1)):.6g}"),
             "images_per_second": round((training.step - self.first) * training.run.batch_size / elapsed, 1),
             "seconds": round(elapsed, 2),
         }  # fmt: skip
-        training.rows.append(row)
-        training.save(self.number)
+        if self.broken:
+            training.pending = row
+            training.save(self.number)
+            stop(training)
+        training.record(row, self.number)
         self.since_save = training.step
-        if training.placement.chief and training.out is not None:
-            write_csv(training.rows, training.out / "log.csv")
-            if training.board:
-                training.board.add(row)
-        training.progress.epoch(row, training.run.epochs)
         if self._stop_agreed() and training.step < training.total:
             stop(training)
 

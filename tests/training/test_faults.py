@@ -52,6 +52,108 @@ def test_termination_saves_and_the_same_call_goes_on(tmp_path):
     assert again.summary == result.summary
 
 
+class Validation(keras.callbacks.Callback):
+    """Sends SIGTERM in the first batch of the n-th evaluation, and counts batches."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.begun, self.batches, self.averages = number, 0, 0, []
+
+    def on_test_begin(self, logs=None):
+        self.begun += 1
+
+    def on_test_batch_begin(self, batch, logs=None):
+        self.batches += 1
+        if self.begun == self.number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_termination_during_validation_saves_at_once_and_measures_anew(tmp_path, epoch):
+    description = run(validate="test", ema=0.9, holdout=100)
+    broken, losses = Validation(epoch), Losses()
+    with pytest.raises(training.Interrupted, match=f"saved at step {10 * epoch} of 20") as stopped:
+        training.fit(network(), "digits", run=description, out=tmp_path, callbacks=[broken], quiet=True)
+    # Three batches of test images make a validation.
+    assert stopped.value.exit_code == 143 and broken.batches == 3 * (epoch - 1) + 1
+    state = checkpoint.read(tmp_path)[1]
+    assert state["step"] == 10 * epoch and len(state["rows"]) == epoch - 1 and "val_loss" not in state["pending"]
+    with open(tmp_path / "log.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == epoch - 1
+    result = training.fit(network(), "digits", run=description, out=tmp_path, callbacks=[losses], quiet=True)
+    assert len(losses.values) == 20 - 10 * epoch and [row["epoch"] for row in result.history] == [1, 2]
+    row = result.history[epoch - 1]
+    assert state["pending"].items() <= row.items()
+    if epoch == 2:
+        measured = {"loss": result.summary["test_loss"], "accuracy": result.summary["test_accuracy"]}
+    else:
+        # Not bit for bit without `deterministic`, but weights instead of their averages would show.
+        measured = training.fit(network(), "digits", run=description, quiet=True).history[0]
+        measured = {"loss": measured["val_loss"], "accuracy": measured["val_accuracy"]}
+    np.testing.assert_allclose(row["val_loss"], measured["loss"], rtol=0.01)
+    np.testing.assert_allclose(row["val_accuracy"], measured["accuracy"], atol=0.02)
+    with open(tmp_path / "log.csv", newline="") as file:
+        assert [float(line["val_loss"]) for line in csv.DictReader(file)] == [line["val_loss"] for line in result.history]
+
+
+def test_termination_during_the_last_measurement_is_no_loss(tmp_path, monkeypatch):
+    """The test set may be large; all but its measurement is saved already."""
+    evaluate = training.fitting.Stepped.evaluate
+
+    def asked(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(training.fitting.Stepped, "evaluate", asked)
+    with pytest.raises(training.Interrupted, match="saved at step 11 of 11"):
+        training.fit(network(), "digits", run=run(epochs=1), out=tmp_path, quiet=True)
+    assert not (tmp_path / "model.keras").exists()
+    monkeypatch.undo()
+    losses = Losses()
+    result = training.fit(network(), "digits", run=run(epochs=1), out=tmp_path, callbacks=[losses], quiet=True)
+    assert not losses.values and result.summary["test_accuracy"] > 0.1 and (tmp_path / "model.keras").exists()
+
+
+def test_two_runs_do_not_share_a_folder_and_a_kill_leaves_no_lock(tmp_path):
+    """The holder is another process, which knows of nothing but the file."""
+    held = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "file.write('process 1 on moon'); file.flush(); print(flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", held, str(tmp_path / checkpoint.LOCK)], stdout=subprocess.PIPE)
+    losses = Losses()
+    go = lambda: training.fit(network(), "digits", run=run(epochs=1), out=tmp_path, callbacks=[losses], quiet=True)  # noqa: E731
+    try:
+        holder.stdout.readline()
+        with pytest.raises(training.TrainingError, match=r"in use by a run that is going on \(process 1 on moon\)") as refused:
+            go()
+        assert refused.value.exit_code == 2 and not losses.values and not (tmp_path / "run.yaml").exists()
+    finally:
+        holder.kill()
+        holder.wait()
+    go()
+    assert len(losses.values) == 11
+
+
+def test_the_folder_is_a_runs_own_until_it_ends(tmp_path):
+    def intrude(model):
+        with pytest.raises(training.TrainingError, match=f"process {os.getpid()} on"), checkpoint.lock(tmp_path):
+            pass
+
+    training.fit(network(), "digits", run=run(epochs=1), out=tmp_path, callbacks=[At(3, intrude)], quiet=True)
+    with checkpoint.lock(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    def unsupported(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", unsupported)
+    with checkpoint.lock(tmp_path):
+        assert (tmp_path / checkpoint.LOCK).exists()
+
+
 def test_loss_that_is_no_number_stops_with_the_step_and_keeps_the_weights(tmp_path):
     def poison(model):
         model.get_layer("predictions").bias.assign(np.full(10, np.nan))

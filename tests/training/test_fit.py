@@ -92,6 +92,38 @@ def test_growth_shows_no_jump_and_carries_momentum():
     assert max(np.abs(value(v)).max() for v in blocks[0].branch[-1].weights) > 0
 
 
+def test_growth_inside_a_nested_model_changes_nothing_and_carries_all_slots():
+    inputs, whole = keras.Input((8, 8, 1)), network(name="inner")
+    trunk = keras.Model(whole.inputs, whole.get_layer("stage3_block1_out").output, name="trunk")
+    pooled = keras.layers.GlobalAveragePooling2D()(trunk(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(10, name="predictions")(pooled))
+    images, seen = data.load("digits").test.images[:32].astype("float32"), []
+
+    class Look(keras.callbacks.Callback):
+        """Logits, and the slots of a layer in the trunk and of the head, at the ends of every segment."""
+
+        def look(self, logs=None):
+            kernels = [
+                self.model.get_layer("trunk").get_layer("stage2_block1_conv1").kernel,
+                self.model.get_layer("predictions").kernel,
+            ]
+            slots = [value(slot) for kernel in kernels for _, slot in sorted(self.model.optimizer.slots_of(kernel).items())]
+            seen.append((value(self.model([images])), slots))
+
+        on_train_begin = on_train_end = look
+
+    description = run(ema=0.9, growth=((1, "trunk/stage*_block1_out", 1),))
+    result = training.fit(model, "digits", run=description, callbacks=[Look()], quiet=True)
+    _, (logits, slots), (grown_logits, carried), _ = seen
+    np.testing.assert_allclose(grown_logits, logits, rtol=1e-6, atol=1e-6)
+    assert len(slots) == 4 and all(np.abs(slot).max() > 0 for slot in slots)
+    for ours, theirs in zip(carried, slots, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    blocks = [block for block in kr.find_blocks(result.model) if block.add.grown]
+    assert len(blocks) == 3 and all(block.path.startswith("trunk/") for block in blocks)
+    assert all(np.abs(value(variable)).max() > 0 for block in blocks for variable in block.branch[-1].weights)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
 def test_slots_are_carried_by_variable(optimizer):
     model = network()
@@ -314,7 +346,7 @@ def test_segments_of_a_run():
 
 def test_results_on_disk(tmp_path):
     result = training.train(run(model="resnet20", data="digits", epochs=1, holdout=100, validate="auto"), tmp_path, quiet=True)
-    names = {"model.keras", "log.csv", "run.yaml", "summary.json", "curves.png", "checkpoint.safetensors"}
+    names = {"model.keras", "log.csv", "run.yaml", "summary.json", "curves.png", "checkpoint.safetensors", ".lock"}
     assert names == {path.name for path in tmp_path.iterdir()}
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     x = data.load("digits").test.images[:4].astype("float32")

@@ -74,12 +74,44 @@ def test_worker_waits_for_the_other_as_asked(tmp_path):
 @pytest.mark.slow
 def test_termination_of_one_worker_saves_and_ends_both(tmp_path):
     ports = free_ports(2)
-    processes = [launch(tmp_path / "run", index, ports, "--epochs", "200") for index in (0, 1)]
+    processes = [launch(tmp_path / "run", index, ports, "--epochs", "200", "--validate", "test") for index in (0, 1)]
     wait_for_epoch(tmp_path / "run", 1)
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
     assert all("stopped as asked, saved at step" in errors for _, errors in outputs)
+
+
+@pytest.mark.slow
+def test_workers_with_different_folders_are_refused(tmp_path):
+    """Only the first worker has a checkpoint where the second looks for it in vain."""
+    first = subprocess.run([*TRAIN, *COMMON, "--epochs", "1", "--out", str(tmp_path / "0")], capture_output=True, env=ENVIRONMENT)
+    assert first.returncode == 0, first.stderr
+    ports = free_ports(2)
+    processes = [launch(tmp_path / str(index), index, ports, "--epochs", "1") for index in (0, 1)]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert all(f"{tmp_path / str(i)} is not the same folder for all workers" in outputs[i][1] for i in (0, 1)), outputs
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_folder_is_refused_until_the_first_is_killed(tmp_path):
+    command = [*TRAIN, *COMMON, "--out", str(tmp_path / "run"), "--epochs", "300"]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    try:
+        wait_for_epoch(tmp_path / "run", 1)
+        second = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
+        assert second.returncode == 2 and f"is in use by a run that is going on (process {first.pid} on" in second.stderr
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    third = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        assert any("going on from step" in line for line in third.stderr)
+    finally:
+        third.kill()
+        third.wait()
 
 
 @pytest.mark.slow
