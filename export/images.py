@@ -1,5 +1,6 @@
 """Image files to arrays, with Pillow: the one place that decodes, resizes and crops."""
 
+import functools
 import io
 import os
 from pathlib import Path
@@ -17,6 +18,8 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# Pillow reads many more, some of them by starting other programs (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
@@ -41,7 +44,7 @@ def decode(source, channels=3, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES):
         raise UsageError(f"an image has 1 or 3 channels, the model wants {channels}")
     name, data = _read(source, max_bytes)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise UsageError(f"{name} is {width}×{height} pixels; at most {max_pixels:,} pixels are read")
@@ -52,10 +55,16 @@ def decode(source, channels=3, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES):
     except UsageError:
         raise
     except UnidentifiedImageError as error:
-        raise UsageError(f"{name} is not an image that Pillow can read") from error
+        raise UsageError(f"{name} is not an image in a format that is read ({', '.join(_formats())})") from error
     except Exception as error:
         raise UsageError(f"{name} is a damaged image: {error}") from error
     return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
+
+
+@functools.cache
+def _formats():
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _read(source, max_bytes):
@@ -78,19 +87,20 @@ def _read(source, max_bytes):
         raise UsageError(f"cannot read {name}: {error.strerror}") from error
 
 
-def fit(pixels, preprocessing, size=None):
+def fit(pixels, preprocessing, size=None, max_pixels=MAX_PIXELS):
     """Bring pixels to the size a model wants, as its card says: shorter side to `resize` and centre crop, or stretched.
 
     Args:
         pixels: uint8 array [height, width, channels].
         preprocessing: the card's entry, see `keras_resnet.modelcard.ModelCard`; `{}` for a model without card.
         size: [height, width] where the graph's input is fixed and the card names none.
+        max_pixels: largest allowed width × height before the crop: a long and narrow image grows with its shorter side.
 
     Returns:
         uint8 array; as it came if neither the card nor `size` names a size.
 
     Raises:
-        UsageError: unknown interpolation, or `resize` smaller than the crop.
+        UsageError: unknown interpolation, `resize` smaller than the crop, or an image too long and narrow.
     """
     target = preprocessing.get("size") or size
     if target is None:
@@ -103,7 +113,13 @@ def fit(pixels, preprocessing, size=None):
     if resize < max(height, width):
         raise UsageError(f"the card's `resize` ({resize}) must be at least its `size` ({height}×{width})")
     shorter = min(pixels.shape[:2])
-    pixels = _resize(pixels, *(int(resize * side / shorter) for side in pixels.shape[:2]), resampling)
+    resized = [int(resize * side / shorter) for side in pixels.shape[:2]]
+    if resized[0] * resized[1] > max_pixels:
+        have, want = (f"{columns}×{rows}" for rows, columns in (pixels.shape[:2], resized))
+        raise UsageError(
+            f"the image of {have} pixels is too long and narrow: resized it has {want}, at most {max_pixels:,} pixels"
+        )
+    pixels = _resize(pixels, *resized, resampling)
     top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[:2], (height, width), strict=True))
     return pixels[top : top + height, left : left + width]
 

@@ -113,7 +113,7 @@ def load_pixels(source, card, spec, max_pixels=images.MAX_PIXELS):
     height, width, channels = (*spec.shape[2:], spec.shape[1]) if spec.layout == "nchw" else spec.shape[1:]
     size = None if isinstance(height, str) or isinstance(width, str) else (height, width)
     pixels = images.decode(source, channels if isinstance(channels, int) else 3, max_pixels)
-    return images.fit(pixels, card.get("preprocessing") or {}, size)
+    return images.fit(pixels, card.get("preprocessing") or {}, size, max_pixels)
 
 
 def stacked(pixels, spec):

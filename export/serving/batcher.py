@@ -4,6 +4,7 @@ Everything but the run itself happens on the event loop's thread, so nothing her
 """
 
 import asyncio
+import functools
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,8 @@ class Batcher:
 
     Differs from the usual request-counting batchers: rows count, inputs of different shapes are never mixed, and an idle
     batcher sends at once, unless it was told (`announced`) that more is on its way, or has just answered several rows, whose
-    senders it gives `max_delay` to come back.
+    senders it gives `max_delay` to come back. While all instances run, the next full batch of each lies ready for its thread,
+    which does not wait for the event loop then; until it begins, its rows count as waiting.
 
     Args:
         run: function `{name: array} -> {name: array}`, called in a thread.
@@ -188,12 +190,28 @@ class Batcher:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        while self._running < self.options.instances and (groups := self._live_groups()):
+        while self._running < 2 * self.options.instances and (groups := self._live_groups()):
+            if self._running >= self.options.instances and not self._is_full(groups[0]):
+                return
             holds = [self._hold(group) for group in groups]
             if min(holds) > 0:
                 self._timer = asyncio.get_running_loop().call_later(min(holds), self._pump)
                 return
             self._start(self._take(next(group for group, hold in zip(groups, holds, strict=True) if hold <= 0)))
+
+    def _is_full(self, group):
+        """Whether nothing that may still come could be added to the next batch of a group."""
+        return not self.batched or self._holds(group, self.options.max_rows)
+
+    @staticmethod
+    def _holds(group, enough):
+        """Whether a group has so many rows."""
+        rows = 0
+        for item in group:
+            rows += item.rows if item.state == "queued" else 0
+            if rows >= enough:
+                return True
+        return False
 
     def _live_groups(self):
         """Groups with something to run, the one whose first request is oldest first."""
@@ -214,11 +232,8 @@ class Batcher:
         if not since or not self.batched:
             return 0
         enough = self.options.max_rows if self._coming else min(self._expected, self.options.max_rows)
-        rows = 0
-        for item in group:
-            rows += item.rows if item.state == "queued" else 0
-            if rows >= enough:
-                return 0
+        if self._holds(group, enough):
+            return 0
         return self.options.max_delay - (time.monotonic_ns() - max(since)) / 1e9
 
     def _take(self, group):
@@ -227,24 +242,33 @@ class Batcher:
         while group and (group[0].state != "queued" or rows + group[0].rows <= self.options.max_rows):
             item = group.popleft()
             if item.state == "queued":
-                item.state = "running"
                 rows += item.rows
                 batch.append(item)
-        self._waiting -= rows
         return batch
 
     def _start(self, batch):
+        loop = asyncio.get_running_loop()
+        begun = functools.partial(loop.call_soon_threadsafe, self._begin, batch)
+        if self._running < self.options.instances:
+            self._begin(batch)
+            begun = None
         self._running += 1
-        started = time.monotonic_ns()
-        job = asyncio.get_running_loop().run_in_executor(self._threads, _execute, self._run, batch, self.batched)
-        job.add_done_callback(lambda job: self._finish(batch, started, job))
+        job = loop.run_in_executor(self._threads, _execute, self._run, batch, self.batched, begun)
+        job.add_done_callback(lambda job: self._finish(batch, job))
 
-    def _finish(self, batch, started, job):
+    def _begin(self, batch):
+        for item in batch:
+            if item.state == "queued":
+                item.state = "running"
+                self._waiting -= item.rows
+
+    def _finish(self, batch, job):
         self._running -= 1
         # Clients that ask one question after the other will be back at once; without them a batch would split in two for good.
         self._freed, self._expected = time.monotonic_ns(), self._waiting + sum(item.rows for item in batch)
         error = None if job.cancelled() else job.exception()
-        for index, item in enumerate(batch):
+        results, began, timing = ({}, 0, None) if job.cancelled() or error else job.result()
+        for item in batch:
             item.state, item.inputs = "done", None
             if item.future.done():
                 continue
@@ -253,10 +277,9 @@ class Batcher:
             elif error:
                 item.future.set_exception(error)
             else:
-                results, timing = job.result()
-                item.future.set_result((results[index], started - item.arrived, timing))
-        if not job.cancelled() and not error:
-            self._observe(job.result()[1])
+                item.future.set_result((results[item], began - item.arrived, timing))
+        if timing:
+            self._observe(timing)
         self._pump()
         self._check_drained()
 
@@ -270,16 +293,26 @@ def _joined(parts):
     return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _execute(run, batch, batched):
-    """Run a batch (in a thread): one output dict per request, and the timing."""
-    begin = time.monotonic_ns()
-    inputs = _joined([item.inputs for item in batch])
+def _execute(run, batch, batched, begun):
+    """Run a batch (in a thread): `({item: outputs}, nanosecond at which it began, Timing)`, the latter None if nobody was left.
+
+    `begun` is called first, if the batch had to wait for its turn: who has gone meanwhile has taken the inputs along.
+    """
+    if begun:
+        begun()
+    began = time.monotonic_ns()
+    live = [(item, inputs) for item in batch if (inputs := item.inputs) is not None]
+    if not live:
+        return {}, began, None
+    items = [item for item, _ in live]
+    inputs = _joined([inputs for _, inputs in live])
     gathered = time.monotonic_ns()
     outputs = run(inputs)
     inferred = time.monotonic_ns()
-    rows = sum(item.rows for item in batch)
-    results = _shares(outputs, [item.rows for item in batch]) if batched else [outputs]
-    return results, Timing(rows, gathered - begin, inferred - gathered, time.monotonic_ns() - inferred)
+    counts = [item.rows for item in items]
+    results = _shares(outputs, counts) if batched else [outputs]
+    timing = Timing(sum(counts), gathered - began, inferred - gathered, time.monotonic_ns() - inferred)
+    return dict(zip(items, results, strict=True)), began, timing
 
 
 def _shares(outputs, counts):

@@ -92,6 +92,7 @@ cluster_options = _options(
     click.option("--gpus-per-replica", type=click.FloatRange(0), default=0.0, help="With ray: may be a fraction."),
     click.option("--address", help="With ray: a running cluster (auto, or ray://HOST:PORT); a local one by default."),
     click.option("--write-config", type=click.Path(), help="With ray: write the YAML for `serve deploy` instead of serving."),
+    click.option("--force", is_flag=True, help="With --write-config: overwrite."),
 )
 common_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
@@ -191,7 +192,7 @@ def _print_rows(rows, as_json):
 @app_options
 @cluster_options
 @common_options
-def serve(files, repository, engine, write_config, as_json, **options):
+def serve(files, repository, engine, write_config, force, as_json, **options):
     """Serve ONNX models over HTTP: the Open Inference Protocol v2, as KServe and Triton speak it, a page for people at /,
     and POST /v2/models/NAME/classify for image files. A name that comes again is the next version of that model.
 
@@ -200,8 +201,10 @@ def serve(files, repository, engine, write_config, as_json, **options):
       resnet-export serve resnet50.onnx small=resnet20.onnx --port 8000
     """
     tell = functools.partial(_tell, as_json)
+    if force and not write_config:
+        raise UsageError("--force belongs to --write-config")
     if engine == "ray" or write_config:
-        return _serve_on_ray(files, repository, write_config, tell, options)
+        return _serve_on_ray(files, repository, write_config, force, tell, options)
     if wrong := [name for name in CLUSTER_DEFAULTS if options[name] != CLUSTER_DEFAULTS[name]]:
         raise UsageError(f"--{wrong[0].replace('_', '-')} needs --engine ray")
     return _serve_here(files, repository, tell, options)
@@ -231,7 +234,7 @@ def _serve_here(files, repository, tell, options):
     return 130 if ended_by == signal.SIGINT else 0
 
 
-def _serve_on_ray(files, repository, write_config, tell, options):
+def _serve_on_ray(files, repository, write_config, force, tell, options):
     from ..artifact import publishing
     from .repository import Repository, parse_sources
 
@@ -253,7 +256,7 @@ def _serve_on_ray(files, repository, write_config, tell, options):
     # Said here, before anything is started elsewhere: a name twice, a missing folder.
     Repository(list(settings.sources), settings.folder, settings.models)
     if write_config:
-        with publishing(write_config) as place:
+        with publishing(write_config, force) as place:
             place.write_text(cluster.config_yaml(settings, options["host"], options["port"]), encoding="utf-8")
         tell("written", f"{write_config}: serve deploy {write_config}", file=write_config)
         return 0

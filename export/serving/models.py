@@ -17,6 +17,8 @@ from .protocol import DTYPES, ProtocolError, TensorSpec, datatype_of
 from .statistics import Statistics
 
 RETRY = {"Retry-After": "1"}
+# The longest side that a JPEG can have; what a graph that resizes needs grows with it.
+MAX_SIDE = 65_535
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,8 @@ class ServedModel:
         if -1 in spec.shape[1:] and math.prod(array.shape[1:]) > 4 * self.options.max_open_pixels:
             limit = f"{self.options.max_open_pixels:,} pixels"
             raise ProtocolError(f"input {spec.name!r} of shape {list(array.shape)} has more than {limit}", 413)
+        if -1 in spec.shape[1:] and array.ndim == 4 and max(array.shape[1:]) > MAX_SIDE:
+            raise ProtocolError(f"input {spec.name!r} of shape {list(array.shape)} has a side of more than {MAX_SIDE:,}", 413)
 
     def _run(self, inputs):
         """The model itself; on a GPU, batches are filled up to sizes it has seen, because each new one is planned anew."""

@@ -237,6 +237,25 @@ def test_classify_refuses_what_is_no_image(client, pixels):
     header[16:24] = (10**6).to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
     assert classify(bytes(header)).status_code == 400
+    # Pillow hands this format to another program, if there is one.
+    assert_error(classify(jpeg(pixels[0], "EPS")), 400, "not an image in a format that is read (JPEG, PNG")
+
+
+@pytest.mark.parametrize("shape", [(500_000, 1, 3), (1, 500_000, 3)])
+def test_long_and_narrow_picture_is_refused_before_it_grows(tmp_path, shape):
+    """Half a megapixel, of which resizing the shorter side would make 32,000 megapixels."""
+    path = classifier(tmp_path / "tiny.onnx", resize=256)
+    with TestClient(application({"tiny": path})) as client:
+        wait_ready(client)
+        body = jpeg(np.zeros(shape, "u1"))
+        assert_error(client.post("/v2/models/tiny/classify", content=body), 400, "too long and narrow")
+        assert client.post("/v2/models/tiny/classify", content=jpeg(np.zeros((9, 300, 3), "u1"))).status_code == 200
+
+
+def test_tensor_of_open_size_has_no_endless_side(client):
+    narrow = {"images": np.zeros((1, 1, 65_536, 3), "f4")}
+    assert_error(post(client, "open", *protocol.encode_request(narrow)), 413, "has a side of more than 65,535")
+    assert response_of(post(client, "open", *protocol.encode_request({"images": narrow["images"][:, :, 1:]})))
 
 
 @pytest.mark.parametrize(

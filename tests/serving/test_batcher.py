@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -219,6 +220,50 @@ def test_request_nobody_waits_for_does_not_run(how):
         model.gate.set()
         await asyncio.gather(first, keep)
         assert model.sizes == [1, 1]
+        await batcher.close()
+
+    run(main())
+
+
+def test_next_full_batch_begins_without_the_event_loop():
+    async def main():
+        model = Recorder(held=True)
+        batcher = Batcher(model, options())
+        first = asyncio.create_task(batcher.submit(rows(0)))
+        await until(lambda: model.batches)
+        tasks = [asyncio.create_task(batcher.submit(rows(i))) for i in range(1, 11)]
+        await until(lambda: batcher.waiting == 10)
+        model.gate.set()
+        # Standing still, as when a large body is being read.
+        end = time.monotonic() + 10
+        while len(model.batches) < 2 and time.monotonic() < end:
+            time.sleep(0.001)
+        assert model.sizes == [1, 8] and batcher.waiting == 10
+        answers = await asyncio.gather(first, *tasks)
+        assert [answer.outputs["y"][0, 0] for answer in answers] == [2 * i for i in range(11)]
+        # One that is not full is made up when its turn comes.
+        assert model.sizes == [1, 8, 2] and batcher.waiting == 0
+        assert all(answer.queued > 0 for answer in answers[1:])
+        await batcher.close()
+
+    run(main())
+
+
+def test_batch_that_lies_ready_sheds_who_has_gone():
+    async def main():
+        model, seen = Recorder(held=True), []
+        batcher = Batcher(model, options(max_rows=4), seen.append)
+        first = asyncio.create_task(batcher.submit(rows(0)))
+        await until(lambda: model.batches)
+        tasks = [asyncio.create_task(batcher.submit(rows(i))) for i in range(1, 5)]
+        await until(lambda: batcher.waiting == 4)
+        for gone in (1, 2):
+            tasks[gone].cancel()
+        await until(lambda: batcher.waiting == 2)
+        model.gate.set()
+        answers = await asyncio.gather(first, tasks[0], tasks[3])
+        assert [answer.outputs["y"][0, 0] for answer in answers] == [0, 2, 8]
+        assert model.sizes == [1, 2] and [timing.rows for timing in seen] == [1, 2] and batcher.waiting == 0
         await batcher.close()
 
     run(main())

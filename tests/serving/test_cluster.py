@@ -67,7 +67,11 @@ def test_configuration_is_written_and_mistakes_are_told(models, tmp_path, enviro
     assert done.returncode == 0, done.stderr
     [application] = json.loads(target.read_text())["applications"]
     assert application["args"]["replicas"] == [2, 5] and application["import_path"] == "resnet_export.serving.cluster:application"
+    again = ["--engine", "ray", "--max-replicas", 7, "--write-config", target]
+    assert run(*again, "--force").returncode == 0
+    assert json.loads(target.read_text())["applications"][0]["args"]["replicas"] == [1, 7]
     for arguments, text in [
+        (again, "--force"),
         (["--engine", "ray", "--min-replicas", 3], "must be at least --min-replicas (3)"),
         (["--engine", "ray", "--allow-control"], "do not go with --engine ray"),
         (["--engine", "ray", "--port", 0], "needs a port of its own"),
@@ -97,6 +101,8 @@ def test_images_on_ray_data_give_the_rows_of_one_process(models, tmp_path, envir
 def test_options_of_the_cluster_need_it(models, capsys):
     assert main(["serve", str(models["tiny"]), "--max-replicas", "3"]) == 2
     assert "--max-replicas needs --engine ray" in capsys.readouterr().err
+    assert main(["serve", str(models["tiny"]), "--engine", "ray", "--force"]) == 2
+    assert "--force belongs to --write-config" in capsys.readouterr().err
 
 
 def test_missing_ray_is_named(models, capsys, monkeypatch):

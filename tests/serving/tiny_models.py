@@ -28,14 +28,14 @@ def save(path, nodes, inputs, outputs, initialisers=(), metadata=None):
     return path
 
 
-def classifier(path, dtype="float32", size=8, batch="batch", bias=BIAS, labels=LABELS):
+def classifier(path, dtype="float32", size=8, batch="batch", bias=BIAS, labels=LABELS, resize=None):
     """Mean colour, times `WEIGHTS`, plus a bias: an image classifier that plain numpy can check."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     spatial = [size, size] if size else ["height", "width"]
     card = {
         "name": "tiny",
         "config": None,
-        "preprocessing": {"mode": "none", "size": [size, size] if size else None, "resize": None, "interpolation": "bilinear"},
+        "preprocessing": {"mode": "none", "size": [size, size] if size else None, "resize": resize, "interpolation": "bilinear"},
         "labels": labels,
         "weights": {"source": "made up"},
     }
