@@ -164,7 +164,7 @@ def _export(exporter, options):
     report.check_places([report_file], [out, *read])
     source = {key: options.pop(key) for key in ("weights", "seed", "imports", "preprocessing")}
     options["overwrite"] = options.pop("force")
-    options["outputs"] = options["outputs"].split(",") if options["outputs"] else None
+    options["outputs"] = [name.strip() for name in options["outputs"].split(",")] if options["outputs"] else None
     options["labels"] = read_labels(options["labels"]) if options["labels"] else None
     with report.steps(as_json) as tell:
         tell("load")
@@ -241,8 +241,7 @@ register(cli)
 @click.option("--keep-failed", is_flag=True, help="Keep a file that failed as OUT.failed.")
 def quantize_command(file, out, fp16, int8, calibration, target, max_drop, force, as_json, **options):
     """Make a float16 or int8 file OUT of the float32 ONNX file FILE, and check it against FILE."""
-    from .benchmark import bench
-    from .precision import to_float16, to_int8
+    from .precision import side_by_side, to_float16, to_int8
 
     if fp16 == int8:
         raise click.UsageError("Give one of --fp16 and --int8.")
@@ -256,9 +255,8 @@ def quantize_command(file, out, fp16, int8, calibration, target, max_drop, force
         else:
             result = to_int8(file, out, calibration=calibration, target=target, max_drop=max_drop, overwrite=force, **options)
         tell("bench")
-        timings = bench([file, out], devices=["cpu"])
-    data = result.to_json() | {"timings": [timing.to_json() for timing in timings]}
-    report.show(data, report.quantisation_text(file, result, timings), as_json)
+        result = side_by_side(file, result)
+    report.show(result.to_json(), report.export_text(result), as_json)
 
 
 def _numbers(context, parameter, value):

@@ -23,7 +23,7 @@ from .results import ExportResult
 from .stock import stock_model
 from .tracing import NotWeightless, trace
 from .untrained import hiding_variables, randomised, statistics
-from .verification import TOLERANCES, judge, require, statistics_batch
+from .verification import TOLERANCES, judge, read_samples, require, statistics_batch
 
 OPTIONS = {
     "opset": 17,
@@ -104,6 +104,8 @@ def to_onnx(
     opsets.check_opset(opset)
     target_path = artifact.check_target(path, overwrite)
     if precision != "float32":
+        from .precision import side_by_side
+
         lower = _lower_precision(precision, calibration, max_drop, target)
         if external_data:
             raise UsageError(f"`external_data` goes with float32, not with {precision}")
@@ -112,8 +114,11 @@ def to_onnx(
             first = to_onnx(model, full, **options, labels=labels, samples=samples, progress=progress)
             tell(precision)
             result = lower(full, path, samples=samples, overwrite=overwrite, keep_failed=keep_failed)
+            tell("bench")
+            result = side_by_side(full, result)
         return dataclasses.replace(result, notes=(*first.notes, *result.notes))
     interface, notes = prepared(model, options)
+    samples = None if samples is None else read_samples(samples, interface)
     with publishing(path, overwrite, keep_failed) as work:
         tell("convert")
         converted, method = convert(interface, opset)
@@ -137,7 +142,7 @@ def to_onnx(
 
 
 def _lower_precision(precision, calibration, max_drop, target):
-    from .precision import to_float16, to_int8
+    from .precision import check_int8, opened, to_float16, to_int8
 
     if precision == "float16":
         return to_float16
@@ -145,6 +150,8 @@ def _lower_precision(precision, calibration, max_drop, target):
         raise UsageError(f"`precision` must be one of {', '.join(TOLERANCES)}, got {precision!r}")
     if calibration is None:
         raise UsageError("`precision` int8 needs `calibration` images")
+    check_int8(target, max_drop)
+    calibration = opened(calibration)
     return functools.partial(to_int8, calibration=calibration, max_drop=max_drop, target=target)
 
 
@@ -235,7 +242,22 @@ def judge_randomised(report, interface, opset, path):
         second = judge(path, interface, expected_weights=weights_of(converted), tamed=tamed(path, interface, opset))
     for file in artifact.companions(path):
         file.unlink()
-    note = f"{len(hiding)} constant weights (untrained): verified again with random ones, max relative error {second.worst():.1e}"
+    return with_second_look(report, second, len(hiding))
+
+
+def judge_graph(report, path, interface, opset):
+    """The same for a file that is there already: its own graph gets the random weights, since the fault may be in it.
+
+    Args and Returns as `judge_randomised`; `path` is the file.
+    """
+    hiding = hiding_variables(interface.model)
+    second = _with_other_weights(path, interface, opset, hiding) if hiding else None
+    return report if second is None else with_second_look(report, second, len(hiding))
+
+
+def with_second_look(report, second, count):
+    """A report together with what a second one, with random values for `count` constant weights, found."""
+    note = f"{count} constant weights (untrained): verified again with random ones, max relative error {second.worst():.1e}"
     return dataclasses.replace(
         report,
         passed=second.passed,
@@ -243,6 +265,22 @@ def judge_randomised(report, interface, opset, path):
         problems=tuple(f"with random weights in place of constant ones: {problem}" for problem in second.problems),
         notes=(*report.notes, note),
     )
+
+
+def _with_other_weights(path, interface, opset, variables, strict=False):
+    """A report on the graph of a file with random values for some variables.
+
+    None where the model's graph is another one with these, as where a scalar of 1 was left out; a strict look reports that.
+    """
+    with randomised(interface, statistics_batch(interface), variables), tempfile.TemporaryDirectory() as folder:
+        weights = weights_of(convert(interface, opset)[0])
+        names = {tensor.name for tensor in artifact.read_proto(path, external_data=False).graph.initializer}
+        if names != set(weights) and not strict:
+            return None
+        other = Path(folder) / "other.onnx"
+        artifact.write_with_weights(path, other, weights)
+        look = None if strict else tamed(other, interface, opset)
+        return judge(other, interface, expected_weights=weights, tamed=look, strict=strict)
 
 
 def tamed(path, interface, opset):
@@ -256,11 +294,7 @@ def tamed(path, interface, opset):
 
     @functools.cache
     def look():
-        with randomised(interface, statistics_batch(interface), variables), tempfile.TemporaryDirectory() as folder:
-            weights = weights_of(convert(interface, opset)[0])
-            other = Path(folder) / "tamed.onnx"
-            artifact.write_with_weights(path, other, weights)
-            return judge(other, interface, expected_weights=weights, strict=True)
+        return _with_other_weights(path, interface, opset, variables, strict=True)
 
     return look
 

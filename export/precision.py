@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from . import artifact, images
+from .benchmark import bench
 from .divergence import inner_tensors
 from .errors import UsageError
 from .interface import Port
@@ -19,10 +20,9 @@ from .passes.common import attribute, remove_unused
 from .prediction import batches, image_input, scores_output
 from .results import ExportResult, VerificationReport
 from .runtime import session
-from .verification import TOLERANCES, Case, agreement, cases, check_valid, compare, file_weights, measure, require, weight_error
+from .verification import TOLERANCES, Case, agreement, cases, check_valid, compare, compare_halved, file_weights, measure, require
 
 LARGEST_HALF = 65504.0
-HALF_WEIGHT_TOLERANCE = 1e-3
 COSINE = 0.9999
 TARGETS = ("cpu", "gpu")
 ROUNDS, PER_ROUND = 6, 2
@@ -134,11 +134,8 @@ def _compare_half(path, source, original, tries):
     for comparison in comparisons:
         if not comparison.passed:
             problems.append(f"output `{comparison.output}`: error {comparison.relative:.3g}, cosine {comparison.cosine:.6f}")
-    have, want = file_weights(path), file_weights(source)
-    shared = [name for name in want if name in have and want[name].dtype.kind == "f"]
-    wrong = [name for name in shared if weight_error(have[name].astype("float32"), want[name]) > HALF_WEIGHT_TOLERANCE]
-    problems += [f"weight {name!r} differs" for name in wrong]
-    figures = {"compared": len(shared), "elements": sum(want[name].size for name in shared)}
+    figures, wrong = compare_halved(path, file_weights(source))
+    problems += wrong
     return VerificationReport(
         str(path), not problems, "float16", TOLERANCES["float16"], tuple(comparisons), figures, problems=tuple(problems)
     )
@@ -166,10 +163,7 @@ def to_int8(source, path, *, calibration, samples=None, target="cpu", max_drop=1
         UsageError: a file cannot be read or written, or the images do not fit.
         MismatchError: the budget does not hold, whatever is left in float32.
     """
-    if target not in TARGETS:
-        raise UsageError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}")
-    if not 0 <= max_drop <= 100:
-        raise UsageError(f"`max_drop` must be from 0 to 100 percent, got {max_drop}")
+    check_int8(target, max_drop)
     artifact.check_target(path, overwrite)
     original = _float32_session(source)
     name, _ = scores_output(original)
@@ -188,9 +182,18 @@ def to_int8(source, path, *, calibration, samples=None, target="cpu", max_drop=1
                 break
             excluded = excluded + [layer for layer in candidates(errors) if layer not in excluded][:PER_ROUND]
         notes = _int8_notes(errors, excluded[len(before) :], samples is None)
-        found = dataclasses.replace(found, path=str(path), notes=tuple(notes))
+        layers = {layer: {"error": error, "added": added} for layer, (error, added) in errors.items()}
+        found = dataclasses.replace(found, path=str(path), notes=tuple(notes), layers=layers)
         require(found)
         return ExportResult(str(path), found, artifact.digest(work), "int8", artifact.disk_size(work), tuple(notes))
+
+
+def check_int8(target, max_drop):
+    """Raises: UsageError: an option of `to_int8` has no such value."""
+    if target not in TARGETS:
+        raise UsageError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}")
+    if not 0 <= max_drop <= 100:
+        raise UsageError(f"`max_drop` must be from 0 to 100 percent, got {max_drop}")
 
 
 def read_images(source, model):
@@ -204,10 +207,9 @@ def read_images(source, model):
         UsageError: nothing there, or of another size than the model's input.
     """
     spec = image_input(model)
-    if isinstance(source, str | Path) and Path(source).is_dir():
-        return list(_in_rows(np.concatenate(list(batches(images.find(source), model.card, spec)))))
+    source = opened(source)
     if isinstance(source, str | Path):
-        source = _read_array(artifact.existing_file(source))
+        return list(_in_rows(np.concatenate(list(batches(images.find(source), model.card, spec)))))
     array = np.asarray(source)
     fits = array.ndim == len(spec.shape) and all(
         isinstance(want, str) or want == have for want, have in zip(spec.shape, array.shape, strict=True)
@@ -217,6 +219,20 @@ def read_images(source, model):
     if not np.isfinite(array.astype("float32")).all():
         raise UsageError("images hold numbers that are not finite")
     return list(_in_rows(array.astype(spec.dtype)))
+
+
+def opened(source):
+    """The array in an `.npz` or `.npy` file; an array, or a folder with images in it, as it is.
+
+    Raises:
+        UsageError: no such file, no image in the folder, or no array in the file.
+    """
+    if not isinstance(source, str | Path):
+        return source
+    if not Path(source).is_dir():
+        return _read_array(artifact.existing_file(source))
+    images.find(source)
+    return source
 
 
 def _in_rows(array, rows=16):
@@ -259,7 +275,7 @@ def _quantise(source, path, input_name, ranges, excluded, target):
     symmetric = target == "gpu" or platform.machine().lower() in ("aarch64", "arm64")
     with _quiet():
         quantize_static(
-            str(source),
+            artifact.read_proto(source),  # of a path it writes a copy beside it, over whatever bears that name
             str(path),
             Reader(),
             quant_format=QuantFormat.QDQ,
@@ -358,6 +374,24 @@ def _save(proto, path, source, precision):
     proto.opset_import.extend(kept)
     proto.producer_name, proto.producer_version, proto.doc_string = "resnet_export", "", ""
     onnx.save(proto, path)
+
+
+def side_by_side(source, result, runs=11):
+    """The result of `to_float16` or `to_int8` with its `table`: the file beside the float32 one that it was made from.
+
+    Args:
+        source: the float32 file.
+        result: `ExportResult`.
+        runs: timed runs of each, on the CPU, in turns.
+    """
+    rows = session(source, "cpu").inputs[0].shape[0]
+    before, after = bench([source, result.path], devices=["cpu"], batches=[rows if isinstance(rows, int) else 1], runs=runs)
+    shares = [comparison.top1 for comparison in result.report.comparisons if comparison.top1 is not None]
+    table = (
+        {"precision": "float32", "size": artifact.disk_size(source), "milliseconds": before.p50, "top1": 1.0},
+        {"precision": result.method, "size": result.size, "milliseconds": after.p50, "top1": min(shares, default=None)},
+    )
+    return dataclasses.replace(result, table=table)
 
 
 @contextlib.contextmanager

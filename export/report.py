@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from .artifact import check_target, disk_size, publishing
+from .artifact import check_target, publishing
 from .errors import UsageError
 
 
@@ -130,9 +130,9 @@ def _pairs(entry):
 
 def export_text(result):
     """An `ExportResult` for people."""
-    lines = [f"note: {note}" for note in (*result.notes, *result.report.notes)]
+    lines = [f"note: {note}" for note in dict.fromkeys((*result.notes, *result.report.notes))]
     lines += [f"{result.path}  {result.size / 1e6:,.1f} MB  sha256 {result.sha256[:16]}", verification_text(result.report)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *precision_text(result.table)])
 
 
 COLUMNS = ("output", "batch", "data", "runtime", "max_abs", "mean_abs", "relative", "cosine", "top1", "top5")
@@ -193,17 +193,13 @@ def rows_text(rows):
     return "\n".join(columns([tuple(rows[0]), *(tuple(_cell(value) for value in row.values()) for row in rows)]))
 
 
-def quantisation_text(source, result, timings):
-    """Size, latency and agreement of a file and its quantised form, side by side, and what was noted."""
-    before, after = timings
-    comparison = min(result.report.comparisons, key=lambda entry: 1.0 if entry.top1 is None else entry.top1)
-    agreement = "-" if comparison.top1 is None else f"{comparison.top1:.2%}"
-    rows = [
-        ("precision", "size", "latency (batch 1)", "top-1 agreement"),
-        ("float32", f"{disk_size(source) / 1e6:,.2f} MB", f"{before.p50:.2f} ms", "100.00%"),
-        (result.method, f"{result.size / 1e6:,.2f} MB", f"{after.p50:.2f} ms", agreement),
-    ]
-    return "\n".join([*(f"note: {note}" for note in result.notes), *columns(rows), result.report.summary()])
+def precision_text(rows):
+    """Size, latency and agreement of a file and its form in lower precision, as lines; see `results.ExportResult.table`."""
+    shown = [("precision", "size", "latency", "top-1 agreement")] if rows else []
+    for row in rows:
+        agreement = "-" if row["top1"] is None else f"{row['top1']:.2%}"
+        shown.append((row["precision"], f"{row['size'] / 1e6:,.2f} MB", f"{row['milliseconds']:.2f} ms", agreement))
+    return columns(shown) if shown else []
 
 
 def diagnosis_text(diagnosis):

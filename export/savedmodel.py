@@ -6,16 +6,18 @@ import functools
 import json
 import re
 
+import numpy as np
+
 from . import artifact
 from .artifact import publishing
-from .convert import metadata_of, prepared
+from .convert import metadata_of, prepared, with_second_look
 from .errors import UsageError
 from .interface import FEATURES, image_preprocessing
 from .interface import interface as interface_of
 from .resizing import fitted
 from .results import ExportResult, VerificationReport
 from .tracing import clean_name, concrete_function
-from .untrained import randomised, statistics
+from .untrained import hiding_variables, randomised, statistics
 from .verification import (
     TOLERANCES,
     cases,
@@ -23,6 +25,7 @@ from .verification import (
     compare,
     described,
     measure,
+    read_samples,
     require,
     said_of,
     second_opinion,
@@ -62,6 +65,7 @@ def to_savedmodel(
     options = {"outputs": outputs, "layout": layout}
     interface, notes = prepared(model, options)
     metadata = metadata_of(interface, options, labels)
+    samples = None if samples is None else read_samples(samples, interface)
     with publishing(path, overwrite, keep_failed, MARK) as work:
         tell("write")
         write_savedmodel(interface, work)
@@ -148,22 +152,57 @@ def _from_bytes(interface, encoded):
 
 
 def judge_savedmodel(path, interface, *, expected_card=None, samples=None, seed=0):
-    """Compare a SavedModel folder with a model, signature by signature; it is loaded from the disk.
+    """Compare a SavedModel folder with a model, signature by signature and weight by weight; it is loaded from the disk.
 
     Args and Returns as in `verification.judge`. The signature that takes encoded images gets lossless ones of the model's size.
+    Folders of other makers may keep their weights otherwise; these are not compared then.
     """
+    loaded = load(path)
     problems, notes = check_card(path, expected_card)
-    opinions, tamed = [], tamed_savedmodel(path, interface)
-    comparisons, wrong = _judge_served(load(path), interface, samples, seed, tamed, opinions)
-    problems += wrong + [described(comparison) for comparison in comparisons if not comparison.passed]
-    return _report(path, comparisons, problems, notes + said_of(opinions, tamed))
+    opinions, tamed = [], tamed_savedmodel(loaded, path, interface)
+    comparisons, wrong = _judge_served(loaded, interface, samples, seed, tamed, opinions)
+    figures, unlike = compare_variables(loaded, interface.model)
+    problems += wrong + unlike
+    report = _report(path, comparisons, problems, notes + said_of(opinions, tamed), figures)
+    hiding = hiding_variables(interface.model) if report.passed and figures else []
+    return with_second_look(report, _with_other_variables(path, interface, hiding), len(hiding)) if hiding else report
 
 
-def _report(path, comparisons, problems, notes=()):
-    tolerance = TOLERANCES["float32"]
+def _report(path, comparisons, problems, notes=(), figures=None):
+    problems = [*problems, *(described(comparison) for comparison in comparisons if not comparison.passed)]
     return VerificationReport(
-        str(path), not problems, "float32", tolerance, tuple(comparisons), problems=tuple(problems), notes=tuple(notes)
+        str(path),
+        not problems,
+        "float32",
+        TOLERANCES["float32"],
+        tuple(comparisons),
+        figures,
+        problems=tuple(problems),
+        notes=tuple(notes),
     )
+
+
+def compare_variables(loaded, model):
+    """Compare a loaded folder's variables with the model's: they are copies, so they have to be equal.
+
+    Returns:
+        `(figures, problems)` as `verification.compare_weights`; `(None, [])` where they do not lie as this module writes them.
+    """
+    pairs = _variables(loaded, model)
+    if pairs is None:
+        return None, []
+    floats = [(have.numpy(), own) for have, own in pairs if have.dtype.is_floating]
+    wrong = [own.path for have, own in floats if not np.array_equal(have, np.asarray(own), equal_nan=True)]
+    figures = {"compared": len(floats), "elements": sum(have.size for have, _ in floats)}
+    return figures, [f"weight {path!r} differs from the model's" for path in wrong]
+
+
+def _variables(loaded, model):
+    """`[(variable of the folder, variable of the model), …]`, or None where they do not correspond."""
+    found = getattr(loaded, "weights", None)
+    if found is None or [tuple(have.shape) for have in found] != [tuple(own.shape) for own in model.variables]:
+        return None
+    return list(zip(found, model.variables, strict=True))
 
 
 def load(path):
@@ -183,23 +222,22 @@ def load(path):
     return loaded
 
 
-def tamed_savedmodel(path, interface):
-    """As `convert.tamed`, for a folder: the same graphs, the variables assigned after loading."""
+def tamed_savedmodel(loaded, path, interface):
+    """As `convert.tamed`, for a folder; None too where its variables are not known."""
     variables = statistics(interface.model)
-    if not variables:
+    if not variables or _variables(loaded, interface.model) is None:
         return None
+    return functools.cache(lambda: _with_other_variables(path, interface, variables, strict=True))
 
-    @functools.cache
-    def look():
-        with randomised(interface, statistics_batch(interface), variables):
-            loaded = load(path)
-            for variable, own in zip(loaded.weights, interface.model.variables, strict=True):
-                variable.assign(own.value)
-            comparisons, problems = _judge_served(loaded, interface, None, 0, None, None)
-        problems += [described(comparison) for comparison in comparisons if not comparison.passed]
-        return _report(path, comparisons, problems)
 
-    return look
+def _with_other_variables(path, interface, variables, strict=False):
+    """A report on the same graphs with random values for some variables, assigned after loading."""
+    with randomised(interface, statistics_batch(interface), variables):
+        loaded = load(path)
+        for variable, own in _variables(loaded, interface.model):
+            variable.assign(own.value)
+        tamed, opinions = (None, None) if strict else (tamed_savedmodel(loaded, path, interface), [])
+        return _report(path, *_judge_served(loaded, interface, None, 0, tamed, opinions))
 
 
 def _judge_served(loaded, interface, samples, seed, tamed, opinions):

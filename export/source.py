@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -47,10 +48,12 @@ def load_model(model, *, weights=None, seed=0, imports=(), preprocessing=None):
         if weights is None:
             keras.utils.set_random_seed(seed)
         try:
-            loaded = kr.create_model(model, weights=weights)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", UserWarning)
+                loaded = kr.create_model(model, weights=weights)
         except (ValueError, OSError) as error:
             raise UsageError(f"{first_line(error)}; a file must end in .keras" if "." in model else first_line(error)) from error
-        notes = [f"random weights (seed {seed})"] if weights is None else []
+        notes = [f"random weights (seed {seed})"] if weights is None else [first_line(entry.message) for entry in said]
     return with_preprocessing(loaded, preprocessing), notes
 
 
@@ -78,8 +81,8 @@ def _import(name):
     sys.path.insert(0, os.getcwd())
     try:
         importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"cannot import {name}: {error}") from error
+    except Exception as error:  # the module is the user's; whatever it raises is about it
+        raise UsageError(f"cannot import {name}: {first_line(error)}") from error
     finally:
         sys.path.remove(os.getcwd())
 

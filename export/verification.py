@@ -10,6 +10,7 @@ import numpy as np
 from . import artifact, images, weights
 from .divergence import first_divergence
 from .errors import MismatchError, UsageError
+from .interface import LOGITS, PROBABILITIES
 from .resizing import LEVELS, fitted
 from .results import Comparison, VerificationReport
 
@@ -73,7 +74,10 @@ def judge(
     problems += [described(comparison) for comparison in comparisons if not comparison.passed]
     figures = diverges = None
     if expected_weights is not None:
-        figures, wrong = compare_weights(path, expected_weights, interface.runner)
+        if precision == "float32":
+            figures, wrong = compare_weights(path, expected_weights, interface.runner)
+        else:
+            figures, wrong = compare_halved(path, expected_weights)
         problems += wrong
     if problems and comparisons and tolerance is not None:
         diverges = _first_divergence(path, interface, seed)
@@ -179,19 +183,20 @@ def cases(interface, samples=None, seed=0):
 MOST_SAMPLES = 64
 
 
-def read_samples(samples, interface):
+def read_samples(samples, interface, most=MOST_SAMPLES):
     """Images for a comparison, as one array in the artefact's layout and dtype.
 
     Args:
-        samples: folder of images (the first `MOST_SAMPLES` by path are read, fitted as the model's card says), or an array.
+        samples: folder of images (at most `most` of them are read, evenly by path, fitted as the model's card says), or an array.
         interface: `interface.Interface`.
+        most: how many.
 
     Raises:
         UsageError: no such folder, no image in it, or an array of another shape than the input.
     """
     port = interface.inputs[0]
     if isinstance(samples, str | artifact.Path):
-        samples = _read_folder(samples, interface)
+        samples = _read_folder(samples, interface, most)
     array = np.asarray(samples)
     fits = array.ndim == len(port.shape) and all(
         want is None or want == have for want, have in zip(port.shape, array.shape, strict=True)
@@ -201,7 +206,7 @@ def read_samples(samples, interface):
     return array.astype(port.dtype)
 
 
-def _read_folder(folder, interface):
+def _read_folder(folder, interface, most):
     from keras_resnet.modelcard import card
 
     shape = interface.inputs[0].shape
@@ -210,7 +215,8 @@ def _read_folder(folder, interface):
     known = card(interface.model)
     height, width, channels = (*shape[2:], shape[1]) if interface.layout == "nchw" else shape[1:]
     size = (height or OPEN_SIZES["pixels"][0], width or OPEN_SIZES["pixels"][1])
-    files = images.find(folder)[:MOST_SAMPLES]
+    files = images.find(folder)
+    files = files[:: -(-len(files) // most)]
     pixels = np.stack([images.load(file, known.preprocessing if known else {}, size, channels) for file in files])
     return pixels.transpose(0, 3, 1, 2) if interface.layout == "nchw" else pixels
 
@@ -254,6 +260,55 @@ def check_resize(interface, feeds):
     worst = float(np.abs(got - want).max())
     said = f"the graph's resizing is within {worst:.2f} of 255 levels of Pillow's"
     return ([], [said]) if worst <= LEVELS else ([f"{said}, at most {LEVELS} are allowed"], [])
+
+
+AGREEMENT, AGREEMENT_SAMPLES, ROWS = 0.99, 512, 16
+
+
+def judge_int8(path, interface, samples, expected_card=None):
+    """Compare the best classes of a quantised file with the model's, on images: its numbers are others by design.
+
+    Args and Returns as `judge`; of a folder of samples `AGREEMENT_SAMPLES` are read.
+
+    Raises:
+        UsageError: the model ranks no classes, or the samples do not fit.
+    """
+    structure = check_structure(path, interface)
+    problems, notes = check_card(path, expected_card)
+    problems = structure + problems
+    case = Case("samples", {interface.inputs[0].name: read_samples(samples, interface, AGREEMENT_SAMPLES)})
+    found = {} if structure else _in_parts(path, interface, case)
+    if isinstance(found, str):
+        found, problems = {}, [*problems, found]
+    comparisons = []
+    for name in (LOGITS, PROBABILITIES):
+        if name in found:
+            comparison = compare(name, measure(*found[name]), case, RUNTIMES[True], np.inf)
+            comparisons.append(dataclasses.replace(comparison, passed=(comparison.top1 or 0) >= AGREEMENT))
+    if found and not comparisons:
+        raise UsageError(f"{path} is int8 and ranks no classes, so there is nothing to agree on; verify the float32 file")
+    for comparison in comparisons:
+        if not comparison.passed:
+            share = f"top-1 agreement with the model is {comparison.top1:.2%} on {comparison.batch} images"
+            problems.append(f"output `{comparison.output}`: {share}, below {AGREEMENT:.0%}")
+    return VerificationReport(
+        str(path), not problems, "int8", 1 - AGREEMENT, tuple(comparisons), problems=tuple(problems), notes=tuple(notes)
+    )
+
+
+def _in_parts(path, interface, case):
+    """`{output: (Keras' array, the file's)}` of many rows, a few at a time, or a sentence on why the file did not run."""
+    ((name, rows),) = case.feeds.items()
+    found = {}
+    for start in range(0, len(rows), ROWS):
+        feeds = {name: rows[start : start + ROWS]}
+        reference, _ = interface.reference(feeds)
+        got = _run(path, feeds, list(reference), True)
+        if isinstance(got, str):
+            return got
+        for output, value in reference.items():
+            found.setdefault(output, []).append((value, got[output]))
+    return {output: tuple(map(np.concatenate, zip(*parts, strict=True))) for output, parts in found.items()}
 
 
 def check_structure(path, interface):
@@ -403,6 +458,24 @@ def compare_weights(path, expected, model):
     return figures | {"max_relative": worst, "worst": worst_name}, problems or wrong
 
 
+HALF_WEIGHT_TOLERANCE = 1e-3
+
+
+def compare_halved(path, expected):
+    """Compare the float16 weights of a file with float32 ones of the same names, element by element.
+
+    Args and Returns as `compare_weights`.
+    """
+    have = file_weights(path)
+    shared = {name: np.asarray(value) for name, value in expected.items() if name in have and np.asarray(value).dtype.kind == "f"}
+    problems = []
+    for name, want in shared.items():
+        error = weight_error(have[name], want)
+        if error > HALF_WEIGHT_TOLERANCE:
+            problems.append(f"weight {name!r} differs: max error {error:.3g} of its largest value")
+    return {"compared": len(shared), "elements": sum(want.size for want in shared.values())}, problems
+
+
 def file_weights(path):
     """`{initialiser name: array}` of an ONNX file."""
     import onnx
@@ -454,24 +527,28 @@ def verify(path, model, *, labels=None, samples=None, seed=0):
     Raises:
         UsageError: the artefact is missing or damaged, or the model cannot be read.
     """
-    from .convert import OPTIONS, card_of, expected_weights, prepared, tamed
+    from .convert import OPTIONS, card_of, expected_weights, judge_graph, prepared, tamed
 
     folder = artifact.Path(path).is_dir()
-    options = artifact.read_metadata(path).get("options")
+    metadata = artifact.read_metadata(path)
+    options, precision = metadata.get("options"), (metadata.get("tolerances") or {}).get("precision", "float32")
     if options is None and not folder:
         raise UsageError(
             f"{path} was not written by resnet-export: it does not say how its inputs and outputs map to the model's"
         )
-    precision = (artifact.read_metadata(path).get("tolerances") or {}).get("precision", "float32")
-    if precision == "int8":
-        raise UsageError(f"{path} is int8: its agreement with float32 is what `resnet-export quantize` checks when it writes it")
+    if precision == "int8" and samples is None:
+        raise UsageError(f"{path} is int8: give images (--samples) on which its best classes have to be the model's")
     interface, _ = prepared(model, options or {})
-    given = {"expected_card": card_of(interface, labels), "samples": samples, "seed": seed}
+    card = card_of(interface, labels)
     if folder:
         from .savedmodel import judge_savedmodel
 
-        return judge_savedmodel(path, interface, **given | ({} if options is not None else {"expected_card": None}))
+        return judge_savedmodel(path, interface, expected_card=None if options is None else card, samples=samples, seed=seed)
+    if precision == "int8":
+        return judge_int8(path, interface, samples, card)
+    given = {"expected_weights": expected_weights(interface, options), "expected_card": card, "samples": samples, "seed": seed}
     if precision != "float32":
         return judge(path, interface, precision=precision, **given)
-    look = tamed(path, interface, (OPTIONS | options)["opset"])
-    return judge(path, interface, expected_weights=expected_weights(interface, options), tamed=look, **given)
+    opset = (OPTIONS | options)["opset"]
+    report = judge(path, interface, tamed=tamed(path, interface, opset), **given)
+    return judge_graph(report, path, interface, opset) if report.passed else report

@@ -45,9 +45,12 @@ def canonical_names(graph, inputs, outputs):
 
 
 def _free(name, taken):
-    count = taken[name]
-    taken[name] += 1
-    return name if count == 0 else f"{name}__{count}"
+    free = name
+    while taken[free]:
+        free = f"{name}__{taken[name]}"
+        taken[name] += 1
+    taken[free] += 1
+    return free
 
 
 SPATIAL = {3: ["length"], 4: ["height", "width"], 5: ["depth", "height", "width"]}

@@ -49,6 +49,13 @@ def mixed_export(mixed, tmp_path_factory):
     return rx.to_onnx(mixed, path, outputs=["logits", "probabilities"], labels=labels), path
 
 
+@pytest.fixture(scope="session")
+def open_export(mixed, tmp_path_factory):
+    """`(ExportResult, path)` of the mixed model with open height and width. Do not change the file: copy it."""
+    path = tmp_path_factory.mktemp("open") / "open.onnx"
+    return rx.to_onnx(mixed, path, dynamic_size=True), path
+
+
 def noise(count, *shape, seed=0):
     return np.random.default_rng(seed).normal(size=(count, *(shape or (32, 32, 3)))).astype("float32")
 

@@ -52,6 +52,7 @@ def test_gpu_benchmark_prints_its_table(mixed, mixed_export, tmp_path, monkeypat
     assert lines[-1].endswith("libnvinfer.so.10 is missing")
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_makes_its_files_without_tensorflow(tmp_path):
     """On a machine whose probe says that CUDA starts; the export runs elsewhere, since the two CUDAs do not share a process."""
     code = (

@@ -1,18 +1,22 @@
 """The commands: what they print, their exit codes, and what they leave behind."""
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import keras
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
+import keras_resnet as kr
 from resnet_export.cli import main
 
-from .conftest import build_mixed, op_counts
+from .conftest import build_mixed, noise, op_counts
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,6 @@ def test_random_weights_are_announced_and_reproducible(run, tmp_path):
         assert code == 0 and err.strip() == "note: random weights (seed 0)"
         results.append(json.loads(out)["sha256"])
     assert results[0] == results[1]
-    assert run("verify", tmp_path / "a.onnx", "resnet20")[0] == 0
     assert run("verify", tmp_path / "a.onnx", "resnet20", "--seed", 1)[0] == 3
 
 
@@ -115,15 +118,34 @@ BAD = {
     "empty -o": (["onnx", "resnet20", "-o", ""], 2, "the output needs a name"),
     "empty folder name": (["savedmodel", "resnet20", ""], 2, "the output needs a name"),
     "empty model": (["onnx", "", "{tmp}/o.onnx"], 2, "the model needs a name"),
-    "opset": (["onnx", "resnet20", "{tmp}/o.onnx", "--opset", "12"], 2, "13 to 23, got 12"),
-    "no folder": (["onnx", "resnet20", "{tmp}/no/o.onnx"], 2, "does not exist"),
+    "opset": (["onnx", "{keras}", "{tmp}/o.onnx", "--opset", "12"], 2, "13 to 23, got 12"),
+    "no folder": (["onnx", "{keras}", "{tmp}/no/o.onnx"], 2, "does not exist"),
     "no labels": (["onnx", "resnet20", "{tmp}/o.onnx", "--labels", "{tmp}/no.txt"], 2, "no.txt does not exist"),
-    "no samples": (["onnx", "resnet20", "{tmp}/o.onnx", "--samples", "{tmp}/empty"], 2, "holds no images"),
+    "no samples": (["onnx", "{keras}", "{tmp}/o.onnx", "--samples", "{tmp}/empty"], 2, "holds no images"),
     "no module": (["onnx", "resnet20", "{tmp}/o.onnx", "--import", "nowhere"], 2, "cannot import nowhere"),
     "unknown mode": (["onnx", "resnet20", "{tmp}/o.onnx", "--preprocessing", "nonsense"], 2, "'torch'"),
     "no ONNX file": (["predict", "{tmp}/no.onnx", "{tmp}/a.png"], 2, "no.onnx does not exist"),
     "truncated ONNX file": (["predict", "{tmp}/cut.onnx", "{tmp}/a.png"], 2, "not an ONNX file that onnxruntime can run"),
-    "verify truncated": (["verify", "{tmp}/cut.onnx", "resnet20"], 2, "not a readable ONNX file"),
+    "verify truncated": (["verify", "{tmp}/cut.onnx", "{keras}"], 2, "not a readable ONNX file"),
+    "inspect truncated": (["inspect", "{tmp}/cut.onnx"], 2, "not an ONNX file that onnxruntime can run"),
+    "bench truncated": (["bench", "{tmp}/cut.onnx", "--device", "cpu"], 2, "not an ONNX file that onnxruntime can run"),
+    "quantize truncated": (
+        ["quantize", "{tmp}/cut.onnx", "{tmp}/o.onnx", "--fp16"],
+        2,
+        "not an ONNX file that onnxruntime can run",
+    ),
+    "verify int8 without images": (["verify", "{tmp}/int8.onnx", "{keras}"], 2, "give images (--samples)"),
+    "no calibration": (["onnx", "{keras}", "{tmp}/o.onnx", "--int8"], 2, "needs `calibration` images"),
+    "empty calibration": (["onnx", "{keras}", "{tmp}/o.onnx", "--int8", "--calibration", "{tmp}/empty"], 2, "holds no images"),
+    "other calibration": (
+        ["onnx", "{keras}", "{tmp}/o.onnx", "--int8", "--calibration", "{tmp}/8.npy"],
+        2,
+        "must have the shape",
+    ),
+    "samples of a SavedModel": (["savedmodel", "{keras}", "{tmp}/o", "--samples", "{tmp}/empty"], 2, "holds no images"),
+    "cut weights": (["onnx", "resnet20", "{tmp}/o.onnx", "--weights", "{tmp}/cut.th"], 2, "no readable PyTorch file"),
+    "no weights": (["onnx", "resnet20", "{tmp}/o.onnx", "--weights", "{tmp}/no.th"], 2, "no.th"),
+    "weights of another family": (["onnx", "vgg16", "{tmp}/o.onnx", "--weights", "{weights}"], 2, "does not belong to vgg16"),
     "no image": (["predict", "{good}", "{tmp}/corrupt.keras"], 2, "not an image"),
     "no device": (["predict", "{good}", "{tmp}/a.png", "--device", "cuda"], 4, "cuda does not start"),
     "unknown device": (["predict", "{good}", "{tmp}/a.png", "--device", "tpu"], 2, "`device` must be one of"),
@@ -131,16 +153,32 @@ BAD = {
 }
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint of a ResNet-20."""
+    path = tmp_path_factory.mktemp("weights") / "resnet20.safetensors"
+    kr.save_weights(kr.create_model("resnet20"), path)
+    return path
+
+
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input(run, mixed_export, tmp_path, case):
+def test_bad_input(run, saved, mixed_export, weights, tmp_path, case):
     arguments, expected, message = BAD[case]
+    (tmp_path / "cut.th").write_bytes(b"PK\x03\x04 nothing")
+    np.save(tmp_path / "8.npy", np.zeros((4, 8, 8, 3), "float32"))
+    proto = onnx.load(mixed_export[1])
+    for entry in proto.metadata_props:
+        entry.value = entry.value.replace('"precision": "float32"', '"precision": "int8"')
+    onnx.save(proto, tmp_path / "int8.onnx")
     (tmp_path / "corrupt.keras").write_bytes(b"PK\x03\x04 nothing")
     (tmp_path / "cut.onnx").write_bytes(mixed_export[1].read_bytes()[:2000])
     (tmp_path / "empty").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     before = sorted(os.listdir(tmp_path))
-    code, out, err = run(*(argument.format(tmp=tmp_path, good=mixed_export[1]) for argument in arguments))
-    assert (code, out) == (expected, "")
+    code, out, err = run(
+        *(argument.format(tmp=tmp_path, good=mixed_export[1], keras=saved, weights=weights) for argument in arguments)
+    )
+    assert (code, out) == (expected, ""), err
     assert message in err and "Traceback" not in err
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -217,27 +255,65 @@ def full_disk(tmp_path):
     """A disk of its own with hardly any room; needs the right to mount one."""
     place = tmp_path / "full"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", place], capture_output=True)
     if mounted.returncode:
         pytest.skip("no right to mount a small disk")
     yield place
     subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["onnx", "resnet20"], ["onnx", "resnet20", "--external-data"], ["savedmodel", "resnet20"]], ids=" ".join
-)
-def test_disk_full_half_way(run, full_disk, arguments):
-    code, out, err = run(*arguments, "-o", full_disk / "m")
-    assert (code, out) == (2, "") and f"cannot write {full_disk / 'm'}: No space left on device" in err
+FULL = {
+    "onnx": ["onnx", "{keras}", "{out}"],
+    "external data": ["onnx", "{keras}", "{out}", "--external-data"],
+    "savedmodel": ["savedmodel", "{keras}", "{out}"],
+    "float16": ["quantize", "{good}", "{out}", "--fp16"],
+    "int8": ["quantize", "{good}", "{out}", "--int8", "--calibration", "{tmp}/c.npy"],
+}
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_disk_full_half_way(run, saved, mixed_export, full_disk, tmp_path, case):
+    np.save(tmp_path / "c.npy", noise(4))
+    out = full_disk / "m"
+    code, said, err = run(*(part.format(keras=saved, good=mixed_export[1], out=out, tmp=tmp_path) for part in FULL[case]))
+    assert (code, said) == (2, "") and f"cannot write {out}: No space left on device" in err, err
     assert os.listdir(full_disk) == []
 
 
+MODULE = """
+import keras
+import tensorflow as tf
+
+@keras.saving.register_keras_serializable("odd")
+class Odd(keras.layers.Layer):
+    def call(self, x):
+        return tf.raw_ops.Betainc(a=x * x + 1, b=x * x + 1, x=x * 0 + 0.5)
+"""
+
+
+def test_an_op_that_cannot_be_converted_is_named_with_its_layer(run, tmp_path, monkeypatch):
+    (tmp_path / "oddly.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        odd = importlib.import_module("oddly")
+    keras.Sequential([keras.Input((4,)), odd.Odd(name="odd_one")]).save("m.keras")
+    keras.saving.get_custom_objects().pop("odd>Odd")
+    monkeypatch.delitem(sys.modules, "oddly")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = sorted(os.listdir(tmp_path))
+    code, _, err = run("onnx", "m.keras", "m.onnx")
+    assert code == 2 and "name the module that registers its layers with --import" in err
+    (tmp_path / "broken.py").write_text("1 / 0")
+    code, _, err = run("onnx", "m.keras", "m.onnx", "--import", "broken")
+    (tmp_path / "broken.py").unlink()
+    assert code == 2 and "cannot import broken: division by zero" in err
+    code, _, err = run("onnx", "m.keras", "m.onnx", "--import", "oddly")
+    assert code == 2 and "'Betainc' of layer 'odd_one' has no counterpart in ONNX" in err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
 def test_prune_identity_takes_a_tolerance(run, tmp_path):
-    import keras
-
-    import keras_resnet as kr
-
     x = inputs = keras.Input((16, 16, 3))
     for index in range(2):
         x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name=f"conv{index}")(x)
@@ -246,12 +322,11 @@ def test_prune_identity_takes_a_tolerance(run, tmp_path):
     gate.assign(0.25)
     deep.save(tmp_path / "deep.keras")
     additions = {}
-    for tolerance in (None, "0", "0.5"):
-        options = () if tolerance is None else ("--prune-identity", tolerance)
-        code, _, err = run("onnx", tmp_path / "deep.keras", tmp_path / f"{tolerance}.onnx", *options)
+    for tolerance in ("0", "0.5"):
+        code, _, err = run("onnx", tmp_path / "deep.keras", tmp_path / f"{tolerance}.onnx", "--prune-identity", tolerance)
         # Above the gate that has moved, the artefact is another function than the model, and is verified against what was pruned.
         assert code == 0, err
         additions[tolerance] = op_counts(tmp_path / f"{tolerance}.onnx").get("Add", 0)
-    assert additions == {None: 2, "0": 1, "0.5": 0}
+    assert additions == {"0": 1, "0.5": 0}, "of two blocks"
     code, _, err = run("onnx", tmp_path / "deep.keras", tmp_path / "m.onnx", "--prune-identity", "-1")
     assert code == 2 and "prune-identity" in err

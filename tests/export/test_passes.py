@@ -370,6 +370,14 @@ def test_canonical_names_do_not_depend_on_old_names():
     assert [node.name for node in model.graph] == ["relu", "neg", "logits"]
 
 
+def test_canonical_names_are_unique_whatever_layers_are_called():
+    model = graph("a = Relu(x) b = Neg(a) c = Relu(b) d = Neg(c) y = Relu(d)")
+    for node, layer in zip(model.graph, ("act", "act", "act__1", "act", "y"), strict=True):
+        node.outputs[0].meta["layer"] = layer
+    finish.canonical_names(model.graph, ["images"], ["logits"])
+    assert [node.outputs[0].name for node in model.graph] == ["act", "act__1", "act__1__1", "act__2", "logits"]
+
+
 def test_strip_drops_unused_domains():
     model = graph("y = Relu(x)")
     model.opset_imports["com.microsoft"] = 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import runpy
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from keras import layers
 from PIL import Image
 
+import keras_resnet as kr
 import resnet_export as rx
 from resnet_export import artifact, precision
 from resnet_export.cli import main
@@ -18,7 +20,7 @@ from .conftest import noise, op_counts, run_onnx
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained_model():
     """A small net trained on stripes of four directions, and images to calibrate and to test on."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
@@ -39,9 +41,16 @@ def trained(tmp_path_factory):
     model = keras.Model(x, layers.Dense(4)(layers.GlobalAveragePooling2D()(y)))
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(*stripes(400), epochs=6, batch_size=32, verbose=0)
-    folder = tmp_path_factory.mktemp("trained")
-    rx.to_onnx(model, folder / "m.onnx")
-    return folder / "m.onnx", stripes(64)[0], stripes(200)[0]
+    return model, stripes(64)[0], stripes(200)[0]
+
+
+@pytest.fixture(scope="module")
+def trained(trained_model, tmp_path_factory):
+    """`(float32 file, images to calibrate on, images to test on)`."""
+    model, *images = trained_model
+    path = tmp_path_factory.mktemp("trained") / "m.onnx"
+    rx.to_onnx(model, path)
+    return path, *images
 
 
 def test_float16(trained, tmp_path):
@@ -74,7 +83,10 @@ def test_float16_keeps_what_would_overflow(tmp_path):
 
 def test_int8(trained, tmp_path):
     source, calibration, tests = trained
+    mine = source.with_name("m-inferred.onnx")
+    mine.write_text("mine")
     result = precision.to_int8(source, tmp_path / "q.onnx", calibration=calibration, samples=tests)
+    assert mine.read_text() == "mine", "onnxruntime's quantiser would put a file of that name beside its source"
     counts = op_counts(tmp_path / "q.onnx")
     assert counts["QuantizeLinear"] > 5 and counts["Conv"] == 4
     a, b = run_onnx(source, tests)[0], run_onnx(tmp_path / "q.onnx", tests)[0]
@@ -159,26 +171,73 @@ def test_commands(trained, tmp_path, capsys):
         ]
     )
     out = capsys.readouterr().out
-    assert code == 0 and [line.split()[0] for line in out.splitlines() if "MB" in line] == ["float32", "int8"]
+    assert code == 0 and [line.split()[0] for line in out.splitlines()[-3:]] == ["precision", "float32", "int8"]
     assert main(["quantize", str(source), str(tmp_path / "h.onnx"), "--fp16"]) == 0
     assert main(["quantize", str(source), str(tmp_path / "h.onnx"), "--fp16"]) == 2
 
 
-def test_export_straight_to_lower_precision(mixed, tmp_path):
+def changed(path, target, change):
+    """A copy of a file with one weight changed: `change` returns `(name, array)` for `{name: array}`."""
+    proto = onnx.load(path)
+    name, content = change({tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer})
+    next(t for t in proto.graph.initializer if t.name == name).CopyFrom(onnx.numpy_helper.from_array(content, name))
+    onnx.save(proto, target)
+
+
+def test_export_straight_to_float16(mixed, tmp_path):
     result = rx.to_onnx(mixed, tmp_path / "h.onnx", precision="float16")
     assert result.report.precision == "float16" and os.listdir(tmp_path) == ["h.onnx"]
-    assert rx.verify(tmp_path / "h.onnx", mixed).passed
-    result = rx.to_onnx(mixed, tmp_path / "q.onnx", precision="int8", calibration=noise(32), max_drop=10.0)
-    assert result.method == "int8" and sorted(os.listdir(tmp_path)) == ["h.onnx", "q.onnx"]
-    with pytest.raises(rx.UsageError, match="is int8"):
-        rx.verify(tmp_path / "q.onnx", mixed)
+    assert [row["precision"] for row in result.table] == ["float32", "float16"]
+    assert result.table[1]["size"] == result.size < 0.7 * result.table[0]["size"] and result.table[0]["milliseconds"] > 0
+    report = rx.verify(tmp_path / "h.onnx", mixed)
+    assert report.passed and report.weights["compared"] >= 14
+
+    def one_number(weights):
+        wrong = weights["grouped_conv/kernel"].copy()
+        wrong.flat[5] += 0.01 * np.abs(wrong).max()
+        return "grouped_conv/kernel", wrong
+
+    changed(tmp_path / "h.onnx", tmp_path / "wrong.onnx", one_number)
+    report = rx.verify(tmp_path / "wrong.onnx", mixed)
+    assert [problem for problem in report.problems if "grouped_conv/kernel" in problem], "too little to show in the output"
+
+
+def test_export_straight_to_int8(trained_model, tmp_path):
+    model, calibration, tests = trained_model
+    result = rx.to_onnx(model, tmp_path / "q.onnx", precision="int8", calibration=calibration, samples=tests)
+    assert result.method == "int8" and os.listdir(tmp_path) == ["q.onnx"]
+    assert result.table[1]["top1"] == result.report.comparisons[0].top1 >= 0.99
+    layers = result.report.layers
+    assert len(layers) == 7 and all(row["added"] <= row["error"] < 0.2 for row in layers.values()), "4 Conv, 2 Add, 1 Gemm"
+    with pytest.raises(rx.UsageError, match=r"is int8: give images \(--samples\)"):
+        rx.verify(tmp_path / "q.onnx", model)
+    report = rx.verify(tmp_path / "q.onnx", model, samples=tests)
+    assert report.passed and report.comparisons[0].batch == 200 and "agrees with float32 on" in report.summary()
+
+    def other_order(weights):
+        (name,) = [name for name, content in weights.items() if content.shape == (16, 4) and content.dtype == np.int8]
+        return name, weights[name][:, ::-1].copy()
+
+    changed(tmp_path / "q.onnx", tmp_path / "wrong.onnx", other_order)
+    report = rx.verify(tmp_path / "wrong.onnx", model, samples=tests)
+    assert not report.passed and "top-1 agreement with the model is" in report.problems[0]
+
+
+def test_what_export_to_lower_precision_refuses(mixed, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("resnet_export.convert.convert", None)  # refused before the work
     for options, message in (
         ({"precision": "int8"}, "needs `calibration`"),
+        ({"precision": "int8", "calibration": str(tmp_path / "empty")}, "holds no images"),
+        ({"precision": "int8", "calibration": str(tmp_path / "no.npz")}, "does not exist"),
+        ({"precision": "int8", "calibration": noise(4), "max_drop": 101}, "from 0 to 100 percent, got 101"),
+        ({"precision": "int8", "calibration": noise(4), "target": "tpu"}, "one of cpu, gpu, got 'tpu'"),
         ({"precision": "int4"}, "`precision` must be one of"),
+        ({"precision": "float16", "external_data": True}, "goes with float32"),
     ):
         with pytest.raises(rx.UsageError, match=message):
             rx.to_onnx(mixed, tmp_path / "z.onnx", **options)
-    assert sorted(os.listdir(tmp_path)) == ["h.onnx", "q.onnx"]
+    assert os.listdir(tmp_path) == ["empty"]
 
 
 def test_a_file_in_lower_precision_is_refused(trained, tmp_path):
@@ -191,6 +250,16 @@ def test_a_file_in_lower_precision_is_refused(trained, tmp_path):
             precision.to_float16(tmp_path / name, tmp_path / "z.onnx")
         with pytest.raises(rx.UsageError, match=message):
             precision.to_int8(tmp_path / name, tmp_path / "z.onnx", calibration=calibration)
+
+
+@pytest.mark.slow
+def test_int8_keeps_what_a_trained_network_says_of_real_images(shared_data, tmp_path):
+    model = kr.create_model("resnet20", weights=shared_data / "weights" / "resnet20-12fca82f.th")
+    images, _ = runpy.run_path(str(shared_data / "cifar10.py"))["load"]("test_even")
+    calibration, tests = images[:256], images[256:1256]
+    result = rx.to_onnx(model, tmp_path / "q.onnx", precision="int8", calibration=calibration, samples=tests)
+    assert result.report.comparisons[0].top1 >= 0.99 and result.report.comparisons[0].batch == 1000
+    assert rx.verify(tmp_path / "q.onnx", model, samples=tests).passed
 
 
 BAD = {

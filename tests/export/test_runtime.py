@@ -327,10 +327,9 @@ def test_buckets_refuse_sizes(mixed_export, sizes):
         rx.session(mixed_export[1], "cpu", batches=sizes)
 
 
-def test_buckets_refuse_open_sizes_and_empty_batches(mixed, mixed_export, tmp_path):
-    rx.to_onnx(mixed, tmp_path / "open.onnx", dynamic_size=True)
+def test_buckets_refuse_open_sizes_and_empty_batches(mixed_export, open_export):
     with pytest.raises(rx.UsageError, match="fixed sizes, `images` is"):
-        rx.session(tmp_path / "open.onnx", "cpu", batches=(1,))
+        rx.session(open_export[1], "cpu", batches=(1,))
     with pytest.raises(rx.UsageError, match="at least one"):
         rx.session(mixed_export[1], "cpu", batches=(1,)).run(noise(0))
 

@@ -14,7 +14,7 @@ from keras import layers
 from PIL import Image
 
 import resnet_export as rx
-from resnet_export import images
+from resnet_export import images, savedmodel
 from tests.helpers import randomise
 
 from .conftest import build_mixed, noise, relative
@@ -54,11 +54,14 @@ def test_bytes_signature_takes_files_of_any_size(mixed, exported, tmp_path):
     for index, pixels in enumerate((exact, smooth)):
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
         files.append((tmp_path / f"{index}.png").read_bytes())
+    Image.fromarray(smooth).save(tmp_path / "2.jpg", quality=95)
+    files.append((tmp_path / "2.jpg").read_bytes())
     got = serve(image_bytes=tf.constant(files))["logits"].numpy()
     pixels = np.stack([images.load(file, {"size": [32, 32]}) for file in files]).astype("float32")
     expected = tf.saved_model.load(str(exported[1])).signatures["serving_default"](images=tf.constant(pixels))["logits"].numpy()
     assert relative(got[0], expected[0]) < 1e-6
     assert relative(got[1], expected[1]) < 2e-2, "Pillow and TensorFlow round a resized pixel by one level differently"
+    assert relative(got[2], expected[2]) < 2e-2, "and a JPEG's"
 
 
 def test_missing_signature_is_noticed(mixed, exported):
@@ -136,6 +139,37 @@ def test_verify_catches_another_model(exported):
     kernel = other.get_layer("stem_conv").kernel
     kernel.assign(np.asarray(kernel) * 1.01)
     assert not rx.verify(exported[1], other).passed
+
+
+def test_one_wrong_number_is_caught(mixed, exported):
+    assert exported[0].report.weights["elements"] == sum(np.size(variable) for variable in mixed.weights)
+    other = build_mixed()
+    kernel = other.get_layer("grouped_conv").kernel
+    wrong = np.array(kernel)
+    wrong.flat[5] = np.nextafter(wrong.flat[5], 1)
+    kernel.assign(wrong)
+    report = rx.verify(exported[1], other)
+    assert report.problems == ("weight 'grouped_conv/kernel' differs from the model's",)
+
+
+def test_an_untrained_model_is_verified_with_other_variables(tmp_path, monkeypatch):
+    """Its graph scales by gamma twice, which ones hide."""
+    x = keras.Input((8, 8, 3))
+    norm = layers.BatchNormalization(name="norm")
+    model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(norm(layers.Conv2D(4, 3)(x)))))
+    assert any("verified again with random ones" in note for note in rx.to_savedmodel(model, tmp_path / "m").report.notes)
+    real = savedmodel.concrete_function
+
+    def twice(view, specs):
+        call = keras.layers.BatchNormalization.call
+        with monkeypatch.context() as patch:
+            patch.setattr(keras.layers.BatchNormalization, "call", lambda self, *a, **k: call(self, *a, **k) * self.gamma.value)
+            return real(view, specs)
+
+    monkeypatch.setattr(savedmodel, "concrete_function", twice)
+    with pytest.raises(rx.MismatchError, match="with random weights in place of constant ones"):
+        rx.to_savedmodel(model, tmp_path / "n")
+    assert os.listdir(tmp_path) == ["m"]
 
 
 def test_verify_finds_the_outputs_by_itself(mixed, exported):
