@@ -43,7 +43,7 @@ EXTRAS = {
     "batch": ["pyarrow>=15"],
     "client": ["httpx>=0.27"],
     "backends": ["jax>=0.4.30", "torch>=2.4"],
-    "peers": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "keras-hub>=0.20", "openvino>=2024.4"],
+    "peers": ["onnxscript>=0.3", "torch>=2.4", "torchvision>=0.19", "timm>=1.0", "keras-hub>=0.20", "openvino>=2024.4"],
 }
 EXTRAS["dev"] = sorted(
     {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.20", "schemathesis>=4", "ruff>=0.6", "build>=1.2"}.union(
@@ -58,7 +58,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["keras_resnet", "keras_resnet.*"])
     + ["resnet_export"]

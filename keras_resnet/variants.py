@@ -146,10 +146,13 @@ VGGS = {
         for norm in (False, True)
         for width in (12, 16, 25, 50)
     },
-    # What `grow(…, after="block*_pool", total_layers=26)` makes of it: 26 more weighted layers, spread over the trunk.
-    "vgg16_w16_grown26": slim_vgg("vgg16_w16").replace(
-        growth=Growth([("block1_pool", 2), ("block2_pool", 2), ("block3_pool", 3), ("block4_pool", 3), ("block5_pool", 3)])
-    ),
+    # What `grow(…, after="block*_pool", total_layers=26)` makes of them: 26 more weighted layers, spread over the trunk.
+    **{
+        f"{name}_grown26": slim_vgg(name).replace(
+            growth=Growth([(f"block{stage}_pool", blocks) for stage, blocks in enumerate((2, 2, 3, 3, 3), 1)])
+        )
+        for name in ("vgg16_w16", "vgg16_bn_w16")
+    },
 }
 
 VARIANTS = {**RESNETS, **CIFAR, **VGGS}
@@ -160,6 +163,9 @@ NOTES = {
     "resnet20": "option A as published by akamaster: every second pixel, zero channels on both sides",
     "resnetv2_50": "v2 in timm's form: stride in the first block of a stage; keras.applications' is `resnetv2_50_keras`",
     "preresnet164": "the stride sits in the first 1×1, as in the authors' code; others have it in the 3×3 (`stride_in`)",
-    "vgg16_w16_grown26": "`vgg16_w16` with 13 pre-activation blocks behind its pools, as `grow` puts them there",
+    **{
+        f"{name}_grown26": f"`{name}` with 13 pre-activation blocks behind its pools, as `grow` puts them there"
+        for name in ("vgg16_w16", "vgg16_bn_w16")
+    },
     "seresnet18": "squeeze width rounded to a multiple of 8, as in timm; the paper's is `se_divisor=1`",
 }

@@ -1,8 +1,12 @@
 """Which image is read when: a pure function of (seed, epoch, position), so a run can go on anywhere, on any number of workers."""
 
+import os
 from dataclasses import dataclass
 
 import tensorflow as tf
+
+# Calls in flight of each step of a pipeline, and batches ahead. Fixed, for tf.data's autotuner is switched off (pipeline.py).
+PARALLEL, AHEAD = max(4, os.cpu_count() or 1), 2
 
 
 @dataclass(frozen=True)

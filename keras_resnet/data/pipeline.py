@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from .augment import Augmentation, center_crop, decode, fit
 from .mixing import mix
-from .order import Order, Share
+from .order import AHEAD, PARALLEL, Order, Share
 
 
 def training_batches(
@@ -44,17 +44,17 @@ def training_batches(
         own = tf.stack([tf.cast(seed, tf.int64) * 100_003 + epoch, index])
         return augmentation(image, split.encoded, size, split.channels, colour, own), tf.one_hot(label, num_classes)
 
-    images = split.read(order).map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    images = split.read(order).map(prepare, num_parallel_calls=PARALLEL, deterministic=True)
     batches = images.batch(share.count // replicas, drop_remainder=True)
     if mixup or cutmix:
         # Elements are numbered over all workers, so that no two replicas mix in the same way.
         numbers = tf.data.Dataset.range(first * replicas, np.iinfo(np.int64).max)
         batches = tf.data.Dataset.zip(numbers, batches).map(
             lambda number, pair: mix(*pair, mixup, cutmix, tf.stack([tf.cast(seed, tf.int64) * 7919 + share.offset, number])),
-            num_parallel_calls=tf.data.AUTOTUNE,
+            num_parallel_calls=PARALLEL,
             deterministic=True,
         )
-    return _with_options(batches.prefetch(tf.data.AUTOTUNE))
+    return _with_options(batches.prefetch(AHEAD))
 
 
 def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=1, crop=False):
@@ -85,14 +85,17 @@ def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=
         place = at % batch - share.offset
         return (place >= 0) & (place < share.count)
 
-    elements = split.in_order().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).concatenate(filler)
+    elements = split.in_order().map(prepare, num_parallel_calls=PARALLEL, deterministic=True).concatenate(filler)
     mine = elements if share.count == batch else elements.enumerate().filter(is_mine).map(lambda at, element: element)
-    return _with_options(mine.batch(share.count // replicas, drop_remainder=True).prefetch(tf.data.AUTOTUNE))
+    return _with_options(mine.batch(share.count // replicas, drop_remainder=True).prefetch(AHEAD))
 
 
 def _with_options(dataset):
     options = tf.data.Options()
     options.deterministic = True
+    # The end of an autotuned pipeline can wait for the tuner's next turn, whose pause doubles from 10 ms to a minute: an
+    # epoch of 10 s took 20 s in half of the measurements (TensorFlow 2.21).
+    options.autotune.enabled = False
     # Each worker's pipeline already reads the worker's own share.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)

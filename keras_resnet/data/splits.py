@@ -5,12 +5,13 @@ the image's number in its split, which seeds its augmentation.
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
-from .order import permuted
+from .order import PARALLEL, permuted
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,20 +101,25 @@ class Encoded:
     def read(self, order):
         """Elements in a training run's order."""
         get = self._reader()
-        return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)), num_parallel_calls=tf.data.AUTOTUNE)
+        return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)), num_parallel_calls=PARALLEL)
 
     def in_order(self):
         """Elements from first to last."""
         get, epoch = self._reader(), tf.constant(0, tf.int64)
-        return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index), num_parallel_calls=tf.data.AUTOTUNE)
+        return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index), num_parallel_calls=PARALLEL)
 
     def _reader(self):
         labels = tf.constant(self.labels, tf.int64)
         if self.cache:
-            held = tf.constant([_bytes(path) for path in self.paths])
+            held = self._held
             return lambda epoch, index: (epoch, index, tf.gather(held, index), tf.gather(labels, index))
         paths = tf.constant([str(path) for path in self.paths])
         return lambda epoch, index: (epoch, index, tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index))
+
+    @functools.cached_property
+    def _held(self):
+        # With the split, since a run reads it once per segment and validation.
+        return tf.constant([_bytes(path) for path in self.paths])
 
     def take(self, indices):
         """The files at `indices`, as a split of their own."""

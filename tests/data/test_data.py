@@ -80,6 +80,15 @@ def test_workers_and_replicas_share_a_batch(arrays):
     assert_same([tuple(np.concatenate(pair) for pair in zip(*replicas[i : i + 2], strict=True)) for i in (0, 2)], whole[:2])
 
 
+def test_nothing_tunes_itself(arrays):
+    """The end of an autotuned pipeline can wait for the tuner's next turn, for as long as the pipeline has run."""
+    tables = [
+        data.training_batches(arrays, batch=10, size=(10, 10), num_classes=7),
+        data.evaluation_batches(arrays, batch=10, size=(10, 10), num_classes=7),
+    ]
+    assert [table.options().autotune.enabled for table in tables] == [False, False]
+
+
 def test_an_epoch_sees_every_image_once_in_an_order_of_its_own(arrays):
     plain = collect(arrays, augmentation=None, size=(12, 10))
     epochs = [np.concatenate([x for x, _ in plain[i : i + 5]]) for i in (0, 5)]
@@ -191,6 +200,15 @@ def test_folder_reads_jpeg_windows_and_caches(folder):
     assert images.shape == (6, 24, 24, 3) and labels.numpy().argmax(1).tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_cached_files_are_read_once_for_all_segments(folder):
+    split = data.load(str(folder), cache=True).train
+    first = collect(split, num_classes=2, batch=6, last=3)
+    for path in split.paths:
+        path.unlink()
+    assert_same(collect(split, num_classes=2, batch=6, last=3), first)
+    assert len(list(split.in_order())) == 18
+
+
 def test_damaged_files_are_named_counted_and_skipped_or_fatal(folder):
     bird = folder / "train" / "bird"
     whole = (bird / "1.jpg").read_bytes()
@@ -292,23 +310,23 @@ def test_cifar_comes_from_the_cache_of_keras_or_a_path(monkeypatch, tmp_path, ar
         data.load("cifar10", tmp_path / "nothing.npz")
 
 
-def test_tfds_by_name(monkeypatch):
-    """The contract with TFDS, by a stand-in: a builder with two splits of encoded images."""
+@pytest.fixture
+def tfds(monkeypatch, tmp_path):
+    """The contract with TFDS, by a stand-in: a builder with two splits of encoded images, 20 and 4; gives those bytes."""
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype("uint8")
     encoded = [tf.io.encode_png(image).numpy() for image in images]
-
-    class Features(dict):
-        pass
-
-    label = types.SimpleNamespace(names=["a", "b"])
     info = types.SimpleNamespace(
-        features=Features(image=types.SimpleNamespace(shape=(8, 8, 3)), label=label),
+        features={"image": types.SimpleNamespace(shape=(8, 8, 3)), "label": types.SimpleNamespace(names=["a", "b"])},
         splits={"train": types.SimpleNamespace(num_examples=20), "test": types.SimpleNamespace(num_examples=4)},
     )
+    folder = tmp_path / "made_up" / "1.0.0"
+    folder.mkdir(parents=True)
+    for part in info.splits:
+        (folder / f"made_up-{part}.tfrecord-00000-of-00001").write_bytes(b"1")
 
     class Builder:
         def __init__(self):
-            self.info = info
+            self.info, self.data_dir = info, str(folder)
 
         def download_and_prepare(self):
             pass
@@ -324,14 +342,37 @@ def test_tfds_by_name(monkeypatch):
         decode=types.SimpleNamespace(SkipDecoding=lambda: "skip"),
     )
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", stand_in)
+    return types.SimpleNamespace(images=images, encoded=encoded, folder=folder)
+
+
+def test_tfds_by_name(monkeypatch, tfds):
     source = data.load("tfds/made_up")
-    assert source.classes == ("a", "b") and source.test.size == 4 and source.image_size == (8, 8)
+    assert source.classes == ("a", "b") and source.test.size == 4 and source.image_size == (8, 8) and source.damaged == ()
     found = collect(source.train, augmentation=None, size=(8, 8), num_classes=2, last=2)
     key = lambda array: sorted(image.tobytes() for image in array)  # noqa: E731
-    assert key(np.concatenate([x for x, _ in found])) == key(images.astype("float32"))
+    assert key(np.concatenate([x for x, _ in found])) == key(tfds.images.astype("float32"))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match=r"\[data\]"):
         data.load("tfds/made_up")
+
+
+def test_damaged_images_of_tfds_are_named_and_skipped_or_fatal(tfds):
+    tfds.encoded[3], tfds.encoded[11] = tfds.encoded[3][:40], b""
+    lines = []
+    with pytest.raises(ValueError, match="made_up, record 3 of train and 2 more cannot be decoded"):
+        data.load("tfds/made_up", report=lines.append)
+    assert "damaged image: tfds/made_up, record 11 of train: empty file" in lines
+    source = data.load("tfds/made_up", corrupt="skip", report=lines.append)
+    assert (source.train.size, source.test.size) == (18, 3) and lines[-1] == "3 damaged images left out"
+    kept = [image.numpy() for _, _, image, _ in source.train.in_order()]
+    assert kept == [data for i, data in enumerate(tfds.encoded) if i not in (3, 11)]
+    assert len(collect(source.train, size=(8, 8), num_classes=2, batch=9, last=4)) == 4
+    # What was found is remembered as long as the files stay as they are.
+    tfds.encoded[3], tfds.encoded[11] = tfds.encoded[0], tfds.encoded[0]
+    assert data.load("tfds/made_up", corrupt="skip", report=lines.append).train.size == 18
+    for path in tfds.folder.iterdir():
+        path.write_bytes(b"22")
+    assert data.load("tfds/made_up", report=lines.append).train.size == 20
 
 
 def test_damaged_images_in_shards_are_named_and_skipped_or_fatal(arrays, tmp_path):

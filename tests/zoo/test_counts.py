@@ -140,10 +140,14 @@ def test_layer_walk_equals_arithmetic(name):
     assert count(outline(config)) == arithmetic(config)
 
 
-def test_a_grown_variant_is_what_grow_makes():
-    row, grown = kr.create_model("vgg16_w16_grown26"), kr.grow(kr.create_model("vgg16_w16"), "block*_pool", total_layers=26)
+@pytest.mark.parametrize("trunk", ["vgg16_w16", "vgg16_bn_w16"])
+def test_a_grown_variant_is_what_grow_makes(trunk):
+    row, grown = kr.create_model(f"{trunk}_grown26"), kr.grow(kr.create_model(trunk), "block*_pool", total_layers=26)
     assert [variable.path for variable in row.variables] == [variable.path for variable in grown.variables]
-    assert count(outline(config_of("vgg16_w16_grown26"))) == count(grown)
+    assert count(outline(config_of(f"{trunk}_grown26"))) == count(grown)
+
+
+def test_grown_variants_are_counted_by_a_layer_walk():
     with pytest.raises(ValueError, match="counted by a layer walk"):
         arithmetic(config_of("resnet20").replace(growth=kr.Growth([("stage1_block1_out", 2)])))
 
