@@ -62,33 +62,31 @@ def fitted(pixels, preprocessing):
         raise UsageError(f"`interpolation` must be one of nearest, {', '.join(FILTERS)}, got {name!r}")
     have = tf.shape(pixels)[2:]
     if shorter is None:
-        return _resized(pixels, have, tf.constant([height, width]), name)
+        return _resized(pixels, have, tf.constant([height, width]), tf.constant([0, 0]), (height, width), name)
     if shorter < max(height, width):
         raise UsageError(f"the card's `resize` ({shorter}) must be at least its `size` ({height}×{width})")
     size = shorter * have // tf.reduce_min(have)
-    pixels = _resized(pixels, have, size, name)
     # Half to even, as Python rounds.
-    top, left = (
-        tf.cast(tf.round(tf.cast(size[axis] - side, "float32") / 2), "int32") for axis, side in enumerate((height, width))
-    )
-    return tf.slice(pixels, tf.stack([0, 0, top, left]), [-1, -1, height, width])
+    corner = tf.cast(tf.round(tf.cast(size - tf.constant([height, width]), "float32") / 2), "int32")
+    return _resized(pixels, have, size, corner, (height, width), name)
 
 
-def _resized(pixels, have, size, name):
+def _resized(pixels, have, size, corner, kept, name):
+    """The part of the resized image that is kept; the rest, which a long and narrow image has much of, is never made."""
     import tensorflow as tf
 
-    rows, columns = (_matrix(have[axis], size[axis], name, axis) for axis in (0, 1))
+    rows, columns = (_matrix(have[axis], size[axis], corner[axis], kept[axis], name, axis) for axis in (0, 1))
     overshoots = name in ("bicubic", "lanczos")
     across = tf.matmul(pixels, columns)
     resized = tf.matmul(rows, tf.clip_by_value(across, 0, 255) if overshoots else across)
     return tf.clip_by_value(resized, 0, 255) if overshoots else resized
 
 
-def _matrix(have, want, name, axis):
-    """The weights of the old pixels in each new one: `[want, have]` for rows (axis 0), `[have, want]` for columns."""
+def _matrix(have, want, first, count, name, axis):
+    """Weights of the old pixels in `count` of `want` new ones: `[count, have]` for rows (axis 0), `[have, count]` for columns."""
     import tensorflow as tf
 
-    new, old = (tf.expand_dims(tf.range(count), place) for count, place in ((want, 1 - axis), (have, axis)))
+    new, old = tf.expand_dims(first + tf.range(count), 1 - axis), tf.expand_dims(tf.range(have), axis)
     if name == "nearest":
         return tf.cast((2 * new + 1) * have // (2 * want) == old, "float32")
     scale = tf.cast(have, "float32") / tf.cast(want, "float32")

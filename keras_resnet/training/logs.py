@@ -57,10 +57,12 @@ class Progress:
         else:
             print(text, file=self.file, flush=True)
 
+    def due(self):
+        """Whether to show where the run is: at most ten times a second, since a schedule takes milliseconds outside of a graph."""
+        return self._bar is not None and time.perf_counter() - self._shown >= 0.1
+
     def step(self, step, loss, accuracy, rate, speed):
-        """Show where the run is; at most ten times a second."""
-        if self._bar is None or time.perf_counter() - self._shown < 0.1:
-            return
+        """Show where the run is."""
         self._shown = time.perf_counter()
         epoch = min(step - 1, self.total - 1) // self.steps_per_epoch + 1
         where = f"epoch {epoch}/{self.total // self.steps_per_epoch}  {step}/{self.total}"

@@ -54,9 +54,10 @@ class Watch(UnlessAsked):
             if not math.isfinite(loss):
                 finite = float(np.sum(ops.convert_to_numpy(training.stepped.finite.result())))
                 training.diverged(finite, (training.step - 1) // training.steps * training.steps)
-            speed = (training.step - self.first) * training.run.batch_size / max(elapsed, 1e-9)
-            rate = float(training.schedule(training.step - 1))
-            training.progress.step(training.step, loss, float(np.mean(logs["accuracy"])), rate, speed)
+            if training.progress.due():
+                speed = (training.step - self.first) * training.run.batch_size / max(elapsed, 1e-9)
+                rate = float(training.schedule(training.step - 1))
+                training.progress.step(training.step, loss, float(np.mean(logs["accuracy"])), rate, speed)
         asked = training.asked_to_stop(logs)
         at_end = training.step % training.steps == 0
         if (asked or training.step - self.since_save >= training.run.save_every) and not at_end:
