@@ -58,7 +58,7 @@ class Progress:
             print(text, file=self.file, flush=True)
 
     def due(self):
-        """Whether to show where the run is: at most ten times a second, since a schedule takes milliseconds outside of a graph."""
+        """Whether to show where the run is: at most ten times a second; the rate alone takes milliseconds."""
         return self._bar is not None and time.perf_counter() - self._shown >= 0.1
 
     def step(self, step, loss, accuracy, rate, speed):
