@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -105,6 +106,9 @@ def main(description, out, model_options, growth, local_workers, recipes, quiet,
         if run_waits(error, run):
             click.echo("Waiting for the other workers", err=True)
             os.execv(sys.executable, [sys.executable, *sys.argv])
+        if "TF_CONFIG" in os.environ:
+            # The others may still be fetching what was last summed up, and would take this process for lost.
+            time.sleep(1)
         # A lost worker leaves threads of the cluster behind that would hold the process.
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(error.exit_code)
