@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -72,9 +73,10 @@ def _from_file(path):
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
-        message = first_line(error)
-        hint = "; name the module that registers its layers with --import" if "Could not locate" in message else ""
-        raise UsageError(f"{path} is not a .keras file that can be loaded: {message}{hint}") from error
+        if unknown := re.search(r"Could not locate \w+ '(.+?)'", str(error)):
+            hint = "name the module that registers it with --import"
+            raise UsageError(f"{path} uses {unknown[1]}, which is not known here; {hint}") from error
+        raise UsageError(f"{path} is not a .keras file that can be loaded: {first_line(error)}") from error
 
 
 def _import(name):

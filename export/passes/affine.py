@@ -149,7 +149,9 @@ def write_batch_norm(graph):
         inputs = [x, *(constant(graph, f"{name}/{part}", content) for part, content in parts.items())]
         for value in inputs[1:]:
             value.dtype = x.dtype
-        result = insert(graph, follower, "BatchNormalization", inputs, {"epsilon": 0.0}, like=x, sizes=sizes)
+        # Below opset 14 onnx's reference evaluator mixes in the batch's own statistics, by one minus the momentum.
+        attributes = {"epsilon": 0.0, "momentum": 1.0}
+        result = insert(graph, follower, "BatchNormalization", inputs, attributes, like=x, sizes=sizes)
         replace(graph, follower.outputs[0], result)
     remove_unused(graph)
 

@@ -134,13 +134,6 @@ def test_old_folder_is_swapped_or_kept(mixed, tmp_path):
     assert not (target / "old").exists() and (target / "saved_model.pb").is_file() and os.listdir(tmp_path) == ["m"]
 
 
-def test_verify_catches_another_model(exported):
-    other = build_mixed()
-    kernel = other.get_layer("stem_conv").kernel
-    kernel.assign(np.asarray(kernel) * 1.01)
-    assert not rx.verify(exported[1], other).passed
-
-
 def test_one_wrong_number_is_caught(mixed, exported):
     assert exported[0].report.weights["elements"] == sum(np.size(variable) for variable in mixed.weights)
     other = build_mixed()
@@ -170,10 +163,6 @@ def test_an_untrained_model_is_verified_with_other_variables(tmp_path, monkeypat
     with pytest.raises(rx.MismatchError, match="with random weights in place of constant ones"):
         rx.to_savedmodel(model, tmp_path / "n")
     assert os.listdir(tmp_path) == ["m"]
-
-
-def test_verify_finds_the_outputs_by_itself(mixed, exported):
-    assert rx.verify(exported[1], mixed).passed
 
 
 def test_damaged_folder(mixed, tmp_path):
