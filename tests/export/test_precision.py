@@ -121,7 +121,7 @@ def test_layers_go_back_to_float32_until_the_budget_holds(trained, tmp_path, mon
     result = precision.to_int8(source, tmp_path / "q.onnx", calibration=calibration, samples=tests)
     assert len(seen) == 3 and seen[0] > seen[1] > seen[2]
     (note,) = [note for note in result.notes if note.startswith("left in float32: ")]
-    assert len(note.split(", ")) == 4 and note.split(", ")[1] == "logits", "two per round, the head among the first"
+    assert len(note.split(", ")) == 6 and note.split(", ")[1] == "logits", "two, then four; the head among the first"
 
 
 def test_a_budget_that_does_not_hold_is_an_error(trained, tmp_path, monkeypatch):
