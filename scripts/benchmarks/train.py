@@ -34,10 +34,12 @@ def batch_of(size, batch, classes):
 
 
 def endless(images, labels):
-    """The same batch for ever: what is measured is the step, not the input."""
+    """The same batch for ever: what is measured is the step, not the input, nor how an autotuned one ends (data/pipeline.py)."""
     import tensorflow as tf
 
-    return tf.data.Dataset.from_tensors((images, labels)).repeat()
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return tf.data.Dataset.from_tensors((images, labels)).repeat().with_options(options)
 
 
 def trainer_of(model, size, batch, steps, **changes):
@@ -227,7 +229,7 @@ def measure_gpus(steps):
                 devices = tuple(f"GPU:{i}" for i in range(count))
                 model = kr.create_model("resnet50", weights=None)
                 run = trainer_of(model, size, batch, steps, jit=jit, precision=precision, devices=devices)
-                still = tf.data.Dataset.from_tensors(batch_of(size, per_gpu, 1000)).repeat()
+                still = endless(*batch_of(size, per_gpu, 1000))
                 crops = data.Augmentation(random_area=0.08, flip=True)
                 fed = data.training_batches(
                     split, batch=batch, size=(size, size), num_classes=1000, augmentation=crops, replicas=count
