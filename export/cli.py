@@ -159,7 +159,7 @@ def _export(exporter, options):
     if (out is None) == (out_option is None):
         raise click.UsageError("Give the output once: as OUT or with -o.")
     out, model = out_option if out is None else out, options.pop("model")
-    read = [model] if os.path.isfile(model) else []
+    read = report.files(model, *(options.get(name) for name in ("weights", "labels", "calibration", "samples")))
     report.check_apart(out, read)
     report.check_places([report_file], [out, *read])
     source = {key: options.pop(key) for key in ("weights", "seed", "imports", "preprocessing")}
@@ -191,7 +191,7 @@ def verify_command(file, model, labels, samples, report_file, as_json, **source)
     from .source import load_model, read_labels
     from .verification import require, verify
 
-    report.check_places([report_file], filter(os.path.isfile, [file, model]))
+    report.check_places([report_file], report.files(file, model, labels, source.get("weights")))
     with report.steps(as_json) as tell:
         tell("load")
         loaded, notes = load_model(model, **source)
@@ -247,7 +247,7 @@ def quantize_command(file, out, fp16, int8, calibration, target, max_drop, force
         raise click.UsageError("Give one of --fp16 and --int8.")
     if int8 and not calibration:
         raise click.UsageError("--int8 needs --calibration.")
-    report.check_apart(out, [file])
+    report.check_apart(out, report.files(file, calibration, options["samples"]))
     with report.steps(as_json) as tell:
         tell("quantize")
         if fp16:

@@ -252,7 +252,12 @@ def judge_graph(report, path, interface, opset):
     """
     hiding = hiding_variables(interface.model)
     second = _with_other_weights(path, interface, opset, hiding) if hiding else None
-    return report if second is None else with_second_look(report, second, len(hiding))
+    if second is not None:
+        return with_second_look(report, second, len(hiding))
+    if not hiding:
+        return report
+    note = f"{len(hiding)} constant weights (untrained) hide what lies behind them, and the graph is another one without them"
+    return dataclasses.replace(report, notes=(*report.notes, note))
 
 
 def with_second_look(report, second, count):

@@ -3,8 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from .artifact import publishing
 from .errors import DeviceError, UsageError
+from .report import written
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -56,7 +56,7 @@ def draw(timings, path):
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     throughput.legend(fontsize="small")
-    with rc_context({"svg.fonttype": "none"}), publishing(path) as place:
+    with rc_context({"svg.fonttype": "none"}), written(path) as place:
         figure.savefig(place, dpi=120)
 
 

@@ -20,7 +20,7 @@ INTERPOLATIONS = {
 }
 # Pillow reads many more, some of them by starting other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 
 
 def decode(source, channels=3, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES):

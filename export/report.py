@@ -52,6 +52,11 @@ def check_places(places, taken=()):
         taken.append(path)
 
 
+def files(*paths):
+    """Those of some options' values that are files, rather than names, folders or nothing."""
+    return [path for path in paths if path and os.path.isfile(path)]
+
+
 def check_apart(path, taken):
     """Refuse a path that is one of others.
 
@@ -67,18 +72,24 @@ def _is_written_through(path):
     return os.path.islink(path) or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
-def write_text(path, text):
-    """Write a text file, whole or not at all.
+@contextlib.contextmanager
+def written(path):
+    """Yield the place to write a file to: a new one, renamed when it is whole, or what a link or pipe stands for.
 
     Raises:
-        UsageError: it cannot be written; what was there stays.
+        UsageError: it cannot be written; what was there stays (not behind a link).
     """
     try:
         with contextlib.nullcontext(path) if _is_written_through(path) else publishing(path) as place:
-            with open(place, "w", newline="", encoding="utf-8") as file:
-                file.write(text)
+            yield place
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_text(path, text):
+    """Write a text file; see `written`."""
+    with written(path) as place, open(place, "w", newline="", encoding="utf-8") as file:
+        file.write(text)
 
 
 def notes(sentences):

@@ -200,7 +200,10 @@ def compare_variables(loaded, model):
 def _variables(loaded, model):
     """`[(variable of the folder, variable of the model), …]`, or None where they do not correspond."""
     found = getattr(loaded, "weights", None)
-    if found is None or [tuple(have.shape) for have in found] != [tuple(own.shape) for own in model.variables]:
+    try:
+        if found is None or [tuple(have.shape) for have in found] != [tuple(own.shape) for own in model.variables]:
+            return None
+    except (AttributeError, TypeError, ValueError):  # a folder from elsewhere, which has something else by that name
         return None
     return list(zip(found, model.variables, strict=True))
 

@@ -54,7 +54,8 @@ def load_model(model, *, weights=None, seed=0, imports=(), preprocessing=None):
                 loaded = kr.create_model(model, weights=weights)
         except (ValueError, OSError) as error:
             raise UsageError(f"{first_line(error)}; a file must end in .keras" if "." in model else first_line(error)) from error
-        notes = [f"random weights (seed {seed})"] if weights is None else [first_line(entry.message) for entry in said]
+        notes = [f"random weights (seed {seed})"] if weights is None else []
+        notes += [first_line(entry.message) for entry in said if issubclass(entry.category, UserWarning)]
     return with_preprocessing(loaded, preprocessing), notes
 
 

@@ -265,6 +265,11 @@ def check_resize(interface, feeds):
 AGREEMENT, AGREEMENT_SAMPLES, ROWS = 0.99, 512, 16
 
 
+def agreement_text(share):
+    """0.98 -> 98.00%; None, of scores that are not finite or have no classes, in words."""
+    return "not measurable" if share is None else f"{share:.2%}"
+
+
 def judge_int8(path, interface, samples, expected_card=None):
     """Compare the best classes of a quantised file with the model's, on images: its numbers are others by design.
 
@@ -289,8 +294,11 @@ def judge_int8(path, interface, samples, expected_card=None):
         raise UsageError(f"{path} is int8 and ranks no classes, so there is nothing to agree on; verify the float32 file")
     for comparison in comparisons:
         if not comparison.passed:
-            share = f"top-1 agreement with the model is {comparison.top1:.2%} on {comparison.batch} images"
-            problems.append(f"output `{comparison.output}`: {share}, below {AGREEMENT:.0%}")
+            share = agreement_text(comparison.top1)
+            problems.append(
+                f"output `{comparison.output}`: top-1 agreement with the model is {share} on {comparison.batch} images, "
+                f"below {AGREEMENT:.0%}"
+            )
     return VerificationReport(
         str(path), not problems, "int8", 1 - AGREEMENT, tuple(comparisons), problems=tuple(problems), notes=tuple(notes)
     )

@@ -4,6 +4,7 @@
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -88,13 +89,15 @@ def package(run, name, tag, data_path, command, note):
         "test_images": source.test.size,
         "curve": [[row["epoch"], round(row["loss"], 4), round(row["accuracy"], 4)] for row in rows],
     }  # fmt: skip
-    write(trained, target, facts)
-    again = kr.create_model(name, weights=target)
-    right = (again.predict(source.test.images, batch_size=250, verbose=0).argmax(-1) == source.test.labels).mean()
-    write(trained, target, {**facts, "accuracy": round(100 * float(right), 2)})
-    if (size := target.stat().st_size) > LIMIT:
-        target.unlink()
-        raise click.ClickException(f"{target.name} would have {size:,} bytes; packaged weights have at most {LIMIT:,}")
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        work = Path(folder) / target.name
+        write(trained, work, facts)
+        again = kr.create_model(name, weights=work)
+        right = (again.predict(source.test.images, batch_size=250, verbose=0).argmax(-1) == source.test.labels).mean()
+        write(trained, work, {**facts, "accuracy": round(100 * float(right), 2)})
+        if (size := work.stat().st_size) > LIMIT:
+            raise click.ClickException(f"{target.name} would have {size:,} bytes; packaged weights have at most {LIMIT:,}")
+        os.replace(work, target)
     picture = TARGET.parent / "weights" / f"{name}.{tag}.png"
     picture.parent.mkdir(exist_ok=True)
     curves(rows, picture, f"{name} on CIFAR-10")

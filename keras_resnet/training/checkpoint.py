@@ -134,7 +134,11 @@ def lock(folder):
     Raises:
         TrainingError: another run has it.
     """
-    with (Path(folder) / LOCK).open("a+b", buffering=0) as file:
+    try:
+        file = (Path(folder) / LOCK).open("a+b", buffering=0)
+    except OSError as error:
+        raise TrainingError(f"{Path(folder) / LOCK} cannot be opened ({error.strerror}); choose another --out") from error
+    with file:
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
