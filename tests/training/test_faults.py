@@ -248,6 +248,7 @@ def test_records_that_are_missing_end_the_run(tmp_path):
         training.fit(network(), str(tmp_path), run=run(), quiet=True)
 
 
+@pytest.mark.slow
 def test_weights_from_a_file_do_not_hinder_going_on(tmp_path):
     options = {"model": "resnet20", "data": "digits", "epochs": 1, "batch_size": 256, "validate": "none"}
     first = training.train(training.Run.of(**options), tmp_path / "first", quiet=True)
