@@ -251,11 +251,11 @@ def judge_graph(report, path, interface, opset):
     Args and Returns as `judge_randomised`; `path` is the file.
     """
     hiding = hiding_variables(interface.model)
-    second = _with_other_weights(path, interface, opset, hiding) if hiding else None
-    if second is not None:
-        return with_second_look(report, second, len(hiding))
     if not hiding:
         return report
+    second = _with_other_weights(path, interface, opset, hiding)
+    if second is not None:
+        return with_second_look(report, second, len(hiding))
     note = f"{len(hiding)} constant weights (untrained) hide what lies behind them, and the graph is another one without them"
     return dataclasses.replace(report, notes=(*report.notes, note))
 

@@ -75,6 +75,7 @@ def package(run, name, tag, data_path, command, note):
     from keras_resnet import data
     from keras_resnet.training import Run
     from keras_resnet.training.logs import curves
+    from keras_resnet.training.schedules import scaled_rate
 
     rows, summary = data_rows(run / "log.csv"), json.loads((run / "summary.json").read_text())
     told = Run.load(run / "run.yaml")
@@ -83,7 +84,7 @@ def package(run, name, tag, data_path, command, note):
     target.parent.mkdir(exist_ok=True)
     facts = {
         "source": f"{OWN}/{name}.{tag}", "dataset": "CIFAR-10", "licence": "Apache-2.0", "command": command, "note": note,
-        "recipe": told.recipe, "batch_size": told.batch_size, "rate": told.learning_rate * told.batch_size / told.base_batch,
+        "recipe": told.recipe, "batch_size": told.batch_size, "rate": scaled_rate(told),
         "weight_decay": told.weight_decay, "epochs": summary["epochs"], "seed": summary["seed"],
         "hours": round(summary["seconds"] / 3600, 2), "train_accuracy": round(100 * summary["train_accuracy"], 2),
         "test_images": source.test.size,
