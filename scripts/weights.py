@@ -73,11 +73,11 @@ def package(run, name, tag, data_path, command, note):
     import keras
 
     from keras_resnet import data
-    from keras_resnet.training import Run
+    from keras_resnet.training import Run, checkpoint
     from keras_resnet.training.logs import curves
     from keras_resnet.training.schedules import scaled_rate
 
-    rows, summary = data_rows(run / "log.csv"), json.loads((run / "summary.json").read_text())
+    rows, summary = checkpoint.read(run)[1]["rows"], json.loads((run / "summary.json").read_text())
     told = Run.load(run / "run.yaml")
     trained, source = keras.saving.load_model(run / "model.keras", compile=False), data.load("cifar10", data_path)
     target = Path(str(PACKAGED)) / f"{name}.{tag}.safetensors"
@@ -103,17 +103,6 @@ def package(run, name, tag, data_path, command, note):
     picture.parent.mkdir(exist_ok=True)
     curves(rows, picture, f"{name} on CIFAR-10")
     click.echo(f"{target.name}: {size:,} bytes, {100 * right:.2f} % of {source.test.size:,} test images")
-
-
-def data_rows(path):
-    """Rows of a training's log as numbers; columns that were not measured are left out."""
-    import csv
-
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {key: int(value) if key in ("epoch", "step") else float(value) for key, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
 
 
 def write(model, target, facts):

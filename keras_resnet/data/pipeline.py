@@ -54,7 +54,7 @@ def training_batches(
             num_parallel_calls=PARALLEL,
             deterministic=True,
         )
-    return _with_options(batches.prefetch(AHEAD))
+    return with_options(batches.prefetch(AHEAD))
 
 
 def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=1, crop=False):
@@ -87,10 +87,11 @@ def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=
 
     elements = split.in_order().map(prepare, num_parallel_calls=PARALLEL, deterministic=True).concatenate(filler)
     mine = elements if share.count == batch else elements.enumerate().filter(is_mine).map(lambda at, element: element)
-    return _with_options(mine.batch(share.count // replicas, drop_remainder=True).prefetch(AHEAD))
+    return with_options(mine.batch(share.count // replicas, drop_remainder=True).prefetch(AHEAD))
 
 
-def _with_options(dataset):
+def with_options(dataset):
+    """How every pipeline of a training is run."""
     options = tf.data.Options()
     options.deterministic = True
     # The end of an autotuned pipeline can wait for the tuner's next turn, whose pause doubles from 10 ms to a minute: an

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from ..growth.surgery import copy_model
 from . import checkpoint
 from .faults import Diverged, errors_of, on_termination
 from .groups import new_layers, parameter_groups
-from .logs import Progress, TensorBoardLog, curves, write_csv
+from .logs import Progress, TensorBoardLog, curves, replace, write_csv
 from .optimizers import carry_slots, make_optimizer
 from .run import Run, TrainingError
 from .schedules import make_schedule, scaled_rate
@@ -261,10 +260,11 @@ class _Training:
                 summary |= {f"{name}_accuracy": round(float(logs["accuracy"]), 6), f"{name}_loss": round(float(logs["loss"]), 6)}
         model = copy_model(self.model) if self.placement.replicas > 1 else self.model
         if self.out is not None and self.placement.chief:
-            _replace(self.out / "model.keras", lambda path: model.save(path))
-            _replace(self.out / "summary.json", lambda path: Path(path).write_text(json.dumps(summary) + "\n"))
+            replace(self.out / "model.keras", lambda path: model.save(path))
+            replace(self.out / "summary.json", lambda path: path.write_text(json.dumps(summary) + "\n"))
             with contextlib.suppress(ImportError):
-                curves(self.rows, self.out / "curves.png", f"{self.model.name} on {Path(self.source.name).name}")
+                title = f"{self.model.name} on {Path(self.source.name).name}"
+                replace(self.out / "curves.png", lambda path: curves(self.rows, path, title))
         return Result(model, self.rows, summary)
 
     # ------------------------------------------------------------ segments
@@ -560,17 +560,3 @@ def _check_growth(model, run):
     """Grow a copy as the run will, so that a place that is not there is found before the first epoch."""
     for _, places, blocks in sorted(run.growth, key=lambda event: event[0]):
         model = _or_sentence(grow, model, places, blocks=blocks, block=run.growth_block, gate=run.growth_gate)
-
-
-def _replace(path, write):
-    """Write a file beside its place, then put it there; keeps the ending, by which Keras knows formats."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise TrainingError(
-            f"{path} could not be written ({error.strerror or error}); make room and give the same command again"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 import time
-from pathlib import Path
 
 from .run import TrainingError
 
@@ -86,17 +85,36 @@ def _duration(seconds):
 
 def write_csv(rows, path):
     """Write all rows anew, so that a run that was broken off records nothing twice."""
-    partial = Path(f"{path}.part")
-    try:
+
+    def write(partial):
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(rows)
+
+    replace(path, write)
+
+
+def replace(path, write):
+    """Write a file of the results beside its place, then put it there; keeps the ending, by which Keras knows formats.
+
+    Args:
+        path: of the file.
+        write: function of the path to write to.
+
+    Raises:
+        TrainingError: it cannot be written; what was there stays.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        write(partial)
         os.replace(partial, path)
     except OSError as error:
         raise TrainingError(
             f"{path} could not be written ({error.strerror or error}); mend that and give the same command again"
         ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class TensorBoardLog:
