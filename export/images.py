@@ -54,6 +54,8 @@ def decode(source, channels=3, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES):
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except UsageError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow has a limit of its own for headers
+        raise UsageError(f"{name} has far too many pixels; at most {max_pixels:,} pixels are read") from error
     except UnidentifiedImageError as error:
         raise UsageError(f"{name} is not an image in a format that is read ({', '.join(_formats())})") from error
     except Exception as error:
