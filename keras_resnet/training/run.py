@@ -215,7 +215,7 @@ class Run:
         return {k: _plain(v) for k, v in dataclasses.asdict(self).items()}
 
     def essence(self):
-        """What a checkpoint must agree on with the run that goes on from it: all that decides the course of the training."""
+        """What a checkpoint must agree on with the run that goes on from it: all that decides the course but for rounding."""
         free = (
             "model",
             "data",
@@ -225,6 +225,8 @@ class Run:
             "lost_worker",
             "save_every",
             "tensorboard",
+            "jit",
+            "steps_per_execution",
             "cache",
             "data_path",
             "recipe",

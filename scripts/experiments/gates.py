@@ -25,11 +25,11 @@ MEASURES = {"final_loss": "loss of the last epoch", "steps_to_half": "steps unti
 class Sizes:
     """Sizes of the experiment."""
 
-    network: str = size("vgg11_bn_w25", "VGG of the zoo that grows.")
-    images: int = size(5_000, "Training images.")
+    network: str = size("vgg11_bn_w12", "VGG of the zoo that grows; w12 is an eighth of the width.")
+    images: int = size(4_000, "Training images.")
     test_images: int = size(2_500, "Test images.")
     trunk_epochs: int = size(2, "Epochs of the VGG before it grows.")
-    epochs: int = size(6, "Epochs of the grown networks.")
+    epochs: int = size(5, "Epochs of the grown networks.")
     batch: int = size(64, "Images per step.")
     sgd_rates: tuple = size((0.02, 0.1), "Rates for SGD; each gate is shown at its best one.", plan=True)
     adamw_rates: tuple = size((3e-4, 2e-3), "Rates for AdamW.", plan=True)

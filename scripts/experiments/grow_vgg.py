@@ -33,20 +33,20 @@ LABELS = {
 class Sizes:
     """Sizes of the experiment."""
 
-    network: str = size("vgg16_bn_w25", "VGG of the zoo to train; w25 is a quarter of the width.")
+    network: str = size("vgg16_bn_w12", "VGG of the zoo to train; w12 is an eighth of the width.")
     images: int = size(10_000, "Training images.")
     test_images: int = size(2_500, "Test images.")
-    image_size: int = size(64, "Side to which the images are enlarged for ImageNet's trunk.")
-    trunk_epochs: int = size(20, "Epochs of the VGG before it grows.")
+    image_size: int = size(32, "Side to which the images are brought for ImageNet's trunk.")
+    trunk_epochs: int = size(16, "Epochs of the VGG before it grows.")
     trunk_rate: float = size(0.1, "Its learning rate.")
     epochs: int = size(8, "Further epochs of the grown networks; the VGG gets as many as cost the same, rounded up.")
     rate: float = size(0.02, "Their learning rate, and the VGG's.")
     batch: int = size(64, "Images per step.")
 
 
-IMAGENET = Sizes(network="vgg16", images=4_000, trunk_epochs=3, trunk_rate=0.005, epochs=3, rate=0.005)
+IMAGENET = Sizes(network="vgg16", images=2_000, test_images=1_000, trunk_epochs=3, trunk_rate=0.005, epochs=2, rate=0.005)
 QUICK = Sizes("vgg11_bn_w12", 256, 128, trunk_epochs=3, trunk_rate=0.05, epochs=2, batch=32)
-QUICK_IMAGENET = Sizes("vgg16", 32, 16, image_size=32, trunk_epochs=1, trunk_rate=0.005, epochs=1, rate=0.005, batch=16)
+QUICK_IMAGENET = Sizes("vgg16", 32, 16, trunk_epochs=1, trunk_rate=0.005, epochs=1, rate=0.005, batch=16)
 
 
 def default_sizes(flags):

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Training on processors without AVX-512 is faster without oneDNN; no figure depends on it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# Two to three times as fast where a network has few filters or small maps; no figure depends on it.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import click
 import numpy as np

@@ -1,6 +1,7 @@
 """Kills, signals, full disks, losses that are no numbers: what a run keeps, and what it says."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 import keras_resnet as kr
 from keras_resnet import data, training
-from keras_resnet.training import checkpoint
+from keras_resnet.training import checkpoint, logs
 from keras_resnet.weights import safetensors
 
 from .models import At, Losses, network, run
@@ -197,6 +198,22 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
     training.fit(network(), "digits", run=run(epochs=1), out=tmp_path, quiet=True)
     with pytest.raises(training.TrainingError, match="holds another run.*seed 0 there, 1 here"):
         training.fit(network(), "digits", run=run(epochs=1, seed=1), out=tmp_path, quiet=True)
+
+
+def test_how_steps_are_run_may_change_when_a_run_goes_on(tmp_path):
+    stop = At(4, lambda model: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(training.Interrupted):
+        training.fit(network(), "digits", run=run(), out=tmp_path, callbacks=[stop], quiet=True)
+    training.fit(network(), "digits", run=run(steps_per_execution=2), out=tmp_path, quiet=True)
+    assert training.Run.load(tmp_path / "run.yaml").steps_per_execution == 2
+    assert checkpoint.read(tmp_path)[1]["step"] == 22
+
+
+def test_time_left_is_that_of_the_images_left():
+    said = io.StringIO()
+    row = {"epoch": 4, "step": 30, "loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1, "images_per_second": 64.0, "seconds": 3.0}
+    logs.Progress(100, 10, 64, file=said).epoch(row, 10)
+    assert said.getvalue().rstrip().endswith("1 min 10 s left")
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
