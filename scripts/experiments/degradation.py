@@ -21,8 +21,8 @@ class Sizes:
     width: int = size(8, "Filters of the first stage; the paper has 16.")
     images: int = size(5_000, "Training images.")
     test_images: int = size(2_500, "Test images.")
-    epochs: int = size(12, "Epochs.")
-    batch: int = size(64, "Images per step.")
+    epochs: int = size(8, "Epochs.")
+    batch: int = size(32, "Images per step.")
 
 
 QUICK = Sizes(depths=(8, 20), spread_depths=(8, 20), width=4, images=256, test_images=128, epochs=3, batch=32)

@@ -13,10 +13,12 @@ from lab import Cell, markdown, panels, pick, plus_minus, size
 NAME = "gates"
 LAYERS = 26
 GATES = ("zero_conv", "zero_gamma", "rezero", "fixup", "layerscale", "none")
+DEFAULT = "zero_conv"
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "nesterov": True, "weight_decay": 5e-4},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
 }
+NAMES = {"sgd": "SGD", "adamw": "AdamW"}
 WINDOW = 20
 MEASURES = {"final_loss": "loss of the last epoch", "steps_to_half": "steps until half"}
 
@@ -159,19 +161,26 @@ def figures(results):
                     axis.plot([place - 0.25, place + 0.25], [np.mean(values)] * 2, color=colour, lw=2)
                 else:
                     axis.text(place, 0.5, "never", ha="center", color="#777", transform=axis.get_xaxis_transform())
-            axis.set(ylabel=label, title=optimizer.upper().replace("ADAMW", "AdamW"), xlim=(-0.6, len(GATES) - 0.4))
+            axis.set(ylabel=label, title=NAMES[optimizer], xlim=(-0.6, len(GATES) - 0.4))
             axis.set_xticks(range(len(GATES)), GATES, fontsize=8)
+        axes[1, column].set_ylim(0, steps_of(results.about))
     return {"": figure}
+
+
+def steps_of(sizes):
+    """Steps of a grown network."""
+    return sizes["epochs"] * (sizes["images"] // sizes["batch"])
 
 
 def facts(results):
     """The table, and what it says of the default."""
     found = {}
+    header = ["gate", "best rate", "steps to half the loss", "final loss", f"against `{DEFAULT}`", "test accuracy, %"]
     for optimizer in OPTIMIZERS:
         body = []
         for gate in GATES:
             rows = best(results.rows, gate, optimizer)
-            whole = [row for row in rows if "final_loss" in row]
+            whole, pairs = [row for row in rows if "final_loss" in row], against(results.rows, gate, optimizer)
             halves = [row["steps_to_half"] for row in whole if "steps_to_half" in row]
             steps = plus_minus(halves, ".0f") if halves else "never"
             body.append(
@@ -180,31 +189,52 @@ def facts(results):
                     f"{rows[0]['rate']:g}",
                     steps + (f" ({len(halves)} of {len(rows)})" if 0 < len(halves) < len(rows) else ""),
                     plus_minus([row["final_loss"] for row in whole], ".3f") if whole else "diverged",
+                    plus_minus(pairs, "+.3f") if pairs and gate != DEFAULT else "",
                     plus_minus([1 - row["test_error"] for row in whole], ".1f", 100) if whole else "diverged",
                 ]
             )
-        found[optimizer] = markdown(["gate", "best rate", "steps to half the loss", "final loss", "test accuracy, %"], body)
-    return {**found, "verdict": "\n".join(f"- {verdict(results.rows, optimizer)}" for optimizer in OPTIMIZERS)}
+        found[optimizer] = markdown(header, body)
+    return {
+        **found, "rates": rates_table(results.rows), "steps": str(steps_of(results.about)),
+        "verdict": "\n".join(f"- {verdict(results.rows, optimizer)}" for optimizer in OPTIMIZERS),
+    }  # fmt: skip
 
 
-def verdict(rows, optimizer, default="zero_conv"):
-    """Whether any exact gate beats the default by more than the spread of the differences over seeds."""
-    losses = {
-        gate: {row["seed"]: row["final_loss"] for row in best(rows, gate, optimizer) if "final_loss" in row} for gate in GATES
-    }
-    better = []
+def rates_table(rows):
+    """Table of the final loss at every rate: how much a gate minds the choice."""
+    columns = sorted({(row["optimizer"], row["rate"]) for row in rows if "rate" in row}, reverse=True)
+    body = []
     for gate in GATES:
-        pairs = [losses[default][seed] - loss for seed, loss in losses[gate].items() if seed in losses[default]]
-        if gate in (default, "none") or len(pairs) < 2:
-            continue
-        if np.mean(pairs) > 0 and lab.exceeds_spread(pairs):
-            better.append(f"`{gate}` (lower by {plus_minus(pairs, '.3f')})")
-    name = {"sgd": "SGD", "adamw": "AdamW"}[optimizer]
-    if len(losses[default]) < 2:
-        return f"{name}: fewer than two seeds show no spread, so nothing is said of the default `{default}`."
+        line = []
+        for optimizer, rate in columns:
+            losses = [row.get("final_loss") for row in pick(rows, gate=gate, optimizer=optimizer, rate=rate)]
+            line.append("diverged" if None in losses else plus_minus(losses, ".2f"))
+        body.append([f"`{gate}`", *line])
+    return markdown(["gate", *(f"{NAMES[optimizer]}, {rate:g}" for optimizer, rate in columns)], body)
+
+
+def against(rows, gate, optimizer):
+    """Final loss minus the default gate's, for each seed that both have brought to the end."""
+    losses, theirs = (
+        {row["seed"]: row["final_loss"] for row in best(rows, name, optimizer) if "final_loss" in row} for name in (gate, DEFAULT)
+    )
+    return [loss - theirs[seed] for seed, loss in losses.items() if seed in theirs]
+
+
+def verdict(rows, optimizer):
+    """Whether any gate beats the default by more than the spread of the differences over seeds."""
+    differences = {gate: against(rows, gate, optimizer) for gate in GATES}
+    better = [
+        f"`{gate}` ({plus_minus(pairs, '+.3f')})"
+        for gate, pairs in differences.items()
+        if gate not in (DEFAULT, "none") and len(pairs) > 1 and np.mean(pairs) < 0 and lab.exceeds_spread(pairs)
+    ]
+    name = NAMES[optimizer]
+    if len(differences[DEFAULT]) < 2:
+        return f"{name}: fewer than two seeds show no spread, so nothing is said of the default `{DEFAULT}`."
     if better:
-        return f"{name}: a lower final loss than the default `{default}` by more than the spread has {', '.join(better)}."
-    return f"{name}: no gate has a lower final loss than the default `{default}` by more than the spread."
+        return f"{name}: a lower final loss than the default `{DEFAULT}` by more than the spread has {', '.join(better)}."
+    return f"{name}: no gate has a lower final loss than the default `{DEFAULT}` by more than the spread."
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ def test_a_gate_is_called_better_only_beyond_the_spread():
     others = {gate: (2.0, 2.0, 2.0) for gate in gates.GATES}
     default = {**others, "zero_conv": (1.0, 1.2, 1.1)}
     assert "no gate" in gates.verdict(gate_rows({**default, "rezero": (0.9, 1.3, 1.0)}), "sgd")
-    assert "`rezero` (lower by 0.200 ± 0.000)" in gates.verdict(gate_rows({**default, "rezero": (0.8, 1.0, 0.9)}), "sgd")
+    assert "`rezero` (-0.200 ± 0.000)" in gates.verdict(gate_rows({**default, "rezero": (0.8, 1.0, 0.9)}), "sgd")
     assert "no gate" in gates.verdict(gate_rows({**default, "none": (0.1, 0.1, 0.1)}), "sgd"), "a control is no gate to pick"
     assert "no gate" in gates.verdict(gate_rows({**default, "rezero": (0.8, None, None)}), "sgd"), "one seed has no spread"
 
