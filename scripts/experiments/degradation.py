@@ -19,7 +19,7 @@ class Sizes:
     depths: tuple = size((20, 32, 44, 56), "Depths.", plan=True)
     spread_depths: tuple = size((20, 56), "Depths trained with every seed; the others with the first.", plan=True)
     width: int = size(8, "Filters of the first stage; the paper has 16.")
-    images: int = size(5_000, "Training images.")
+    images: int = size(4_000, "Training images.")
     test_images: int = size(2_500, "Test images.")
     epochs: int = size(8, "Epochs.")
     batch: int = size(32, "Images per step.")

@@ -30,11 +30,11 @@ class Sizes:
     network: str = size("vgg11_bn_w12", "VGG of the zoo that grows; w12 is an eighth of the width.")
     images: int = size(4_000, "Training images.")
     test_images: int = size(2_500, "Test images.")
-    trunk_epochs: int = size(2, "Epochs of the VGG before it grows.")
-    epochs: int = size(5, "Epochs of the grown networks.")
+    trunk_epochs: int = size(1, "Epochs of the VGG before it grows.")
+    epochs: int = size(8, "Epochs of the grown networks.")
     batch: int = size(64, "Images per step.")
-    sgd_rates: tuple = size((0.02, 0.1), "Rates for SGD; each gate is shown at its best one.", plan=True)
-    adamw_rates: tuple = size((3e-4, 2e-3), "Rates for AdamW.", plan=True)
+    sgd_rates: tuple = size((0.02, 0.05, 0.1), "Rates for SGD; each gate is shown at its best one.", plan=True)
+    adamw_rates: tuple = size((2e-3, 5e-3), "Rates for AdamW.", plan=True)
 
 
 QUICK = Sizes("vgg11_bn_w12", 256, 128, trunk_epochs=2, epochs=2, batch=32, sgd_rates=(0.05,), adamw_rates=(2e-3,))
@@ -77,7 +77,7 @@ def train_trunk(lab_, seed, folder):
     sizes = lab_.sizes
     rows = lab_.train(
         folder, lab_.create(sizes.network, seed), epochs=sizes.trunk_epochs, batch_size=sizes.batch, base_batch=sizes.batch,
-        learning_rate=0.1, seed=seed, **OPTIMIZERS["sgd"],
+        learning_rate=0.05, warmup_epochs=0.5, seed=seed, **OPTIMIZERS["sgd"],
     )  # fmt: skip
     return [{"final_loss": rows[-1]["train_loss"], "test_error": rows[-1]["test_error"]}]
 
