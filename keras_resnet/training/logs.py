@@ -71,7 +71,7 @@ class Progress:
     def epoch(self, row, epochs):
         """The line of an epoch that is done."""
         validation = f"  val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}" if "val_loss" in row else ""
-        left = (self.total - row["step"]) * self.batch / row["images_per_second"]
+        left = (self.total - row["step"]) * self.batch / max(row["images_per_second"], 0.1)  # rounded, it can be 0
         self.line(
             f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}{validation}  "
             f"rate {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {_duration(left)} left"
