@@ -357,8 +357,12 @@ class _Training:
         """Steps of a segment from where the run stands: the rest of a broken epoch first."""
         if self.ended:
             return
+        extra = [c(segment, self.model) if not isinstance(c, keras.callbacks.Callback) else c for c in self.callbacks]
+        extra = [callback for callback in extra if callback is not None]
         if self.pending is not None:
-            self._complete(number)
+            self._complete(number, extra)
+            if self._ended_by_callback(number):
+                return
         if segment.small:
             try:
                 self.stepped(tf.zeros((1, *self._crop(segment), self.source.train.channels)))
@@ -366,8 +370,6 @@ class _Training:
                 crop = "×".join(map(str, self._crop(segment)))
                 raise TrainingError(f"{self.model.name!r} does not take images of {crop}; set `small_crops` to 1") from error
         watch = Watch(self, number)
-        extra = [c(segment, self.model) if not isinstance(c, keras.callbacks.Callback) else c for c in self.callbacks]
-        extra = [callback for callback in extra if callback is not None]
         end = segment.end * self.steps
         watch.interrupted = arrays if self.step % self.steps else None
         while self.step < end:
@@ -384,11 +386,15 @@ class _Training:
                 validation_steps=self._validation_steps(),
                 verbose=0,
             )
-            if self.stepped.stop_training:
-                # A callback wants it so (EarlyStopping); the same call then finds a run that is over.
-                self.ended = True
-                self.save(number)
+            if self._ended_by_callback(number):
                 return
+
+    def _ended_by_callback(self, number):
+        """Whether a callback wants the end (EarlyStopping); the same call then finds a run that is over."""
+        if self.stepped.stop_training:
+            self.ended = True
+            self.save(number)
+        return self.ended
 
     def _batches(self, segment, first, last):
         run = self.run
@@ -444,12 +450,17 @@ class _Training:
             stop(self)
         return logs
 
-    def _complete(self, number):
-        """Measure what a broken validation left out, as at the end of its epoch."""
+    def _complete(self, number, callbacks):
+        """Measure what a broken validation left out, and end its epoch for the callbacks too."""
         self.swap_averages()
         logs = self._evaluate(self._validation_split())
         self.swap_averages()
-        self.record(self.pending | {f"val_{name}": round(float(logs[name]), 6) for name in ("loss", "accuracy")}, number)
+        row = self.pending | {f"val_{name}": round(float(logs[name]), 6) for name in ("loss", "accuracy")}
+        self.record(row, number)
+        told = keras.callbacks.CallbackList(callbacks, model=self.stepped)
+        told.on_train_begin()
+        told.on_epoch_end(row["epoch"] - 1, {name: row[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")})
+        told.on_train_end()
 
     def swap_averages(self):
         """Exchange weights and their moving averages; a second call undoes it."""

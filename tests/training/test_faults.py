@@ -72,7 +72,8 @@ class Validation(keras.callbacks.Callback):
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_termination_during_validation_saves_at_once_and_measures_anew(tmp_path, epoch):
     description = run(validate="test", ema=0.9, holdout=100)
-    broken, losses = Validation(epoch), Losses()
+    broken, losses, ends = Validation(epoch), Losses(), []
+    told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append((epoch, logs["val_loss"])))
     with pytest.raises(training.Interrupted, match=f"saved at step {10 * epoch} of 20") as stopped:
         training.fit(network(), "digits", run=description, out=tmp_path, callbacks=[broken], quiet=True)
     # Three batches of test images make a validation.
@@ -81,7 +82,10 @@ def test_termination_during_validation_saves_at_once_and_measures_anew(tmp_path,
     assert state["step"] == 10 * epoch and len(state["rows"]) == epoch - 1 and "val_loss" not in state["pending"]
     with open(tmp_path / "log.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == epoch - 1
-    result = training.fit(network(), "digits", run=description, out=tmp_path, callbacks=[losses], quiet=True)
+    result = training.fit(network(), "digits", run=description, out=tmp_path, callbacks=[losses, told], quiet=True)
+    # The epoch whose validation was broken ends for callbacks too.
+    assert [number for number, _ in ends] == list(range(epoch - 1, 2))
+    np.testing.assert_allclose([loss for _, loss in ends], [row["val_loss"] for row in result.history[epoch - 1 :]], atol=1e-5)
     assert len(losses.values) == 20 - 10 * epoch and [row["epoch"] for row in result.history] == [1, 2]
     row = result.history[epoch - 1]
     assert state["pending"].items() <= row.items()
