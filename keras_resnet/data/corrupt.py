@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+MANY = 1_000  # images whose check takes long enough to be announced
+
 
 def damaged_files(paths, channels, report=None):
     """`{position: reason}` of the files that TensorFlow cannot decode; files that have not changed are not read again.
@@ -21,7 +23,7 @@ def damaged_files(paths, channels, report=None):
     """
     store = Checked(paths)
     todo = [i for i, path in enumerate(paths) if store.known(path) is None]
-    if report and len(todo) > 1000:
+    if report and len(todo) > MANY:
         report(f"checking {len(todo):,} images")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for i, reason in zip(todo, pool.map(lambda i: reason_against(paths[i], channels), todo), strict=True):
@@ -51,18 +53,22 @@ def reason_against_bytes(data, channels):
     return "" if image.shape.rank == 3 and np.prod(image.shape) else "no pixels"
 
 
-def damaged_elements(stream, channels, files=()):
+def damaged_elements(stream, channels, files=(), size=0, report=None):
     """`[[number, reason], …]` of the elements that TensorFlow cannot decode; files that have not changed are not read again.
 
     Args:
         stream: dataset of `(number, encoded bytes, label)`.
         channels: as for decoding.
         files: where it comes from; without them it is read every time.
+        size: how many elements there are.
+        report: called with a line where there is much to read.
     """
     store = Checked(files)
     known = [store.known(path) for path in files]
     if known and None not in known:
         return known[0]
+    if report and size > MANY:
+        report(f"checking {size:,} images")
     found = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for numbers, images, _ in stream.batch(256).as_numpy_iterator():

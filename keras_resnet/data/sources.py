@@ -183,7 +183,7 @@ def _shards(folder, train, meta, corrupt, report):
     for name, split in (("train", train), ("test", test and test[0])):
         if split is None:
             continue
-        found = damaged_records(folder, name)
+        found = damaged_records(folder, name, report)
         for number, shard, reason in found:
             if number is None:
                 raise ValueError(f"{shard} is damaged ({reason}); write the shards again")
@@ -257,7 +257,7 @@ def _tfds(name, path, corrupt, report):
         # As TFDS names its files; those of a bucket are read anew every time.
         files = sorted(Path(builder.data_dir).glob(f"*-{part}.*"))
         try:
-            found = damaged_elements(records.stream(None), records.channels, files)
+            found = damaged_elements(records.stream(None), records.channels, files, records.size, report)
         except tf.errors.OpError as error:
             raise ValueError(
                 f"{name} is damaged ({error.message.split(';')[0]}); remove {builder.data_dir} to prepare it anew"

@@ -121,7 +121,7 @@ def _stream(shards, counts, seed):
     return stream
 
 
-def damaged_records(folder, name):
+def damaged_records(folder, name, report=None):
     """Images that cannot be decoded, by reading every record; shards that have not changed are not read again.
 
     Returns:
@@ -130,6 +130,8 @@ def damaged_records(folder, name):
     found, first = [], 0
     paths = sorted(Path(folder).glob(f"{name}-*-of-*.tfrecord"))
     store = Checked(paths)
+    if report and (todo := [path for path in paths if store.known(path) is None]):
+        report(f"checking {len(todo)} {name} shards, {sum(path.stat().st_size for path in todo) / 1e6:,.0f} MB")
     for path in paths:
         if store.known(path) is None:
             store.set(path, _damage(path))

@@ -356,12 +356,13 @@ def test_tfds_by_name(monkeypatch, tfds):
         data.load("tfds/made_up")
 
 
-def test_damaged_images_of_tfds_are_named_and_skipped_or_fatal(tfds):
+def test_damaged_images_of_tfds_are_named_and_skipped_or_fatal(tfds, monkeypatch):
+    monkeypatch.setattr(data.corrupt, "MANY", 10)
     tfds.encoded[3], tfds.encoded[11] = tfds.encoded[3][:40], b""
     lines = []
     with pytest.raises(ValueError, match="made_up, record 3 of train and 2 more cannot be decoded"):
         data.load("tfds/made_up", report=lines.append)
-    assert "damaged image: tfds/made_up, record 11 of train: empty file" in lines
+    assert lines[0] == "checking 20 images" and "damaged image: tfds/made_up, record 11 of train: empty file" in lines
     source = data.load("tfds/made_up", corrupt="skip", report=lines.append)
     assert (source.train.size, source.test.size) == (18, 3) and lines[-1] == "3 damaged images left out"
     kept = [image.numpy() for _, _, image, _ in source.train.in_order()]
@@ -382,10 +383,14 @@ def test_damaged_images_in_shards_are_named_and_skipped_or_fatal(arrays, tmp_pat
         files.append(tmp_path / f"{i}.png")
         files[-1].write_bytes(encoded[: len(encoded) // 3] if i in (2, 7) else encoded)
     data.write_tfrecords(data.Encoded(np.array(files, object), np.arange(10) % 2), tmp_path / "s", "train", classes="ab")
-    with pytest.raises(ValueError, match="record . of the split and 1 more cannot be decoded"):
-        data.load(str(tmp_path / "s"), report=lambda line: None)
     lines = []
-    source = data.load(str(tmp_path / "s"), corrupt="skip", report=lines.append)
+    with pytest.raises(ValueError, match="record . of the split and 1 more cannot be decoded"):
+        data.load(str(tmp_path / "s"), report=lines.append)
+    assert lines[0].startswith("checking 1 train shards")
+    again = []
+    source = data.load(str(tmp_path / "s"), corrupt="skip", report=again.append)
+    assert not any(line.startswith("checking") for line in again)
+    lines += again
     assert source.train.size == 8 and lines[-1] == "2 damaged images left out"
     assert sum(1 for _ in data.evaluation_batches(source.train, batch=4, size=(12, 10), num_classes=2)) == 2
 
