@@ -137,10 +137,6 @@ def slim_vgg(name):
     return VGGConfig(VGG_STAGES[int(match.group(1))], width=int(match.group(3)), batch_norm=bool(match.group(2)), **SLIM)
 
 
-def _behind_pools(*blocks, gate=None):
-    return Growth([(f"block{stage}_pool", number) for stage, number in enumerate(blocks, 1)], gate=gate)
-
-
 VGGS = {
     **{f"vgg{depth}": VGGConfig(stages) for depth, stages in VGG_STAGES.items()},
     **{f"vgg{depth}_bn": VGGConfig(stages, batch_norm=True) for depth, stages in VGG_STAGES.items()},
@@ -150,9 +146,13 @@ VGGS = {
         for norm in (False, True)
         for width in (12, 16, 25, 50)
     },
-    # 26 more weighted layers: as `grow(…, after="block*_pool", total_layers=26)` spreads them, and early ones at a high rate.
-    "vgg16_w16_grown26": slim_vgg("vgg16_w16").replace(growth=_behind_pools(2, 2, 3, 3, 3)),
-    "vgg16_bn_w16_grown26": slim_vgg("vgg16_bn_w16").replace(growth=_behind_pools(4, 4, 3, 2, gate="zero_gamma")),
+    # 26 more weighted layers, most of them early, where they have few weights.
+    **{
+        f"{name}_grown26": slim_vgg(name).replace(
+            growth=Growth([(f"block{stage}_pool", blocks) for stage, blocks in enumerate((4, 4, 3, 2), 1)], gate="zero_gamma")
+        )
+        for name in ("vgg16_w16", "vgg16_bn_w16")
+    },
 }
 
 VARIANTS = {**RESNETS, **CIFAR, **VGGS}
@@ -163,7 +163,9 @@ NOTES = {
     "resnet20": "option A as published by akamaster: every second pixel, zero channels on both sides",
     "resnetv2_50": "v2 in timm's form: stride in the first block of a stage; keras.applications' is `resnetv2_50_keras`",
     "preresnet164": "the stride sits in the first 1×1, as in the authors' code; others have it in the 3×3 (`stride_in`)",
-    "vgg16_w16_grown26": "`vgg16_w16` with 13 pre-activation blocks behind its pools, as `grow` spreads them",
-    "vgg16_bn_w16_grown26": "`vgg16_bn_w16` with 4, 4, 3 and 2 pre-activation blocks behind its first pools, gate `zero_gamma`",
+    **{
+        f"{name}_grown26": f"`{name}` with 4, 4, 3, 2 pre-activation blocks behind its first four pools, gate `zero_gamma`"
+        for name in ("vgg16_w16", "vgg16_bn_w16")
+    },
     "seresnet18": "squeeze width rounded to a multiple of 8, as in timm; the paper's is `se_divisor=1`",
 }

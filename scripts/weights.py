@@ -25,7 +25,7 @@ take them with no network. Convolution and dense kernels are stored in float16; 
 shipped, measured once, behind the last epoch. Test images are the {test_images:,} at the even positions of CIFAR-10's test
 set. What they were trained on: [NOTICE](../NOTICE).
 
-| model | parameters | multiply-adds | file | top-1 | epochs | hours of training |
+| model | parameters | multiply-adds | file | top-1 | epochs of the last run | hours of it |
 |---|---:|---:|---:|---:|---:|---:|
 """
 SECTION = """

@@ -12,6 +12,7 @@ from .corrupt import Checked, reason_against_bytes
 from .order import permuted
 from .splits import Records
 
+MUCH = 50e6  # bytes whose check takes long enough to be announced
 FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64),
@@ -130,8 +131,9 @@ def damaged_records(folder, name, report=None):
     found, first = [], 0
     paths = sorted(Path(folder).glob(f"{name}-*-of-*.tfrecord"))
     store = Checked(paths)
-    if report and (todo := [path for path in paths if store.known(path) is None]):
-        report(f"checking {len(todo)} {name} shards, {sum(path.stat().st_size for path in todo) / 1e6:,.0f} MB")
+    todo = [path for path in paths if store.known(path) is None]
+    if report and (size := sum(path.stat().st_size for path in todo)) > MUCH:
+        report(f"checking the shards of {name}, {size / 1e6:,.0f} MB")
     for path in paths:
         if store.known(path) is None:
             store.set(path, _damage(path))

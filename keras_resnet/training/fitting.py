@@ -25,7 +25,7 @@ from .run import Run, TrainingError
 from .schedules import make_schedule, scaled_rate
 from .stepped import Stepped
 from .strategies import place
-from .watch import UnlessAsked, Watch, stop
+from .watch import Stop, UnlessAsked, Watch, stop
 
 SMALL_BATCH = 16
 # Area that a random crop of a photograph takes at least, where a run does not say.
@@ -84,6 +84,7 @@ def fit(model, data, *, run=None, out=None, callbacks=(), placement=None, quiet=
         run: `Run`; its `model` is ignored. None: made of `options`.
         out: folder for checkpoint, logs and model; a run that was broken off there goes on. None keeps nothing.
         callbacks: Keras callbacks, or functions `callback(segment, model)` that return one (or None) when a segment begins.
+            Where a run goes on, and in every segment, they begin anew (`on_train_begin`): EarlyStopping forgets its best.
         placement: `Placement`; None places the run by its options.
         quiet: print nothing.
         **options: fields of `Run`, e.g. `epochs=3, recipe="finetune-grown", growth=[(2, "stage*", 1)]`.
@@ -361,7 +362,7 @@ class _Training:
         extra = [callback for callback in extra if callback is not None]
         if self.pending is not None:
             self._complete(number, extra)
-            if self._ended_by_callback(number):
+            if self._end_if_wanted(number):
                 return
         if segment.small:
             try:
@@ -381,16 +382,16 @@ class _Training:
                 epochs=upto,
                 steps_per_epoch=self.steps - done,
                 shuffle=False,
-                callbacks=[watch, *extra],
+                callbacks=[watch, *extra, Stop(watch)],
                 validation_data=self._validation(),
                 validation_steps=self._validation_steps(),
                 verbose=0,
             )
-            if self._ended_by_callback(number):
+            if self._end_if_wanted(number):
                 return
 
-    def _ended_by_callback(self, number):
-        """Whether a callback wants the end (EarlyStopping); the same call then finds a run that is over."""
+    def _end_if_wanted(self, number):
+        """End the run where a callback wants it (EarlyStopping); the same call then finds a run that is over."""
         if self.stepped.stop_training:
             self.ended = True
             self.save(number)
@@ -457,10 +458,11 @@ class _Training:
         self.swap_averages()
         row = self.pending | {f"val_{name}": round(float(logs[name]), 6) for name in ("loss", "accuracy")}
         self.record(row, number)
-        told = keras.callbacks.CallbackList(callbacks, model=self.stepped)
+        told = keras.callbacks.CallbackList(callbacks, model=self.stepped, verbose=0, epochs=self.run.epochs, steps=self.steps)
+        logs = {name: row[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
         told.on_train_begin()
-        told.on_epoch_end(row["epoch"] - 1, {name: row[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")})
-        told.on_train_end()
+        told.on_epoch_end(row["epoch"] - 1, logs)
+        told.on_train_end(logs)
 
     def swap_averages(self):
         """Exchange weights and their moving averages; a second call undoes it."""

@@ -31,7 +31,7 @@ class Watch(UnlessAsked):
     def __init__(self, training, number):
         super().__init__(training)
         self.number = number
-        self.interrupted = None
+        self.interrupted, self.stopping = None, False
         # Reading the loss waits for the device; on a CPU nothing is gained by not waiting.
         self.check_every = 1 if not tf.config.list_physical_devices("GPU") else 20
 
@@ -95,8 +95,7 @@ class Watch(UnlessAsked):
             stop(training)
         training.record(row, self.number)
         self.since_save = training.step
-        if self._stop_agreed() and training.step < training.total:
-            stop(training)
+        self.stopping = self._stop_agreed() and training.step < training.total
 
     def _stop_agreed(self):
         """Whether any process was asked to stop; the same answer in all of them."""
@@ -104,6 +103,19 @@ class Watch(UnlessAsked):
         if not training.placement.multi_worker:
             return training.stop_asked
         return float(training.sum_over_workers(tf.constant(float(training.stop_asked)))) > 0
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends a run behind an epoch, as `watch` found out; the last of all callbacks, so that the others hear of the epoch."""
+
+    def __init__(self, watch):
+        super().__init__()
+        self.watch = watch
+
+    def on_epoch_end(self, epoch, logs=None):
+        # A run that a callback ends is over, not interrupted.
+        if self.watch.stopping and not self.model.stop_training:
+            stop(self.watch.training)
 
 
 def stop(training):

@@ -45,7 +45,7 @@ def main(lab_):
     """Grow a briefly trained VGG by 26 layers behind every gate, and train on with SGD and with AdamW.
 
     Measured are the steps until the training loss (mean of 20 steps) is half of the VGG's before it grew, and the training
-    loss of the last epoch. Every gate is shown at the better of the rates, the same for all gates of an optimiser.
+    loss of the last epoch. Every gate is shown at the best of the rates, which are the same for all gates of an optimiser.
 
     \b
     Examples:

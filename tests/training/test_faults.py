@@ -101,6 +101,26 @@ def test_termination_during_validation_saves_at_once_and_measures_anew(tmp_path,
         assert [float(line["val_loss"]) for line in csv.DictReader(file)] == [line["val_loss"] for line in result.history]
 
 
+def test_a_callback_may_end_the_run_at_the_epoch_whose_validation_was_broken(tmp_path):
+    description = run(validate="test")
+    with pytest.raises(training.Interrupted, match="saved at step 11 of 22"):
+        training.fit(network(), "digits", run=description, out=tmp_path, callbacks=[Validation(1)], quiet=True)
+    losses = Losses()
+    enough = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: setattr(enough.model, "stop_training", True))
+    result = training.fit(network(), "digits", run=description, out=tmp_path, callbacks=[enough, losses], quiet=True)
+    assert losses.values == [] and len(result.history) == 1 and checkpoint.read(tmp_path)[1]["ended"]
+    assert training.fit(network(), "digits", run=description, out=tmp_path, quiet=True).summary == result.summary
+
+
+def test_callbacks_hear_of_an_epoch_whose_last_step_was_asked_to_be_the_last(tmp_path):
+    ends = []
+    told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(epoch))
+    terminate = At(10, lambda model: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(training.Interrupted, match="saved at step 11 of 22"):
+        training.fit(network(), "digits", run=run(), out=tmp_path, callbacks=[terminate, told], quiet=True)
+    assert ends == [0] and len(checkpoint.read(tmp_path)[1]["rows"]) == 1
+
+
 def test_termination_during_the_last_measurement_is_no_loss(tmp_path, monkeypatch):
     """The test set may be large; all but its measurement is saved already."""
     evaluate = training.fitting.Stepped.evaluate
