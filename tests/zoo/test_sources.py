@@ -217,6 +217,7 @@ def packaged_file(folder, model, name, **card):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
+    sources.built_in_sources()  # is read once, from the real folder
     monkeypatch.setattr(sources, "PACKAGED", tmp_path)
     return tmp_path
 
@@ -246,10 +247,12 @@ def test_packaged_weights_come_with_their_card(package):
 def test_packaged_weights_of_a_grown_model(package):
     """Trained as `grow` made it; loaded by the row that says where its blocks are."""
     trunk = randomise(kr.create_model("vgg16_w16", preprocessing="cifar10"))
-    grown = kr.grow(trunk, after="block*_pool", total_layers=26, seed=1)
+    grown = trunk
+    for place, blocks in {"block1_pool": 4, "block2_pool": 4, "block3_pool": 3, "block4_pool": 2}.items():
+        grown = kr.grow(grown, after=place, blocks=blocks, gate="zero_gamma", seed=1)
     for layer in grown.layers:
-        if layer.name.endswith("conv2") and "grow" in layer.name:
-            layer.kernel.assign(np.random.default_rng(2).normal(0, 0.05, layer.kernel.shape))
+        if layer.name.endswith("norm3") and "grow" in layer.name:
+            layer.gamma.assign(np.random.default_rng(2).normal(0, 0.5, layer.gamma.shape))
     packaged_file(package, grown, "vgg16_w16_grown26.cifar10")
     again = kr.create_model("vgg16_w16_grown26", weights="cifar10")
     x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
@@ -262,7 +265,7 @@ def test_packaged_weights_of_a_grown_model(package):
     with pytest.raises(ValueError, match="left over: block1_pool_grow1"):
         kr.create_model("vgg16_w16", weights=package / "again.safetensors")
     stage = kr.create_model("vgg16_w16_grown26", weights="cifar10", features_only="stage2")
-    assert len(kr.find_blocks(stage)) == 4
+    assert len(kr.find_blocks(stage)) == 8
 
 
 def test_float16_that_would_overflow_is_refused(tmp_path):
