@@ -5,6 +5,8 @@ import functools
 import keras
 import numpy as np
 
+import keras_resnet as kr
+
 
 def randomise(model, seed=0):
     """Give batch-norm statistics, γ, β and all biases random values: fresh ones hide errors. Returns the model."""
@@ -21,6 +23,13 @@ def randomise(model, seed=0):
 
 
 @functools.cache
+def grown26(trunk, **options):
+    """A VGG as the zoo's rows `…_grown26` have it, made by `grow`."""
+    for place, blocks in {"block1_pool": 4, "block2_pool": 4, "block3_pool": 3, "block4_pool": 2}.items():
+        trunk = kr.grow(trunk, after=place, blocks=blocks, gate="zero_gamma", **options)
+    return trunk
+
+
 def application(name, size=64):
     """A trunk of keras.applications without top, randomised. Shared between tests: do not change it."""
     return randomise(getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(size, size, 3)))

@@ -15,7 +15,7 @@ from keras_resnet import registry
 from keras_resnet.weights import akamaster, safetensors, sources, torchvision
 from keras_resnet.weights.download import fetch
 from keras_resnet.weights.synthetic import state_for
-from tests.helpers import randomise
+from tests.helpers import grown26, randomise
 
 CONTENT = bytes(range(256)) * 40
 
@@ -247,9 +247,7 @@ def test_packaged_weights_come_with_their_card(package):
 def test_packaged_weights_of_a_grown_model(package):
     """Trained as `grow` made it; loaded by the row that says where its blocks are."""
     trunk = randomise(kr.create_model("vgg16_w16", preprocessing="cifar10"))
-    grown = trunk
-    for place, blocks in {"block1_pool": 4, "block2_pool": 4, "block3_pool": 3, "block4_pool": 2}.items():
-        grown = kr.grow(grown, after=place, blocks=blocks, gate="zero_gamma", seed=1)
+    grown = grown26(trunk, seed=1)
     for layer in grown.layers:
         if layer.name.endswith("norm3") and "grow" in layer.name:
             layer.gamma.assign(np.random.default_rng(2).normal(0, 0.5, layer.gamma.shape))
