@@ -24,11 +24,22 @@ def register(group):
 
 def _tell(as_json, event, text, **details):
     """Print an event; a reader that is gone or a full disk does not stop the server."""
-    try:
+    with contextlib.suppress(OSError):
         click.echo(json.dumps({"event": event, **details}) if as_json else text)
-        sys.stdout.flush()
-    except OSError:
-        sys.stdout = open(os.devnull, "w")
+
+
+@contextlib.contextmanager
+def _output_is_optional():
+    """Drop what standard output and error still hold when they cannot be written: Python would end with exit code 120."""
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                with open(os.devnull, "wb") as null:
+                    os.dup2(null.fileno(), stream.fileno())
 
 
 @contextlib.contextmanager
@@ -192,6 +203,7 @@ def _print_rows(rows, as_json):
 @app_options
 @cluster_options
 @common_options
+@_output_is_optional()
 def serve(files, repository, engine, write_config, force, as_json, **options):
     """Serve ONNX models over HTTP: the Open Inference Protocol v2, as KServe and Triton speak it, a page for people at /,
     and POST /v2/models/NAME/classify for image files. A name that comes again is the next version of that model.

@@ -221,13 +221,15 @@ def test_model_file_that_changes_while_it_is_served(tmp_path, pixels, fate, exte
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_full_disk_behind_the_log_is_no_reason_to_stop(models, pixels):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_disk_behind_the_log_is_no_reason_to_stop(models, pixels, unbuffered):
     probe = socket.socket()
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
     probe.close()
     with open("/dev/full", "w") as full:
-        server = Server(models["bytes"], "--access-log", "--port", port, stdout=full, stderr=full)
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        server = Server(models["bytes"], "--access-log", "--port", port, stdout=full, stderr=full, env=environment)
     try:
         server.url = f"http://127.0.0.1:{port}"
         for _ in range(200):
