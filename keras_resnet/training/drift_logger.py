@@ -126,12 +126,13 @@ def drift_figure(log, path=None):
     return figure
 
 
-def heat_map(rows, axis):
+def heat_map(rows, axis, norm=None):
     """Draw drift into axes of matplotlib.
 
     Args:
         rows: `(epoch, block, ‖F(x)‖/‖x‖)`, blocks in order of execution; a block that an epoch lacks stays white there.
         axis: where to; a colour bar is put beside it.
+        norm: of matplotlib, for a scale of colours that several maps share; None for a linear one from 0.
     """
     epochs = sorted({epoch for epoch, _, _ in rows})
     # A model that grew has more blocks later, and their order there is the one that holds.
@@ -139,7 +140,8 @@ def heat_map(rows, axis):
     values = np.full((len(blocks), len(epochs)), np.nan)
     for epoch, block, ratio in rows:
         values[blocks.index(block), epochs.index(epoch)] = ratio
-    image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    scale = {"vmin": 0} if norm is None else {"norm": norm}
+    image = axis.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest", **scale)
     axis.set_yticks(range(len(blocks)), blocks, fontsize=8)
     ticks = sorted({int(i) for i in np.linspace(0, len(epochs) - 1, min(len(epochs), 12))})
     axis.set_xticks(ticks, [epochs[i] for i in ticks])

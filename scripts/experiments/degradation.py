@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 import lab
+import numpy as np
 from lab import Cell, band, markdown, panels, pick, plus_minus, size
 
 NAME = "degradation"
@@ -99,10 +100,14 @@ def depths_of(rows):
 
 def figures(results):
     """Errors over epochs for plain and residual networks, as in the paper's figure 6, and training error over depth."""
+    from matplotlib import colormaps
+
     rows = results.rows
     figure, axes = panels(1, 3, sharey=True)
+    # Colours of depths have an order, and are not those of the two nets.
+    shades = colormaps["viridis"](np.linspace(0.9, 0, len(depths_of(rows))))
     for axis, net in zip(axes[0], NETS, strict=False):
-        for depth, colour in zip(depths_of(rows), lab.COLOURS, strict=False):
+        for depth, colour in zip(depths_of(rows), shades, strict=True):
             found = pick(rows, net=net, depth=depth)
             band(axis, found, "epoch", "train_error", 100, color=colour, ls="--", lw=1.2)
             band(axis, found, "epoch", "test_error", 100, color=colour, lw=2, label=f"{depth} layers")
@@ -111,7 +116,7 @@ def figures(results):
     axes[0, 0].set_ylabel("error, %")
     for net, colour in zip(NETS, ("#d55e00", "#0072b2"), strict=True):
         ends = [row for depth in depths_of(rows) for row in final(rows, net, depth)]
-        band(axes[0, 2], ends, "depth", "train_error", 100, color=colour, marker="o", label=net)
+        band(axes[0, 2], ends, "depth", "train_error", 100, bars=True, color=colour, marker="o", label=net)
     axes[0, 2].set(title="training error after the last epoch", xlabel="weighted layers", xticks=depths_of(rows))
     axes[0, 2].legend(frameon=False)
     return {"": figure}
@@ -131,7 +136,7 @@ def facts(results):
     shallow, deep = depths_of(rows)[0], depths_of(rows)[-1]
     changes = "; ".join(f"{net}: {lab.difference(gap(rows, net, shallow, deep))}" for net in NETS)
     change = f"Training error of {deep} layers against {shallow}: {changes}."
-    return {"table": markdown(header, body), "gap": change}
+    return {"table": markdown(header, body), "gap": change, "steps": lab.written(max(row["step"] for row in rows))}
 
 
 def gap(rows, net, shallow, deep):

@@ -12,6 +12,7 @@ from lab import Cell, markdown, panels, pick, plus_minus, size
 
 NAME = "gates"
 LAYERS = 26
+PLACES = "block*_pool"
 GATES = ("zero_conv", "zero_gamma", "rezero", "fixup", "layerscale", "none")
 DEFAULT = "zero_conv"
 OPTIMIZERS = {
@@ -74,9 +75,10 @@ def main(lab_):
 
 def train_trunk(lab_, seed, folder):
     """The function of the cell that all gates begin from; its last loss is what is to be halved."""
-    sizes = lab_.sizes
+    sizes, vgg = lab_.sizes, lab_.create(lab_.sizes.network, seed)
+    lab_.grow(vgg, PLACES, total_layers=LAYERS)  # A network that cannot grow is refused before it is trained.
     rows = lab_.train(
-        folder, lab_.create(sizes.network, seed), epochs=sizes.trunk_epochs, batch_size=sizes.batch, base_batch=sizes.batch,
+        folder, vgg, epochs=sizes.trunk_epochs, batch_size=sizes.batch, base_batch=sizes.batch,
         learning_rate=0.05, warmup_epochs=0.5, seed=seed, **OPTIMIZERS["sgd"],
     )  # fmt: skip
     return [{"final_loss": rows[-1]["train_loss"], "test_error": rows[-1]["test_error"]}]
@@ -86,12 +88,10 @@ def train_arm(lab_, gate, optimizer, rate, seed, folder):
     """The function of a cell: one row."""
     import keras
 
-    import keras_resnet as kr
-
     sizes, trunk = lab_.sizes, {"gate": "trunk", "seed": seed}
     (before,) = lab_.rows_of(trunk)
     vgg = keras.saving.load_model(lab_.folder(trunk) / "model.keras", compile=False)
-    model = kr.grow(vgg, "block*_pool", total_layers=LAYERS, gate=gate, seed=1000 * seed + 1)
+    model = lab_.grow(vgg, PLACES, total_layers=LAYERS, gate=gate, seed=1000 * seed + 1)
     losses = folder / "losses.csv"
     rows = lab_.train(
         folder, model, may_diverge=True, epochs=sizes.epochs, batch_size=sizes.batch, base_batch=sizes.batch, learning_rate=rate,
@@ -164,6 +164,8 @@ def figures(results):
             axis.set(ylabel=label, title=NAMES[optimizer], xlim=(-0.6, len(GATES) - 0.4))
             axis.set_xticks(range(len(GATES)), GATES, fontsize=8)
         axes[1, column].set_ylim(0, steps_of(results.about))
+    for axis in axes[0]:
+        axis.set_ylim(0, max(axis.get_ylim()[1] for axis in axes[0]))
     return {"": figure}
 
 
@@ -196,6 +198,7 @@ def facts(results):
         found[optimizer] = markdown(header, body)
     return {
         **found, "rates": rates_table(results.rows), "steps": str(steps_of(results.about)),
+        "epoch_steps": str(steps_of({**results.about, "epochs": 1})),
         "verdict": "\n".join(f"- {verdict(results.rows, optimizer)}" for optimizer in OPTIMIZERS),
     }  # fmt: skip
 

@@ -41,6 +41,8 @@ class Sizes:
     trunk_rate: float = size(0.1, "Its learning rate.")
     epochs: int = size(8, "Further epochs of the grown networks; the VGG gets as many as cost the same, rounded up.")
     rate: float = size(0.02, "Their learning rate, and the VGG's.")
+    block: str = size("preact", "Kind of the residual blocks.")
+    gate_factor: float = size(1.0, "Factor on the rate of the gates, which hold the blocks at the identity.")
     batch: int = size(64, "Images per step.")
 
 
@@ -128,10 +130,16 @@ class Study:
 
     def train_trunk(self, seed, folder):
         """The function of the cell that the arms begin from."""
-        sizes = self.lab.sizes
+        sizes, trunk = self.lab.sizes, self.new_trunk(seed)
+        self.grown(trunk, seed)  # A network that cannot grow is refused before it is trained.
         return self.lab.train(
-            folder, self.new_trunk(seed), self.source(), epochs=sizes.trunk_epochs, seed=seed, **self._run(sizes.trunk_rate)
+            folder, trunk, self.source(), epochs=sizes.trunk_epochs, seed=seed, **self._run(sizes.trunk_rate)
         )  # fmt: skip
+
+    def grown(self, trunk, seed, **arm):
+        """A trunk with 26 more layers."""
+        options = {"total_layers": LAYERS, "seed": 1000 * seed + 1, "block": self.lab.sizes.block}
+        return self.lab.grow(trunk, self.places, **options | arm)
 
     def train_arm(self, arm, seed, folder):
         """The function of an arm: a row before the first step, then one per epoch."""
@@ -143,9 +151,8 @@ class Study:
 
         sizes, source = self.lab.sizes, self.source()
         trunk = keras.saving.load_model(self.lab.folder(trunk_key(seed)) / "model.keras", compile=False)
-        growth = {"total_layers": LAYERS, "seed": 1000 * seed + 1}
-        model = trunk if ARMS[arm] is None else kr.grow(trunk, self.places, **growth, **ARMS[arm])
-        macs, grown_macs = (count_macs(m) for m in (model, kr.grow(trunk, self.places, **growth)))
+        model = trunk if ARMS[arm] is None else self.grown(trunk, seed, **ARMS[arm])
+        macs, grown_macs = (count_macs(m) for m in (model, self.grown(trunk, seed)))
         epochs = int(np.ceil(sizes.epochs * grown_macs / macs))
         probe = source.test.images[:64].astype("float32")
         start = self._start(trunk, model, probe, source.test)
@@ -159,8 +166,9 @@ class Study:
 
     def _run(self, rate):
         return {
-            "batch_size": self.lab.sizes.batch, "base_batch": self.lab.sizes.batch, "learning_rate": rate, "weight_decay": 5e-4,
-            "nesterov": True, "warmup_epochs": 0.5, "clip_norm": 5.0, **self.augmentation,
+            "batch_size": self.lab.sizes.batch, "base_batch": self.lab.sizes.batch, "learning_rate": rate,
+            "gate_lr_multiplier": self.lab.sizes.gate_factor, "weight_decay": 5e-4, "nesterov": True, "warmup_epochs": 0.5,
+            "clip_norm": 5.0, **self.augmentation,
         }  # fmt: skip
 
     def _start(self, trunk, model, probe, test):
@@ -219,13 +227,17 @@ class ImageNetStudy(Study):
         import keras
 
         import keras_resnet as kr
+        from keras_resnet.training import TrainingError
 
         side = self.lab.sizes.image_size
         whole = kr.create_model("vgg16", include_top=False, input_shape=(side, side, 3), preprocessing="caffe")
-        with np.load(self.weights) as held:
-            for layer in whole.layers:
-                if layer.weights:
-                    layer.set_weights([held[f"{layer.name}/{kind}"] for kind in ("kernel", "bias")])
+        try:
+            with np.load(self.weights) as held:
+                for layer in whole.layers:
+                    if layer.weights:
+                        layer.set_weights([held[f"{layer.name}/{kind}"] for kind in ("kernel", "bias")])
+        except (OSError, ValueError, KeyError) as error:
+            raise TrainingError(f"{self.weights} does not hold VGG16's convolutions as arrays: {error}") from error
         cut = whole.get_layer(CUT)
         inputs = x = keras.Input(cut.output.shape[1:])
         for layer in whole.layers[whole.layers.index(cut) + 1 :]:
@@ -268,28 +280,40 @@ def features(arrays, labels):
 
 def figures(results):
     """Training loss and test accuracy over compute; heat map of the drift."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     rows = [row for row in results.rows if row["arm"] != "trunk"]
-    figure, axes = panels(1, 2, width=5.2)
+    figure, axes = panels(1, 3, width=4.6)
     for (arm, label), colour in zip(LABELS.items(), lab.COLOURS, strict=False):
         found = [{**row, "accuracy": 1 - row["test_error"]} for row in pick(rows, arm=arm) if "test_error" in row]
         band(axes[0, 0], found, "macs", "train_loss", color=colour, label=label)
-        band(axes[0, 1], found, "macs", "accuracy", 100, color=colour, label=label)
+        for axis in axes[0, 1:]:
+            band(axis, found, "macs", "accuracy", 100, color=colour, label=label)
     axes[0, 0].set(ylabel="training loss", yscale="log")
-    axes[0, 1].set(ylabel="test accuracy, %")
+    axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0, 0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes[0, 0].yaxis.set_minor_formatter("")
+    axes[0, 1].set_ylabel("test accuracy, %")
+    best = 100 * (1 - min(row["test_error"] for row in rows if "test_error" in row))
+    axes[0, 2].set(ylim=(best - 12, best + 1), ylabel="test accuracy, %, enlarged")
     for axis in axes.flat:
         axis.set_xlabel("multiply-adds since the growth")
-    axes[0, 1].legend(frameon=False, fontsize=8)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(LABELS), frameon=False)
     drift = results.more["drift"]
     arms = [arm for arm in ARMS if pick(drift, arm=arm)]
     from keras_resnet.training.drift_logger import heat_map
 
     maps, axes = panels(1, len(arms), width=5.4, height=3.8)
+    moved = [row["mean"] for row in drift if row["mean"] > 0]
+    scale = LogNorm(min(moved), max(moved)) if moved else None
     for axis, arm in zip(axes[0], arms, strict=True):
         values = {}
         for row in pick(drift, arm=arm):
             values.setdefault((row["epoch"], row["block"]), []).append(row["mean"])
-        heat_map([(epoch, block, float(np.mean(means))) for (epoch, block), means in values.items()], axis)
-        axis.set_title(LABELS[arm], fontsize=10)
+        heat_map([(epoch, block, float(np.mean(means))) for (epoch, block), means in values.items()], axis, scale)
+        axis.set_title(f"{LABELS[arm]} (white: exactly 0)", fontsize=10)
         axis.grid(False)
     return {"": figure, "drift": maps}
 
@@ -302,6 +326,11 @@ def ends(rows, arm):
     return found
 
 
+def ahead(some, others):
+    """Test accuracy of an arm minus that of another, in percentage points, pairs of one seed; both as `ends` gives them."""
+    return [100 * (others[seed]["test_error"] - row["test_error"]) for seed, row in some.items() if row and others.get(seed)]
+
+
 def facts(results):
     """The table, and per arm the difference to the VGG in pairs of one seed."""
     rows, body, sentences = results.rows, [], []
@@ -312,6 +341,7 @@ def facts(results):
         body.append(
             [
                 label,
+                f"{starts[0]['parameters'] / 1e6:.2f} M",
                 f"{max(row['eager_difference'] for row in starts):.0e}".replace("0e+00", "0"),
                 plus_minus([1 - row["test_error"] for row in starts], ".1f", 100),
                 plus_minus([1 - row["test_error"] for row in whole], ".1f", 100) if whole else "diverged",
@@ -320,17 +350,18 @@ def facts(results):
                 f"{len(whole)} of {len(last)}" if len(whole) < len(last) else len(last),
             ]
         )
-        gains = [100 * (alone[seed]["test_error"] - row["test_error"]) for seed, row in last.items() if row and alone.get(seed)]
-        if arm != "vgg" and gains:
+        if arm != "vgg" and (gains := ahead(last, alone)):
             sentences.append(f"{label}: {lab.difference(gains)}")
     header = [
-        "network", "largest change at step 0, relative", "accuracy at step 0, %", "accuracy at the end, %",
+        "network", "parameters", "largest change at step 0, relative", "accuracy at step 0, %", "accuracy at the end, %",
         "training loss at the end", "10¹² multiply-adds", "seeds",
     ]  # fmt: skip
     trunk = [1 - row["test_error"] for row in ends(rows, "trunk").values() if row]
+    starts = ahead(ends(rows, "identity"), ends(rows, "random"))
     return {
         "table": markdown(header, body),
         "gains": "Test accuracy against the VGG trained on, pairs of one seed: " + "; ".join(sentences) + ".",
+        "start": f"The start as the identity against the random one: {lab.difference(starts)}.",
         "trunk": f"The VGG before: {plus_minus(trunk, '.1f', 100)} %.",
     }
 

@@ -78,7 +78,7 @@ def experiment(choose, sizes, *options, images=True):
             _guarded(lambda: function(lab, **flags))
 
         for item in reversed(dataclasses.fields(sizes)):
-            kind = Parts(item.default[0]) if isinstance(item.default, tuple) else type(item.default)
+            kind = _kind(item.default)
             text = f"{item.metadata['help']}  [full: {written(item.default)}]"
             command = click.option(f"--{item.name.replace('_', '-')}", type=kind, help=text)(command)
         for option in reversed((*COMMON, *((DATA,) if images else ()), *options)):
@@ -86,6 +86,13 @@ def experiment(choose, sizes, *options, images=True):
         return click.command(help=function.__doc__, context_settings={"max_content_width": 120})(command)
 
     return decorate
+
+
+def _kind(default):
+    """The type of a size on the command line; sizes are positive."""
+    if isinstance(default, tuple):
+        return Parts(default[0])
+    return {int: click.IntRange(1), float: click.FloatRange(0, min_open=True)}.get(type(default), str)
 
 
 COMMON = (
@@ -192,6 +199,17 @@ class Lab:
         keras.utils.set_random_seed(seed)
         try:
             return kr.create_model(name, num_classes=len(source.classes), input_shape=shape, preprocessing=source.preprocessing)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+
+    @staticmethod
+    def grow(model, after, **options):
+        """`keras_resnet.grow`, but what is wrong with a size is an error of the command."""
+        import keras_resnet as kr
+        from keras_resnet.training import TrainingError
+
+        try:
+            return kr.grow(model, after, **options)
         except ValueError as error:
             raise TrainingError(str(error)) from error
 
@@ -467,7 +485,7 @@ def panels(rows, columns, width=4.2, height=3.4, **kwargs):
     return figure, axes
 
 
-def band(axis, rows, x, y, factor=1.0, floor=None, **style):
+def band(axis, rows, x, y, factor=1.0, floor=None, bars=False, **style):
     """A line through the means over seeds, with a band from the smallest to the largest value.
 
     Args:
@@ -477,6 +495,7 @@ def band(axis, rows, x, y, factor=1.0, floor=None, **style):
         y: column.
         factor: on y.
         floor: for a logarithmic axis: smaller values are drawn there, and the mean is the geometric one.
+        bars: draw bars instead of a band; for places of which some have a single seed.
         **style: of the line.
     """
     values = {}
@@ -491,5 +510,8 @@ def band(axis, rows, x, y, factor=1.0, floor=None, **style):
     (line,) = axis.plot(places, centre, **style)
     if max((len(column) for column in table), default=0) > 1:
         low, high = [column.min() for column in table], [column.max() for column in table]
-        axis.fill_between(places, low, high, color=line.get_color(), alpha=0.18, lw=0)
+        if bars:
+            axis.vlines(places, low, high, color=line.get_color(), lw=6, alpha=0.3)
+        else:
+            axis.fill_between(places, low, high, color=line.get_color(), alpha=0.18, lw=0)
     return line

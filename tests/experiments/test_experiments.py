@@ -60,7 +60,7 @@ def test_learn_identity(tmp_path):
     run("learn_identity", tmp_path)
     found = results("learn_identity", tmp_path)
     rows = found.rows
-    assert len(rows) == 2 * 4 * (4 + 2 * learn_identity.POINTS) * 2 * 2  # depths, forms, maps, seeds, rates
+    assert len(rows) == 2 * 4 * (5 + 2 * learn_identity.POINTS) * 2 * 2  # depths, forms, maps, seeds, rates
     exact = lab.pick(rows, target="identity", form="residual")
     assert exact and all(row["start_error"] == 0 and row["error"] == 0 for row in exact), "zero weights are the identity"
     assert all(row["start_error"] < 1e-10 for row in lab.pick(rows, target="identity", form="plain_identity"))
@@ -197,6 +197,17 @@ def test_a_rate_at_which_one_seed_went_astray_is_not_the_best():
     assert [row["rate"] for row in learn_identity.best(rows)] == [0.2, 0.2]
 
 
+def test_cost_of_a_map_is_that_of_the_fastest_rate():
+    rows = [
+        {"rate": rate, "seed": seed, "steps_to_1_percent": steps}
+        for rate, values in ((0.1, (100, 300, 500)), (0.2, (200, 200, 900)))
+        for seed, steps in enumerate(values)
+    ]
+    assert learn_identity.fewest_steps(rows) == 200
+    # Two of three seeds that never get there are no median.
+    assert learn_identity.fewest_steps([*rows[:1], {"rate": 0.1, "seed": 1}, {"rate": 0.1, "seed": 2}]) == np.inf
+
+
 def test_maps_are_what_they_are_called():
     for path, target, make in learn_identity.maps(6):
         matrix, distance = make(3), learn_identity.distance(make(3))
@@ -207,8 +218,9 @@ def test_maps_are_what_they_are_called():
             np.testing.assert_allclose(matrix @ matrix.T, np.eye(6), atol=1e-12)
         elif target == "near":
             np.testing.assert_allclose(distance, 0.1)
-        elif target == "orthogonal":
+        elif target in ("rotation", "reflection"):
             np.testing.assert_allclose(matrix @ matrix.T, np.eye(6), atol=1e-12)
+            np.testing.assert_allclose(np.linalg.det(matrix), 1 if target == "rotation" else -1)
             assert distance > 0.5 and not np.allclose(matrix, make(4))
 
 
@@ -217,13 +229,22 @@ def test_degradation_says_which_difference_exceeds_the_spread():
         ("plain", 20): (0.30, 0.32), ("plain", 56): (0.50, 0.56), ("residual", 20): (0.30, 0.31), ("residual", 56): (0.29, 0.33)
     }  # fmt: skip
     rows = [
-        {"net": net, "depth": depth, "seed": seed, "epoch": epoch, "train_error": error + (epoch == 1), "test_error": error}
+        {
+            "net": net,
+            "depth": depth,
+            "seed": seed,
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "train_error": error + (epoch == 1),
+            "test_error": error,
+        }
         for (net, depth), values in errors.items()
         for seed, error in enumerate(values)
         for epoch in (1, 2)
     ]
     table = lab.Results(rows, {}, {})
     said = degradation.facts(table)
+    assert said["steps"] == "20"
     assert "plain: +22.0 ± 2.8 percentage points (more than the spread)" in said["gap"]
     assert "residual: +0.5 ± 2.1 percentage points (within the spread)" in said["gap"]
     assert "| 56 | 53.0 ± 4.2 | 53.0 ± 4.2 | 31.0 ± 2.8 | 31.0 ± 2.8 | 2 |" in said["table"]
@@ -273,6 +294,28 @@ def test_missing_data_is_one_sentence(tmp_path, monkeypatch):
         lab.Lab("x", degradation.Sizes(), (0,), "cifar10", tmp_path).source()
 
 
+@pytest.mark.parametrize("name", ["grow_vgg", pytest.param("gates", marks=pytest.mark.slow)])
+def test_wrong_sizes_are_one_sentence_before_anything_is_trained(name, tmp_path):
+    for options, code, text in (
+        (("--epochs", -1), 2, "-1 is not in the range x>=1"),
+        (("--network", "nonsense"), 2, "unknown model 'nonsense'"),
+        (("--network", "resnet20"), 2, 'no layer of the model matches "block*_pool"'),
+    ):
+        done = subprocess.run(command(name, tmp_path, *options), capture_output=True, text=True, timeout=120)
+        assert done.returncode == code and text in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert "epoch 1/" not in done.stderr and not list(tmp_path.glob("*.csv"))
+
+
+@pytest.mark.parametrize("content", [b"no archive", None])
+def test_weights_that_are_none_are_one_sentence(content, tmp_path):
+    file = tmp_path / "w.npz"
+    np.savez(file, block1_conv1=np.zeros(3)) if content is None else file.write_bytes(content)
+    study = grow_vgg.ImageNetStudy(lab.Lab("x", grow_vgg.QUICK_IMAGENET, (0,), "digits", tmp_path), file)
+    with pytest.raises(Exception, match="w.npz does not hold VGG16's convolutions") as caught:
+        study.new_trunk(0)
+    assert type(caught.value).__name__ == "TrainingError"
+
+
 def test_own_data_is_used(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {f"{kind}_{part}": value for part, n in (("train", 40), ("test", 20)) for kind, value in
@@ -316,7 +359,7 @@ def write_example(name, folder):
     sizes = grow_vgg.IMAGENET if name == "grow_imagenet" else module.Sizes()
     more = {}
     if name == "degradation":
-        rows = rows_of(("train_error", "test_error"), net=degradation.NETS, depth=(20, 56), seed=(0, 1), epoch=(1, 2))
+        rows = rows_of(("train_error", "test_error"), net=degradation.NETS, depth=(20, 56), seed=(0, 1), epoch=(1, 2), step=(9,))
     elif name == "learn_identity":
         keys = {"form": learn_identity.FORMS, "layers": (2, 26), "seed": (0, 1), "rate": (0.1, 1.0)}
         rows = [
@@ -328,7 +371,7 @@ def write_example(name, folder):
         measures = ("final_loss", "test_error", "steps_to_half")
         rows = rows_of(measures, gate=gates.GATES, optimizer=gates.OPTIMIZERS, rate=(0.1,), seed=(0, 1))
     else:
-        measures = ("test_error", "train_loss", "eager_difference")
+        measures = ("test_error", "train_loss", "eager_difference", "parameters")
         rows = rows_of(measures, arm=("trunk", *grow_vgg.ARMS), seed=(0, 1), epoch=(0, 1), macs=(10**12,))
         more = {"drift": rows_of(("mean",), arm=("identity",), seed=(0,), epoch=(0,), block=("a",))}
     lab.Lab(name, sizes, (0, 1), "cifar10", folder).write(rows, **more)
