@@ -18,11 +18,14 @@ import click
 
 from resnet_export.source import quiet_start
 
-with quiet_start():
-    from keras_resnet.training import Run, TrainingError, WorkerLost, train
-    from keras_resnet.training.recipes import RECIPES
-    from keras_resnet.training.run import CHOICES
-    from keras_resnet.training.strategies import is_chief, tf_config
+try:
+    with quiet_start():
+        from keras_resnet.training import Run, TrainingError, WorkerLost, train
+        from keras_resnet.training.recipes import RECIPES
+        from keras_resnet.training.run import CHOICES
+        from keras_resnet.training.strategies import is_chief, tf_config
+except KeyboardInterrupt:
+    sys.exit(130)
 
 
 def options_of_run(command):
@@ -96,6 +99,8 @@ def main(description, out, model_options, growth, local_workers, recipes, quiet,
         changes = _changes(flags, model_options, growth)
         run = Run.load(description, **changes) if description else Run.of(**changes)
         out = out or f"runs/{Path(run.model).stem}-{Path(run.data).stem}"
+        if local_workers and run.workers:
+            raise TrainingError("--local-workers starts processes of its own; leave out --workers")
         if local_workers:
             sys.exit(_spawn(local_workers))
         result = train(run, out, quiet=quiet)
@@ -131,14 +136,15 @@ def _changes(flags, model_options, growth):
         if value is None:
             continue
         if isinstance(defaults[name], tuple):
-            value = tuple(_value(part) for part in value.split(",") if part)
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            value = tuple(map(_value, parts) if name == "milestones" else parts)
         changes[name] = value
     if model_options:
         pairs = [option.partition("=") for option in model_options]
         changes["model_options"] = {key: _value(value) for key, _, value in pairs}
     if growth:
         events = [event.split(":") for event in growth]
-        if bad := [event for event in events if len(event) != 3 or not (event[0] + event[2]).isdigit()]:
+        if bad := [event for event in events if len(event) != 3 or not (event[0] + event[2]).isdecimal()]:
             raise TrainingError(f"--grow takes EPOCH:PLACES:BLOCKS, got {':'.join(bad[0])!r}")
         changes["growth"] = tuple((int(epoch), places, int(blocks)) for epoch, places, blocks in events)
     return changes
@@ -176,14 +182,19 @@ def _spawn(count):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                # A signal of the terminal comes by this process alone, once.
+                start_new_session=True,
             )
         )
+    asked = []
 
-    def forward(*_):
+    def forward(number, frame):
+        asked.append(number)
         for process in processes:
-            process.terminate()
+            process.send_signal(number)
 
-    signal.signal(signal.SIGTERM, forward)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, forward)
 
     def copy(index, process):
         for line in process.stdout:
@@ -198,7 +209,10 @@ def _spawn(count):
     codes = [process.wait() for process in processes]
     for thread in threads:
         thread.join()
-    return next((code for code in codes if code), 0)
+    if asked and any(codes):
+        return 128 + asked[0]
+    # A process that a signal killed has the negative number of it.
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
 
 def _free_ports(count):

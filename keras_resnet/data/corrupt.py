@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,8 +36,11 @@ def damaged_files(paths, channels, report=None):
 def reason_against(path, channels):
     """Why a file is no image, in a few words; an empty text if it is one."""
     try:
+        str(path).encode()
         with open(path, "rb") as file:
             data = file.read()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
     except OSError as error:
         return error.strerror or str(error)
     return reason_against_bytes(data, channels)
@@ -49,7 +53,8 @@ def reason_against_bytes(data, channels):
     try:
         image = tf.io.decode_image(data, channels=channels, expand_animations=False)
     except (tf.errors.OpError, ValueError) as error:
-        return str(getattr(error, "message", error)).split("[Op:")[0].split("\n")[0].strip().rstrip(".") or "not an image"
+        text = re.sub(r"\{\{.*?\}\}", "", str(getattr(error, "message", error)))
+        return text.split("[Op:")[0].split("\n")[0].strip().rstrip(".") or "not an image"
     return "" if image.shape.rank == 3 and np.prod(image.shape) else "no pixels"
 
 
@@ -85,7 +90,7 @@ class Checked:
     """What is known of files by path, size and time of change, in Keras' folder; a value is plain JSON."""
 
     def __init__(self, paths):
-        name = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:24]
+        name = hashlib.sha256("\n".join(map(str, paths)).encode(errors="surrogateescape")).hexdigest()[:24]
         self.file = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else Path.home() / ".keras")
         self.file = self.file / "keras_resnet" / "checked" / f"{name}.json"
         try:

@@ -12,7 +12,8 @@ from .splits import Encoded, Images, Records
 from .tfrecord import damaged_records, default_preprocessing, read_tfrecords
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+MOST_CLASSES = 1_000_000  # More are wrong labels.
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +144,22 @@ def _npz(path):
 
     def images(part):
         x = held[f"x_{part}"]
-        return Images(x if x.ndim == 4 else x[..., None], held[f"y_{part}"].ravel().astype("int64"))
+        try:
+            return Images(x if x.ndim == 4 else x[..., None], held[f"y_{part}"].ravel())
+        except ValueError as error:
+            raise ValueError(f"{path}, {part}: {error}") from error
 
     train = images("train")
     test = images("test") if {"x_test", "y_test"} <= set(held) else None
+    for part, split in (("train", train), ("test", test)):
+        if split and not split.size:
+            raise ValueError(f"{path} has no images in x_{part}")
+        if split and split.images.shape[1:] != train.images.shape[1:]:
+            shapes = f"{split.images.shape[1:]} and {train.images.shape[1:]}"
+            raise ValueError(f"{path}: images in x_test and x_train must have one shape, they have {shapes}")
     number = 1 + int(max(split.labels.max() for split in (train, test) if split))
+    if number > MOST_CLASSES:
+        raise ValueError(f"{path} has labels up to {number - 1:,}; number the classes from 0 on")
     # One pass over a sample is enough for two digits; the numbers travel with the model.
     sample = train.images[:: max(1, train.size // 2000)].reshape(-1, train.channels) / 255.0
     numbers = {"mean": np.round(sample.mean(0), 4).tolist(), "std": np.maximum(np.round(sample.std(0), 4), 1e-3).tolist()}
@@ -165,17 +177,25 @@ def _folder(folder, corrupt, cache, report):
     damaged, splits = [], []
     for place in filter(None, (train_folder, test_folder)):
         paths, labels = _listing(place, classes, report)
-        if place is train_folder and (empty := sorted(set(range(len(classes))) - set(labels))):
-            endings = ", ".join(IMAGE_ENDINGS)
-            raise ValueError(f"{place / classes[empty[0]]} has no images ({endings}); add some, or remove the folder")
+        _check_classes(place, classes, labels, place is train_folder)
         found = damaged_files(paths, 3, report)
         damaged += [(str(paths[i]), reason) for i, reason in found.items()]
         kept = np.array([i for i in range(len(paths)) if i not in found], int)
         splits.append(Encoded(np.array(paths, object)[kept], np.array(labels, "int64")[kept], 3, cache))
     if damaged:
         _say_damaged(damaged, corrupt, report)
+    for place, split in zip((train_folder, test_folder), splits, strict=False):
+        _check_classes(place, classes, split.labels, place is train_folder)
     test = splits[1] if len(splits) > 1 else None
     return Source(str(folder), splits[0], test, tuple(classes), None, crop=True, damaged=tuple(damaged))
+
+
+def _check_classes(place, classes, labels, every):
+    """Refuse a split without images, and one to train on where a class has none."""
+    without = sorted(set(range(len(classes))) - set(labels))
+    if without and (every or not len(labels)):
+        where = place / classes[without[0]] if every else place
+        raise ValueError(f"{where} has no images that can be read ({', '.join(IMAGE_ENDINGS)}); add some, or remove the folder")
 
 
 def _shards(folder, train, meta, corrupt, report):
@@ -206,7 +226,9 @@ def _listing(folder, classes, report):
         raise ValueError(f"{folder} has a class that the training images lack: {', '.join(strangers)}")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(path for path in (folder / name).rglob("*") if path.is_file() and not path.name.startswith("."))
+        files = sorted(
+            path for path in (folder / name).rglob("*") if (path.is_file() or path.is_symlink()) and not path.name.startswith(".")
+        )
         found = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
         if len(found) < len(files):
             others = sorted({path.suffix or path.name for path in files} - {path.suffix for path in found})

@@ -37,6 +37,8 @@ class Images:
             raise ValueError(
                 f"{len(self.images)} images have labels of shape {labels.shape}; give one class number for each image"
             )
+        if labels.dtype.kind not in "iufb":
+            raise ValueError(f"labels must be whole numbers from 0 on, got {labels.dtype}")
         if len(labels) and (labels.min() < 0 or np.any(labels != np.floor(labels))):
             raise ValueError(
                 f"labels must be whole numbers from 0 on, got {labels[(labels < 0) | (labels != np.floor(labels))][0]}"
@@ -76,7 +78,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Image files (JPEG, PNG, GIF, BMP), read when needed or, with `cache`, held in memory as they are.
+    """Image files (JPEG, PNG, GIF, BMP, WebP), read when needed or, with `cache`, held in memory as they are.
 
     Args:
         paths: file names.

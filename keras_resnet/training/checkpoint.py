@@ -109,8 +109,10 @@ def check_folder(folder, needed):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
-        probe.write_bytes(b"\0")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"\0")
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise TrainingError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from error
     state = os.statvfs(folder)

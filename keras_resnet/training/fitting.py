@@ -98,7 +98,7 @@ def fit(model, data, *, run=None, out=None, callbacks=(), placement=None, quiet=
     if theirs := sorted(set(options) & MADE_BY_TRAIN):
         raise TrainingError(f"`{theirs[0]}` decides how `train` makes a model; build the model so, and leave it out here")
     run = Run.of(**options) if run is None else dataclasses.replace(run, **options)
-    placement = placement or place(run)
+    placement = placement or place(run, quiet)
     source = _or_sentence(as_source, data, run)
     run = dataclasses.replace(run, model=model.name, data=source.name)
     return run_training(model, source, run, placement, out, callbacks, quiet)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import difflib
+import math
+import os
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +19,18 @@ CHOICES = {
     "validate": ("auto", "test", "none"),
     "lost_worker": ("stop", "wait"),
 }
+
+
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "pairs of name and value",
+    tuple: "a list",
+}
+# What is as good: YAML has lists, whole numbers are numbers, paths are texts.
+TAKEN_FOR = {float: (int,), str: (os.PathLike,), tuple: (list,)}
 
 
 class TrainingError(Exception):
@@ -110,7 +125,7 @@ class Run:
     momentum: float = 0.9
     nesterov: bool = False
     schedule: str = "cosine"
-    milestones: tuple = ()
+    milestones: tuple[float, ...] = ()
     factor: float = 0.1
     warmup_epochs: float = 0.0
     warmup_to_batch: bool = False
@@ -139,8 +154,8 @@ class Run:
     precision: str = "float32"
     jit: bool = False
     steps_per_execution: int = 1
-    devices: tuple = ()
-    workers: tuple = ()
+    devices: tuple[str, ...] = ()
+    workers: tuple[str, ...] = ()
     index: int = 0
     lost_worker: str = "stop"
     sync_batch_norm: bool | None = None
@@ -152,20 +167,23 @@ class Run:
     def __post_init__(self):
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
             if isinstance(value, list):
                 value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
-                object.__setattr__(self, item.name, value)
+            object.__setattr__(self, item.name, value)
+            _check_kind(item, value)
             if item.name in CHOICES and value not in CHOICES[item.name]:
                 raise TrainingError(f"`{item.name}` must be one of {', '.join(map(repr, CHOICES[item.name]))}, got {value!r}")
         for name in ("epochs", "batch_size", "base_batch", "steps_per_execution", "save_every"):
-            _check(self, name, int, 1)
+            _check(self, name, 1)
         for name in ("holdout", "frozen_epochs", "crop_padding", "randaugment", "index", "seed"):
-            _check(self, name, int, 0)
+            _check(self, name, 0)
         for name in (
             "learning_rate", "momentum", "factor", "warmup_epochs", "weight_decay", "clip_norm", "label_smoothing",
             "random_area", "erasing", "mixup", "cutmix", "ema", "gate_lr_multiplier", "trunk_lr_multiplier", "small_epochs",
         ):  # fmt: skip
-            _check(self, name, (int, float), 0)
+            _check(self, name, 0)
         for name in ("momentum", "label_smoothing", "random_area", "erasing", "ema", "small_epochs"):
             if getattr(self, name) > 1:
                 raise TrainingError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
@@ -176,16 +194,20 @@ class Run:
         if not 0 < self.small_crops <= 1:
             raise TrainingError(f"`small_crops` must be above 0 and at most 1, got {self.small_crops}")
         for event in self.growth:
-            if len(event) != 3 or not 0 <= event[0] < self.epochs:
+            if not _grows(event, self.epochs):
                 raise TrainingError(f"`growth` holds (epoch below {self.epochs}, places, blocks), got {event!r}")
-        for name in ("image_size", "drop_path"):
+        for name, least in (("image_size", 1), ("drop_path", 0)):
             if getattr(self, name) is not None:
-                _check(self, name, int if name == "image_size" else (int, float), 1 if name == "image_size" else 0)
+                _check(self, name, least)
+        if self.seed >= 2**32:
+            raise TrainingError(f"`seed` must be below 2**32, got {self.seed}")
+        if not all(0 <= a < b for a, b in zip((0, *self.milestones), (*self.milestones, math.inf), strict=True)):
+            raise TrainingError(f"`milestones` must be epochs that rise, got {self.milestones!r}")
         if not 0 <= self.magnitude <= 10:
             raise TrainingError(f"`magnitude` must be between 0 and 10, got {self.magnitude}")
-        for name in ("milestones", "growth", "devices", "workers"):
-            if not isinstance(getattr(self, name), tuple):
-                raise TrainingError(f"`{name}` must be a list, got {getattr(self, name)!r}")
+        check_addresses(self.workers, "`workers`")
+        if self.index and not self.workers:
+            raise TrainingError(f"`index` is a process's number among `workers`, which are missing; got {self.index}")
         if self.workers and self.devices:
             raise TrainingError("`devices` are those of one process; leave them out with `workers`")
         if self.workers and not self.index < len(self.workers):
@@ -200,7 +222,7 @@ class Run:
         """
         fields = {}
         if recipe is not None:
-            if recipe not in RECIPES:
+            if not isinstance(recipe, str) or recipe not in RECIPES:
                 raise TrainingError(f"unknown recipe {recipe!r}; choose from {', '.join(RECIPES)}")
             fields = {key: value for key, value in RECIPES[recipe].items() if key != "source"} | {"recipe": recipe}
         names = [item.name for item in dataclasses.fields(cls)]
@@ -247,16 +269,20 @@ class Run:
         yaml = _yaml()
         try:
             fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise TrainingError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-        if not isinstance(fields, dict):
+        if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
             raise TrainingError(f"{path} must hold `option: value` lines")
         return cls.of(**_merged(fields, changes))
 
 
 def _merged(fields, changes):
     """`changes` on top of `fields`; epochs within a run are parts of its whole, so a shorter run is the same one, faster."""
-    if isinstance(changes.get("epochs"), int) and "epochs" in fields:
+    for given in (fields, changes):
+        for item in dataclasses.fields(Run):
+            if item.name in given:
+                _check_kind(item, given[item.name])
+    if "epochs" in changes and fields.get("epochs", 0) > 0:
         scale = changes["epochs"] / fields["epochs"]
         fields = dict(fields)
         if "warmup_epochs" in fields:
@@ -270,11 +296,43 @@ def _merged(fields, changes):
     return {**fields, **changes}
 
 
-def _check(run, name, kind, least):
-    value = getattr(run, name)
-    if isinstance(value, bool) or not isinstance(value, kind) or not value >= least:
-        what = "whole number" if kind is int else "number"
-        raise TrainingError(f"`{name}` must be a {what} of at least {least}, got {value!r}")
+def _check_kind(item, value):
+    """Refuse a value that is not of its field's type."""
+    kinds = typing.get_args(item.type) or (item.type,)
+    if typing.get_origin(item.type) is tuple:
+        fits, what = _is(value, tuple) and all(_is(part, kinds[0]) for part in value), f"a list of {KINDS[kinds[0]][2:]}s"
+    else:
+        fits, what = any(_is(value, kind) for kind in kinds), KINDS[kinds[0]]
+    if not fits:
+        raise TrainingError(f"`{item.name}` must be {what}, got {value!r}")
+
+
+def _is(value, kind):
+    return isinstance(value, (kind, *TAKEN_FOR.get(kind, ()))) and (kind is bool or not isinstance(value, bool))
+
+
+def _check(run, name, least):
+    value, kind = getattr(run, name), Run.__dataclass_fields__[name].type
+    if not least <= value < math.inf:
+        what = KINDS[(typing.get_args(kind) or (kind,))[0]]
+        raise TrainingError(f"`{name}` must be {what} of at least {least}, got {value!r}")
+
+
+def _grows(event, epochs):
+    """Whether an event of `growth` can be."""
+    if not isinstance(event, tuple) or len(event) != 3:
+        return False
+    return _is(event[0], int) and _is(event[2], int) and 0 <= event[0] < epochs and event[2] >= 1
+
+
+def check_addresses(addresses, name):
+    """Refuse addresses of processes that are no `host:port`, or not all different; TensorFlow would wait for them forever."""
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16 or address.split() != [address]:
+            raise TrainingError(f"{name} must be host:port, with a port from 1 to 65535, got {address!r}")
+    if len(set(addresses)) < len(addresses):
+        raise TrainingError(f"{name} must be different ones, got {', '.join(addresses)}")
 
 
 def _plain(value):

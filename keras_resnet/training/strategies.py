@@ -1,14 +1,18 @@
 """Where a run's replicas are: one device, several of one process, or several processes."""
 
+import contextlib
 import json
 import os
+import signal
+import sys
+import threading
 from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
 
 from ..data.order import Share
-from .run import TrainingError
+from .run import TrainingError, check_addresses
 
 
 class DeviceError(TrainingError):
@@ -77,15 +81,16 @@ class Placement:
         return f"{name}, {where}{self.replicas} replica{'s' if self.replicas > 1 else ''}"
 
 
-def place(run):
-    """The placement of a `Run`; must come before any other use of TensorFlow's devices.
+def place(run, quiet=False):
+    """The placement of a `Run`; must come before any other use of TensorFlow's devices. Waits for all workers to start.
 
     Args:
         run: `Run`; its `workers`, or the environment variable `TF_CONFIG`, make a multi-worker run.
+        quiet: do not say which workers are waited for.
 
     Raises:
         DeviceError: a device that is asked for is not there.
-        TrainingError: `TF_CONFIG` cannot be read, or Keras runs on another backend.
+        TrainingError: `TF_CONFIG` cannot be read, its own address cannot be listened on, or Keras runs on another backend.
     """
     if keras.backend.backend() != "tensorflow":
         raise TrainingError(f"training needs KERAS_BACKEND=tensorflow, it is {keras.backend.backend()}")
@@ -95,12 +100,21 @@ def place(run):
         cluster, index = _cluster()
         if len(cluster) > 1:
             _use(run.devices)
+            if not quiet:
+                others = ", ".join(address for i, address in enumerate(cluster) if i != index)
+                print(f"worker {index} on {cluster[index]} waits for {others}", file=sys.stderr, flush=True)
             try:
-                strategy = tf.distribute.MultiWorkerMirroredStrategy()
+                with _interruptible():
+                    strategy = tf.distribute.MultiWorkerMirroredStrategy()
             except RuntimeError as error:
                 raise TrainingError(
                     "several workers must be placed before TensorFlow does anything else: "
                     "call `placement = training.place(run)` first, and give it to `fit`"
+                ) from error
+            except tf.errors.UnknownError as error:
+                raise TrainingError(
+                    f"worker {index} cannot listen on {cluster[index]} ({error.message.rstrip('.')}); "
+                    "is the port in use, or --index given twice?"
                 ) from error
             return Placement(strategy, index, len(cluster))
     names = _use(run.devices)
@@ -111,6 +125,19 @@ def place(run):
     if run.devices:
         return Placement(tf.distribute.OneDeviceStrategy(f"/{names[0]}"))
     return Placement(tf.distribute.get_strategy())
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Let Ctrl-C end the process where TensorFlow waits and Python's handler would have to wait as well."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def tf_config(workers, index):
@@ -133,6 +160,9 @@ def _cluster():
         raise TrainingError(
             "TF_CONFIG cannot be read; it must be JSON with `cluster` and `task`, or use --workers and --index"
         ) from error
+    if not all(isinstance(address, str) for address in addresses):
+        raise TrainingError(f"addresses of TF_CONFIG must be texts, host:port, got {addresses!r}")
+    check_addresses(addresses, "addresses of TF_CONFIG")
     if not 0 <= index < len(addresses):
         raise TrainingError(f"TF_CONFIG has task {index} but {len(addresses)} workers")
     return addresses, index

@@ -31,7 +31,7 @@ def train(run, out=None, *, callbacks=(), quiet=False, report=None):
         TrainingError: and its subclasses.
     """
     with errors_of(out, len(run.workers) > 1 or "TF_CONFIG" in os.environ):
-        placement = place(run)
+        placement = place(run, quiet)
         if run.deterministic:
             tf.config.experimental.enable_op_determinism()
         keras.utils.set_random_seed(run.seed)
@@ -63,11 +63,17 @@ def _load(run):
             raise TrainingError(f"`{name}` is for models of the zoo; {run.model} comes as it is")
     if run.precision != "float32":
         raise TrainingError(f"`precision` is for models of the zoo; {run.model} has the precision it was built with")
-    return keras.saving.load_model(run.model, compile=False)
+    try:
+        return keras.saving.load_model(run.model, compile=False)
+    except Exception as error:  # Whatever the file holds: Keras has no error of its own for it.
+        raise TrainingError(f"{run.model} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def _create(run, source):
     options = dict(run.model_options)
+    for name, instead in (("weights", "`weights` (--weights)"), ("num_classes", "the classes of the data")):
+        if name in options:
+            raise TrainingError(f"`{name}` is no further argument of the model; it comes from {instead}")
     if run.drop_path is not None:
         options.setdefault("drop_path", run.drop_path)
     if run.image_size:

@@ -42,13 +42,15 @@ class Sizes:
     epochs: int = size(8, "Further epochs of the grown networks; the VGG gets as many as cost the same, rounded up.")
     rate: float = size(0.02, "Their learning rate, and the VGG's.")
     block: str = size("preact", "Kind of the residual blocks.")
-    gate_factor: float = size(1.0, "Factor on the rate of the gates, which hold the blocks at the identity.")
     batch: int = size(64, "Images per step.")
 
 
-IMAGENET = Sizes(network="vgg16", images=2_000, test_images=1_000, trunk_epochs=3, trunk_rate=0.005, epochs=2, rate=0.005)
+# Here most of a step is the upper half, and two 3 × 3 convolutions of 512 filters would cost as much as all of it.
+IMAGENET = Sizes(
+    "vgg16", images=2_000, test_images=2_000, trunk_epochs=3, trunk_rate=0.005, epochs=6, rate=0.005, block="depthwise"
+)
 QUICK = Sizes("vgg11_bn_w12", 256, 128, trunk_epochs=3, trunk_rate=0.05, epochs=2, batch=32)
-QUICK_IMAGENET = Sizes("vgg16", 32, 16, trunk_epochs=1, trunk_rate=0.005, epochs=1, rate=0.005, batch=16)
+QUICK_IMAGENET = Sizes("vgg16", 32, 16, trunk_epochs=1, trunk_rate=0.005, epochs=1, rate=0.005, block="depthwise", batch=16)
 
 
 def default_sizes(flags):
@@ -166,9 +168,8 @@ class Study:
 
     def _run(self, rate):
         return {
-            "batch_size": self.lab.sizes.batch, "base_batch": self.lab.sizes.batch, "learning_rate": rate,
-            "gate_lr_multiplier": self.lab.sizes.gate_factor, "weight_decay": 5e-4, "nesterov": True, "warmup_epochs": 0.5,
-            "clip_norm": 5.0, **self.augmentation,
+            "batch_size": self.lab.sizes.batch, "base_batch": self.lab.sizes.batch, "learning_rate": rate, "weight_decay": 5e-4,
+            "nesterov": True, "warmup_epochs": 0.5, "clip_norm": 5.0, **self.augmentation,
         }  # fmt: skip
 
     def _start(self, trunk, model, probe, test):

@@ -1,5 +1,6 @@
 """Input pipelines: the same images in any order, on any workers, after any start; damaged files by name."""
 
+import os
 import sys
 import types
 
@@ -223,8 +224,43 @@ def test_damaged_files_are_named_counted_and_skipped_or_fatal(folder):
         source = data.load(str(folder), corrupt="skip", report=lines.append)
         assert source.train.size == 16 and len(source.damaged) == 3
         assert lines[-1] == "3 damaged images left out" and all(name in " ".join(lines) for name in ("1.jpg", "2.jpg", "x.png"))
+    assert "{{" not in " ".join(lines)
     (bird / "1.jpg").write_bytes(whole)
     assert data.load(str(folder), corrupt="skip", report=lines.append).train.size == 17
+
+
+def test_links_to_nothing_and_names_that_are_no_text_count_as_damaged(folder):
+    bird = folder / "train" / "bird"
+    (bird / "link.jpg").symlink_to(folder / "gone.jpg")
+    with open(os.fsencode(bird) + b"/caf\xe9.jpg", "wb") as file:
+        file.write((bird / "1.jpg").read_bytes())
+    lines = []
+    source = data.load(str(folder), corrupt="skip", report=lines.append)
+    assert source.train.size == 18 and lines[-1] == "2 damaged images left out"
+    assert any("link.jpg: No such file" in line for line in lines) and any("its name is not UTF-8" in line for line in lines)
+
+
+@pytest.mark.parametrize(("part", "says"), [("train/bird", "train/bird has no images"), ("test", "test has no images")])
+def test_a_class_or_a_test_set_of_damaged_images_alone_is_refused(folder, part, says):
+    for path in (folder / part).rglob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=says + " that can be read"):
+        data.load(str(folder), corrupt="skip", report=lambda line: None)
+    for path in (folder / part).rglob("*.*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=says + " that can be read"):
+        data.load(str(folder), report=lambda line: None)
+
+
+def test_webp_is_read(folder):
+    bird = folder / "train" / "bird"
+    Image.open(bird / "1.jpg").save(bird / "w.webp", lossless=True)
+    source = data.load(str(folder))
+    assert source.train.size == 19
+    (images, *_), *_ = data.evaluation_batches(source.train, batch=19, size=(24, 24), num_classes=2, crop=True)
+    named = dict(zip((path.name for path in source.train.paths if path.parent == bird), images.numpy(), strict=False))
+    assert named["w.webp"].std() > 5
+    np.testing.assert_allclose(named["w.webp"], named["1.jpg"], atol=3)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -274,7 +310,17 @@ def test_npz_and_its_faults(tmp_path, arrays):
     np.savez(tmp_path / "empty.npz", x=arrays.images)
     (tmp_path / "broken.npz").write_bytes(b"PK")
     np.savez(tmp_path / "floats.npz", x_train=arrays.images / 255.0, y_train=arrays.labels)
-    for name, says in (("empty", "must hold x_train"), ("broken", "no readable"), ("floats", "must be a uint8 array")):
+    own = {"x_train": arrays.images, "y_train": arrays.labels}
+    np.savez(tmp_path / "halves.npz", **own | {"y_train": arrays.labels + 0.5})
+    np.savez(tmp_path / "words.npz", **own | {"y_train": arrays.labels.astype(str)})
+    np.savez(tmp_path / "none.npz", x_train=arrays.images[:0], y_train=arrays.labels[:0])
+    np.savez(tmp_path / "far.npz", **own | {"y_train": arrays.labels + 10**9})
+    np.savez(tmp_path / "other.npz", **own, x_test=arrays.images[..., :1], y_test=arrays.labels)
+    for name, says in (
+        ("empty", "must hold x_train"), ("broken", "no readable"), ("floats", "must be a uint8 array"),
+        ("halves", "halves.npz, train: labels must be whole"), ("words", "words.npz, train: labels must be whole"),
+        ("none", "none.npz has no images in x_train"), ("far", "number the classes from 0 on"), ("other", "must have one shape"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=says):
             data.load(str(tmp_path / f"{name}.npz"))
 
@@ -397,10 +443,10 @@ def test_damaged_images_in_shards_are_named_and_skipped_or_fatal(arrays, tmp_pat
 
 
 def test_other_endings_are_named_and_empty_classes_refused(folder):
-    (folder / "train" / "cat" / "note.webp").write_bytes(b"x")
+    (folder / "train" / "cat" / "note.tiff").write_bytes(b"x")
     lines = []
     data.load(str(folder), report=lines.append)
-    assert "1 files are no images" in lines[0] and ".webp" in lines[0]
+    assert "1 files are no images" in lines[0] and ".tiff" in lines[0]
     (folder / "train" / "dog").mkdir()
     with pytest.raises(ValueError, match="dog has no images"):
         data.load(str(folder), report=lines.append)

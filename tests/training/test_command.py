@@ -2,8 +2,14 @@
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
+import keras
 import pytest
 from click.testing import CliRunner
 
@@ -73,9 +79,52 @@ def test_a_run_ends_with_one_line_of_json_and_can_be_repeated_from_its_descripti
         (["missing.yaml"], 2, "cannot be read"),
         (["--data", "digits", "--batch-size", "5000"], 2, "at most the number of training images"),
         (["--data", "digits", "--set", "gates=zero_gamma"], 2, "unknown argument"),
+        (["--data", "digits", "--set", "num_classes=5"], 2, "it comes from the classes of the data"),
+        (["--data", "digits", "--set", "weights=cifar10"], 2, "(--weights)"),
+        (["--grow", "²:*:1"], 2, "EPOCH:PLACES:BLOCKS"),
+        (["--data", "digits", "--devices", "0"], 4, "no device 0"),
+        (["--milestones", "a,b"], 2, "a list of numbers"),
+        (["--workers", "1,2"], 2, "host:port"),
+        (["--workers", "a:1, a:1"], 2, "must be different ones"),
+        (["--workers", "a:1,b:2", "--local-workers", "2"], 2, "leave out --workers"),
     ],
 )
 def test_bad_input_is_one_sentence(invoke, tmp_path, arguments, code, says):
     result = invoke(*arguments, "--out", tmp_path / "run")
     assert result.exit_code == code and says in result.output, result.output
     assert "Traceback" not in result.output and not (tmp_path / "run" / "model.keras").exists()
+
+
+@pytest.mark.parametrize("content", ["text", "archive", "class"])
+def test_a_file_that_is_no_model_is_one_sentence(invoke, tmp_path, content):
+    path = tmp_path / "m.keras"
+    if content == "text":
+        path.write_text("no model")
+    elif content == "archive":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "other content")
+    else:
+        strange = type("Strange", (keras.layers.Layer,), {"call": lambda self, x: x, "__module__": "strange"})
+        inputs = keras.Input((8, 8, 1))
+        keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(strange()(inputs)))).save(path)
+    result = invoke("--model", path, "--data", "digits", "--out", tmp_path / "run")
+    assert result.exit_code == 2 and f"Error: {path}" in result.output and "Traceback" not in result.output, result.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_local_workers_end_with_their_parent(tmp_path, number):
+    """Children that would sleep, and a signal to the parent alone."""
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
+    script = (
+        f"import importlib.util, sys; spec = importlib.util.spec_from_file_location('c', {str(PATH)!r}); "
+        "c = importlib.util.module_from_spec(spec); spec.loader.exec_module(c); "
+        f"c.__file__ = {str(sleeper)!r}; sys.exit(c._spawn(2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    children = [int(parent.stderr.readline().split("]")[1]) for _ in range(2)]
+    parent.send_signal(number)
+    assert parent.wait(30) == 128 + number
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)

@@ -370,11 +370,60 @@ def test_results_on_disk(tmp_path):
         ({"epochs": 2, "frozen_epochs": 3}, "at most `epochs`"),
         ({"epochs": 2, "growth": ((2, "x", 1),)}, "epoch below 2"),
         ({"workers": ("a:1",), "index": 1}, "below the number of workers"),
+        ({"index": 1}, "among `workers`, which are missing"),
+        ({"workers": ("a", "b:1")}, "host:port, with a port from 1 to 65535, got 'a'"),
+        ({"workers": ("a:1", "b:65536")}, "got 'b:65536'"),
+        ({"workers": ("a:1", " b:2")}, "got ' b:2'"),
+        ({"workers": ("a:1", "a:1")}, "must be different ones"),
+        ({"workers": (1, 2)}, "a list of texts"),
+        ({"devices": (0,)}, "a list of texts"),
+        ({"milestones": ("a",)}, "a list of numbers"),
+        ({"milestones": (5, 3)}, "epochs that rise"),
+        ({"milestones": (-1, 1)}, "epochs that rise"),
+        ({"seed": 2**32}, "below"),
+        ({"learning_rate": float("inf")}, "number of at least 0, got inf"),
+        ({"learning_rate": True}, "`learning_rate` must be a number"),
+        ({"epochs": 2.0}, "`epochs` must be a whole number"),
+        ({"flip": "maybe"}, "`flip` must be true or false"),
+        ({"sync_batch_norm": 1}, "`sync_batch_norm` must be true or false"),
+        ({"model": 5}, "`model` must be a text"),
+        ({"data": None}, "`data` must be a text"),
+        ({"model_options": 3}, "pairs of name and value"),
+        ({"recipe": ("a",)}, "unknown recipe"),
+        ({"growth": (5,)}, "`growth` holds"),
+        ({"growth": (("a", "x", 1),)}, "`growth` holds"),
+        ({"growth": ((0, "x", 0),)}, "`growth` holds"),
     ],
 )
 def test_bad_options_are_named(changes, says):
     with pytest.raises(training.TrainingError, match=says):
         training.Run.of(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"model: \xe9", "cannot be read"),
+        (b"5: 3", "option: value"),
+        (b"recipe: [a]", "`recipe` must be a text"),
+        (b"epochs: 0", "whole number of at least 1"),
+        (b"epochs: null", "`epochs` must be a whole number"),
+        (b"epochs: 4\nmilestones: null", "`milestones` must be a list of numbers"),
+        (b"epochs: 4\nmilestones: [a]", "`milestones` must be a list of numbers"),
+        (b"epochs: 4\nwarmup_epochs: x", "`warmup_epochs` must be a number"),
+        (b"epochs: 4\nfrozen_epochs: x", "`frozen_epochs` must be a whole number"),
+        (b"model_options: 3", "pairs of name and value"),
+        (b"growth: [[a, x, 1]]", "`growth` holds"),
+    ],
+)
+def test_bad_descriptions_are_named(tmp_path, text, says):
+    (tmp_path / "run.yaml").write_bytes(text)
+    with pytest.raises(training.TrainingError, match=says):
+        training.Run.load(tmp_path / "run.yaml", **({} if text == b"epochs: 0" else {"epochs": 6, "model_options": {"a": 1}}))
+
+
+def test_paths_are_taken_for_names(tmp_path):
+    assert training.Run.of(model=tmp_path / "a.keras", data=tmp_path).model == str(tmp_path / "a.keras")
 
 
 def test_bad_models_and_data_are_named():

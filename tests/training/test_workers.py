@@ -95,6 +95,27 @@ def test_workers_with_different_folders_are_refused(tmp_path):
 
 
 @pytest.mark.slow
+def test_one_index_given_twice_is_one_sentence(tmp_path):
+    ports = free_ports(2)
+    first = launch(tmp_path / "run", 0, ports)
+    try:
+        for line in first.stderr:
+            if "waits for" in line:
+                break
+        assert f"worker 0 on 127.0.0.1:{ports[0]} waits for 127.0.0.1:{ports[1]}" in line
+        time.sleep(2)
+        second = launch(tmp_path / "run", 0, ports)
+        _, errors = second.communicate(timeout=120)
+        assert second.returncode == 2 and "is the port in use, or --index given twice?" in errors, errors
+        assert "Traceback" not in errors and first.poll() is None
+        first.send_signal(signal.SIGINT)
+        assert first.wait(30) in (130, -signal.SIGINT)
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused_until_the_first_is_killed(tmp_path):
     command = [*TRAIN, *COMMON, "--out", str(tmp_path / "run"), "--epochs", "300"]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
