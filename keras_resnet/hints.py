@@ -1,4 +1,4 @@
-"""What a message says beside an unknown name."""
+"""What messages are made of."""
 
 import difflib
 
@@ -19,3 +19,8 @@ def nearest(word, options):
     if near := difflib.get_close_matches(str(word), options, n=3):
         return f"; did you mean {' or '.join(map(repr, near))}?"
     return f"; choose from {', '.join(options)}" if 0 < len(options) <= LISTED else ""
+
+
+def first_line(error):
+    """The first line of an error's text without its full stop, or the name of its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

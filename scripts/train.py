@@ -166,7 +166,17 @@ def _spawn(count):
         elif not argument.startswith("--local-workers="):
             arguments.append(argument)
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
-    processes = []
+    processes, asked = [], []
+
+    def forward(number, frame):
+        asked.append(number)
+        for process in processes:
+            process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        # What nohup or a shell has switched off stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, forward)
     for index in range(count):
         # One GPU cannot be shared by all; a trial runs on the CPU.
         environment = {
@@ -186,15 +196,8 @@ def _spawn(count):
                 start_new_session=True,
             )
         )
-    asked = []
-
-    def forward(number, frame):
-        asked.append(number)
-        for process in processes:
-            process.send_signal(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, forward)
+    if asked:  # Before all of them were there.
+        forward(asked[0], None)
 
     def copy(index, process):
         for line in process.stdout:

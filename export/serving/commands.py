@@ -34,7 +34,8 @@ def _output_is_optional():
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        # A stream that was closed before the start is None.
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
             except OSError:

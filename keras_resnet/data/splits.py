@@ -13,6 +13,8 @@ import tensorflow as tf
 
 from .order import PARALLEL, permuted
 
+MOST_CLASSES = 1_000_000  # More are wrong labels.
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -37,12 +39,14 @@ class Images:
             raise ValueError(
                 f"{len(self.images)} images have labels of shape {labels.shape}; give one class number for each image"
             )
+        if labels.dtype.kind == "O":
+            labels = np.array(labels.tolist())
         if labels.dtype.kind not in "iufb":
             raise ValueError(f"labels must be whole numbers from 0 on, got {labels.dtype}")
-        if len(labels) and (labels.min() < 0 or np.any(labels != np.floor(labels))):
-            raise ValueError(
-                f"labels must be whole numbers from 0 on, got {labels[(labels < 0) | (labels != np.floor(labels))][0]}"
-            )
+        numbers = labels.astype("float64")
+        wrong = ~((numbers >= 0) & (numbers < MOST_CLASSES) & (numbers == np.floor(numbers)))
+        if wrong.any():
+            raise ValueError(f"labels must be whole numbers from 0 to {MOST_CLASSES - 1:,}, got {labels[wrong][0]}")
         object.__setattr__(self, "labels", labels.astype("int64"))
 
     @property
@@ -78,7 +82,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Image files (JPEG, PNG, GIF, BMP, WebP), read when needed or, with `cache`, held in memory as they are.
+    """Image files (JPEG, PNG, GIF, BMP), read when needed or, with `cache`, held in memory as they are.
 
     Args:
         paths: file names.

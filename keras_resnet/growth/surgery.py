@@ -6,6 +6,7 @@ import tempfile
 import keras
 from keras import ops, tree
 
+from ..hints import first_line
 from .blocks import BlockSpec, append_block, check_fits, check_post_activation, find_blocks
 from .gates import KINDS, whole_number
 from .graph import graph_of, is_weighted, nodes, replay, require_graph, walk
@@ -99,13 +100,9 @@ def _copy_operation(operation):
         return type(operation).from_config(config)
     except Exception as error:
         raise ValueError(
-            f'layer "{operation.name}" ({type(operation).__name__}) cannot be made again from its config ({_first_line(error)}); '
+            f'layer "{operation.name}" ({type(operation).__name__}) cannot be made again from its config ({first_line(error)}); '
             "give its class a `get_config` that returns all arguments of its constructor"
         ) from error
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _copy_state(old, new):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
+from ..hints import first_line
 from ..weights import safetensors
 from .run import TrainingError
 
@@ -91,7 +92,7 @@ def read(folder):
         return arrays, json.loads(metadata["state"])
     except Exception as error:
         raise TrainingError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); remove it to begin again, or choose another --out"
+            f"{path} cannot be read ({first_line(error)}); remove it to begin again, or choose another --out"
         ) from error
 
 

@@ -8,6 +8,9 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from ..hints import first_line
 from .recipes import RECIPES
 
 CHOICES = {
@@ -29,8 +32,6 @@ KINDS = {
     dict: "pairs of name and value",
     tuple: "a list",
 }
-# What is as good: YAML has lists, whole numbers are numbers, paths are texts.
-TAKEN_FOR = {float: (int,), str: (os.PathLike,), tuple: (list,)}
 
 
 class TrainingError(Exception):
@@ -167,10 +168,7 @@ class Run:
     def __post_init__(self):
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, os.PathLike):
-                value = os.fspath(value)
-            if isinstance(value, list):
-                value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
+            value = _simple(value)
             object.__setattr__(self, item.name, value)
             _check_kind(item, value)
             if item.name in CHOICES and value not in CHOICES[item.name]:
@@ -201,8 +199,8 @@ class Run:
                 _check(self, name, least)
         if self.seed >= 2**32:
             raise TrainingError(f"`seed` must be below 2**32, got {self.seed}")
-        if not all(0 <= a < b for a, b in zip((0, *self.milestones), (*self.milestones, math.inf), strict=True)):
-            raise TrainingError(f"`milestones` must be epochs that rise, got {self.milestones!r}")
+        if list(self.milestones) != sorted(self.milestones) or any(epoch < 0 for epoch in self.milestones):
+            raise TrainingError(f"`milestones` must be epochs in their order, got {self.milestones!r}")
         if not 0 <= self.magnitude <= 10:
             raise TrainingError(f"`magnitude` must be between 0 and 10, got {self.magnitude}")
         check_addresses(self.workers, "`workers`")
@@ -270,7 +268,7 @@ class Run:
         try:
             fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise TrainingError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+            raise TrainingError(f"{path} cannot be read: {first_line(error)}") from error
         if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
             raise TrainingError(f"{path} must hold `option: value` lines")
         return cls.of(**_merged(fields, changes))
@@ -278,13 +276,13 @@ class Run:
 
 def _merged(fields, changes):
     """`changes` on top of `fields`; epochs within a run are parts of its whole, so a shorter run is the same one, faster."""
+    fields, changes = ({key: _simple(value) for key, value in given.items()} for given in (fields, changes))
     for given in (fields, changes):
         for item in dataclasses.fields(Run):
             if item.name in given:
                 _check_kind(item, given[item.name])
     if "epochs" in changes and fields.get("epochs", 0) > 0:
         scale = changes["epochs"] / fields["epochs"]
-        fields = dict(fields)
         if "warmup_epochs" in fields:
             fields["warmup_epochs"] *= scale
         if fields.get("frozen_epochs"):
@@ -294,6 +292,15 @@ def _merged(fields, changes):
     if changes.get("model_options") and fields.get("model_options"):
         changes = {**changes, "model_options": {**fields["model_options"], **changes["model_options"]}}
     return {**fields, **changes}
+
+
+def _simple(value):
+    """A value as YAML can hold it, lists as tuples: no numbers of NumPy, no paths."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_simple, value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_kind(item, value):
@@ -308,7 +315,8 @@ def _check_kind(item, value):
 
 
 def _is(value, kind):
-    return isinstance(value, (kind, *TAKEN_FOR.get(kind, ()))) and (kind is bool or not isinstance(value, bool))
+    # A whole number is a number; what is true or false is none.
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _check(run, name, least):
@@ -329,7 +337,7 @@ def check_addresses(addresses, name):
     """Refuse addresses of processes that are no `host:port`, or not all different; TensorFlow would wait for them forever."""
     for address in addresses:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16 or address.split() != [address]:
+        if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16 or address.split() != [address]:
             raise TrainingError(f"{name} must be host:port, with a port from 1 to 65535, got {address!r}")
     if len(set(addresses)) < len(addresses):
         raise TrainingError(f"{name} must be different ones, got {', '.join(addresses)}")

@@ -82,7 +82,9 @@ class Placement:
 
 
 def place(run, quiet=False):
-    """The placement of a `Run`; must come before any other use of TensorFlow's devices. Waits for all workers to start.
+    """The placement of a `Run`; must come before any other use of TensorFlow's devices.
+
+    With several workers it waits for all of them to start; meanwhile Ctrl-C ends the process (a notebook's kernel as well).
 
     Args:
         run: `Run`; its `workers`, or the environment variable `TF_CONFIG`, make a multi-worker run.
@@ -130,10 +132,11 @@ def place(run, quiet=False):
 @contextlib.contextmanager
 def _interruptible():
     """Let Ctrl-C end the process where TensorFlow waits and Python's handler would have to wait as well."""
-    if threading.current_thread() is not threading.main_thread():
+    former = signal.getsignal(signal.SIGINT)
+    if former is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from .. import data as datasets
+from ..hints import first_line
 from ..modelcard import card_layer, set_card
 from ..registry import create_model
 from .faults import errors_of
@@ -66,7 +67,7 @@ def _load(run):
     try:
         return keras.saving.load_model(run.model, compile=False)
     except Exception as error:  # Whatever the file holds: Keras has no error of its own for it.
-        raise TrainingError(f"{run.model} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise TrainingError(f"{run.model} cannot be loaded: {first_line(error)}") from error
 
 
 def _create(run, source):

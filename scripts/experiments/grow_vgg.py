@@ -307,7 +307,7 @@ def figures(results):
     from keras_resnet.training.drift_logger import heat_map
 
     maps, axes = panels(1, len(arms), width=5.4, height=3.8)
-    moved = [row["mean"] for row in drift if row["mean"] > 0]
+    moved = [row["mean"] for row in drift if 0 < row["mean"] < np.inf]
     scale = LogNorm(min(moved), max(moved)) if moved else None
     for axis, arm in zip(axes[0], arms, strict=True):
         values = {}

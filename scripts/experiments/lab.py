@@ -92,7 +92,7 @@ def _kind(default):
     """The type of a size on the command line; sizes are positive."""
     if isinstance(default, tuple):
         return Parts(default[0])
-    return {int: click.IntRange(1), float: click.FloatRange(0, min_open=True)}.get(type(default), str)
+    return {int: click.IntRange(1), float: click.FloatRange(0, min_open=True), str: str}[type(default)]
 
 
 COMMON = (

@@ -95,7 +95,7 @@ def test_bad_input_is_one_sentence(invoke, tmp_path, arguments, code, says):
     assert "Traceback" not in result.output and not (tmp_path / "run" / "model.keras").exists()
 
 
-@pytest.mark.parametrize("content", ["text", "archive", "class"])
+@pytest.mark.parametrize("content", ["text", "archive", "class", "silent"])
 def test_a_file_that_is_no_model_is_one_sentence(invoke, tmp_path, content):
     path = tmp_path / "m.keras"
     if content == "text":
@@ -105,6 +105,9 @@ def test_a_file_that_is_no_model_is_one_sentence(invoke, tmp_path, content):
             archive.writestr("a.txt", "other content")
     else:
         strange = type("Strange", (keras.layers.Layer,), {"call": lambda self, x: x, "__module__": "strange"})
+        if content == "silent":  # An error without a text.
+            strange.from_config = classmethod(lambda cls, config: (_ for _ in ()).throw(NotImplementedError()))
+            strange = keras.saving.register_keras_serializable("tests")(strange)
         inputs = keras.Input((8, 8, 1))
         keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(strange()(inputs)))).save(path)
     result = invoke("--model", path, "--data", "digits", "--out", tmp_path / "run")

@@ -378,8 +378,9 @@ def test_results_on_disk(tmp_path):
         ({"workers": (1, 2)}, "a list of texts"),
         ({"devices": (0,)}, "a list of texts"),
         ({"milestones": ("a",)}, "a list of numbers"),
-        ({"milestones": (5, 3)}, "epochs that rise"),
-        ({"milestones": (-1, 1)}, "epochs that rise"),
+        ({"milestones": (5, 3)}, "epochs in their order"),
+        ({"milestones": (-1, 1)}, "epochs in their order"),
+        ({"workers": ("a:" + "9" * 5000, "b:1")}, "with a port"),
         ({"seed": 2**32}, "below"),
         ({"learning_rate": float("inf")}, "number of at least 0, got inf"),
         ({"learning_rate": True}, "`learning_rate` must be a number"),
@@ -422,8 +423,16 @@ def test_bad_descriptions_are_named(tmp_path, text, says):
         training.Run.load(tmp_path / "run.yaml", **({} if text == b"epochs: 0" else {"epochs": 6, "model_options": {"a": 1}}))
 
 
-def test_paths_are_taken_for_names(tmp_path):
-    assert training.Run.of(model=tmp_path / "a.keras", data=tmp_path).model == str(tmp_path / "a.keras")
+def test_paths_and_numbers_of_numpy_are_taken_and_can_be_saved(tmp_path):
+    changes = {
+        "milestones": [np.int64(2), np.float32(3)],
+        "growth": ([np.int64(1), "x", np.int32(2)],),
+        "factor": np.float64(0.5),
+    }
+    told = training.Run.of(model=tmp_path / "a.keras", data=tmp_path, seed=np.int64(3), flip=np.bool_(True), **changes)
+    assert told.model == str(tmp_path / "a.keras") and told.growth == ((1, "x", 2),)
+    told.save(tmp_path / "run.yaml")
+    assert training.Run.load(tmp_path / "run.yaml") == told
 
 
 def test_bad_models_and_data_are_named():
@@ -442,7 +451,7 @@ def test_bad_models_and_data_are_named():
     x, y = np.zeros((200, 8, 8, 1), "uint8"), np.zeros(200, int)
     cases += [
         (network(), (x, np.eye(10)[y]), {}, "one class number for each image"),
-        (network(), (x, y - 1), {}, "whole numbers from 0 on, got -1"),
+        (network(), (x, y - 1), {}, "whole numbers from 0 to 999,999, got -1"),
         (network(), "digits", {"holdout": 5000}, "`holdout` must be between"),
     ]
     for model, source, changes, says in cases:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,17 @@ def launch(folder, index, ports, *arguments):
     workers = ",".join(f"127.0.0.1:{port}" for port in ports)
     command = [*TRAIN, *COMMON, "--out", str(folder), "--workers", workers, "--index", str(index), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def wait_until_bound(port, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"nothing listens on {port} within {seconds} s")
 
 
 def wait_for_epoch(folder, number, seconds=240):
@@ -103,7 +115,7 @@ def test_one_index_given_twice_is_one_sentence(tmp_path):
             if "waits for" in line:
                 break
         assert f"worker 0 on 127.0.0.1:{ports[0]} waits for 127.0.0.1:{ports[1]}" in line
-        time.sleep(2)
+        wait_until_bound(ports[0])
         second = launch(tmp_path / "run", 0, ports)
         _, errors = second.communicate(timeout=120)
         assert second.returncode == 2 and "is the port in use, or --index given twice?" in errors, errors
