@@ -11,7 +11,6 @@ import numpy as np
 from lab import Cell, markdown, panels, pick, plus_minus, size
 
 NAME = "gates"
-LAYERS = 26
 PLACES = "block*_pool"
 GATES = ("zero_conv", "zero_gamma", "rezero", "fixup", "layerscale", "none")
 DEFAULT = "zero_conv"
@@ -29,6 +28,7 @@ class Sizes:
     """Sizes of the experiment."""
 
     network: str = size("vgg11_bn_w12", "VGG of the zoo that grows; w12 is an eighth of the width.")
+    layers: int = size(26, "Layers that it grows by.")
     images: int = size(4_000, "Training images.")
     test_images: int = size(2_500, "Test images.")
     trunk_epochs: int = size(1, "Epochs of the VGG before it grows.")
@@ -38,7 +38,7 @@ class Sizes:
     adamw_rates: tuple = size((2e-3,), "Rates for AdamW.", plan=True)
 
 
-QUICK = Sizes("vgg11_bn_w12", 256, 128, trunk_epochs=2, epochs=2, batch=32, sgd_rates=(0.05,), adamw_rates=(2e-3,))
+QUICK = Sizes("vgg11_bn_w12", 10, 256, 128, trunk_epochs=2, epochs=2, batch=32, sgd_rates=(0.05,), adamw_rates=(2e-3,))
 
 
 @lab.experiment(lambda flags: (NAME, QUICK if flags["quick"] else Sizes()), Sizes)
@@ -76,7 +76,7 @@ def main(lab_):
 def train_trunk(lab_, seed, folder):
     """The function of the cell that all gates begin from; its last loss is what is to be halved."""
     sizes, vgg = lab_.sizes, lab_.create(lab_.sizes.network, seed)
-    lab_.grow(vgg, PLACES, total_layers=LAYERS)  # A network that cannot grow is refused before it is trained.
+    lab_.grow(vgg, PLACES, total_layers=sizes.layers)  # A network that cannot grow is refused before it is trained.
     rows = lab_.train(
         folder, vgg, epochs=sizes.trunk_epochs, batch_size=sizes.batch, base_batch=sizes.batch,
         learning_rate=0.05, warmup_epochs=0.5, seed=seed, **OPTIMIZERS["sgd"],
@@ -91,7 +91,7 @@ def train_arm(lab_, gate, optimizer, rate, seed, folder):
     sizes, trunk = lab_.sizes, {"gate": "trunk", "seed": seed}
     (before,) = lab_.rows_of(trunk)
     vgg = keras.saving.load_model(lab_.folder(trunk) / "model.keras", compile=False)
-    model = lab_.grow(vgg, PLACES, total_layers=LAYERS, gate=gate, seed=1000 * seed + 1)
+    model = lab_.grow(vgg, PLACES, total_layers=sizes.layers, gate=gate, seed=1000 * seed + 1)
     losses = folder / "losses.csv"
     rows = lab_.train(
         folder, model, may_diverge=True, epochs=sizes.epochs, batch_size=sizes.batch, base_batch=sizes.batch, learning_rate=rate,

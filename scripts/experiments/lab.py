@@ -74,7 +74,7 @@ def experiment(choose, sizes, *options, images=True):
             chosen = dataclasses.replace(defaults, **{key: value for key, value in given.items() if value is not None})
             quick = flags.pop("quick")
             source = "Gaussian" if not images else "digits" if quick and not data else "cifar10"
-            lab = Lab(name, chosen, seeds or ((0, 1) if quick else (0, 1, 2)), source, out, data, quick)
+            lab = Lab(name, chosen, seeds or ((0,) if quick else (0, 1, 2)), source, out, data, quick)
             _guarded(lambda: function(lab, **flags))
 
         for item in reversed(dataclasses.fields(sizes)):
@@ -103,7 +103,7 @@ COMMON = (
         help="Folder of the results; sub-runs are kept in its folder runs/, from where a run that was broken off goes on. "
         "[docs/results, with --quick runs/quick]",
     ),
-    click.option("--seeds", type=Parts(0), help="Seeds, e.g. 3,4,5.  [full: 0,1,2]"),
+    click.option("--seeds", type=Parts(0), help="Seeds, e.g. 3,4,5.  [full: 0,1,2; quick: 0]"),
 )
 
 

@@ -58,7 +58,7 @@ def images_of(name, out):
 
 @pytest.mark.slow
 def test_learn_identity(tmp_path):
-    run("learn_identity", tmp_path)
+    run("learn_identity", tmp_path, "--seeds", "0,1")
     found = results("learn_identity", tmp_path)
     rows = found.rows
     assert len(rows) == 2 * 4 * (5 + 2 * learn_identity.POINTS) * 2 * 2  # depths, forms, maps, seeds, rates
@@ -76,7 +76,7 @@ def test_learn_identity(tmp_path):
 
 @pytest.mark.slow
 def test_degradation(tmp_path):
-    options = ("--depths", "8,14", "--spread-depths", "8", "--epochs", 2)
+    options = ("--depths", "8,14", "--spread-depths", "8", "--epochs", 2, "--seeds", "0,1")
     run("degradation", tmp_path, *options)
     rows = results("degradation", tmp_path).rows
     assert {(row["net"], row["depth"], row["seed"]) for row in rows} == {
