@@ -15,6 +15,8 @@ from click.testing import CliRunner
 
 from keras_resnet import training
 
+from .test_workers import interruptible
+
 PATH = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 
 
@@ -124,7 +126,7 @@ def test_local_workers_end_with_their_parent(tmp_path, number):
         "c = importlib.util.module_from_spec(spec); spec.loader.exec_module(c); "
         f"c.__file__ = {str(sleeper)!r}; sys.exit(c._spawn(2))"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
     children = [int(parent.stderr.readline().split("]")[1]) for _ in range(2)]
     parent.send_signal(number)
     assert parent.wait(30) == 128 + number

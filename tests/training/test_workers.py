@@ -22,7 +22,13 @@ ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL
 def launch(folder, index, ports, *arguments):
     workers = ",".join(f"127.0.0.1:{port}" for port in ports)
     command = [*TRAIN, *COMMON, "--out", str(folder), "--workers", workers, "--index", str(index), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=interruptible, **pipes)
+
+
+def interruptible():
+    """Undo what a shell does to a command in the background, this test suite perhaps: there Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until_bound(port, seconds=60):
