@@ -1,6 +1,7 @@
 """Shared by all tests: quiet TensorFlow, the data folder, models built once, randomised statistics."""
 
 import os
+import runpy
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -20,6 +21,19 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("no data folder: set KERAS_RESNET_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cifar_test(shared_data):
+    """CIFAR-10's test images of the data folder, and their labels."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        return runpy.run_path(str(shared_data / "cifar10.py"))["load"]("test_even")
+    finally:
+        # The reader lifts Pillow's limit for its own sheets; other tests need it.
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def pytest_addoption(parser):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import runpy
 
 import keras
 import numpy as np
@@ -253,9 +252,9 @@ def test_a_file_in_lower_precision_is_refused(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_int8_keeps_what_a_trained_network_says_of_real_images(shared_data, tmp_path):
+def test_int8_keeps_what_a_trained_network_says_of_real_images(shared_data, cifar_test, tmp_path):
     model = kr.create_model("resnet20", weights=shared_data / "weights" / "resnet20-12fca82f.th")
-    images, _ = runpy.run_path(str(shared_data / "cifar10.py"))["load"]("test_even")
+    images, _ = cifar_test
     calibration, tests = images[:256], images[256:1256]
     result = rx.to_onnx(model, tmp_path / "q.onnx", precision="int8", calibration=calibration, samples=tests)
     assert result.report.comparisons[0].top1 >= 0.99 and result.report.comparisons[0].batch == 1000

@@ -19,7 +19,7 @@ def test_document_is_current():
 
 
 @pytest.mark.parametrize(("model", "tag"), packaged())
-def test_accuracy_of_the_card(model, tag, shared_data):
+def test_accuracy_of_the_card(model, tag, cifar_test):
     path = packaged()[model, tag]
     facts = open_weights(path).card.weights
     assert (
@@ -28,7 +28,7 @@ def test_accuracy_of_the_card(model, tag, shared_data):
         and facts["command"]
         and len(facts["curve"]) == facts["epochs"]
     )
-    images, labels = runpy.run_path(str(shared_data / "cifar10.py"))["load"]("test_even")
+    images, labels = cifar_test
     assert facts["test_images"] == len(images)
     found = kr.create_model(model, weights=tag).predict(images, batch_size=250, verbose=0).argmax(-1)
     assert 100 * np.mean(found == labels) == pytest.approx(facts["accuracy"], abs=0.05)

@@ -428,10 +428,8 @@ def test_keras_applications_files_in_the_old_format(depth, name, top, version, t
     assert kr.card(full).preprocessing["mode"] == {1: "caffe", 2: "tf"}[version]
 
 
-def test_real_cifar_weights_reach_their_accuracy(shared_data):
-    import runpy
-
-    x, y = runpy.run_path(str(shared_data / "cifar10.py"))["load"]("test_even")
+def test_real_cifar_weights_reach_their_accuracy(shared_data, cifar_test):
+    x, y = cifar_test
     model = kr.create_model("resnet20", weights=shared_data / "weights" / "resnet20-12fca82f.th")
     right = model.predict(x.astype("float32"), batch_size=250, verbose=0).argmax(1) == y
     assert abs(100 * right.mean() - 91.36) <= 0.02
@@ -441,10 +439,8 @@ def test_real_cifar_weights_reach_their_accuracy(shared_data):
 
 
 @pytest.mark.slow
-def test_real_cifar_weights_of_depth_56_reach_their_accuracy(shared_data):
-    import runpy
-
-    x, y = runpy.run_path(str(shared_data / "cifar10.py"))["load"]("test_even")
+def test_real_cifar_weights_of_depth_56_reach_their_accuracy(shared_data, cifar_test):
+    x, y = cifar_test
     model = kr.create_model("resnet56", weights=shared_data / "weights" / "resnet56-4bfd9763.th")
     right = model.predict(x.astype("float32"), batch_size=250, verbose=0).argmax(1) == y
     assert abs(100 * right.mean() - 93.58) <= 0.02
