@@ -130,14 +130,14 @@ def run_waits(error, run):
 
 
 def _changes(flags, model_options, growth):
-    defaults = {item.name: item.default for item in dataclasses.fields(Run)}
     changes = {}
     for name, value in flags.items():
         if value is None:
             continue
-        if isinstance(defaults[name], tuple):
+        item = Run.__dataclass_fields__[name]
+        if isinstance(item.default, tuple):
             parts = [part.strip() for part in value.split(",") if part.strip()]
-            value = tuple(map(_value, parts) if name == "milestones" else parts)
+            value = tuple(parts if str in item.type.__args__ else map(_value, parts))
         changes[name] = value
     if model_options:
         pairs = [option.partition("=") for option in model_options]

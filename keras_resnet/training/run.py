@@ -336,7 +336,7 @@ def _grows(event, epochs):
 def check_addresses(addresses, name):
     """Refuse addresses of processes that are no `host:port`, or not all different; TensorFlow would wait for them forever."""
     for address in addresses:
-        host, _, port = address.rpartition(":")
+        host, _, port = str(address).rpartition(":")
         if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16 or address.split() != [address]:
             raise TrainingError(f"{name} must be host:port, with a port from 1 to 65535, got {address!r}")
     if len(set(addresses)) < len(addresses):

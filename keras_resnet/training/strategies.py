@@ -163,8 +163,6 @@ def _cluster():
         raise TrainingError(
             "TF_CONFIG cannot be read; it must be JSON with `cluster` and `task`, or use --workers and --index"
         ) from error
-    if not all(isinstance(address, str) for address in addresses):
-        raise TrainingError(f"addresses of TF_CONFIG must be texts, host:port, got {addresses!r}")
     check_addresses(addresses, "addresses of TF_CONFIG")
     if not 0 <= index < len(addresses):
         raise TrainingError(f"TF_CONFIG has task {index} but {len(addresses)} workers")

@@ -61,13 +61,10 @@ def config_of(net, depth, width):
         TrainingError: there is no network of this depth.
     """
     from keras_resnet import ResNetConfig
-    from keras_resnet.training import TrainingError
 
     widths = tuple(width * factor for factor in (1, 2, 4))
-    try:
+    with lab.sentences():
         return ResNetConfig.cifar(depth, shortcut=NETS[net], widths=widths, stem_widths=widths[:1])
-    except ValueError as error:
-        raise TrainingError(str(error)) from error
 
 
 def trainer(lab_, net, depth, seed):

@@ -1,5 +1,6 @@
 """What the experiments share: options, data, sub-runs that survive a kill, tables, statistics, figures."""
 
+import contextlib
 import csv
 import dataclasses
 import gc
@@ -138,6 +139,17 @@ def _guarded(function):
         sys.exit(130)
 
 
+@contextlib.contextmanager
+def sentences():
+    """Errors of the package about a size or a file are sentences for the user: make them errors of the command."""
+    from keras_resnet.training import TrainingError
+
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise TrainingError(str(error)) from error
+
+
 @dataclass(frozen=True)
 class Cell:
     """A sub-run, the unit of what is skipped when it is done.
@@ -192,26 +204,20 @@ class Lab:
         import keras
 
         import keras_resnet as kr
-        from keras_resnet.training import TrainingError
 
         source = self.source()
         shape = (*source.image_size, source.train.channels)
         keras.utils.set_random_seed(seed)
-        try:
+        with sentences():
             return kr.create_model(name, num_classes=len(source.classes), input_shape=shape, preprocessing=source.preprocessing)
-        except ValueError as error:
-            raise TrainingError(str(error)) from error
 
     @staticmethod
     def grow(model, after, **options):
         """`keras_resnet.grow`, but what is wrong with a size is an error of the command."""
         import keras_resnet as kr
-        from keras_resnet.training import TrainingError
 
-        try:
+        with sentences():
             return kr.grow(model, after, **options)
-        except ValueError as error:
-            raise TrainingError(str(error)) from error
 
     # ------------------------------------------------------------ sub-runs
 
@@ -352,10 +358,8 @@ def _cifar10(path):
     from keras_resnet.training import TrainingError
 
     if path is not None:
-        try:
+        with sentences():
             return datasets.load("cifar10", str(path))
-        except (ValueError, OSError) as error:
-            raise TrainingError(str(error)) from error
     reader = SHARED / "cifar10.py"
     if not reader.exists():
         raise TrainingError(f"there is no CIFAR-10 at {SHARED}; give --data FILE.npz, or --quick")

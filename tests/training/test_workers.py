@@ -31,25 +31,24 @@ def interruptible():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def wait_until_bound(port, seconds=60):
+def wait_for(condition, what, seconds=240):
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"nothing listens on {port} within {seconds} s")
-
-
-def wait_for_epoch(folder, number, seconds=240):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        log = folder / "log.csv"
-        if log.exists() and len(log.read_text().splitlines()) > number:
-            return
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {seconds} s"
         time.sleep(0.2)
-    raise AssertionError(f"no epoch {number} within {seconds} s")
+
+
+def wait_until_bound(port):
+    def bound():
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_for(bound, f"process that listens on {port}", seconds=60)
+
+
+def wait_for_epoch(folder, number):
+    log = folder / "log.csv"
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > number, f"epoch {number}")
 
 
 def epochs_of(folder):
