@@ -3,19 +3,22 @@
 import importlib
 import warnings
 
-from . import clash
+from .runtime import installation as clash
 
 if (_rival := clash.installed_version()) is not None:
     warnings.warn(f"{clash.sentence(_rival)}; mend: {clash.MEND}", stacklevel=2)
 
 _HOME = {
-    "to_onnx": "convert",
+    "to_onnx": "exporters",
     "to_savedmodel": "savedmodel",
-    "verify": "verification",
-    "to_float16": "precision",
-    "to_int8": "precision",
-    "predict": "prediction",
-    "session": "runtime",
+    "verify": "verification.onnx_file",
+    "to_float16": "quantization.precision",
+    "to_int8": "quantization.precision",
+    "predict": "runtime.prediction",
+    "session": "runtime.sessions",
+    "bench": "runtime.benchmark",
+    "inspect": "runtime.inspection",
+    "diagnose": "runtime.doctor",
     "ExportResult": "results",
     "VerificationReport": "results",
     "ExportError": "errors",

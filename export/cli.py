@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from . import report
+from . import console as report
 from .errors import ExportError, MismatchError
 from .serving.commands import are_many, many_options, predict_many, register
 
@@ -136,7 +136,7 @@ def info_command(model, as_json, **source):
 @click.option("--external-data", is_flag=True, default=None, help="Weights in a second file; automatic above 2 GB.")
 def onnx_command(**options):
     """Export MODEL, a .keras file or a zoo name, to the ONNX file OUT, and verify it."""
-    from .convert import to_onnx
+    from .exporters import to_onnx
 
     options["precision"] = options["precision"] or "float32"
     _export(to_onnx, options)
@@ -189,7 +189,7 @@ def _export(exporter, options):
 def verify_command(file, model, labels, samples, report_file, as_json, **source):
     """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras file or a zoo name."""
     from .source import load_model, read_labels
-    from .verification import require, verify
+    from .verification.onnx_file import require, verify
 
     report.check_places([report_file], report.files(file, model, labels, source.get("weights")))
     with report.steps(as_json) as tell:
@@ -218,7 +218,7 @@ def predict_command(file, images, top, device, url, out, as_json, **many):
         raise click.UsageError("Missing argument 'IMAGES...'.")
     if are_many(images, url, out, many["engine"]):
         return predict_many(file, images, out, as_json, url=url, top=top, device=device, **many)
-    from .prediction import predict
+    from .runtime.prediction import predict
 
     report.chosen([device])
     predictions = predict(file, list(images), top=top, device=device)
@@ -241,7 +241,7 @@ register(cli)
 @click.option("--keep-failed", is_flag=True, help="Keep a file that failed as OUT.failed.")
 def quantize_command(file, out, fp16, int8, calibration, target, max_drop, force, as_json, **options):
     """Make a float16 or int8 file OUT of the float32 ONNX file FILE, and check it against FILE."""
-    from .precision import side_by_side, to_float16, to_int8
+    from .quantization.precision import side_by_side, to_float16, to_int8
 
     if fp16 == int8:
         raise click.UsageError("Give one of --fp16 and --int8.")
@@ -278,8 +278,8 @@ def _numbers(context, parameter, value):
 @click.option("--figure", "figure_file", help="Draw latency and throughput into a .png, .svg or .pdf file, replacing it.")
 def bench_command(files, csv_file, figure_file, as_json, **options):
     """Latency percentiles and throughput of ONNX files side by side, interleaved."""
-    from . import figure
-    from .benchmark import bench
+    from .runtime import figure
+    from .runtime.benchmark import bench
 
     report.check_places([csv_file, figure_file], files)
     if figure_file:
@@ -300,7 +300,7 @@ def bench_command(files, csv_file, figure_file, as_json, **options):
 @click.option("--html", "html_file", help="Write a picture of the graph's blocks to an HTML file, replacing it; for one FILE.")
 def inspect_command(files, html_file, as_json):
     """Nodes, parameters, multiply-adds, inputs, outputs and metadata of ONNX FILES, and what onnxruntime makes of them."""
-    from .inspection import inspect, picture
+    from .runtime.inspection import inspect, picture
 
     if html_file and len(files) > 1:
         raise click.UsageError("--html goes with one FILE.")
@@ -316,7 +316,7 @@ def inspect_command(files, html_file, as_json):
 @command("doctor")
 def doctor_command(as_json):
     """Versions, devices that really start, missing libraries and clashing installations, with the mend for each."""
-    from .doctor import diagnose
+    from .runtime.doctor import diagnose
 
     diagnosis = diagnose()
     report.show(diagnosis.to_json(), report.diagnosis_text(diagnosis), as_json)

@@ -10,15 +10,14 @@ import numpy as np
 
 from . import artifact
 from .artifact import publishing
-from .convert import metadata_of, prepared, with_second_look
+from .conversion.resizing import fitted
+from .conversion.signature import FEATURES, image_preprocessing
+from .conversion.signature import interface as interface_of
+from .conversion.trace import clean_name, concrete_function
 from .errors import UsageError
-from .interface import FEATURES, image_preprocessing
-from .interface import interface as interface_of
-from .resizing import fitted
+from .exporters import metadata_of, prepared, with_second_look
 from .results import ExportResult, VerificationReport
-from .tracing import clean_name, concrete_function
-from .untrained import hiding_variables, randomised, statistics
-from .verification import (
+from .verification.onnx_file import (
     TOLERANCES,
     cases,
     check_card,
@@ -32,6 +31,7 @@ from .verification import (
     statistics_batch,
     truth_of,
 )
+from .verification.randomization import hiding_variables, randomised, statistics
 
 SIGNATURE, BYTES_SIGNATURE, BYTES_INPUT = "serving_default", "serving_bytes", "image_bytes"
 MARK = "saved_model.pb"

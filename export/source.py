@@ -185,7 +185,7 @@ def zoo_names(pattern="*"):
 
 def describe(model, **source):
     """What `info` shows of a model: its size, and the inputs and outputs it would be exported with. Args as `load_model`."""
-    from .interface import interface, output_names
+    from .conversion.signature import interface, output_names
 
     loaded, _ = load_model(model, **source)
     import keras_resnet as kr

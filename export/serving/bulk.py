@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ..artifact import check_target, publishing
 from ..errors import UsageError
-from ..images import SUFFIXES
-from ..prediction import image_input, load_pixels, ranked, scores_output, softmax, stacked
-from ..runtime import session
+from ..runtime.images import SUFFIXES
+from ..runtime.prediction import image_input, load_pixels, ranked, scores_output, softmax, stacked
+from ..runtime.sessions import session
 
 PART_ROWS = 1000
 FORMATS = (".csv", ".parquet", ".jsonl")

@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 
 from ..errors import UsageError
-from ..prediction import load_pixels, ranked, scores_output, softmax, stacked
-from ..runtime import TensorInfo
+from ..runtime.prediction import load_pixels, ranked, scores_output, softmax, stacked
+from ..runtime.sessions import TensorInfo
 from . import protocol
 from .bulk import error_row, prediction_row
 from .protocol import DTYPES, HEADER_LENGTH, ProtocolError

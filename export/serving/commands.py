@@ -136,7 +136,7 @@ def are_many(images, url, out, engine):
 
 def predict_many(file, images, out, as_json, **options):
     """`predict` for folders, lists (.txt), tables (.parquet), servers (`--url`) and output files (`--out`)."""
-    from .. import report
+    from .. import console as report
     from . import bulk
 
     items = bulk.read_items(images)

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..artifact import first_line
 from ..errors import UsageError
-from ..images import MAX_PIXELS
-from ..prediction import image_input, load_pixels, ranked, scores_output, softmax, stacked
-from ..runtime import ON_GPU, session
+from ..runtime.images import MAX_PIXELS
+from ..runtime.prediction import image_input, load_pixels, ranked, scores_output, softmax, stacked
+from ..runtime.sessions import ON_GPU, session
 from .batcher import Batcher, BatchOptions, DeadlineExceeded, QueueFull
 from .protocol import DTYPES, ProtocolError, TensorSpec, datatype_of
 from .statistics import Statistics

@@ -40,7 +40,8 @@ def build(name):
 
 
 def _ours(model, path):
-    from resnet_export import artifact, convert
+    from resnet_export import artifact
+    from resnet_export import exporters as convert
 
     interface, _ = convert.prepared(model, {})
     converted, _ = convert.convert(interface)
@@ -79,7 +80,7 @@ def once(way, name, path):
         import onnxruntime  # noqa: F401
         import tf2onnx  # noqa: F401
 
-        from resnet_export import convert  # noqa: F401
+        from resnet_export import exporters as convert  # noqa: F401
 
         model, run = build(name), _ours if way == "resnet_export" else _keras
         model(np.zeros((1, *model.inputs[0].shape[1:]), "float32"))
@@ -254,7 +255,7 @@ def quantised(file, pairs):
     from benchmarks.pairs import compare
 
     import resnet_export as rx
-    from resnet_export.precision import has_vnni
+    from resnet_export.quantization.precision import has_vnni
 
     path = file.with_name(f"{file.stem}-int8.onnx")
     size = [dim.dim_value for dim in rx.artifact.read_proto(file, external_data=False).graph.input[0].type.tensor_type.shape.dim]

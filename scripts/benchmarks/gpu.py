@@ -58,7 +58,7 @@ def prepared(model, folder):
         DeviceError: no GPU starts.
     """
     import resnet_export as rx
-    from resnet_export.doctor import start
+    from resnet_export.runtime.doctor import start
 
     if (verdict := start("cuda")) != "starts":
         raise rx.DeviceError(f"there is no GPU to measure: {verdict}")
@@ -98,7 +98,7 @@ def table(files, batches, runs, engines):
 
     yield "  ".join(f"{name:>12}" if index else f"{name:32}" for index, name in enumerate(HEAD))
     cpu = rx.session(files["float32"], "cpu")
-    feeds = {size: rx.benchmark.random_feeds(cpu, size) for size in batches}
+    feeds = {size: rx.runtime.benchmark.random_feeds(cpu, size) for size in batches}
     expected = cpu.run(feeds[batches[0]])
     for name, (precision, device, settings) in {"cpu": ("float32", "cpu", {}), **WAYS}.items():
         cache = {"cache": engines} if device == "tensorrt" else {}

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from kserve import InferOutput, InferResponse, Model, ModelServer
 
-from resnet_export.runtime import session
+from resnet_export.runtime.sessions import session
 
 
 class Classifier(Model):

@@ -7,7 +7,7 @@ import litserve
 import numpy as np
 from fastapi import Request
 
-from resnet_export.runtime import session
+from resnet_export.runtime.sessions import session
 
 
 class Classifier(litserve.LitAPI):

@@ -46,7 +46,7 @@ def _told():
 @click.argument("threads", type=int)
 def bare(model, rows, threads):
     """onnxruntime alone, batch after batch until told to stop: when each began and ended."""
-    from resnet_export.runtime import session
+    from resnet_export.runtime.sessions import session
 
     opened = session(model, "cpu", threads=threads or None)
     batch = {opened.inputs[0].name: _pixels(opened.inputs[0], rows)}
@@ -118,7 +118,7 @@ def _message(url, kind):
     elif kind == "jpeg":
         body, path, headers = _jpeg(), f"/v2/models/{name}/classify", ""
     else:
-        from resnet_export.runtime import TensorInfo
+        from resnet_export.runtime.sessions import TensorInfo
         from resnet_export.serving import protocol
 
         entry = json.load(urlopen(f"{base}/v2/models/{name}"))["inputs"][0]

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import resnet_export as rx
-from resnet_export import doctor, providers
 from resnet_export.cli import main
+from resnet_export.runtime import doctor, providers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +31,7 @@ def test_gpu_benchmark_prints_its_table(mixed, mixed_export, tmp_path, monkeypat
     spec = importlib.util.spec_from_file_location("gpu", ROOT / "scripts/benchmarks/gpu.py")
     gpu = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gpu)
-    real, asked = rx.runtime.session, []
+    real, asked = rx.session, []
 
     def anywhere(path, device="auto", *, batches=None, cache=None, **settings):
         asked.append((Path(path).name, device, settings))
@@ -98,4 +98,4 @@ def test_a_figure_without_matplotlib_is_refused_before_anything_runs(mixed_expor
 
 
 def test_onnxruntime_is_the_one_that_is_installed():
-    assert ort.__version__ in rx.doctor.diagnose().versions.values()
+    assert ort.__version__ in rx.diagnose().versions.values()

@@ -205,7 +205,7 @@ def test_figures_that_cannot_be_written_are_refused_before_the_work(run, mixed_e
     def work(*arguments, **options):
         raise AssertionError("work was done")
 
-    for name in ("source.load_model", "benchmark.bench", "inspection.inspect"):
+    for name in ("source.load_model", "runtime.benchmark.bench", "runtime.inspection.inspect"):
         monkeypatch.setattr(f"resnet_export.{name}", work)
     good = tmp_path / "good.onnx"
     good.write_bytes(mixed_export[1].read_bytes())
@@ -222,7 +222,7 @@ def test_figures_that_cannot_be_written_are_refused_before_the_work(run, mixed_e
 def test_figures_are_written_whole_or_not_at_all(run, mixed_export, full_disk, tmp_path, monkeypatch):
     old = full_disk / "page.html"
     old.write_text("old")
-    monkeypatch.setattr("resnet_export.inspection.picture", lambda inspection: "x" * 2**20)
+    monkeypatch.setattr("resnet_export.runtime.inspection.picture", lambda inspection: "x" * 2**20)
     for name in (old, full_disk / "new.html", "/dev/full"):
         code, out, err = run("inspect", mixed_export[1], "--html", name)
         assert (code, out) == (2, "") and f"cannot write {name}: No space left on device" in err

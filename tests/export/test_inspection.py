@@ -9,8 +9,8 @@ from keras import layers
 
 import keras_resnet as kr
 import resnet_export as rx
-from resnet_export import inspection
 from resnet_export.cli import main
+from resnet_export.runtime import inspection
 
 from .conftest import op_counts
 

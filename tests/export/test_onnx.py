@@ -14,7 +14,9 @@ import pytest
 from keras import layers
 
 import resnet_export as rx
-from resnet_export import artifact, convert, rebuild
+from resnet_export import artifact
+from resnet_export import exporters as convert
+from resnet_export.conversion import rebuild
 from tests.helpers import images, randomise
 
 from .conftest import build_mixed, noise, op_counts, relative, run_onnx

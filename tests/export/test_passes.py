@@ -7,10 +7,10 @@ import pytest
 from onnx import parser
 from onnx.reference import ReferenceEvaluator
 
-from resnet_export import passes
+from resnet_export.conversion import passes
+from resnet_export.conversion.passes import finish, opset
+from resnet_export.conversion.passes.constants import drop_identities, fold_constants
 from resnet_export.errors import UsageError
-from resnet_export.passes import finish, opset
-from resnet_export.passes.constants import drop_identities, fold_constants
 
 RNG = np.random.default_rng(0)
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 import keras_resnet as kr
 import resnet_export as rx
-from resnet_export import artifact, precision
+from resnet_export import artifact
 from resnet_export.cli import main
+from resnet_export.quantization import precision
 
 from .conftest import noise, op_counts, run_onnx
 
@@ -224,7 +225,7 @@ def test_export_straight_to_int8(trained_model, tmp_path):
 
 def test_what_export_to_lower_precision_refuses(mixed, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr("resnet_export.convert.convert", None)  # refused before the work
+    monkeypatch.setattr("resnet_export.exporters.convert", None)  # refused before the work
     for options, message in (
         ({"precision": "int8"}, "needs `calibration`"),
         ({"precision": "int8", "calibration": str(tmp_path / "empty")}, "holds no images"),

@@ -9,8 +9,10 @@ import tensorflow as tf
 
 import keras_resnet as kr
 import resnet_export as rx
-from resnet_export import artifact, images, resizing, source
+from resnet_export import artifact, source
 from resnet_export.cli import main
+from resnet_export.conversion import resizing
+from resnet_export.runtime import images
 
 from .conftest import build_mixed, op_counts, relative, run_onnx
 

@@ -14,9 +14,10 @@ import pytest
 from onnx import helper
 
 import resnet_export as rx
-from resnet_export import doctor, libraries, providers, runtime
 from resnet_export.cli import main
-from resnet_export.runtime import TensorInfo
+from resnet_export.runtime import doctor, libraries, providers
+from resnet_export.runtime import sessions as runtime
+from resnet_export.runtime.sessions import TensorInfo
 
 from .conftest import noise, run_onnx
 
@@ -392,7 +393,7 @@ def test_library_finding_names_the_mend():
 
 
 def test_bench_runs_every_combination(mixed_export):
-    found = rx.benchmark.bench([mixed_export[1], mixed_export[1]], devices=["cpu"], batches=[1, 4], threads=[1, 2], runs=5)
+    found = rx.bench([mixed_export[1], mixed_export[1]], devices=["cpu"], batches=[1, 4], threads=[1, 2], runs=5)
     assert [(timing.threads, timing.batch) for timing in found] == [(1, 1)] * 2 + [(1, 4)] * 2 + [(2, 1)] * 2 + [(2, 4)] * 2
     assert all(0 < timing.p50 <= timing.p90 <= timing.p99 and timing.runs == 5 for timing in found)
     assert all(timing.throughput == pytest.approx(1000 * timing.batch / timing.p50) for timing in found)
@@ -403,7 +404,7 @@ def test_bench_runs_every_combination(mixed_export):
 )
 def test_bench_refuses(mixed_export, options, message):
     with pytest.raises(rx.UsageError, match=message):
-        rx.benchmark.bench([mixed_export[1]], **options)
+        rx.bench([mixed_export[1]], **options)
 
 
 def test_bench_command(mixed_export, tmp_path, capsys):

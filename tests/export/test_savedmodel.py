@@ -14,7 +14,8 @@ from keras import layers
 from PIL import Image
 
 import resnet_export as rx
-from resnet_export import images, savedmodel
+from resnet_export import savedmodel
+from resnet_export.runtime import images
 from tests.helpers import randomise
 
 from .conftest import build_mixed, noise, relative

@@ -11,8 +11,13 @@ from keras import layers
 from PIL import Image
 
 import resnet_export as rx
-from resnet_export import artifact, convert, passes, untrained, verification, weights
-from resnet_export.passes import affine
+from resnet_export import artifact
+from resnet_export import exporters as convert
+from resnet_export.conversion import passes
+from resnet_export.conversion.passes import affine
+from resnet_export.verification import onnx_file as verification
+from resnet_export.verification import randomization as untrained
+from resnet_export.verification import refolding as weights
 from tests.helpers import randomise
 
 from .conftest import build_mixed, noise

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from tiny_models import LABELS, classifier, classifier_logits, infer_json
 
-from resnet_export.runtime import Session
+from resnet_export.runtime.sessions import Session
 from resnet_export.serving import protocol
 from resnet_export.serving.app import AppOptions, create_app
 from resnet_export.serving.batcher import BatchOptions

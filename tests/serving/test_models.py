@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_models import classifier_logits
 
-from resnet_export import runtime
+from resnet_export.runtime import sessions as runtime
 from resnet_export.serving import models as serving_models
 from resnet_export.serving.batcher import BatchOptions
 from resnet_export.serving.models import ModelOptions, ServedModel, Source

@@ -3,8 +3,8 @@
 import numpy as np
 import onnx
 
-from .artifact import read_proto
-from .tracing import calls_of_layers
+from ..artifact import read_proto
+from ..conversion.trace import calls_of_layers
 
 CLEARLY_OFF = 1e-4
 

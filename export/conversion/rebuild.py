@@ -2,8 +2,8 @@
 
 import re
 
-from .artifact import first_line
-from .errors import UsageError
+from ..artifact import first_line
+from ..errors import UsageError
 
 
 def in_float32(model):

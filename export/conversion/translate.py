@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from .errors import UsageError
+from ..errors import UsageError
 
 
 def to_ir(trace, opset):

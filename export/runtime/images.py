@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import UsageError
+from ..errors import UsageError
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 * 2**20

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from ..artifact import decode_metadata, digest, existing_file, external_files, first_line
+from ..errors import DeviceError, UsageError
 from . import libraries
-from .artifact import decode_metadata, digest, existing_file, external_files, first_line
 from .buckets import Buckets, checked_sizes
-from .errors import DeviceError, UsageError
 from .libraries import missing
 from .providers import PROVIDERS, cache_options, provider_options, shape_profiles
 

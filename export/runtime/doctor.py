@@ -6,8 +6,8 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import clash
-from .errors import DeviceError
+from ..errors import DeviceError
+from . import installation as clash
 from .libraries import missing, nvidia_driver
 from .providers import PROVIDERS
 
@@ -71,7 +71,7 @@ def installed():
 
 def start(device):
     """`"starts"`, or the reason why a session on a device does not."""
-    from .runtime import session
+    from .sessions import session
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.onnx"

@@ -3,8 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from .errors import DeviceError, UsageError
-from .report import written
+from ..console import written
+from ..errors import DeviceError, UsageError
 
 FORMATS = (".png", ".svg", ".pdf")
 

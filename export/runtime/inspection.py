@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import artifact
-from .runtime import session
+from .. import artifact
+from .sessions import session
 
 MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # How many numbers a constant must have to count as a parameter of an op; those of other ops (bounds, sizes, scales) never do.
@@ -108,7 +108,7 @@ def _after_onnxruntime(path):
     """Node counts of the graph that onnxruntime really runs."""
     import onnxruntime as ort
 
-    from .runtime import session_options
+    from .sessions import session_options
 
     with tempfile.TemporaryDirectory() as folder:
         options = session_options()

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import artifact, images, weights
+from .. import artifact
+from ..conversion.resizing import LEVELS, fitted
+from ..conversion.signature import LOGITS, PROBABILITIES
+from ..errors import MismatchError, UsageError
+from ..results import Comparison, VerificationReport
+from ..runtime import images
+from . import refolding as weights
 from .divergence import first_divergence
-from .errors import MismatchError, UsageError
-from .interface import LOGITS, PROBABILITIES
-from .resizing import LEVELS, fitted
-from .results import Comparison, VerificationReport
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "int8": None}
 BATCHES = (1, 3)
@@ -535,7 +537,7 @@ def verify(path, model, *, labels=None, samples=None, seed=0):
     Raises:
         UsageError: the artefact is missing or damaged, or the model cannot be read.
     """
-    from .convert import OPTIONS, card_of, expected_weights, judge_graph, prepared, tamed
+    from ..exporters import OPTIONS, card_of, expected_weights, judge_graph, prepared, tamed
 
     folder = artifact.Path(path).is_dir()
     metadata = artifact.read_metadata(path)
@@ -549,7 +551,7 @@ def verify(path, model, *, labels=None, samples=None, seed=0):
     interface, _ = prepared(model, options or {})
     card = card_of(interface, labels)
     if folder:
-        from .savedmodel import judge_savedmodel
+        from ..savedmodel import judge_savedmodel
 
         return judge_savedmodel(path, interface, expected_card=None if options is None else card, samples=samples, seed=seed)
     if precision == "int8":

@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from .errors import UsageError
+from ..errors import UsageError
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

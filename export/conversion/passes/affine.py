@@ -4,17 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .common import (
-    array,
-    attribute,
-    constant,
-    insert,
-    is_constant,
-    only_user,
-    remove_unused,
-    replace,
-    shape,
-)
+from .common import array, attribute, constant, insert, is_constant, only_user, remove_unused, replace, shape
 
 # Axis of the output channels in the weight, for each op that can absorb a scale and a shift.
 OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UsageError
 from . import images
-from .errors import UsageError
-from .runtime import session
+from .sessions import session
 
 
 @dataclass(frozen=True)

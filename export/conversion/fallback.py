@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import onnx_ir as ir
 
-from .errors import UsageError
-from .graph import check_ops, quiet
-from .tracing import concrete_function
+from ..errors import UsageError
+from .trace import concrete_function
+from .translate import check_ops, quiet
 
 
 def stock_model(call, specs, opset):

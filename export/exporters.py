@@ -10,20 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from . import artifact, passes
+from . import artifact
 from .artifact import publishing
+from .conversion import passes
+from .conversion.fallback import stock_model
+from .conversion.passes import finish
+from .conversion.passes import opset as opsets
+from .conversion.rebuild import in_float32, with_open_size, without_identity_blocks
+from .conversion.signature import image_preprocessing
+from .conversion.signature import interface as interface_of
+from .conversion.trace import NotWeightless, trace
+from .conversion.translate import to_ir
 from .errors import UsageError
-from .graph import to_ir
-from .interface import image_preprocessing
-from .interface import interface as interface_of
-from .passes import finish
-from .passes import opset as opsets
-from .rebuild import in_float32, with_open_size, without_identity_blocks
 from .results import ExportResult
-from .stock import stock_model
-from .tracing import NotWeightless, trace
-from .untrained import hiding_variables, randomised, statistics
-from .verification import TOLERANCES, judge, read_samples, require, statistics_batch
+from .verification.onnx_file import TOLERANCES, judge, read_samples, require, statistics_batch
+from .verification.randomization import hiding_variables, randomised, statistics
 
 OPTIONS = {
     "opset": 17,
@@ -104,7 +105,7 @@ def to_onnx(
     opsets.check_opset(opset)
     target_path = artifact.check_target(path, overwrite)
     if precision != "float32":
-        from .precision import side_by_side
+        from .quantization.precision import side_by_side
 
         lower = _lower_precision(precision, calibration, max_drop, target)
         if external_data:
@@ -142,7 +143,7 @@ def to_onnx(
 
 
 def _lower_precision(precision, calibration, max_drop, target):
-    from .precision import check_int8, opened, to_float16, to_int8
+    from .quantization.precision import check_int8, opened, to_float16, to_int8
 
     if precision == "float16":
         return to_float16

@@ -6,7 +6,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from .errors import UsageError
+from ..errors import UsageError
 
 PROVIDER_FILES = {
     "cuda": "libonnxruntime_providers_cuda.so",

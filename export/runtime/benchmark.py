@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from .errors import UsageError
-from .runtime import session
+from ..errors import UsageError
+from .sessions import session
 
 WARM_UP = 3
 

@@ -8,7 +8,7 @@ overshoot at edges between black and white: that is cut off after each axis, and
 
 import math
 
-from .errors import UsageError
+from ..errors import UsageError
 
 LEVELS = 1.5
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .errors import UsageError
+from ..errors import UsageError
 from .rebuild import in_float64
 from .resizing import fitted
 

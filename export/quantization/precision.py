@@ -11,16 +11,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from . import artifact, images
-from .benchmark import bench
-from .divergence import inner_tensors
-from .errors import UsageError
-from .interface import Port
-from .passes.common import attribute, remove_unused
-from .prediction import batches, image_input, scores_output
-from .results import ExportResult, VerificationReport
-from .runtime import session
-from .verification import (
+from .. import artifact
+from ..conversion.passes.common import attribute, remove_unused
+from ..conversion.signature import Port
+from ..errors import UsageError
+from ..results import ExportResult, VerificationReport
+from ..runtime import images
+from ..runtime.benchmark import bench
+from ..runtime.prediction import batches, image_input, scores_output
+from ..runtime.sessions import session
+from ..verification.divergence import inner_tensors
+from ..verification.onnx_file import (
     TOLERANCES,
     Case,
     agreement,

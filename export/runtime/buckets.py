@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import onnxruntime as ort
 
-from .errors import UsageError
+from ..errors import UsageError
 
 
 class Buckets:

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 LOWEST, HANDLERS, HIGHEST = 13, 17, 23
 

@@ -100,7 +100,7 @@ def notes(sentences):
 
 def chosen(devices):
     """Say what `auto` takes and why, if it is among the devices."""
-    from .runtime import choice
+    from .runtime.sessions import choice
 
     if "auto" in devices:
         notes([choice()[1]])

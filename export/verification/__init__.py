@@ -1,0 +1,1 @@
+"""Whether a written file computes what the untouched Keras model computes."""
