@@ -3,7 +3,7 @@
 import keras
 
 from .config import config_from_dict
-from .growth.graph import producer
+from .graphs import producer
 from .growth.surgery import copy_model
 from .modelcard import card, set_card
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import keras
 from keras import ops
 
+from ..graphs import producer, walk
 from ..layers import ResidualAdd, register
 from .gates import BlockSpec, branch_layers, whole_number
-from .graph import producer, walk
 from .places import data_format_at
 from .signs import is_non_negative
 

@@ -7,10 +7,10 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
 from ..layers import ResidualAdd
 from .blocks import ResidualBlock, find_blocks
 from .gates import gate_parameters, whole_number
-from .graph import call_inputs, flat_inputs, graph_of, replay, require_graph
 
 
 @dataclass(frozen=True)

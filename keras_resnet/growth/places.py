@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import keras
 
+from ..graphs import is_convolution, nodes, producer, walk
 from .gates import whole_number
-from .graph import is_convolution, nodes, producer, walk
 
 
 @dataclass(frozen=True)

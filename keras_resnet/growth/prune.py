@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops, tree
 
+from ..graphs import require_graph, walk
 from ..layers import ResidualAdd
 from ..modelcard import card
 from .blocks import ResidualBlock, find_blocks
 from .drift import batches, drift, gate_value
-from .graph import require_graph, walk
 from .report import largest_difference
 from .surgery import copy_model
 

@@ -5,13 +5,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 from keras import ops, tree
 
+from ..graphs import require_graph
 from .blocks import find_blocks
 from .gradients import parameters_without_gradient
-from .graph import graph_of, producer, require_graph
 from .surgery import state_variables
 
 GRAPH_BOUND = 1e-6
@@ -114,8 +113,7 @@ def _compare(model, grown, x, seed):
     new_blocks = [block for block in find_blocks(grown) if block.add.grown]
     rng = np.random.default_rng(seed)
     vectors = [rng.standard_normal(a.shape).astype("float32") for a in after]
-    with _without_softmax(grown):
-        silent = parameters_without_gradient(grown, x, vectors)
+    silent = parameters_without_gradient(grown, x, vectors)
     return IdentityReport(
         eager=largest_difference(before, after),
         graph=largest_difference(*graph),
@@ -168,31 +166,3 @@ def _stateless(model, x, training):
     trainable = [v.value for v in model.trainable_variables]
     outputs, _ = model.stateless_call(trainable, [v.value for v in model.non_trainable_variables], x, training=training)
     return outputs
-
-
-@contextlib.contextmanager
-def _without_softmax(model):
-    """For the time of the context, final softmax activations pass their input on: logits have useful gradients."""
-    layers = [layer for tensor in require_graph(model).outputs if (layer := _softmax_layer(tensor)) is not None]
-    try:
-        for layer in layers:
-            if isinstance(layer, keras.layers.Softmax):
-                object.__setattr__(layer, "call", lambda inputs, mask=None: inputs)
-            else:
-                layer.activation = keras.activations.linear
-        yield
-    finally:
-        for layer in layers:
-            if isinstance(layer, keras.layers.Softmax):
-                object.__delattr__(layer, "call")
-            else:
-                layer.activation = keras.activations.softmax
-
-
-def _softmax_layer(tensor):
-    node = producer(tensor)
-    layer = node.operation
-    if isinstance(layer, keras.Model) and (graph := graph_of(layer)) is not None:
-        return _softmax_layer(graph.outputs[node.outputs.index(tensor) if len(node.outputs) > 1 else 0])
-    softmax = isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is keras.activations.softmax
-    return layer if softmax else None

@@ -3,7 +3,7 @@
 import keras
 from keras import tree
 
-from .graph import graph_of, is_convolution, producer, walk
+from ..graphs import graph_of, is_convolution, producer, walk
 
 # Functions by identity: a user's own function may bear any name.
 _NON_NEGATIVE_ACTIVATIONS = tuple(

@@ -6,10 +6,10 @@ import tempfile
 import keras
 from keras import ops, tree
 
+from ..graphs import graph_of, is_weighted, nodes, replay, require_graph, walk
 from ..hints import first_line
 from .blocks import BlockSpec, append_block, check_fits, check_post_activation, find_blocks
 from .gates import KINDS, whole_number
-from .graph import graph_of, is_weighted, nodes, replay, require_graph, walk
 from .places import data_format_at, find_places
 from .signs import callers
 

@@ -13,8 +13,8 @@ import tensorflow as tf
 from keras import ops
 
 from .. import data as datasets
+from ..graphs import graph_of, walk
 from ..growth import grow
-from ..growth.graph import graph_of, walk
 from ..growth.surgery import copy_model
 from . import checkpoint
 from .faults import Diverged, errors_of, on_termination

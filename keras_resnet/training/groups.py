@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import keras
 
+from ..graphs import is_weighted, walk
 from ..growth.blocks import find_blocks
 from ..growth.gates import gate_parameters
-from ..growth.graph import is_weighted, walk
 
 
 @dataclass(frozen=True, eq=False)

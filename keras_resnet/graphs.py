@@ -1,0 +1,237 @@
+"""Reading a model's graph and what its outputs mean. Nothing here changes a model.
+
+Private attributes of Keras are used in this module only. A *graph* is a Functional model, or the Functional model inside a
+Sequential one. Graphs nest; a *path* such as `"backbone/block5_pool"` names an operation in a nested graph.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+from keras import tree
+from keras.src.models.functional import Functional
+
+
+def graph_of(operation):
+    """The Functional graph behind a model or layer, or None if its calls are not a known graph.
+
+    Subclasses of Functional count as long as they do not override `call`.
+    """
+    if isinstance(operation, keras.Sequential):
+        return operation._functional if type(operation).call is keras.Sequential.call else None
+    if isinstance(operation, Functional) and type(operation).call is Functional.call:
+        return operation
+    return None
+
+
+def require_graph(model):
+    """As `graph_of`, with a sentence instead of None."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a Keras model, got {type(model).__name__}")
+    if (graph := graph_of(model)) is None:
+        mend = (
+            "call `model.build(input_shape)` first"
+            if isinstance(model, keras.Sequential)
+            else "rebuild it with the functional API"
+        )
+        raise ValueError(f"model {model.name!r} ({type(model).__name__}) has no graph that can be read; {mend}")
+    return graph
+
+
+def nodes(graph):
+    """The graph's calls in order of execution, inputs left out."""
+    by_depth = graph._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if node.operation and not node.is_input]
+
+
+def replay(graph, inputs, call):
+    """Run a graph on tensors, symbolic or real.
+
+    Args:
+        graph: Functional.
+        inputs: flat list of tensors, in the order of `graph.inputs`.
+        call: `call(node, args, kwargs) -> outputs`, in order of execution.
+
+    Returns:
+        Outputs in the graph's output structure.
+    """
+    values = dict(zip(map(id, graph.inputs), inputs, strict=True))
+    for node in nodes(graph):
+        args, kwargs = node.arguments.fill_in(values)
+        outputs = call(node, args, kwargs)
+        values.update(zip(map(id, node.outputs), tree.flatten(outputs), strict=True))
+    return tree.pack_sequence_as(graph._outputs_struct, [values[id(output)] for output in graph.outputs])
+
+
+def flat_inputs(graph, x):
+    """Inputs as a caller gives them (tensor, list, dict by name), as the flat list that `replay` takes."""
+    with warnings.catch_warnings():
+        # Keras warns where a lone tensor stands for a list of one; both are fine here.
+        warnings.simplefilter("ignore")
+        return tree.flatten(graph._standardize_inputs(x))
+
+
+def walk(model, path=""):
+    """Yield `(path, graph, node)` of every call in the model's tree, in order of execution.
+
+    A nested model comes before its parts, and its parts come once, however often it is called.
+    """
+    yield from _walk(require_graph(model), path, set())
+
+
+def _walk(graph, path, seen):
+    for node in nodes(graph):
+        name = path + node.operation.name
+        yield name, graph, node
+        inner = graph_of(node.operation) if isinstance(node.operation, keras.Model) else None
+        if inner is not None and id(inner) not in seen:
+            seen.add(id(inner))
+            yield from _walk(inner, name + "/", seen)
+
+
+def call_inputs(args, kwargs):
+    """What a layer was called on, whether given by position or as `inputs=`."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def producer(tensor):
+    """The node that made a symbolic tensor, or None."""
+    history = getattr(tensor, "_keras_history", None)
+    return None if history is None or history.operation is None else history.operation._inbound_nodes[history.node_index]
+
+
+def is_convolution(operation):
+    """Whether an operation is a layer with a kernel over space: `Conv*`, `DepthwiseConv*`, `SeparableConv*`."""
+    named = "Conv" in type(operation).__name__ and "LSTM" not in type(operation).__name__
+    return isinstance(operation, keras.layers.Layer) and named and hasattr(operation, "kernel_size")
+
+
+def is_weighted(operation):
+    """Whether an operation counts as a weighted layer, as papers count depth: it holds a kernel (not just vectors)."""
+    if isinstance(operation, keras.Model) or not isinstance(operation, keras.layers.Layer):
+        return False
+    return any(len(weight.shape) >= 2 for weight in operation.weights)
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """What one output of a model means, read from the operations that make it.
+
+    Attributes:
+        kind: `"probabilities"` (a softmax over the last axis, or a mean of such), `"binary"` (a sigmoid with one unit),
+            `"multilabel"` (a sigmoid with several units), or `"other"` (a linear output, or one that the graph does not explain).
+        activation: `"softmax"` or `"sigmoid"` where it is the last operation that changes values, else None.
+    """
+
+    kind: str
+    activation: str | None = None
+
+
+OTHER = OutputHead("other")
+
+
+def output_heads(model: keras.Model) -> list[OutputHead]:
+    """Find the final activation of every output of a model.
+
+    Only operations whose effect is known count: a layer of Keras' own (or a subclass that inherits `call`), a function of
+    `keras.ops`, and what passes values through unchanged (`Dropout` in inference, `Reshape`, `Flatten`, a linear activation).
+    An attribute named `activation` on a layer of the user's own says nothing about what its `call` does last.
+
+    Args:
+        model: A built model. A subclassed model without a graph has the kind `"other"` throughout.
+
+    Returns:
+        One `OutputHead` per output, in the order of `model.outputs`.
+    """
+    graph = graph_of(model)
+    if graph is None:
+        return [OTHER for _ in getattr(model, "outputs", None) or [None]]
+    return [_sized(_head(tensor, graph), tuple(tensor.shape)) for tensor in graph.outputs]
+
+
+def _sized(head: OutputHead, shape: tuple) -> OutputHead:
+    """The head with `"multilabel"` told from `"binary"` by the number of units."""
+    if head.kind not in ("binary", "multilabel"):
+        return head
+    return OutputHead("binary" if len(shape) > 1 and shape[-1] == 1 else "multilabel", head.activation)
+
+
+def _head(tensor, graph) -> OutputHead:
+    """The head of a symbolic tensor that belongs to a graph."""
+    node = producer(tensor)
+    if node is None or node.is_input:
+        return OTHER
+    operation = node.operation
+    if isinstance(operation, keras.Model) and (inner := graph_of(operation)) is not None:
+        return _head(inner.outputs[[id(output) for output in node.outputs].index(id(tensor))], inner)
+    if activation := final_activation(operation):
+        return OutputHead("probabilities" if activation == "softmax" else "multilabel", activation)
+    sources = node.input_tensors
+    if _keeps_values(operation, sources, tensor):
+        return _head(sources[0], graph)
+    if _has_own_call(operation, keras.layers.Average):
+        heads = {_head(source, graph).kind for source in sources}
+        return OutputHead(heads.pop()) if len(heads) == 1 else OTHER
+    return OTHER
+
+
+def final_activation(operation) -> str | None:
+    """Name the activation that an operation applies last, over the last axis: `"softmax"`, `"sigmoid"` or None."""
+    layers = keras.layers
+    if isinstance(operation, keras.Layer) and "call" in vars(operation):  # somebody replaced it on this one object
+        return None
+    if _has_own_call(operation, layers.TimeDistributed):
+        return final_activation(operation.layer)
+    if _has_own_call(operation, layers.Softmax):
+        return "softmax" if operation.axis == -1 else None
+    if any(_has_own_call(operation, getattr(layers, name)) for name in _WITH_ACTIVATION):
+        return _named(operation.activation)
+    if not isinstance(operation, keras.Layer) and type(operation).__module__.startswith("keras."):
+        kind = type(operation).__name__
+        if kind == "Softmax":
+            return "softmax" if operation.axis == -1 else None
+        return "sigmoid" if kind == "Sigmoid" else None
+    return None
+
+
+# Keras layers whose last operation is the function in their attribute `activation`.
+_WITH_ACTIVATION = (
+    "Activation Dense EinsumDense Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D"
+    " Conv1DTranspose Conv2DTranspose Conv3DTranspose"
+).split()
+
+
+def _has_own_call(operation, kind: type) -> bool:
+    """Whether an operation is a layer of that Keras class, or of a subclass that does not override `call`."""
+    return isinstance(operation, kind) and type(operation).call is kind.call
+
+
+def _named(function: Callable) -> str | None:
+    """The name of an activation function, whichever library it comes from."""
+    known = {"softmax": [keras.activations.softmax, keras.ops.softmax], "sigmoid": [keras.activations.sigmoid, keras.ops.sigmoid]}
+    for name, functions in known.items():
+        for library in ("tensorflow", "jax"):
+            if nn := getattr(sys.modules.get(library), "nn", None):
+                functions.append(getattr(nn, name))
+        if any(function is candidate for candidate in functions):
+            return name
+    return None
+
+
+def _keeps_values(operation, sources: list, result) -> bool:
+    """Whether an operation, in inference, gives its one input back, at most in another shape with the same last axis."""
+    if len(sources) != 1:
+        return False
+    layers = keras.layers
+    if any(_has_own_call(operation, kind) for kind in (layers.Flatten, layers.Reshape)) or _is_reshape(operation):
+        return sources[0].shape[-1] == result.shape[-1]
+    if _has_own_call(operation, layers.Activation):
+        return operation.activation is keras.activations.linear
+    kinds = (layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.GaussianDropout, layers.GaussianNoise)
+    return any(_has_own_call(operation, kind) for kind in (*kinds, layers.Identity, layers.ActivityRegularization))
+
+
+def _is_reshape(operation) -> bool:
+    return type(operation).__module__.startswith("keras.src.ops") and type(operation).__name__ == "Reshape"
