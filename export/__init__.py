@@ -10,8 +10,8 @@ if (_rival := clash.installed_version()) is not None:
 
 _HOME = {
     "to_onnx": "exporters",
-    "to_savedmodel": "savedmodel",
-    "verify": "verification.onnx_file",
+    "to_savedmodel": "exporters",
+    "verify": "exporters",
     "to_float16": "quantization.precision",
     "to_int8": "quantization.precision",
     "predict": "runtime.prediction",

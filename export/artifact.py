@@ -5,6 +5,7 @@ Metadata keys of an ONNX file (all values are JSON; `read_metadata` decodes them
 - `keras_resnet.card`: the model card, `{"name", "config", "preprocessing", "labels", "weights"}`; see
   `keras_resnet.modelcard.ModelCard`. `preprocessing` is `{"mode", "size", "resize", "interpolation"}`: `mode` names what
   the graph itself does to pixels 0–255, the rest how an image file becomes the graph's input (no size: it goes in as it is).
+- `keras_resnet.outputs`: `{output name: kind}`, the kind being one of `options.KINDS`; see `find_scores`.
 - `keras_resnet.options`: the export options that are not the default, so that `verify` can repeat the conversion.
 - `keras_resnet.tolerances`: `{"relative": bound of max |difference| / max |reference|, "precision": "float32" | …}`.
 - `keras_resnet.versions`: `{"keras_resnet_export", "keras", "tensorflow", "tf2onnx", "onnx"}`.
@@ -13,6 +14,8 @@ Metadata keys of an ONNX file (all values are JSON; `read_metadata` decodes them
 Everything in the file depends on the model and on the options alone: no date, no path, no measured figure.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import hashlib
@@ -20,13 +23,111 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .errors import UsageError
+from .errors import NotRanked, UsageError
+from .options import KINDS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PREFIX = "keras_resnet."
 FOLDER_FILE = "keras_resnet.json"  # the same keys, without prefix, in a SavedModel folder
-KEYS = ("card", "options", "sha256", "tolerances", "versions")
+KEYS = ("card", "options", "outputs", "sha256", "tolerances", "versions")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The output of a file that scores classes, and the kind of its numbers (one of `options.KINDS`, not `"other"`)."""
+
+    output: str
+    kind: str
+
+    def classes(self, units: int) -> int:
+        """The number of classes that an output of so many units scores."""
+        return 2 if self.kind == "binary" else units
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Turn an output `[batch, units]` into probabilities `[batch, classes]`, float64.
+
+        Logits go through a softmax; one sigmoid unit p becomes the two classes (1 − p, p); the other kinds stay as they are.
+        """
+        import numpy as np
+
+        scores = np.asarray(scores, "float64")
+        if self.kind == "logits":
+            shifted = np.exp(scores - scores.max(-1, keepdims=True))
+            return shifted / shifted.sum(-1, keepdims=True)
+        return np.concatenate([1 - scores, scores], axis=-1) if self.kind == "binary" else scores
+
+    def agreement(self, reference: np.ndarray, got: np.ndarray) -> float | None:
+        """Share of decisions that are the same: the best class of each row, or for independent classes the side of 0.5.
+
+        Returns:
+            A share from 0 to 1; None where there are no rows or the scores are not finite.
+        """
+        import numpy as np
+
+        if not len(reference) or not (np.isfinite(reference).all() and np.isfinite(got).all()):
+            return None
+        if self.kind in ("multilabel", "binary"):
+            return float(((reference >= 0.5) == (got >= 0.5)).mean())
+        return float((reference.argmax(-1) == got.argmax(-1)).mean())
+
+
+def find_scores(
+    metadata: dict, outputs: dict[str, list], *, scores: str | None = None, kind: str | None = None, file: str = "the file"
+) -> Scores:
+    """Find the output that scores classes: the one that the metadata or the caller declare, never one guessed by its name.
+
+    Args:
+        metadata: What `read_metadata` returned. Files of version 0.1 have no kinds; their `logits` and `probabilities` belong to
+            a softmax classifier.
+        outputs: `{output name: shape}` of the file, in order.
+        scores: Name of the output to take; needed where several could be meant.
+        kind: One of `KINDS`; declares the kind of a file that does not state it, or overrides it.
+        file: How messages name the file.
+
+    Raises:
+        NotRanked: No output is known to score classes, or the declared one is not `[batch, classes]`.
+        UsageError: Several outputs score classes, or the declared one does not exist.
+    """
+    if kind is not None and kind not in KINDS:
+        raise UsageError(f"the output kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if scores is not None and scores not in outputs:
+        raise UsageError(f"{file} has no output {scores!r}; its outputs are {_listed(outputs)}")
+    kinds = _kinds(metadata, outputs)
+    if kind is not None:
+        name = scores or (next(iter(outputs)) if len(outputs) == 1 else None)
+        if name is None:
+            raise UsageError(f"{file} has several outputs ({_listed(outputs)}); name one with --scores NAME")
+        kinds = kinds | {name: kind}
+    ranked = [name for name, have in kinds.items() if have != "other" and len(outputs[name]) == 2 and scores in (None, name)]
+    if set(ranked) == {"logits", "probabilities"}:  # one classifier, before and after its softmax
+        ranked = ["logits"]
+    if len(ranked) == 1:
+        return Scores(ranked[0], kinds[ranked[0]])
+    if ranked:
+        raise UsageError(f"{file} has several outputs that score classes ({', '.join(ranked)}); name one with --scores NAME")
+    if scores is not None and len(outputs[scores]) != 2:
+        raise NotRanked(f"output {scores!r} of {file} has the shape {list(outputs[scores])}; only [batch, classes] can be ranked")
+    raise NotRanked(
+        f"{file} does not say that one of its outputs ({_listed(outputs)}) scores classes; declare it with --scores NAME "
+        f"--output-kind KIND, where KIND is one of {', '.join(KINDS[:-1])}"
+    )
+
+
+def _kinds(metadata: dict, outputs: dict[str, list]) -> dict[str, str]:
+    """`{output name: kind}` of the outputs whose kind is known."""
+    if isinstance(stated := metadata.get("outputs"), dict):
+        return {name: kind for name, kind in stated.items() if name in outputs and kind in KINDS}
+    return {name: name for name in ("logits", "probabilities") if name in outputs and metadata}
+
+
+def _listed(outputs: dict[str, list]) -> str:
+    return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in outputs.items())
 
 
 def encode_metadata(metadata):
@@ -66,6 +167,13 @@ def read_metadata(path):
             return json.loads((Path(path) / FOLDER_FILE).read_text("utf-8"))
         return {}
     return decode_metadata({entry.key: entry.value for entry in read_proto(path, external_data=False).metadata_props})
+
+
+def write_folder_metadata(folder: Path, metadata: dict) -> None:
+    """Write the metadata of a SavedModel folder."""
+    if unknown := set(metadata) - set(KEYS):
+        raise ValueError(f"metadata keys must be among {KEYS}, got {sorted(unknown)}")
+    (folder / FOLDER_FILE).write_text(json.dumps(metadata, ensure_ascii=False, indent=1, sort_keys=True), "utf-8")
 
 
 def read_proto(path, external_data=True):

@@ -1,5 +1,6 @@
 """`resnet-export`: each command parses, calls one function and prints."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -9,6 +10,7 @@ import click
 
 from . import console as report
 from .errors import ExportError, MismatchError
+from .options import KINDS, ExportOptions
 from .serving.commands import are_many, many_options, predict_many, register
 
 EXAMPLES = {
@@ -66,16 +68,33 @@ def model_options(function):
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
 
 
+def declared(*names):
+    """The flags of some fields of `ExportOptions`, as a decorator."""
+
+    def decorate(function):
+        fields = {field.name: field for field in dataclasses.fields(ExportOptions)}
+        for name in reversed(names):
+            settings = dict(fields[name].metadata)
+            flag = settings.pop("flag", "--" + name.replace("_", "-"))
+            if choices := settings.pop("choices", None):
+                settings["type"] = click.Choice(choices)
+            if isinstance(default := fields[name].default, bool):
+                settings["is_flag"] = True
+            elif default is not None:
+                settings |= {"default": default, "show_default": True}
+            function = click.option(flag, name, **settings)(function)
+        return function
+
+    return decorate
+
+
 def output_options(function):
     """What `onnx` and `savedmodel` share."""
     options = (
         click.argument("model"),
         click.argument("out", required=False),
         click.option("-o", "--output", "out_option", help="The same as OUT."),
-        click.option("--outputs", help="Output names, comma-separated: logits, probabilities, …"),
-        click.option(
-            "--layout", type=click.Choice(["nhwc", "nchw"]), default="nhwc", show_default=True, help="Layout of image inputs."
-        ),
+        declared("outputs", "output_kind", "layout"),
         click.option("--labels", help="Class names: a text file with one per line, or a JSON list."),
         click.option("--samples", help="Folder of images to verify on, beside random batches."),
         click.option("--force", is_flag=True, help="Overwrite OUT."),
@@ -108,26 +127,7 @@ def info_command(model, as_json, **source):
 
 @command("onnx")
 @output_options
-@click.option("--opset", default=17, show_default=True, help="ONNX opset, 13 to 23.")
-@click.option(
-    "--input",
-    "input_dtype",
-    type=click.Choice(["float32", "uint8"]),
-    default="float32",
-    show_default=True,
-    help="Dtype of the input.",
-)
-@click.option(
-    "--resize", is_flag=True, help="With --input uint8: take images of any size, resized in the graph as the card says."
-)
-@click.option("--dynamic-size", is_flag=True, help="Open height and width.")
-@click.option("--top-k", type=int, help="Add the outputs top_classes and top_probabilities of so many classes.")
-@click.option(
-    "--prune-identity",
-    type=click.FloatRange(0),
-    metavar="TOL",
-    help="Leave out residual blocks whose gate is at most TOL; 0: that do nothing.",
-)
+@declared("opset", "input_dtype", "resize", "dynamic_size", "top_k", "prune_identity")
 @click.option("--fp16", "precision", flag_value="float16", help="Float16 with float32 inputs and outputs.")
 @click.option("--int8", "precision", flag_value="int8", help="Static int8; needs --calibration.")
 @click.option("--calibration", help="Images that set int8's ranges: a folder, .npz or .npy.")
@@ -146,9 +146,19 @@ def onnx_command(**options):
 @output_options
 def savedmodel_command(**options):
     """Export MODEL, a .keras file or a zoo name, to the SavedModel folder OUT, and verify it."""
-    from .savedmodel import to_savedmodel
+    from .exporters import to_savedmodel
 
     _export(to_savedmodel, options)
+
+
+def _output_kinds(given):
+    """`KIND` or `NAME=KIND …` as `ExportOptions.output_kind` has it."""
+    pairs = [value.rpartition("=") for value in given]
+    if len(pairs) > 1 and not all(name for name, _, _ in pairs):
+        raise click.UsageError("Give --output-kind once, or as NAME=KIND for each output.")
+    if not pairs:
+        return None
+    return {name: kind for name, _, kind in pairs} if pairs[0][0] else pairs[0][2]
 
 
 def _export(exporter, options):
@@ -164,7 +174,7 @@ def _export(exporter, options):
     report.check_places([report_file], [out, *read])
     source = {key: options.pop(key) for key in ("weights", "seed", "imports", "preprocessing")}
     options["overwrite"] = options.pop("force")
-    options["outputs"] = [name.strip() for name in options["outputs"].split(",")] if options["outputs"] else None
+    options["output_kind"] = _output_kinds(options["output_kind"])
     options["labels"] = read_labels(options["labels"]) if options["labels"] else None
     with report.steps(as_json) as tell:
         tell("load")
@@ -188,8 +198,8 @@ def _export(exporter, options):
 @click.option("--report", "report_file", help="Write the figures to a JSON file, replacing it.")
 def verify_command(file, model, labels, samples, report_file, as_json, **source):
     """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras file or a zoo name."""
+    from .exporters import require, verify
     from .source import load_model, read_labels
-    from .verification.onnx_file import require, verify
 
     report.check_places([report_file], report.files(file, model, labels, source.get("weights")))
     with report.steps(as_json) as tell:
@@ -203,13 +213,21 @@ def verify_command(file, model, labels, samples, report_file, as_json, **source)
     require(verdict)
 
 
+def scores_options(function):
+    """How to declare what the outputs of a file from elsewhere mean."""
+    name = click.option("--scores", metavar="NAME", help="Output that scores classes, for a file that does not state it.")
+    kind = click.option("--output-kind", type=click.Choice(KINDS), help="What that output means, likewise.")
+    return name(kind(function))
+
+
 @command("predict")
 @click.argument("file", required=False)
 @click.argument("images", nargs=-1)
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, tensorrt or openvino.")
+@scores_options
 @many_options
-def predict_command(file, images, top, device, url, out, as_json, **many):
+def predict_command(file, images, top, device, scores, output_kind, url, out, as_json, **many):
     """Classify IMAGES (files, folders, .txt lists, .parquet tables) with the ONNX file FILE, which carries its labels and
     preprocessing, or with a server (--url, then without FILE)."""
     if url and file:
@@ -221,7 +239,7 @@ def predict_command(file, images, top, device, url, out, as_json, **many):
     from .runtime.prediction import predict
 
     report.chosen([device])
-    predictions = predict(file, list(images), top=top, device=device)
+    predictions = predict(file, list(images), top=top, device=device, scores=scores, output_kind=output_kind)
     report.show([prediction.to_json() for prediction in predictions], report.prediction_text(predictions), as_json)
 
 

@@ -176,13 +176,32 @@ def columns(rows):
 
 
 def prediction_text(predictions):
-    """Predictions for people: one line per class."""
+    """Predictions for people: one line per class; of a file that does not score classes, the values of its outputs."""
+    if any(prediction.values is not None for prediction in predictions):
+        return _values_text(predictions)
     rows = [("image", "class", "label", "probability")]
     for prediction in predictions:
         for place, index in enumerate(prediction.classes):
             file = prediction.file if place == 0 else ""
             rows.append((file, str(index), prediction.labels[place] or "-", f"{prediction.probabilities[place]:.4f}"))
     return "\n".join(columns(rows))
+
+
+SHOWN_VALUES = 8
+
+
+def _values_text(predictions):
+    """The first values of every output, and how to declare what they mean."""
+    import numpy as np
+
+    rows = [("image", "output", "shape", "values")]
+    for prediction in predictions:
+        for name, values in prediction.values.items():
+            array = np.asarray(values)
+            first = " ".join(f"{value:.6g}" for value in array.reshape(-1)[:SHOWN_VALUES].tolist())
+            rows.append((prediction.file, name, str(list(array.shape)), first + (" …" if array.size > SHOWN_VALUES else "")))
+    hint = "These outputs are not known to score classes. If one does, declare it: --scores NAME --output-kind KIND"
+    return "\n".join([*columns(rows), hint])
 
 
 def write_csv(path, rows):

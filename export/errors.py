@@ -13,6 +13,10 @@ class UsageError(ExportError):
     exit_code = 2
 
 
+class NotRanked(UsageError):
+    """The outputs of a file are not known to score classes."""
+
+
 class MismatchError(ExportError):
     """The artefact does not compute what the model computes.
 

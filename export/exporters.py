@@ -1,360 +1,289 @@
-"""Keras to ONNX: trace without weights, translate op by op, clean the graph, write, verify what was written, then rename."""
+"""From a Keras model to a verified ONNX file or SavedModel folder: the whole flow, from top to bottom.
+
+model -> prepare (copies, inputs, outputs) -> convert -> metadata -> temporary file -> verification of that file -> rename.
+"""
+
+from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import json
+import os
 import tempfile
-from importlib import metadata as distributions
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from . import artifact
-from .artifact import publishing
-from .conversion import passes
-from .conversion.fallback import stock_model
-from .conversion.passes import finish
-from .conversion.passes import opset as opsets
-from .conversion.rebuild import in_float32, with_open_size, without_identity_blocks
-from .conversion.signature import image_preprocessing
-from .conversion.signature import interface as interface_of
-from .conversion.trace import NotWeightless, trace
-from .conversion.translate import to_ir
-from .errors import UsageError
-from .results import ExportResult
-from .verification.onnx_file import TOLERANCES, judge, read_samples, require, statistics_batch
-from .verification.randomization import hiding_variables, randomised, statistics
+from .conversion.convert import FALLBACK, FALLBACK_NOTE, convert, weights_of
+from .conversion.prepare import prepare
+from .conversion.savedmodel import MARK, write_savedmodel
+from .errors import MismatchError, UsageError
+from .metadata import TOLERANCES, metadata_of, stamp
+from .options import ExportOptions
+from .results import ExportResult, VerificationReport
+from .verification.inputs import read_samples
+from .verification.onnx_file import verify_onnx
+from .verification.savedmodel import verify_savedmodel
 
-OPTIONS = {
-    "opset": 17,
-    "layout": "nhwc",
-    "input_dtype": "float32",
-    "resize": False,
-    "outputs": None,
-    "dynamic_size": False,
-    "top_k": None,
-    "prune_identity": None,
-}
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+    Images = str | os.PathLike[str] | np.ndarray
+    Progress = Callable[[str], object]
 
 
 def to_onnx(
-    model,
-    path,
+    model: keras.Model,
+    path: str | os.PathLike[str],
     *,
-    opset=17,
-    layout="nhwc",
-    input_dtype="float32",
-    resize=False,
-    outputs=None,
-    dynamic_size=False,
-    top_k=None,
-    prune_identity=None,
-    labels=None,
-    external_data=None,
-    precision="float32",
-    calibration=None,
-    max_drop=1.0,
-    target="cpu",
-    samples=None,
-    overwrite=True,
-    keep_failed=False,
-    progress=None,
-):
-    """Export a Keras model to a verified ONNX file; differs from `model.export`: a file that does not match is not written.
+    opset: int = 17,
+    layout: str = "nhwc",
+    input_dtype: str = "float32",
+    resize: bool = False,
+    outputs: Iterable[str] | None = None,
+    output_kind: str | dict[str, str] | None = None,
+    dynamic_size: bool = False,
+    top_k: int | None = None,
+    prune_identity: float | bool | None = None,
+    labels: list[str] | None = None,
+    external_data: bool | None = None,
+    precision: str = "float32",
+    calibration: Images | None = None,
+    max_drop: float = 1.0,
+    target: str = "cpu",
+    samples: Images | None = None,
+    overwrite: bool = True,
+    keep_failed: bool = False,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Export a Keras model to a verified ONNX file.
+
+    Unlike `model.export(format="onnx")`, a file whose outputs are not the model's is not written.
 
     Args:
-        model: built Keras model, Functional or Sequential. Mixed precision is rebuilt in float32.
-        path: file to write.
-        opset: 13 to 23.
+        model: A built Keras model, Functional or Sequential. It is not changed; a model in mixed precision is converted as a copy
+            in float32.
+        path: File to write.
+        opset: ONNX opset, 13 to 23.
         layout: `"nhwc"` or `"nchw"`: layout of image inputs.
-        input_dtype: `"float32"`, or `"uint8"` for a model that takes pixels.
-        resize: take uint8 images of any size, resized and cropped in the graph as the card says, see `resizing`.
-        outputs: names among those the model offers, see `interface.interface`; by default `logits`, `features` or all of several.
-        dynamic_size: open height and width instead of the model's.
-        top_k: adds the outputs `top_classes` and `top_probabilities` of so many classes.
-        prune_identity: True leaves out residual blocks that do nothing, a number those whose gate is at most that;
-            see `keras_resnet.prune`.
-        labels: class names in the order of the logits; by default the card's.
-        external_data: weights in a second file, `path + ".data"`; by default only where one file would pass 2 GB.
-        precision: `"float32"`, `"float16"` or `"int8"`; see `to_float16` and `to_int8`, which then get the verified float32 file.
-        calibration, max_drop, target: for int8, see `to_int8`.
-        samples: images to verify on beside random batches: a folder, or an array in the file's layout.
-        overwrite: whether `path` may exist.
-        keep_failed: keep a file that failed verification as `path + ".failed"`.
-        progress: function that is told each step by name.
+        input_dtype: `"float32"` or `"uint8"`; the latter for a model that takes pixels.
+        resize: Take uint8 images of any size, resized and cropped in the graph as the model's card says.
+        outputs: Output names; by default the model's own outputs. See `conversion.signature.signature_of` for those on offer.
+        output_kind: What the only output means, one of `options.KINDS`, or `{output name: kind}`. By default it is read from the
+            model's graph.
+        dynamic_size: Accept images of any height and width.
+        top_k: Add the outputs `top_classes` and `top_probabilities` with that many classes.
+        prune_identity: True leaves out residual blocks that compute the identity, a number those whose gate is at most that; see
+            `keras_resnet.prune`.
+        labels: Class names in the order of the classes; by default the card's.
+        external_data: Whether weights go to a second file, `path + ".data"`; by default only where one file would pass 2 GB.
+        precision: `"float32"`, `"float16"` or `"int8"`; see `to_float16` and `to_int8`, which get the verified float32 file.
+        calibration: Images that set int8's ranges; see `to_int8`.
+        max_drop: Allowed loss of agreement by int8, in percent; see `to_int8`.
+        target: What int8 is for; see `to_int8`.
+        samples: Images to verify on in addition to random batches: a folder, or an array in the file's layout.
+        overwrite: Whether `path` may exist.
+        keep_failed: Keep a file that failed verification as `path + ".failed"`.
+        progress: Callback that gets the name of each step.
 
     Returns:
-        ExportResult
+        `ExportResult`
 
     Raises:
-        UsageError: an option or the model does not fit, or the file cannot be written.
-        MismatchError: the file does not compute what the model computes; nothing is left behind.
+        UsageError: An option or the model does not fit, or the file cannot be written.
+        MismatchError: The file does not compute what the model computes; nothing is left behind.
+
+    Example:
+        >>> result = rx.to_onnx(kr.resnet50(), "resnet50.onnx")
+        >>> result.report.passed
+        True
     """
-    tell = progress or (lambda step: None)
-    options = {
-        "opset": opset,
-        "layout": layout,
-        "input_dtype": input_dtype,
-        "resize": resize,
-        "outputs": outputs,
-        "dynamic_size": dynamic_size,
-        "top_k": top_k,
-        "prune_identity": prune_identity,
-    }
-    opsets.check_opset(opset)
-    target_path = artifact.check_target(path, overwrite)
+    step = progress or (lambda name: None)
+    options = ExportOptions(
+        opset=opset,
+        layout=layout,
+        input_dtype=input_dtype,
+        resize=resize,
+        outputs=None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs),
+        output_kind=output_kind,
+        dynamic_size=dynamic_size,
+        top_k=top_k,
+        prune_identity=prune_identity,
+    )
+    artifact.check_target(path, overwrite)
     if precision != "float32":
-        from .quantization.precision import side_by_side
-
-        lower = _lower_precision(precision, calibration, max_drop, target)
-        if external_data:
-            raise UsageError(f"`external_data` goes with float32, not with {precision}")
-        with tempfile.TemporaryDirectory(prefix=f".{target_path.name}.", dir=target_path.parent) as folder:
-            full = Path(folder) / target_path.name
-            first = to_onnx(model, full, **options, labels=labels, samples=samples, progress=progress)
-            tell(precision)
-            result = lower(full, path, samples=samples, overwrite=overwrite, keep_failed=keep_failed)
-            tell("bench")
-            result = side_by_side(full, result)
-        return dataclasses.replace(result, notes=(*first.notes, *result.notes))
-    interface, notes = prepared(model, options)
-    samples = None if samples is None else read_samples(samples, interface)
-    with publishing(path, overwrite, keep_failed) as work:
-        tell("convert")
-        converted, method = convert(interface, opset)
-        if method == "stock":
-            notes.append("converted by tf2onnx's own road: this model reads variables in a way that the fast one cannot follow")
-        metadata = metadata_of(interface, options, labels)
+        lower = _lower_precision(precision, calibration, max_drop, target, external_data)
+        return _through_float32(model, path, options, labels, samples, lower, precision, overwrite, keep_failed, step)
+    prepared = prepare(model, options, labels)
+    notes = list(prepared.notes)
+    samples = None if samples is None else read_samples(samples, prepared.signature)
+    with artifact.publishing(path, overwrite, keep_failed) as work:
+        step("convert")
+        converted, method = convert(prepared.signature, opset)
+        if method == FALLBACK:
+            notes.append(FALLBACK_NOTE)
+        metadata = metadata_of(prepared, options, labels)
         stamp(converted, metadata)
-        tell("write")
+        step("write")
         artifact.write_onnx(converted, work, external_data)
-        tell("verify")
+        step("verify")
         weights = weights_of(converted)
-        look = tamed(work, interface, opset)
-        report = judge(work, interface, expected_weights=weights, expected_card=metadata["card"], samples=samples, tamed=look)
-        del weights, converted
-        if report.passed:
-            report = judge_randomised(report, interface, opset, work.parent / "randomised.onnx")
-        report = dataclasses.replace(report, path=str(path))
-        require(report)
-        sha256, size = artifact.digest(work), artifact.disk_size(work)
-    return ExportResult(str(path), report, sha256, method, size, tuple(notes))
+        del converted
+        report = verify_onnx(work, prepared, opset=opset, weights=weights, metadata=metadata, samples=samples)
+        return _result(path, work, report, method, notes)
 
 
-def _lower_precision(precision, calibration, max_drop, target):
+def to_savedmodel(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    outputs: Iterable[str] | None = None,
+    output_kind: str | dict[str, str] | None = None,
+    layout: str = "nhwc",
+    labels: list[str] | None = None,
+    samples: Images | None = None,
+    overwrite: bool = True,
+    keep_failed: bool = False,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Export a Keras model to a verified SavedModel folder, which loads without Keras and without this package.
+
+    Signatures: `serving_default` (`images` to the outputs), `features` (what a classifier pools; other models have none) and, for
+    image models of fixed size, `serving_bytes` (`image_bytes`: encoded JPEG, PNG, GIF or BMP files of any size).
+
+    Args:
+        model: A built Keras model, Functional or Sequential. A model in mixed precision is rebuilt in float32.
+        path: Folder to write. The metadata are in its file `keras_resnet.json`.
+        outputs, output_kind, layout, labels, samples: See `to_onnx`.
+        overwrite: Whether the folder may exist; it is replaced at the end.
+        keep_failed: Keep a folder that failed verification as `path + ".failed"`.
+        progress: Callback that gets the name of each step.
+
+    Returns:
+        `ExportResult`
+
+    Raises:
+        UsageError: An option or the model does not fit, or the folder cannot be written.
+        MismatchError: The folder does not compute what the model computes; nothing is left behind.
+    """
+    step = progress or (lambda name: None)
+    artifact.check_target(path, overwrite, MARK)
+    names = None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs)
+    options = ExportOptions(outputs=names, output_kind=output_kind, layout=layout)
+    prepared = prepare(model, options, labels)
+    metadata = metadata_of(prepared, options, labels)
+    samples = None if samples is None else read_samples(samples, prepared.signature)
+    with artifact.publishing(path, overwrite, keep_failed, MARK) as work:
+        step("write")
+        write_savedmodel(prepared.signature, work)
+        artifact.write_folder_metadata(work, metadata)
+        step("verify")
+        report = verify_savedmodel(work, prepared, metadata=metadata, samples=samples)
+        return _result(path, work, report, "savedmodel", list(prepared.notes))
+
+
+def verify(
+    path: str | os.PathLike[str],
+    model: keras.Model,
+    *,
+    labels: list[str] | None = None,
+    samples: Images | None = None,
+    seed: int = 0,
+) -> VerificationReport:
+    """Compare an ONNX file or SavedModel folder with the model that it is said to come from.
+
+    Args:
+        path: File or folder.
+        model: The Keras model.
+        labels: Class names that the file must hold; by default those of the model's card.
+        samples: Images to compare on in addition to random batches: a folder, or an array in the file's layout.
+        seed: Seed of the random batches.
+
+    Returns:
+        `VerificationReport`; `passed` says whether everything agreed. Nothing is raised on a mismatch.
+
+    Raises:
+        UsageError: The file is missing or damaged, or the model cannot be read.
+    """
+    folder, metadata = Path(path).is_dir(), artifact.read_metadata(path)
+    if "options" not in metadata and not folder:
+        raise UsageError(
+            f"{path} was not written by resnet-export: it does not say how its inputs and outputs map to the model's"
+        )
+    options = ExportOptions.from_metadata(metadata.get("options") or {})
+    is_old = "outputs" not in metadata
+    if is_old and options.outputs is None and not folder:
+        options = dataclasses.replace(options, outputs=_own_outputs_in(path))
+    stated = labels if labels is not None else (metadata.get("card") or {}).get("labels")
+    prepared = prepare(model, options, stated, old_names=is_old)
+    expected = None if folder and "options" not in metadata else metadata_of(prepared, options, labels)
+    precision = (metadata.get("tolerances") or {}).get("precision", "float32")
+    if folder:
+        return verify_savedmodel(path, prepared, metadata=expected, samples=samples, seed=seed)
+    if precision == "int8":
+        from .verification.agreement import verify_int8
+
+        if samples is None:
+            raise UsageError(f"{path} is int8: give images (--samples) on which its best classes have to be the model's")
+        return verify_int8(path, prepared, samples, expected)
+    return verify_onnx(path, prepared, opset=options.opset, precision=precision, metadata=expected, samples=samples, seed=seed)
+
+
+def _own_outputs_in(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The outputs of a file of version 0.1, without those that `top_k` adds."""
+    outputs = artifact.read_proto(path, external_data=False).graph.output
+    return tuple(value.name for value in outputs if not value.name.startswith("top_"))
+
+
+def require(report: VerificationReport) -> VerificationReport:
+    """Return a report that passed; raise for one that did not.
+
+    Raises:
+        MismatchError: Carries the report.
+    """
+    if not report.passed:
+        raise MismatchError(report.summary(), report)
+    return report
+
+
+def _result(path, work: Path, report: VerificationReport, method: str, notes: list[str]) -> ExportResult:
+    """The result of an export, if the file in the temporary folder passed."""
+    require(dataclasses.replace(report, path=str(path)))
+    report = dataclasses.replace(report, path=str(path))
+    return ExportResult(str(path), report, artifact.digest(work), method, artifact.disk_size(work), tuple(notes))
+
+
+def _lower_precision(precision: str, calibration, max_drop: float, target: str, external_data: bool | None) -> Callable:
+    """The function that makes the file in lower precision, its arguments checked before the float32 export begins."""
+    import functools
+
     from .quantization.precision import check_int8, opened, to_float16, to_int8
 
+    if precision not in TOLERANCES:
+        raise UsageError(f"`precision` must be one of {', '.join(TOLERANCES)}, got {precision!r}")
+    if external_data:
+        raise UsageError(f"`external_data` goes with float32, not with {precision}")
     if precision == "float16":
         return to_float16
-    if precision != "int8":
-        raise UsageError(f"`precision` must be one of {', '.join(TOLERANCES)}, got {precision!r}")
     if calibration is None:
         raise UsageError("`precision` int8 needs `calibration` images")
     check_int8(target, max_drop)
-    calibration = opened(calibration)
-    return functools.partial(to_int8, calibration=calibration, max_drop=max_drop, target=target)
+    return functools.partial(to_int8, calibration=opened(calibration), max_drop=max_drop, target=target)
 
 
-def prepared(model, options):
-    """The model as it will be exported, seen through its interface, and notes on what had to be changed.
+def _through_float32(
+    model, path, options: ExportOptions, labels, samples, lower: Callable, precision: str, overwrite, keep_failed, step
+) -> ExportResult:
+    """A float32 file in a temporary folder, and from it the file that was asked for."""
+    from .quantization.precision import side_by_side
 
-    Args:
-        model: Keras model.
-        options: dict over `OPTIONS`; missing ones have their default.
-
-    Returns:
-        `(Interface, list of notes)`.
-    """
-    options, notes = OPTIONS | options, []
-    if options["prune_identity"] is not None and options["prune_identity"] is not False:
-        model, note = without_identity_blocks(model, float(options["prune_identity"] is not True and options["prune_identity"]))
-        notes.append(note)
-    model, note = in_float32(model)
-    notes += [note] if note else []
-    if options["dynamic_size"] and options["resize"]:
-        raise UsageError("`dynamic_size` and `resize` exclude each other: an image is resized to the model's one size")
-    if options["dynamic_size"]:
-        model = with_open_size(model)
-    view = interface_of(model, **{key: options[key] for key in ("outputs", "layout", "input_dtype", "resize", "top_k")})
-    return view, notes
-
-
-def convert(interface, opset=17):
-    """An onnx-ir model of an interface, not yet written or verified; the same model gives the same result.
-
-    Args:
-        interface: `interface.Interface`.
-        opset: 13 to 23.
-
-    Returns:
-        `(onnx_ir.Model, method)`, method being `"weightless"` or `"stock"`.
-
-    Raises:
-        UsageError: an op has no counterpart in ONNX.
-    """
-    low, method = min(opset, opsets.HANDLERS), "weightless"
-    try:
-        model = to_ir(trace(interface, interface.specs()), low)
-    except NotWeightless:
-        model, method = stock_model(interface, interface.specs(), low), "stock"
-    for value, port in zip(model.graph.inputs, interface.inputs, strict=True):
-        value.shape = finish.ir.Shape(port.shape)
-    passes.clean(model.graph)
-    finish.round_weights(model.graph)
-    if opset > opsets.HANDLERS:
-        finish.canonical_names(model.graph, [port.name for port in interface.inputs], list(interface.outputs))
-        model = opsets.raise_opset(model, opset)
-    finish.canonical_names(model.graph, [port.name for port in interface.inputs], list(interface.outputs))
-    finish.name_dimensions(model.graph, interface.layout == "nchw")
-    finish.strip(model)
-    model.ir_version = opsets.ir_version(opset)
-    return model, method
-
-
-def expected_weights(interface, options):
-    """`{initialiser name: tensor}` that a file of this model must hold."""
-    return weights_of(convert(interface, (OPTIONS | options)["opset"])[0])
-
-
-def weights_of(model):
-    """`{initialiser name: tensor}` of an onnx-ir model."""
-    return {name: value.const_value for name, value in model.graph.initializers.items()}
-
-
-def judge_randomised(report, interface, opset, path):
-    """Verify the conversion of an untrained model once more, with random batch-norm statistics, biases and gates.
-
-    Args:
-        report: the report on the file as shipped.
-        interface: `interface.Interface` of the model.
-        opset: opset of the file.
-        path: a throw-away file.
-
-    Returns:
-        the report as it is for a trained model; else with what the second look found.
-    """
-    hiding = hiding_variables(interface.model)
-    if not hiding:
-        return report
-    with randomised(interface, statistics_batch(interface), hiding):
-        converted, _ = convert(interface, opset)
-        artifact.write_onnx(converted, path)
-        second = judge(path, interface, expected_weights=weights_of(converted), tamed=tamed(path, interface, opset))
-    for file in artifact.companions(path):
-        file.unlink()
-    return with_second_look(report, second, len(hiding))
-
-
-def judge_graph(report, path, interface, opset):
-    """The same for a file that is there already: its own graph gets the random weights, since the fault may be in it.
-
-    Args and Returns as `judge_randomised`; `path` is the file.
-    """
-    hiding = hiding_variables(interface.model)
-    if not hiding:
-        return report
-    second = _with_other_weights(path, interface, opset, hiding)
-    if second is not None:
-        return with_second_look(report, second, len(hiding))
-    note = f"{len(hiding)} constant weights (untrained) hide what lies behind them, and the graph is another one without them"
-    return dataclasses.replace(report, notes=(*report.notes, note))
-
-
-def with_second_look(report, second, count):
-    """A report together with what a second one, with random values for `count` constant weights, found."""
-    note = f"{count} constant weights (untrained): verified again with random ones, max relative error {second.worst():.1e}"
-    return dataclasses.replace(
-        report,
-        passed=second.passed,
-        diverges=second.diverges,
-        problems=tuple(f"with random weights in place of constant ones: {problem}" for problem in second.problems),
-        notes=(*report.notes, note),
-    )
-
-
-def _with_other_weights(path, interface, opset, variables, strict=False):
-    """A report on the graph of a file with random values for some variables.
-
-    None where the model's graph is another one with these, as where a scalar of 1 was left out; a strict look reports that.
-    """
-    with randomised(interface, statistics_batch(interface), variables), tempfile.TemporaryDirectory() as folder:
-        weights = weights_of(convert(interface, opset)[0])
-        names = {tensor.name for tensor in artifact.read_proto(path, external_data=False).graph.initializer}
-        if names != set(weights) and not strict:
-            return None
-        other = Path(folder) / "other.onnx"
-        artifact.write_with_weights(path, other, weights)
-        look = None if strict else tamed(other, interface, opset)
-        return judge(other, interface, expected_weights=weights, tamed=look, strict=strict)
-
-
-def tamed(path, interface, opset):
-    """A function that judges the graph of a file with batch-norm statistics that fit the data; None for a model without norms.
-
-    Its weights are compared one by one elsewhere; this settles what the graph does with them where rounding drowns it.
-    """
-    variables = statistics(interface.model)
-    if not variables:
-        return None
-
-    @functools.cache
-    def look():
-        return _with_other_weights(path, interface, opset, variables, strict=True)
-
-    return look
-
-
-def stamp(model, metadata):
-    """Put metadata into an onnx-ir model."""
-    model.metadata_props.clear()
-    model.metadata_props.update(artifact.encode_metadata(metadata))
-
-
-def metadata_of(interface, options, labels=None, precision="float32"):
-    """What a file says about itself; see `artifact`.
-
-    Raises:
-        UsageError: the number of labels is not the number of classes.
-    """
-    tolerance = {"relative": TOLERANCES[precision], "precision": precision}
-    return {
-        "card": card_of(interface, labels),
-        "options": {key: value for key, value in options.items() if value != OPTIONS[key]},
-        "sha256": model_digest(interface.model),
-        "tolerances": tolerance,
-        "versions": versions(),
-    }
-
-
-def card_of(interface, labels=None):
-    """The model's card as a dict, with the input's size and the labels filled in; models from elsewhere get a plain one."""
-    from keras_resnet.modelcard import ModelCard, card
-
-    found = card(interface.model) or ModelCard(interface.model.name)
-    labels = list(labels) if labels is not None else found.labels
-    classes = interface.model.outputs[0].shape[-1]
-    if labels is not None and {"logits", "probabilities"} & set(interface.outputs) and len(labels) != classes:
-        raise UsageError(f"`labels` must name the {classes} classes of the model, got {len(labels)}")
-    preprocessing = image_preprocessing(interface.model)
-    if interface.fit:  # what is left to do outside the graph
-        preprocessing |= {"size": None, "resize": None}
-    return found.replace(preprocessing=preprocessing, labels=labels).to_dict()
-
-
-def model_digest(model):
-    """sha256 over a model's config and its weights in order, hexadecimal."""
-    config = json.dumps(model.get_config(), sort_keys=True, default=lambda thing: type(thing).__name__)
-    total = hashlib.sha256(config.encode())
-    for variable in model.weights:
-        total.update(np.ascontiguousarray(variable.numpy()).data)
-    return total.hexdigest()
-
-
-def versions():
-    """Versions of what made the file."""
-    from keras_resnet._version import __version__
-
-    return {"keras_resnet_export": __version__} | {
-        name: distributions.version(name) for name in ("keras", "onnx", "onnx-ir", "tensorflow", "tf2onnx")
-    }
+    target = artifact.check_target(path, overwrite)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        full = Path(folder) / target.name
+        fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+        first = to_onnx(model, full, **fields, labels=labels, samples=samples, progress=step)
+        step(precision)
+        result = lower(full, path, samples=samples, overwrite=overwrite, keep_failed=keep_failed)
+        step("bench")
+        result = side_by_side(full, result)
+    return dataclasses.replace(result, notes=(*first.notes, *result.notes))

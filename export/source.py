@@ -185,13 +185,13 @@ def zoo_names(pattern="*"):
 
 def describe(model, **source):
     """What `info` shows of a model: its size, and the inputs and outputs it would be exported with. Args as `load_model`."""
-    from .conversion.signature import interface, output_names
+    from .conversion.signature import signature_of
 
     loaded, _ = load_model(model, **source)
     import keras_resnet as kr
 
     info = kr.model_info(loaded)
-    view = interface(loaded)
+    signature = signature_of(loaded)
     known = kr.card(loaded)
     return {
         "name": info.name,
@@ -199,8 +199,8 @@ def describe(model, **source):
         "trainable": info.trainable,
         "macs": info.macs,
         "layers": len(loaded.layers),
-        "inputs": [{"name": port.name, "shape": list(port.shape), "dtype": port.dtype} for port in view.inputs],
-        "outputs": output_names(loaded),
+        "inputs": [{"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype} for spec in signature.inputs],
+        "outputs": [{"name": output.name, "kind": output.kind} for output in signature.outputs],
         "preprocessing": known.preprocessing if known else None,
         "labels": len(known.labels) if known and known.labels else None,
         "weights": (known.weights or {}).get("source") if known else None,

@@ -4,12 +4,14 @@ Private attributes of Keras are used in this module only. A *graph* is a Functio
 Sequential one. Graphs nest; a *path* such as `"backbone/block5_pool"` names an operation in a nested graph.
 """
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 from keras import tree
 from keras.src.models.functional import Functional
 
@@ -113,6 +115,27 @@ def is_weighted(operation):
     if isinstance(operation, keras.Model) or not isinstance(operation, keras.layers.Layer):
         return False
     return any(len(weight.shape) >= 2 for weight in operation.weights)
+
+
+def state_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """The states of a stateful recurrent layer, which are not among its variables."""
+    states = tree.flatten(getattr(layer, "states", None) or [])
+    return [state for state in states if isinstance(state, keras.Variable)]
+
+
+@contextlib.contextmanager
+def state_kept(*models: keras.Model) -> Iterator[None]:
+    """Put statistics, seeds and recurrent states back to what they were, whatever is called in the context."""
+    layers = [layer for model in models for layer in model._flatten_layers()]
+    variables = [v for model in models for v in model.variables if not v.trainable]
+    variables += [v for layer in layers for v in state_variables(layer)]
+    before = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            if not np.array_equal(keras.ops.convert_to_numpy(variable), value, equal_nan=value.dtype.kind == "f"):
+                variable.assign(value)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import logging
 import platform
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,27 +13,16 @@ import onnx_ir as ir
 
 from .. import artifact
 from ..conversion.passes.common import attribute, remove_unused
-from ..conversion.signature import Port
-from ..errors import UsageError
-from ..results import ExportResult, VerificationReport
+from ..errors import MismatchError, UsageError
+from ..metadata import TOLERANCES
+from ..results import Comparison, ExportResult, VerificationReport
 from ..runtime import images
 from ..runtime.benchmark import bench
 from ..runtime.prediction import batches, image_input, scores_output
 from ..runtime.sessions import session
 from ..verification.divergence import inner_tensors
-from ..verification.onnx_file import (
-    TOLERANCES,
-    Case,
-    agreement,
-    agreement_text,
-    cases,
-    check_valid,
-    compare,
-    compare_halved,
-    file_weights,
-    measure,
-    require,
-)
+from ..verification.metrics import agreement, measure
+from ..verification.weights import compare_halved, file_weights
 
 LARGEST_HALF = 65504.0
 COSINE = 0.9999
@@ -125,15 +114,55 @@ def _exceeds(value):
     return np.issubdtype(value.dtype, np.floating) and float(np.abs(value).max(initial=0)) > LARGEST_HALF
 
 
+@dataclass(frozen=True)
+class Case:
+    """One batch to compare on: what it is, and `{input name: array}`."""
+
+    data: str
+    feeds: dict
+
+
 def _cases(model, samples):
-    """Batches for a session: random ones as for verification, and the samples."""
-    ports = tuple(
-        Port(value.name, tuple(None if isinstance(d, str) else d for d in value.shape), value.dtype) for value in model.inputs
-    )
-    yield from cases(SimpleNamespace(inputs=ports, layout=model.inputs[0].layout or "nhwc", fit=None))
+    """Batches for a session: random pixels, random normal numbers, and the samples."""
+    rng = np.random.default_rng(0)
+    for data, batch, size in (("pixels", 1, (96, 96)), ("noise", 3, (107, 131))):
+        yield Case(data, {value.name: _random(rng, value, batch, data, size) for value in model.inputs})
     if samples is not None:
         for array in read_images(samples, model):
             yield Case("samples", {model.inputs[0].name: array})
+
+
+def _random(rng, value, batch, data, size):
+    first, shape = 2 if value.layout == "nchw" else 1, list(value.shape)
+    for axis, have in enumerate(shape):
+        if isinstance(have, str):
+            shape[axis] = batch if axis == 0 else size[min(max(axis - first, 0), 1)]
+    if np.issubdtype(np.dtype(value.dtype), np.integer):
+        return rng.integers(0, 256 if value.dtype == "uint8" else 2, shape).astype(value.dtype)
+    return (rng.integers(0, 256, shape) if data == "pixels" else rng.normal(size=shape)).astype(value.dtype)
+
+
+def compare(name, figures, case, runtime, tolerance):
+    """A `Comparison` from the figures of `measure`."""
+    first = next(iter(case.feeds.values()))
+    passed, shape = figures["relative"] <= tolerance, list(first.shape)
+    return Comparison(output=name, batch=shape[0], shape=shape, data=case.data, runtime=runtime, passed=passed, **figures)
+
+
+def check_valid(path):
+    """What onnx.checker, in full, says against a file: a list of one message, or an empty one."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        return [f"onnx.checker refuses it: {artifact.first_line(error)}"]
+    return []
+
+
+def require(report):
+    """Return a report that passed; raise for one that did not."""
+    if not report.passed:
+        raise MismatchError(report.summary(), report)
+    return report
 
 
 def _compare_half(path, source, original, tries):
@@ -180,7 +209,8 @@ def to_int8(source, path, *, calibration, samples=None, target="cpu", max_drop=1
     check_int8(target, max_drop)
     artifact.check_target(path, overwrite)
     original = _float32_session(source)
-    name, _ = scores_output(original)
+    ranking = scores_output(original)
+    name = ranking.output
     ranges = read_images(calibration, original)
     tests = ranges if samples is None else read_images(samples, original)
     scores = [original.run(array, [name])[name] for array in tests]
@@ -322,11 +352,9 @@ def _compare_scores(path, name, tests, scores, max_drop):
     comparison = compare(name, measure(reference, got), case, "onnxruntime, default", np.inf)
     share = agreement(reference, got, 1)
     passed = share is not None and share >= 1 - max_drop / 100 and not check_valid(path)
-    problems = (
-        ()
-        if passed
-        else (f"top-1 agreement with float32 is {agreement_text(share)} on {len(got)} images, below {1 - max_drop / 100:.2%}",)
-    )
+    shown = "not measurable" if share is None else f"{share:.2%}"
+    problem = f"top-1 agreement with float32 is {shown} on {len(got)} images, below {1 - max_drop / 100:.2%}"
+    problems = () if passed else (problem,)
     comparison = dataclasses.replace(comparison, passed=passed)
     return VerificationReport(str(path), passed, "int8", max_drop / 100, (comparison,), problems=problems)
 

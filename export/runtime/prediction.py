@@ -1,58 +1,97 @@
-"""Image files to labels, through an ONNX file that carries its own labels and preprocessing."""
+"""Image files to labels, through an ONNX file that holds its own labels and preprocessing."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..artifact import Scores, find_scores
+from ..errors import NotRanked, UsageError
 from . import images
-from .sessions import session
+from .sessions import Session, session
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one image, best first: parallel tuples of class index, label (or None) and probability."""
+    """What a file says about one image.
+
+    Attributes:
+        file: The image.
+        classes: Class indices, best first.
+        labels: Their names, or None each.
+        probabilities: Their probabilities.
+        values: `{output name: nested list}` of a file whose outputs do not score classes; the other fields are empty then.
+    """
 
     file: str
-    classes: tuple
-    labels: tuple
-    probabilities: tuple
+    classes: tuple[int, ...]
+    labels: tuple[str | None, ...]
+    probabilities: tuple[float, ...]
+    values: dict[str, list] | None = None
 
-    def to_json(self):
-        return asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `values` only where there are some."""
+        return {key: value for key, value in asdict(self).items() if key != "values" or value is not None}
 
 
-def predict(path, files, *, top=5, device="auto", batch=8):
+def predict(
+    path: str | os.PathLike[str] | Session,
+    files: Sequence[str | os.PathLike[str]],
+    *,
+    top: int = 5,
+    device: str = "auto",
+    batch: int = 8,
+    scores: str | None = None,
+    output_kind: str | None = None,
+) -> list[Prediction]:
     """Classify image files with an ONNX file; nothing else is needed, since labels and preprocessing are in it.
 
     Args:
-        path: ONNX file with an image input and an output `logits` or `probabilities`, or an opened `runtime.Session`.
-        files: image paths.
-        top: how many classes to return per image.
-        device: see `runtime.session`.
-        batch: images per run; models with a fixed batch take theirs.
+        path: ONNX file with an image input, or an open `Session`.
+        files: Image paths.
+        top: Number of classes to return per image.
+        device: See `sessions.session`.
+        batch: Images per run; models with a fixed batch take theirs.
+        scores: Name of the output that scores classes, for a file that does not state it.
+        output_kind: What that output means, one of `options.KINDS`.
 
     Returns:
-        list of `Prediction`, one per file.
+        One `Prediction` per file. A file whose outputs do not score classes gives the values of its outputs.
 
     Raises:
-        UsageError: an unreadable image, or a model that does not classify images.
-        DeviceError: the device does not start.
+        UsageError: An image cannot be read, the model does not take images, or several outputs score classes.
+        DeviceError: The device does not start.
     """
     model = path if hasattr(path, "run") else session(path, device)
     if top < 1:
         raise UsageError(f"`top` must be at least 1, got {top}")
     spec = image_input(model)
-    name, is_logits = scores_output(model)
-    found = []
+    try:
+        ranking = scores_output(model, scores, output_kind)
+    except NotRanked:
+        if scores is not None or output_kind not in (None, "other"):
+            raise
+        ranking = None
+    names, found = None if ranking is None else [ranking.output], []
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
-        scores = np.concatenate([model.run(group, [name])[name] for group in batches(part, model.card, spec)])
-        found += [
-            ranked(file, row, model.labels, top) for file, row in zip(part, softmax(scores) if is_logits else scores, strict=True)
-        ]
+        parts = [model.run(group, names) for group in batches(part, model.card, spec)]
+        if ranking is None:
+            rows = ({name: array[row].tolist() for name, array in got.items()} for got in parts for row in range(_rows(got)))
+            found += [Prediction(str(Path(file)), (), (), (), values) for file, values in zip(part, rows, strict=True)]
+        else:
+            probabilities = ranking.probabilities(np.concatenate([got[ranking.output] for got in parts]))
+            found += [ranked(file, row, model.labels, top) for file, row in zip(part, probabilities, strict=True)]
     return found
+
+
+def _rows(outputs: dict[str, np.ndarray]) -> int:
+    return len(next(iter(outputs.values())))
 
 
 def image_input(model):
@@ -66,19 +105,19 @@ def image_input(model):
     return model.inputs[0]
 
 
-def scores_output(model):
-    """The output that ranks classes, and whether it holds logits.
+def scores_output(model, scores: str | None = None, kind: str | None = None) -> Scores:
+    """The output of a session that scores classes; see `artifact.find_scores`.
+
+    Args:
+        model: `sessions.Session`.
+        scores: Name of the output, for a file that does not state it.
+        kind: Kind of that output, likewise.
 
     Raises:
-        UsageError: the model has none.
+        UsageError: The file and the caller do not say which output scores classes.
     """
-    names = [value.name for value in model.outputs]
-    for name in ("logits", "probabilities"):
-        if name in names and len(next(v for v in model.outputs if v.name == name).shape) == 2:
-            return name, name == "logits"
-    raise UsageError(
-        f"{model.path.name} is no classifier: it has no output `logits` or `probabilities`, only {_described(model.outputs)}"
-    )
+    outputs = {value.name: list(value.shape) for value in model.outputs}
+    return find_scores(model.metadata, outputs, scores=scores, kind=kind, file=model.path.name)
 
 
 def _described(values):
@@ -129,9 +168,3 @@ def ranked(file, scores, labels, top):
     return Prediction(
         str(Path(file)), tuple(int(index) for index in order), names, tuple(float(scores[index]) for index in order)
     )
-
-
-def softmax(logits):
-    """Probabilities along the last axis, computed in float64."""
-    shifted = np.exp(logits.astype("float64") - logits.max(-1, keepdims=True))
-    return shifted / shifted.sum(-1, keepdims=True)

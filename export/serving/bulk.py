@@ -17,7 +17,7 @@ from pathlib import Path
 from ..artifact import check_target, publishing
 from ..errors import UsageError
 from ..runtime.images import SUFFIXES
-from ..runtime.prediction import image_input, load_pixels, ranked, scores_output, softmax, stacked
+from ..runtime.prediction import image_input, load_pixels, ranked, scores_output, stacked
 from ..runtime.sessions import session
 
 PART_ROWS = 1000
@@ -78,7 +78,7 @@ class LocalClassifier:
     def __init__(self, path, device="auto", top=5, batch=16, workers=None, threads=None):
         self.session, self.top = session(path, device, threads=threads), top
         self.spec = image_input(self.session)
-        self.output, self.is_logits = scores_output(self.session)
+        self.scores = scores_output(self.session)
         self.batch = self.spec.shape[0] if isinstance(self.spec.shape[0], int) else batch
         self.workers = workers or os.cpu_count() or 1
 
@@ -122,8 +122,8 @@ class LocalClassifier:
         return rows
 
     def _scores(self, pixels):
-        scores = self.session.run(stacked(pixels, self.spec), [self.output])[self.output]
-        return softmax(scores) if self.is_logits else scores
+        output = self.scores.output
+        return self.scores.probabilities(self.session.run(stacked(pixels, self.spec), [output])[output])
 
 
 def error_row(name, error):

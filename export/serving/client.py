@@ -10,8 +10,9 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
+from ..artifact import find_scores
 from ..errors import UsageError
-from ..runtime.prediction import load_pixels, ranked, scores_output, softmax, stacked
+from ..runtime.prediction import load_pixels, ranked, stacked
 from ..runtime.sessions import TensorInfo
 from . import protocol
 from .bulk import error_row, prediction_row
@@ -60,10 +61,11 @@ class RemoteClassifier:
             self.model = model or self._only_model(client)
             self.path = f"v2/models/{quote(self.model, safe='')}"
             metadata = self._get(client, self.path)
-            self.spec, self.output, self.is_logits = _tensors(metadata, self.model)
             extensions = self._get(client, "v2").get("extensions") or []
             self.binary = {"binary_tensor_data", "binary_data"} & set(extensions)
-            self.card = self._card(client)
+            stated = self._stated(client)
+            self.card = stated.get("card") or {}
+            self.spec, self.scores = _tensors(metadata, self.model, stated)
 
     @property
     def settings(self):
@@ -109,17 +111,17 @@ class RemoteClassifier:
             if error.status in (401, 403, 404):
                 raise UsageError(f"{self.url} refuses: {error}") from error
             return error_row(item.name, str(error))
-        scores = softmax(scores) if self.is_logits else scores
-        return prediction_row(ranked(item.name, scores, self.card.get("labels"), self.top))
+        probabilities = self.scores.probabilities(scores[None])[0]
+        return prediction_row(ranked(item.name, probabilities, self.card.get("labels"), self.top))
 
     async def _scores(self, client, array):
-        wanted = [protocol.RequestedOutput(self.output, bool(self.binary))]
+        wanted = [protocol.RequestedOutput(self.scores.output, bool(self.binary))]
         body, length = protocol.encode_request({self.spec.name: array}, wanted, binary=bool(self.binary))
         headers = {} if length is None else {HEADER_LENGTH: str(length)}
         answer = await self._patiently(lambda: client.post(f"{self.path}/infer", content=body, headers=headers))
         try:
             length = protocol.header_length(answer.headers.get(HEADER_LENGTH), len(answer.content))
-            scores = protocol.decode_response(answer.content, length).outputs[self.output]
+            scores = protocol.decode_response(answer.content, length).outputs[self.scores.output]
         except (ProtocolError, KeyError) as error:
             raise UsageError(f"{self.url} gave no answer in the protocol: {error}") from error
         return scores.reshape(-1)
@@ -167,10 +169,10 @@ class RemoteClassifier:
         except ProtocolError as error:
             raise UsageError(f"{self.url} does not speak the Open Inference Protocol v2: {error}") from error
 
-    def _card(self, client):
-        """The model card, where the server is ours; `{}` elsewhere, and pictures are then stretched to the input's size."""
+    def _stated(self, client):
+        """The metadata of the model's file, from `resnet-export serve`; `{}` elsewhere, and images are then stretched to size."""
         answer = self._ask(client, "GET", f"{self.path}/card")
-        return (protocol.parse_json(answer.content).get("card") or {}) if answer.status_code == 200 else {}
+        return protocol.parse_json(answer.content) if answer.status_code == 200 else {}
 
     def _only_model(self, client):
         answer = self._ask(client, "POST", "v2/repository/index", b"{}")
@@ -182,8 +184,8 @@ class RemoteClassifier:
         return names[0]
 
 
-def _tensors(metadata, model):
-    """The image input, and the output that ranks classes, from a model's metadata."""
+def _tensors(metadata, model, stated):
+    """The image input, and the output that scores classes, from a model's metadata and what its file states."""
     try:
         inputs = [_info(entry) for entry in metadata["inputs"]]
         outputs = [_info(entry) for entry in metadata["outputs"]]
@@ -191,20 +193,9 @@ def _tensors(metadata, model):
         raise UsageError(f"the metadata of {model!r} are not as the protocol has them: {error}") from error
     if len(inputs) != 1 or inputs[0].layout is None:
         raise UsageError(f"{model!r} does not take one batch of images; its inputs are {', '.join(info.name for info in inputs)}")
-    name, is_logits = scores_output(_Described(model, outputs))
-    return inputs[0], name, is_logits
-
-
-@dataclass(frozen=True)
-class _Described:
-    """As much of a session as `scores_output` looks at."""
-
-    name: str
-    outputs: list
-
-    @property
-    def path(self):
-        return self
+    # Servers of other makers state no kinds; `logits` and `probabilities` are then a softmax classifier's, as in version 0.1.
+    stated = stated or {"card": {}}
+    return inputs[0], find_scores(stated, {info.name: list(info.shape) for info in outputs}, file=f"model {model!r}")
 
 
 def _info(entry):

@@ -10,7 +10,7 @@ import numpy as np
 from ..artifact import first_line
 from ..errors import UsageError
 from ..runtime.images import MAX_PIXELS
-from ..runtime.prediction import image_input, load_pixels, ranked, scores_output, softmax, stacked
+from ..runtime.prediction import image_input, load_pixels, ranked, scores_output, stacked
 from ..runtime.sessions import ON_GPU, session
 from .batcher import Batcher, BatchOptions, DeadlineExceeded, QueueFull
 from .protocol import DTYPES, ProtocolError, TensorSpec, datatype_of
@@ -166,11 +166,11 @@ class ServedModel:
         Raises:
             ProtocolError: the model gave NaN.
         """
-        name, is_logits = scores_output(self.session)
-        scores = outputs[name][0]
+        ranking = scores_output(self.session)
+        scores = outputs[ranking.output][:1]
         if not np.isfinite(scores).all():
             raise ProtocolError(f"model {self.source.name!r} gave NaN or infinity for this image", 500)
-        best = ranked("", softmax(scores) if is_logits else scores, self.labels, top)
+        best = ranked("", ranking.probabilities(scores)[0], self.labels, top)
         found = zip(best.classes, best.labels, best.probabilities, strict=True)
         return [{"class": index, "label": label, "probability": probability} for index, label, probability in found]
 

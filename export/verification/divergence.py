@@ -9,30 +9,32 @@ from ..conversion.trace import calls_of_layers
 CLEARLY_OFF = 1e-4
 
 
-def first_divergence(path, interface, feeds, bound=CLEARLY_OFF):
+def first_divergence(path, signature, feeds, bound=CLEARLY_OFF):
     """The first layer, in the file's order, whose output differs.
 
     All inner tensors are read in one run without optimisation; a convolution with a folded batch norm bears the norm's name.
 
     Args:
         path: ONNX file that onnxruntime loads.
-        interface: `interface.Interface` of the model.
+        signature: The file's inputs and outputs.
         feeds: `{input name: array}`.
         bound: error, as a share of the largest value of the tensor, above which a layer counts as wrong.
 
     Returns:
         the layer's path, or None where no named tensor differs (the fault is then behind the last of them).
     """
-    expected = layer_outputs(interface, feeds)
+    expected = layer_outputs(signature, feeds)
     for name, value in inner_tensors(path, feeds, set(expected)).items():
         if _difference(value, expected[name]) > bound:
             return name
     return None
 
 
-def layer_outputs(interface, feeds):
+def layer_outputs(signature, feeds):
     """`{layer path: array}` of every layer that Keras calls once, for one batch."""
     import tensorflow as tf
+
+    from keras_resnet.graphs import state_kept
 
     found, repeated = {}, set()
 
@@ -41,8 +43,8 @@ def layer_outputs(interface, feeds):
             repeated.update({path} & set(found))
             found[path] = result
 
-    with calls_of_layers(noted):
-        interface(*(tf.convert_to_tensor(feeds[port.name]) for port in interface.inputs))
+    with state_kept(signature.model), calls_of_layers(noted):
+        signature.run(*(tf.convert_to_tensor(feeds[spec.name]) for spec in signature.inputs))
     return {path: result.numpy() for path, result in found.items() if path not in repeated}
 
 

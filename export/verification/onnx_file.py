@@ -1,373 +1,130 @@
-"""The judge of every artefact: what it computes against what Keras computes, and its weights against the model's."""
+"""Verifying an ONNX file: its structure, its outputs, its metadata and its weights against the untouched Keras model."""
 
-import dataclasses
-import functools
-import json
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .. import artifact
+from ..conversion.convert import convert, weights_of
+from ..conversion.prepare import Prepared
 from ..conversion.resizing import LEVELS, fitted
-from ..conversion.signature import LOGITS, PROBABILITIES
-from ..errors import MismatchError, UsageError
-from ..results import Comparison, VerificationReport
+from ..conversion.signature import Signature
+from ..metadata import TOLERANCES
+from ..results import VerificationReport
 from ..runtime import images
-from . import refolding as weights
+from .cards import check_metadata
+from .copies import compare_copy
 from .divergence import first_divergence
+from .inputs import Case, find_cases
+from .outputs import OutputComparison, Runner
+from .reference import Reference
+from .refolding import compare_refolded
+from .reverification import Loaded, Reverification
+from .weights import compare_halved, compare_weights, file_weights
 
-TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "int8": None}
-BATCHES = (1, 3)
-RUNTIMES = {True: "onnxruntime, default", False: "onnxruntime, no optimisation"}
-OPEN_SIZES = {"pixels": (96, 96), "noise": (107, 131)}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One batch to compare on: what it is, and `{input name: array}`."""
-
-    data: str
-    feeds: dict
+# onnxruntime with its default optimisations, which is what users will meet, and without any.
+RUNTIMES = {"onnxruntime, default": True, "onnxruntime, no optimisation": False}
 
 
-def judge(
-    path,
-    interface,
+def verify_onnx(
+    path: str | Path,
+    prepared: Prepared,
     *,
-    precision="float32",
-    expected_weights=None,
-    expected_card=None,
-    samples=None,
-    seed=0,
-    tamed=None,
-    strict=False,
-):
-    """Compare an ONNX file with a model; the file is opened as it lies on the disk.
+    opset: int,
+    precision: str = "float32",
+    weights: Mapping[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+    samples: object = None,
+    seed: int = 0,
+) -> VerificationReport:
+    """Compare an ONNX file with a model; the file is opened as it is on disk.
 
-    Batches of 1 (random pixels) and 3 (random normal numbers; odd sizes where the size is open), and the samples if given; each
-    through onnxruntime with its default optimisation and with none.
+    In this order: the file is valid and has the signature's inputs and outputs; a rebuilt copy of the model computes what the
+    original computes; every output agrees with Keras on every batch (see `inputs.find_cases`), in onnxruntime with and without
+    optimisations; metadata and weights agree; the same graph agrees once more with other weights (see `reverification`).
 
     Args:
         path: ONNX file.
-        interface: `interface.Interface` of the model.
-        precision: key of `TOLERANCES`.
-        expected_weights: `{initialiser name: array}` that the file must hold, or None.
-        expected_card: the card (dict) that the file must bear, or None.
-        samples: folder of images, or an array in the artefact's layout, or None.
-        seed: seed of the random batches.
-        tamed: function that judges the same graph with weights that do not amplify rounding, or None; see `second_opinion`.
-        strict: no second opinion where Keras' own rounding is as large as the difference.
+        prepared: The model and the file's inputs and outputs.
+        opset: Opset of the file, for conversions with other weights.
+        precision: `"float32"` or `"float16"`.
+        weights: `{initialiser name: array}` that the file must hold, in float32; by default those of a fresh conversion.
+        metadata: The metadata that an export would write, or None to compare none.
+        samples: Folder of images, or an array in the file's layout, or None.
+        seed: Seed of the random batches.
 
-    Returns:
-        VerificationReport
+    Raises:
+        UsageError: Keras itself fails on every random batch, or the samples do not fit.
     """
-    tolerance, comparisons, opinions = TOLERANCES[precision], [], []
-    structure, exact = check_structure(path, interface), functools.cache(interface.in_float64)
-    problems, notes = check_card(path, expected_card)
-    problems = structure + problems
+    signature, float32 = prepared.signature, precision == "float32"
+    problems = check_structure(path, signature)
+    wrong, notes = check_metadata(path, metadata)
+    structure, problems = bool(problems), problems + wrong
+    reference = Reference(signature)
+    comparison, cases, figures = OutputComparison(reference, TOLERANCES[precision]), [], None
     if not structure:
-        for case in cases(interface, samples, seed):
-            found, wrong = _judge_case(path, interface, case, tolerance, exact, tamed, None if strict else opinions)
-            comparisons, problems = comparisons + found, problems + wrong
-    if interface.fit:
-        wrong, said = check_resize(interface, next(cases(interface, seed=seed)).feeds)
-        problems, notes = problems + wrong, notes + said
-    notes += said_of(opinions, tamed)
-    problems += [described(comparison) for comparison in comparisons if not comparison.passed]
-    figures = diverges = None
-    if expected_weights is not None:
-        if precision == "float32":
-            figures, wrong = compare_weights(path, expected_weights, interface.runner)
+        cases = find_cases(reference, samples, seed)
+        problems += compare_copy(prepared, cases)
+        runners = onnx_runners(path)
+        for case in cases:
+            for runtime, run in runners.items():
+                comparison.compare(case, runtime, run)
+        if float32:
+            comparison.compare_unsaturated(cases[-1 if samples is None else 1], runners)
+        if signature.fit:
+            wrong, said = check_resizing(signature, cases[0])
+            problems, notes = problems + wrong, notes + said
+        problems += comparison.all_problems()
+        notes += comparison.conditioning_notes()
+        weights = weights_of(convert(signature, opset)[0]) if weights is None else weights
+        if float32:
+            figures, wrong, said = compare_weights(path, weights, signature.model)
+            notes += said
         else:
-            figures, wrong = compare_halved(path, expected_weights)
+            figures, wrong = compare_halved(path, weights)
         problems += wrong
-    if problems and comparisons and tolerance is not None:
-        diverges = _first_divergence(path, interface, seed)
+    if not problems and float32:
+        again = Reverification(reference, cases, lambda folder: with_present_weights(path, signature, opset, folder))
+        wrong, said = again.run(comparison)
+        problems, notes = problems + wrong, notes + said
+    diverges = None
+    if problems and comparison.failed:
+        diverges = _first_layer_that_differs(path, signature, cases)
     return VerificationReport(
-        str(path), not problems, precision, tolerance, tuple(comparisons), figures, diverges, tuple(problems), tuple(notes)
+        str(path),
+        not problems,
+        precision,
+        TOLERANCES[precision],
+        tuple(comparison.comparisons),
+        figures,
+        diverges,
+        tuple(problems),
+        tuple(notes),
     )
 
 
-def _judge_case(path, interface, case, tolerance, exact, tamed, opinions):
-    """`(comparisons, problems)` of one batch, each runtime in turn."""
-    reference, largest = interface.reference(case.feeds)
-    truth = truth_of(exact, case)
-    comparisons, problems = [], []
-    for optimise, runtime in RUNTIMES.items():
-        got = _run(path, case.feeds, list(reference), optimise)
-        if isinstance(got, str):
-            problems.append(got)
-            continue
-        for name in reference:
-            comparison = compare(name, measure(reference[name], got[name], largest[name]), case, runtime, tolerance)
-            if tolerance == TOLERANCES["float32"] and opinions is not None:
-                comparison = second_opinion(comparison, reference[name], got[name], largest[name], truth, tamed, opinions)
-            comparisons.append(comparison)
-    return comparisons, problems
-
-
-def truth_of(exact, case):
-    """A function that returns what `exact()`, an interface in float64, says of a batch; `{}` where there is none."""
-    return functools.cache(lambda: exact().truth(case.feeds) if exact() else {})
-
-
-ILL, ALIKE = 10, 3
-
-
-def second_opinion(comparison, reference, got, largest, truth, tamed, opinions):
-    """Whether a comparison that missed the float32 bound says anything: where Keras' own float32 is about as far from its
-    float64, both are rounding.
-
-    Untrained networks can amplify rounding without bound (a sigmoid of ±1000); trained ones hardly ever get here. The graph is
-    then judged with batch-norm statistics that fit the data, at the same bound; without norms, the file's error must be of the
-    size of Keras' own: two roundings of one size differ by chance.
-
-    Args:
-        comparison: the `Comparison`.
-        reference, got, largest: what it compared.
-        truth: function that returns `{output name: array}` in float64, see `truth_of`.
-        tamed: as in `judge`.
-        opinions: list that gets `(error of the file, error of Keras)` against float64, for `said_of`.
-
-    Returns:
-        the comparison, passed if it proves nothing and the other look finds nothing.
-    """
-    bound = TOLERANCES["float32"]
-    if comparison.passed or not np.isfinite(comparison.relative) or comparison.output not in truth():
-        return comparison
-    true = truth()[comparison.output]
-    file_error, keras_error = (measure(true, value, largest)["relative"] for value in (got, reference))
-    if not keras_error > bound / ILL:
-        return comparison
-    opinions.append((file_error, keras_error))
-    passed = tamed().passed if tamed else file_error <= max(bound, ALIKE * keras_error)
-    return dataclasses.replace(comparison, passed=passed)
-
-
-def said_of(opinions, tamed):
-    """A note on ill-conditioned outputs, in a list; empty where there are none."""
-    if not opinions:
-        return []
-    file_error, keras_error = (max(errors) for errors in zip(*opinions, strict=True))
-    note = f"ill-conditioned: against Keras in float64 the file is off by {file_error:.1e}, Keras in float32 by {keras_error:.1e}"
-    if tamed:
-        note += f"; with batch-norm statistics that fit the data the file is off by {tamed().worst():.1e}"
-    return [note]
-
-
-def statistics_batch(interface):
-    """Feeds to take batch-norm statistics from."""
-    rng = np.random.default_rng(0)
-    return {port.name: _random(rng, port, max(BATCHES), "pixels", interface) for port in interface.inputs}
-
-
-def _first_divergence(path, interface, seed):
-    """Noise first: among small numbers a small fault stands out; pixels reach what saturates."""
-    for case in reversed(list(cases(interface, seed=seed))):
-        try:
-            layer = first_divergence(path, interface, case.feeds)
-        except Exception:  # a file that does not run for this batch, which is among the problems already
-            continue
-        if layer is not None:
-            return layer
-    return None
-
-
-def cases(interface, samples=None, seed=0):
-    """The batches to compare on."""
-    rng = np.random.default_rng(seed)
-    for data, batch in zip(("pixels", "noise"), BATCHES, strict=True):
-        yield Case(data, {port.name: _random(rng, port, batch, data, interface) for port in interface.inputs})
-    if samples is not None:
-        yield Case("samples", {interface.inputs[0].name: read_samples(samples, interface)})
-
-
-MOST_SAMPLES = 64
-
-
-def read_samples(samples, interface, most=MOST_SAMPLES):
-    """Images for a comparison, as one array in the artefact's layout and dtype.
-
-    Args:
-        samples: folder of images (at most `most` of them are read, evenly by path, fitted as the model's card says), or an array.
-        interface: `interface.Interface`.
-        most: how many.
-
-    Raises:
-        UsageError: no such folder, no image in it, or an array of another shape than the input.
-    """
-    port = interface.inputs[0]
-    if isinstance(samples, str | artifact.Path):
-        samples = _read_folder(samples, interface, most)
-    array = np.asarray(samples)
-    fits = array.ndim == len(port.shape) and all(
-        want is None or want == have for want, have in zip(port.shape, array.shape, strict=True)
-    )
-    if len(interface.inputs) != 1 or not fits:
-        raise UsageError(f"samples must have the shape {list(port.shape)} of `{port.name}`, got {list(array.shape)}")
-    return array.astype(port.dtype)
-
-
-def _read_folder(folder, interface, most):
-    from keras_resnet.modelcard import card
-
-    shape = interface.inputs[0].shape
-    if len(interface.inputs) != 1 or len(shape) != 4:
-        raise UsageError("a folder of samples needs a model with one image input")
-    known = card(interface.model)
-    height, width, channels = (*shape[2:], shape[1]) if interface.layout == "nchw" else shape[1:]
-    size = (height or OPEN_SIZES["pixels"][0], width or OPEN_SIZES["pixels"][1])
-    files = images.find(folder)
-    files = files[:: -(-len(files) // most)]
-    pixels = np.stack([images.load(file, known.preprocessing if known else {}, size, channels) for file in files])
-    return pixels.transpose(0, 3, 1, 2) if interface.layout == "nchw" else pixels
-
-
-def _random(rng, port, batch, data, interface):
-    shape = _filled(port.shape, batch, data, interface)
-    if np.issubdtype(np.dtype(port.dtype), np.integer):
-        return rng.integers(0, 256 if port.dtype == "uint8" else 2, shape).astype(port.dtype)
-    if data == "pixels":
-        return rng.integers(0, 256, shape).astype(port.dtype)
-    return rng.normal(size=shape).astype(port.dtype)
-
-
-def _filled(shape, batch, data, interface):
-    first, sizes = 2 if interface.layout == "nchw" else 1, list(shape)
-    opened = _around(*interface.fit["size"])[data] if interface.fit else OPEN_SIZES[data]
-    for axis, size in enumerate(sizes):
-        if size is None:
-            sizes[axis] = batch if axis == 0 else opened[min(max(axis - first, 0), 1)]
-    return sizes
-
-
-def _around(height, width):
-    """Sizes of images that a graph has to make smaller, and larger."""
-    return {"pixels": (2 * height + 1, 3 * width - 2), "noise": (max(height * 3 // 4, 2), max(width - 3, 2))}
-
-
-def check_resize(interface, feeds):
-    """Compare the graph's resizing with Pillow's, which is what `predict` and the card mean.
-
-    Returns:
-        `(problems, notes)`, lists of sentences.
-    """
-    import tensorflow as tf
-
-    (pixels,) = feeds.values()
-    pixels = pixels // 2 + 64  # noise between black and white would make every filter overshoot
-    upright = pixels if interface.layout == "nchw" else pixels.transpose(0, 3, 1, 2)
-    got = fitted(tf.constant(upright, "float32"), interface.fit).numpy().transpose(0, 2, 3, 1)
-    want = np.stack([images.fit(image, interface.fit) for image in upright.transpose(0, 2, 3, 1)])
-    worst = float(np.abs(got - want).max())
-    said = f"the graph's resizing is within {worst:.2f} of 255 levels of Pillow's"
-    return ([], [said]) if worst <= LEVELS else ([f"{said}, at most {LEVELS} are allowed"], [])
-
-
-AGREEMENT, AGREEMENT_SAMPLES, ROWS = 0.99, 512, 16
-
-
-def agreement_text(share):
-    """0.98 -> 98.00%; None, of scores that are not finite or have no classes, in words."""
-    return "not measurable" if share is None else f"{share:.2%}"
-
-
-def judge_int8(path, interface, samples, expected_card=None):
-    """Compare the best classes of a quantised file with the model's, on images: its numbers are others by design.
-
-    Args and Returns as `judge`; of a folder of samples `AGREEMENT_SAMPLES` are read.
-
-    Raises:
-        UsageError: the model ranks no classes, or the samples do not fit.
-    """
-    structure = check_structure(path, interface)
-    problems, notes = check_card(path, expected_card)
-    problems = structure + problems
-    case = Case("samples", {interface.inputs[0].name: read_samples(samples, interface, AGREEMENT_SAMPLES)})
-    found = {} if structure else _in_parts(path, interface, case)
-    if isinstance(found, str):
-        found, problems = {}, [*problems, found]
-    comparisons = []
-    for name in (LOGITS, PROBABILITIES):
-        if name in found:
-            comparison = compare(name, measure(*found[name]), case, RUNTIMES[True], np.inf)
-            comparisons.append(dataclasses.replace(comparison, passed=(comparison.top1 or 0) >= AGREEMENT))
-    if found and not comparisons:
-        raise UsageError(f"{path} is int8 and ranks no classes, so there is nothing to agree on; verify the float32 file")
-    for comparison in comparisons:
-        if not comparison.passed:
-            share = agreement_text(comparison.top1)
-            problems.append(
-                f"output `{comparison.output}`: top-1 agreement with the model is {share} on {comparison.batch} images, "
-                f"below {AGREEMENT:.0%}"
-            )
-    return VerificationReport(
-        str(path), not problems, "int8", 1 - AGREEMENT, tuple(comparisons), problems=tuple(problems), notes=tuple(notes)
-    )
-
-
-def _in_parts(path, interface, case):
-    """`{output: (Keras' array, the file's)}` of many rows, a few at a time, or a sentence on why the file did not run."""
-    ((name, rows),) = case.feeds.items()
-    found = {}
-    for start in range(0, len(rows), ROWS):
-        feeds = {name: rows[start : start + ROWS]}
-        reference, _ = interface.reference(feeds)
-        got = _run(path, feeds, list(reference), True)
-        if isinstance(got, str):
-            return got
-        for output, value in reference.items():
-            found.setdefault(output, []).append((value, got[output]))
-    return {output: tuple(map(np.concatenate, zip(*parts, strict=True))) for output, parts in found.items()}
-
-
-def check_structure(path, interface):
-    """Sentences on what is wrong with the file as a file: invalid, or with other inputs and outputs than the interface."""
+def check_structure(path: str | Path, signature: Signature) -> list[str]:
+    """Messages on what is wrong with the file as a file: invalid, or with other inputs and outputs than the signature."""
     if invalid := check_valid(path):
         return invalid
     graph = artifact.read_proto(path, external_data=False).graph
+    initializers = {tensor.name for tensor in graph.initializer}
     problems = []
     for kind, have, want in (
-        ("inputs", [value.name for value in graph.input], [port.name for port in interface.inputs]),
-        ("outputs", [value.name for value in graph.output], list(interface.outputs)),
+        ("inputs", [value.name for value in graph.input if value.name not in initializers], [s.name for s in signature.inputs]),
+        ("outputs", [value.name for value in graph.output], signature.names),
     ):
         if have != want:
             problems.append(f"its {kind} are {', '.join(have)}, the model's {', '.join(want)}")
     return problems
 
 
-COMPARED_ON_CARDS = ("config", "preprocessing", "labels")
-
-
-def check_card(path, expected):
-    """Compare what an artefact says of itself with the model's card: wrong labels or another resize make good numbers useless.
-
-    Args:
-        path: file or folder.
-        expected: card (dict), or None to compare nothing. Labels that it lacks are not compared: they came from `--labels`.
-
-    Returns:
-        `(problems, notes)`, lists of sentences.
-    """
-    if expected is None:
-        return [], []
-    have = artifact.read_metadata(path).get("card") or {}
-    want = json.loads(json.dumps(expected))
-    notes, compared = [], list(COMPARED_ON_CARDS)
-    if have.get("labels") and not want["labels"]:
-        compared.remove("labels")
-        notes.append("its labels were not compared: the model has none (give --labels)")
-    wrong = [key for key in compared if have.get(key) != want[key]]
-    return [f"its card differs in {key}: {_shown(have.get(key))}, the model's says {_shown(want[key])}" for key in wrong], notes
-
-
-def _shown(value, most=120):
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def check_valid(path):
-    """What onnx.checker, in full, says against a file: a list of one sentence, or of none."""
+def check_valid(path: str | Path) -> list[str]:
+    """What onnx.checker, in full, says against a file: a list of one message, or an empty one."""
     import onnx
 
     try:
@@ -377,188 +134,69 @@ def check_valid(path):
     return []
 
 
-def _run(path, feeds, names, optimise):
-    """`{name: array}` from onnxruntime, or a sentence on why it did not run. Its defaults are what users will meet."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if not optimise:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return dict(zip(names, session.run(names, feeds), strict=True))
-    except Exception as error:
-        return f"onnxruntime does not run it: {artifact.first_line(error)}"
+def onnx_runners(path: str | Path) -> dict[str, Runner]:
+    """`{runtime: Runner}` of an ONNX file: onnxruntime's default, and onnxruntime without optimisations."""
+    return {runtime: _runner(path, optimise) for runtime, optimise in RUNTIMES.items()}
 
 
-def compare(name, figures, case, runtime, tolerance):
-    """A `Comparison` from the figures of `measure`."""
-    first = next(iter(case.feeds.values()))
-    passed, shape = figures["relative"] <= tolerance, list(first.shape)
-    return Comparison(output=name, batch=shape[0], shape=shape, data=case.data, runtime=runtime, passed=passed, **figures)
+def _runner(path: str | Path, optimise: bool) -> Runner:
+    """Open the file for each batch, so that no session holds the weights in memory while Keras runs."""
+
+    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray] | str:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        if not optimise:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            names = [value.name for value in session.get_outputs()]
+            return dict(zip(names, session.run(names, feeds), strict=True))
+        except Exception as error:  # onnxruntime's errors have no common class
+            return f"onnxruntime does not run it: {artifact.first_line(error)}"
+
+    return run
 
 
-def measure(reference, got, largest=None):
-    """Error figures of two arrays as a dict; infinite where shapes differ or a number is not finite.
-
-    Args:
-        reference, got: arrays.
-        largest: what `relative` is relative to; the largest |reference| by default.
-    """
-    nothing = {"max_abs": np.inf, "mean_abs": np.inf, "relative": np.inf, "cosine": 0.0, "top1": None, "top5": None}
-    reference, got = np.asarray(reference, "float64"), np.asarray(got, "float64")
-    if reference.shape != got.shape or not np.isfinite(reference).all() or not np.isfinite(got).all():
-        return nothing
-    difference = np.abs(reference - got)
-    largest = np.abs(reference).max(initial=0) if largest is None else largest
-    worst = float(difference.max(initial=0))
-    norms = np.linalg.norm(reference) * np.linalg.norm(got)
-    return {
-        "max_abs": worst,
-        "mean_abs": float(difference.mean()) if difference.size else 0.0,
-        "relative": worst / float(largest) if largest > 0 else (0.0 if worst == 0 else np.inf),
-        "cosine": float((reference * got).sum() / norms) if norms > 0 else float(worst == 0),
-        "top1": agreement(reference, got, 1),
-        "top5": agreement(reference, got, 5),
-    }
+def with_present_weights(path: str | Path, signature: Signature, opset: int, folder: Path) -> Loaded:
+    """The graph of a file with the weights that the model has now; see `reverification.Loaded`."""
+    converted, _ = convert(signature, opset)
+    weights, other = weights_of(converted), folder / "other.onnx"
+    same_graph = {tensor.name for tensor in artifact.read_proto(path, external_data=False).graph.initializer} == set(weights)
+    if same_graph:
+        artifact.write_with_weights(path, other, weights)
+    else:
+        artifact.write_onnx(converted, other)
+    _, _, problems = compare_refolded(file_weights(other), signature.model)
+    return Loaded(onnx_runners(other), same_graph, tuple(problems))
 
 
-def agreement(reference, got, k):
-    """Share of rows whose `k` best classes are the same set; None where there are no rows of more than `k` scores."""
-    if reference.ndim != 2 or reference.shape[1] <= k:
-        return None
-    best = [np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :k], axis=1) for scores in (reference, got)]
-    return float((best[0] == best[1]).all(axis=1).mean())
-
-
-def described(comparison):
-    """A failed comparison as a sentence."""
-    where = f"output `{comparison.output}`, batch {comparison.batch} ({comparison.data}), {comparison.runtime}"
-    return f"{where}: max error {comparison.max_abs:.3g}, {comparison.relative:.3g} of the largest value"
-
-
-WEIGHT_TOLERANCE = 1e-6
-
-
-def compare_weights(path, expected, model):
-    """Compare a file's initialisers, element by element: one wrong weight often does not show in the output.
-
-    Args:
-        path: ONNX file.
-        expected: `{name: array}`: what the same conversion gives now.
-        model: Keras model; its weights are folded a second way, see `weights.refold`.
+def check_resizing(signature: Signature, case: Case) -> tuple[list[str], list[str]]:
+    """Compare the graph's resizing with Pillow's, which is what `predict` and the card mean.
 
     Returns:
-        `(figures, problems)`.
+        `(problems, notes)`.
     """
-    have = file_weights(path)
-    problems, worst, worst_name, elements = [], 0.0, None, 0
-    for name in sorted(set(have) ^ set(expected)):
-        problems.append(f"weight {name!r} is {'missing' if name in expected else 'not the model’s'}")
-    for name in sorted(set(have) & set(expected)):
-        error = weight_error(have[name], np.asarray(expected[name]))
-        elements += have[name].size
-        if error > worst:
-            worst, worst_name = error, name
-        if error > WEIGHT_TOLERANCE:
-            problems.append(f"weight {name!r} differs: max error {error:.3g} of its largest value")
-    refolded, wrong = weights.compare_refolded(have, model)
-    figures = {"compared": len(set(have) & set(expected)), "elements": elements, "refolded": refolded}
-    return figures | {"max_relative": worst, "worst": worst_name}, problems or wrong
+    import tensorflow as tf
+
+    (pixels,) = case.feeds.values()
+    pixels = pixels // 2 + 64  # noise between black and white would make every filter overshoot
+    channels_first = pixels if signature.layout == "nchw" else pixels.transpose(0, 3, 1, 2)
+    got = fitted(tf.constant(channels_first, "float32"), signature.fit).numpy().transpose(0, 2, 3, 1)
+    want = np.stack([images.fit(image, signature.fit) for image in channels_first.transpose(0, 2, 3, 1)])
+    worst = float(np.abs(got - want).max())
+    said = f"the graph's resizing is within {worst:.2f} of 255 levels of Pillow's"
+    return ([], [said]) if worst <= LEVELS else ([f"{said}, at most {LEVELS} are allowed"], [])
 
 
-HALF_WEIGHT_TOLERANCE = 1e-3
-
-
-def compare_halved(path, expected):
-    """Compare the float16 weights of a file with float32 ones of the same names, element by element.
-
-    Args and Returns as `compare_weights`.
-    """
-    have = file_weights(path)
-    shared = {name: np.asarray(value) for name, value in expected.items() if name in have and np.asarray(value).dtype.kind == "f"}
-    problems = []
-    for name, want in shared.items():
-        error = weight_error(have[name], want)
-        if error > HALF_WEIGHT_TOLERANCE:
-            problems.append(f"weight {name!r} differs: max error {error:.3g} of its largest value")
-    return {"compared": len(shared), "elements": sum(want.size for want in shared.values())}, problems
-
-
-def file_weights(path):
-    """`{initialiser name: array}` of an ONNX file."""
-    import onnx
-
-    base = str(artifact.Path(path).parent)
-    return {
-        tensor.name: onnx.numpy_helper.to_array(tensor, base_dir=base) for tensor in artifact.read_proto(path).graph.initializer
-    }
-
-
-def weight_error(have, expected):
-    """max |Δ| / max |expected|; infinite where shapes or kinds differ or a number is not finite."""
-    expected = np.asarray(expected)
-    if have.shape != expected.shape or have.dtype.kind != expected.dtype.kind:
-        return np.inf
-    if have.dtype.kind != "f":
-        return 0.0 if np.array_equal(have, expected) else np.inf
-    have, expected = have.astype("float64"), expected.astype("float64")
-    if not np.isfinite(have).all():
-        return 0.0 if np.array_equal(have, expected) else np.inf
-    difference, largest = np.abs(have - expected).max(initial=0), np.abs(expected).max(initial=0)
-    return float(difference / largest) if largest > 0 else (0.0 if difference == 0 else np.inf)
-
-
-def require(report):
-    """Return a report that passed; raise for one that did not.
-
-    Raises:
-        MismatchError: carries the report.
-    """
-    if not report.passed:
-        raise MismatchError(report.summary(), report)
-    return report
-
-
-def verify(path, model, *, labels=None, samples=None, seed=0):
-    """Compare an ONNX file or SavedModel folder with the model that it is said to come from.
-
-    Args:
-        path: file or folder.
-        model: Keras model.
-        labels: class names that the artefact must bear; by default those of the model's card.
-        samples: images to compare on beside random batches: a folder, or an array in the artefact's layout.
-        seed: seed of the random batches.
-
-    Returns:
-        VerificationReport; `passed` says whether everything agreed. Nothing is raised on a mismatch.
-
-    Raises:
-        UsageError: the artefact is missing or damaged, or the model cannot be read.
-    """
-    from ..exporters import OPTIONS, card_of, expected_weights, judge_graph, prepared, tamed
-
-    folder = artifact.Path(path).is_dir()
-    metadata = artifact.read_metadata(path)
-    options, precision = metadata.get("options"), (metadata.get("tolerances") or {}).get("precision", "float32")
-    if options is None and not folder:
-        raise UsageError(
-            f"{path} was not written by resnet-export: it does not say how its inputs and outputs map to the model's"
-        )
-    if precision == "int8" and samples is None:
-        raise UsageError(f"{path} is int8: give images (--samples) on which its best classes have to be the model's")
-    interface, _ = prepared(model, options or {})
-    card = card_of(interface, labels)
-    if folder:
-        from ..savedmodel import judge_savedmodel
-
-        return judge_savedmodel(path, interface, expected_card=None if options is None else card, samples=samples, seed=seed)
-    if precision == "int8":
-        return judge_int8(path, interface, samples, card)
-    given = {"expected_weights": expected_weights(interface, options), "expected_card": card, "samples": samples, "seed": seed}
-    if precision != "float32":
-        return judge(path, interface, precision=precision, **given)
-    opset = (OPTIONS | options)["opset"]
-    report = judge(path, interface, tamed=tamed(path, interface, opset), **given)
-    return judge_graph(report, path, interface, opset) if report.passed else report
+def _first_layer_that_differs(path: str | Path, signature: Signature, cases: list[Case]) -> str | None:
+    """Noise first: among small numbers a small fault stands out; pixels reach what saturates."""
+    for case in reversed(cases):
+        try:
+            layer = first_divergence(path, signature, case.feeds)
+        except Exception:  # a file that does not run for this batch, which is among the problems already
+            continue
+        if layer is not None:
+            return layer
+    return None

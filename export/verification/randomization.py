@@ -1,18 +1,22 @@
-"""Other weights for a second look: fresh ones hide errors, wild ones drown them in rounding.
+"""Other weights for a second verification: fresh ones hide errors, wild ones drown them in rounding.
 
-A batch norm with mean 0 and variance 1, a bias or a gate of 0 can be wrong unnoticed; statistics that have nothing to do with
+A batch norm with mean 0 and variance 1, or a bias or gate of 0, can be wrong unnoticed. Statistics that have nothing to do with
 the data make a deep network amplify rounding without bound.
 """
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-POSITIVE = ("gamma", "variance", "scale")
-STATISTICS = ("moving_mean", "moving_variance")
+if TYPE_CHECKING:
+    import keras
 
 
-def hiding_variables(model):
+def constant_variables(model: keras.Model) -> list[keras.Variable]:
     """The float variables whose entries are all equal: those of an untrained model's batch norms, biases and gates."""
     found = []
     for variable in model.weights:
@@ -24,51 +28,48 @@ def hiding_variables(model):
     return found
 
 
-def statistics(model):
+def statistics(model: keras.Model) -> list[keras.Variable]:
     """The moving means and variances of a model's batch norms."""
-    return [variable for layer in _norms(model) for variable in (layer.moving_mean, layer.moving_variance)]
-
-
-def _norms(model):
     import keras
 
-    return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]
+    return [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
 
 
 @contextlib.contextmanager
-def randomised(interface, feeds, variables, seed=0):
-    """Give variables random values while the block runs; they get their own back afterwards.
+def randomised(variables: list[keras.Variable], call: Callable[[], object], seed: int = 0) -> Iterator[None]:
+    """Give variables random values while the block runs; they get their own values back afterwards.
 
-    Statistics among them follow the data, so that no layer blows it up.
+    Values respect what is known of a variable's domain: what is positive stays positive (a variance, a temperature, a scale under
+    a root), what is negative stays negative, and what is zero becomes small numbers of either sign. Batch-norm statistics among
+    them follow the data, so that no layer amplifies what it gets.
 
     Args:
-        interface: `interface.Interface` of the model.
-        feeds: the batch that statistics are taken from.
-        variables: which; see `hiding_variables` and `statistics`.
-        seed: seed of the values.
+        variables: Which; see `constant_variables` and `statistics`.
+        call: Calls the model once, on the batch that statistics are taken from.
+        seed: Seed of the values.
     """
     before = [np.array(variable) for variable in variables]
     rng = np.random.default_rng(seed)
     try:
         for variable in variables:
-            variable.assign(_random(rng, variable))
+            variable.assign(_random(rng, np.asarray(variable, "float64")))
         with _following_data(rng, {id(variable) for variable in variables}):
-            interface.reference(feeds)
+            call()
         yield
     finally:
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
 
 
-def _random(rng, variable):
-    shape = tuple(variable.shape)
-    if any(word in variable.name for word in POSITIVE):
-        return rng.uniform(0.5, 1.5, shape)
-    return rng.normal(0, 0.3 / max(1.0, np.prod(shape[:-1])) ** 0.5, shape)
+def _random(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
+    """Random values of the same signs and size; for zeros normal numbers of the size of a layer's initial weights."""
+    size = 0.3 / max(1.0, float(np.prod(values.shape[:-1]))) ** 0.5
+    return np.where(values != 0, values * rng.uniform(0.5, 1.5, values.shape), rng.normal(0, size, values.shape))
 
 
 @contextlib.contextmanager
-def _following_data(rng, wanted):
+def _following_data(rng: np.random.Generator, wanted: set[int]) -> Iterator[None]:
     """Each batch norm that is called while the block runs takes statistics from what it gets, before it is applied.
 
     Its variance is four times the mean square over all channels: norms that divide each channel by its own deviation amplify

@@ -1,6 +1,5 @@
 """Proof that a grown model computes what the original computes, and which of its parameters can learn."""
 
-import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -8,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops, tree
 
-from ..graphs import require_graph
+from ..graphs import require_graph, state_kept
 from .blocks import find_blocks
 from .gradients import parameters_without_gradient
-from .surgery import state_variables
 
 GRAPH_BOUND = 1e-6
 
@@ -99,7 +97,7 @@ def identity_report(model, grown, x, seed=0):
         require_graph(each)
     if x is None or not tree.flatten(x) or not all(hasattr(leaf, "shape") and len(leaf) for leaf in tree.flatten(x)):
         raise ValueError("`x` must be one batch of inputs (array, list or dict of arrays) with at least one row")
-    with _state_kept(model, grown):
+    with state_kept(model, grown):
         return _compare(model, grown, tree.map_structure(ops.convert_to_tensor, x), seed)
 
 
@@ -146,20 +144,6 @@ def _arrays(outputs):
 
 def _trainable(layer):
     return sum(math.prod(variable.shape) for variable in layer.trainable_variables)
-
-
-@contextlib.contextmanager
-def _state_kept(*models):
-    """Whatever is called in the context, statistics, seeds and recurrent states are afterwards what they were."""
-    layers = [layer for model in models for layer in model._flatten_layers()]
-    variables = [v for model in models for v in model.variables] + [v for layer in layers for v in state_variables(layer)]
-    before = [np.array(ops.convert_to_numpy(v)) for v in variables]
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, before, strict=True):
-            if not np.array_equal(ops.convert_to_numpy(variable), value):
-                variable.assign(value)
 
 
 def _stateless(model, x, training):

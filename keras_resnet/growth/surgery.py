@@ -6,7 +6,7 @@ import tempfile
 import keras
 from keras import ops, tree
 
-from ..graphs import graph_of, is_weighted, nodes, replay, require_graph, walk
+from ..graphs import graph_of, is_weighted, nodes, replay, require_graph, state_variables, walk
 from ..hints import first_line
 from .blocks import BlockSpec, append_block, check_fits, check_post_activation, find_blocks
 from .gates import KINDS, whole_number
@@ -127,12 +127,6 @@ def _copy_state(old, new):
             with tempfile.TemporaryDirectory() as folder:
                 source.save_assets(folder)
                 target.load_assets(folder)
-
-
-def state_variables(layer):
-    """The states of a stateful recurrent layer, which are not among its variables."""
-    states = tree.flatten(getattr(layer, "states", None) or [])
-    return [state for state in states if isinstance(state, keras.Variable)]
 
 
 def _copy_trainable(containers, leaves):

@@ -1,0 +1,95 @@
+"""Whether a copy that is converted in place of the model computes what the model computes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..conversion.prepare import PRUNED_WITH_TOLERANCE, Prepared
+from .inputs import Case
+from .metrics import largest_difference, measure
+from .outputs import BOUND, ROUNDINGS
+from .reference import Values
+
+# bfloat16 keeps 8 bits of a number; a few layers in, this much of the largest value is rounding.
+HALF_BOUND = 0.05
+
+
+def compare_copy(prepared: Prepared, cases: list[Case]) -> list[str]:
+    """Compare the copy with the original on batches that the original accepts; a list of problems.
+
+    A copy with dynamic size, or without blocks that compute the identity, agrees as a file would. A float32 copy of a model in
+    mixed precision agrees up to what half precision rounds. A copy without blocks that had learned a little is what was asked
+    for, and is not compared.
+    """
+    import keras
+
+    original, copy = prepared.original, prepared.signature.model
+    if not prepared.copied or PRUNED_WITH_TOLERANCE in prepared.copied:
+        return []
+    bound = HALF_BOUND if any("float16" in layer.compute_dtype for layer in original._flatten_layers()) else BOUND
+    shapes = [tuple(tensor.shape) for tensor in original.inputs]
+    for case in cases:
+        feeds = _model_inputs(prepared, case, shapes)
+        if feeds is None:
+            continue
+        want, got = (_call(keras, model, feeds) for model in (original, copy))
+        for index, (a, b) in enumerate(zip(want.own, got.own, strict=True)):
+            figures = measure(a, b)
+            if figures["relative"] <= bound or a.dtype.kind not in "fV":
+                continue
+            noise = _noise(keras, original, feeds, want, index, bound)
+            if figures["max_abs"] <= ROUNDINGS * noise:
+                continue
+            return [
+                f"the copy made for the export ({', '.join(prepared.copied)}) differs from the model: max error "
+                f"{figures['max_abs']:.3g}, {figures['relative']:.3g} of the largest value of output {index}"
+            ]
+    return []
+
+
+def _model_inputs(prepared: Prepared, case: Case, shapes: list[tuple]) -> list[np.ndarray] | None:
+    """The batch as the original takes it; a fixed size gets random pixels of that size. None where it cannot be made to fit."""
+    rng, feeds = np.random.default_rng(0), []
+    for spec, shape in zip(prepared.signature.inputs, shapes, strict=True):
+        array = case.feeds[spec.name]
+        if prepared.signature.fit:
+            array = array.transpose(0, 2, 3, 1) if prepared.signature.layout == "nchw" else array
+        elif prepared.signature.layout == "nchw" and array.ndim == 4:
+            array = array.transpose(0, 2, 3, 1)
+        if any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
+            wanted = [have if want is None else want for want, have in zip(shape, array.shape, strict=True)]
+            array = rng.choice(array.reshape(-1), wanted)
+        feeds.append(array)
+    return feeds
+
+
+def _call(keras, model, feeds: list[np.ndarray]) -> Values:
+    from keras_resnet.graphs import state_kept
+
+    tensors = [keras.ops.convert_to_tensor(array) for array in feeds]
+    tensors = [
+        keras.ops.cast(tensor, keras.backend.standardize_dtype(wanted.dtype))
+        for tensor, wanted in zip(tensors, model.inputs, strict=True)
+    ]
+    nested = not isinstance(model, keras.Sequential) and keras.tree.is_nested(model.input)
+    with state_kept(model):
+        results = model(keras.tree.pack_sequence_as(model.input, tensors) if nested else tensors[0], training=False)
+    own = [
+        np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(x, "float32") if _is_half(x) else x))
+        for x in keras.tree.flatten(results)
+    ]
+    return Values(own, [])
+
+
+def _is_half(tensor) -> bool:
+    return "float16" in str(tensor.dtype)
+
+
+def _noise(keras, model, feeds: list[np.ndarray], want: Values, index: int, bound: float) -> float:
+    """How far the original is from itself when its inputs are off by as much as its precision rounds."""
+    rng, unit = np.random.default_rng(0), 2.0**-8 if bound == HALF_BOUND else 2.0**-24
+    off = [
+        (array * (1 + unit * rng.uniform(-1, 1, array.shape))).astype(array.dtype) if array.dtype.kind == "f" else array
+        for array in feeds
+    ]
+    return largest_difference(want.own[index], _call(keras, model, off).own[index])

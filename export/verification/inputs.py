@@ -1,0 +1,214 @@
+"""Batches to verify on: inputs that the model can take, found by asking the Keras model itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..artifact import Path, first_line
+from ..conversion.signature import InputSpec, Signature
+from ..errors import UsageError
+from ..runtime import images
+
+if TYPE_CHECKING:
+    import keras
+
+    from .reference import Reference, Values
+
+# Sizes for dynamic axes: odd ones find faults of padding; networks that halve and concatenate need multiples; some a minimum.
+SIZES = {
+    "pixels": ((96, 96), (96, 128), (128, 160), (224, 224), (256, 320), (299, 331), (512, 512)),
+    "noise": ((107, 131), (64, 96), (96, 64), (160, 128), (224, 256), (256, 224), (320, 256), (331, 299), (512, 576)),
+}
+# Distribution and scale of float inputs, first what images have; a network that overflows gets smaller ones, one that takes
+# logarithms or roots positive ones.
+VALUES = {
+    "pixels": (("pixels", 255), ("pixels", 1), ("pixels", 0.1), ("pixels", 0.01)),
+    "noise": (("normal", 1), ("normal", 0.1), ("normal", 0.01), ("uniform", 1), ("uniform", 255)),
+}
+BATCHES = {"pixels": 1, "noise": 3}
+MOST_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch to compare on: what it is, `{input name: array}`, and what Keras computes for it."""
+
+    data: str
+    feeds: dict[str, np.ndarray]
+    values: Values
+
+
+def find_cases(reference: Reference, samples: object = None, seed: int = 0) -> list[Case]:
+    """A batch of one row (random pixels), one of three rows (random normal numbers, another size) and the samples if given.
+
+    Where Keras itself fails on a batch, or computes numbers that are not finite, other sizes and smaller values are tried:
+    embeddings take indices up to their size, U-Nets sizes that can be halved, detectors inputs that do not overflow `exp`.
+
+    Args:
+        reference: The model.
+        samples: Folder of images, or array in the file's layout, or None.
+        seed: Seed of the random batches.
+
+    Raises:
+        UsageError: Keras fails on everything that was tried, or the samples do not fit.
+    """
+    rng = np.random.default_rng(seed)
+    found = [_first_possible(reference, data, rng) for data in ("pixels", "noise")]
+    if samples is not None:
+        feeds = {reference.signature.inputs[0].name: read_samples(samples, reference.signature)}
+        found.append(Case("samples", feeds, reference.values(feeds)))
+    return found
+
+
+def _first_possible(reference: Reference, data: str, rng: np.random.Generator) -> Case:
+    signature, bounds, failure = reference.signature, index_bounds(reference.signature.model), None
+    for size, (distribution, scale) in itertools.product(_sizes(signature, data), VALUES[data]):
+        feeds = {}
+        for index, spec in enumerate(signature.inputs):
+            shape = _shape(spec, BATCHES[data], size, signature.layout)
+            feeds[spec.name] = _random(rng, spec, shape, distribution, scale, bounds.get(index))
+        try:
+            values = reference.values(feeds)
+        except Exception as error:  # whatever the model raises is about this input
+            failure = failure or error
+            continue
+        if values.finite:
+            return Case(data, feeds, values)
+    reason = "its outputs are not finite" if failure is None else first_line(failure)
+    raise UsageError(
+        f"model {signature.model.name!r} cannot be verified: Keras itself fails on every random input that was tried ({reason}); "
+        "give real images with `samples` (--samples), or a model with a fixed input size"
+    )
+
+
+def scaled_cases(reference: Reference, case: Case) -> Iterator[Case]:
+    """The same batch, smaller and smaller down to zero: a final softmax or sigmoid that is saturated hides what goes into it."""
+    for factor in (0.1, 0.01, 1e-3, 1e-4, 0):
+        feeds = {
+            name: array if array.dtype.kind in "iub" and factor else (array * factor).astype(array.dtype)
+            for name, array in case.feeds.items()
+        }
+        values = reference.values(feeds)
+        if values.finite:
+            yield Case(f"{case.data} × {factor:g}", feeds, values)
+
+
+def _sizes(signature: Signature, data: str) -> tuple:
+    if signature.fit:
+        height, width = signature.fit["size"]  # images that the graph makes smaller, and larger
+        bigger, smaller = (2 * height + 1, 3 * width - 2), (max(height * 3 // 4, 2), max(width - 3, 2))
+        return (bigger if data == "pixels" else smaller,)
+    dynamic = any(None in spec.shape[1:] for spec in signature.inputs)
+    return SIZES[data] if dynamic else SIZES[data][:1]
+
+
+def _shape(spec: InputSpec, batch: int, size: tuple[int, int], layout: str) -> list[int]:
+    shape = list(spec.shape)
+    first = 2 if layout == "nchw" and len(shape) == 4 else 1
+    for axis, known in enumerate(shape):
+        if known is None:
+            shape[axis] = batch if axis == 0 else size[min(max(axis - first, 0), 1)]
+    return shape
+
+
+def _random(
+    rng: np.random.Generator, spec: InputSpec, shape: list[int], distribution: str, scale: float, bound: int | None
+) -> np.ndarray:
+    dtype = np.dtype(spec.dtype)
+    if bound is not None:
+        return rng.integers(0, bound, shape).astype(dtype)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(bool)
+    if dtype.kind in "iu":
+        return rng.integers(0, max(int(256 * min(scale, 1)), 2), shape).astype(dtype)
+    if distribution == "pixels":
+        pixels = rng.integers(0, 256, shape)
+        return (pixels * (scale / 255)).astype(dtype) if scale != 255 else pixels.astype(dtype)
+    values = rng.normal(size=shape) if distribution == "normal" else rng.uniform(0.05, 1, shape)
+    return (scale * values).astype(dtype)
+
+
+def index_bounds(model: keras.Model) -> dict[int, int]:
+    """`{position of an input: size}` of inputs that are indices into a table: those that an `Embedding` is computed from."""
+    from keras_resnet.graphs import graph_of
+
+    graph = graph_of(model)
+    if graph is None:
+        return {}
+    bounds = _bounds_of_tensors(graph)
+    return {index: bounds[id(tensor)] for index, tensor in enumerate(graph.inputs) if id(tensor) in bounds}
+
+
+def _bounds_of_tensors(graph) -> dict[int, int]:
+    """`{id of a symbolic tensor: bound}` for every tensor of a graph that indices are computed from."""
+    import keras
+
+    from keras_resnet.graphs import graph_of, nodes
+
+    bounds: dict[int, int] = {}
+
+    def limit(tensor: object, bound: int) -> None:
+        bounds[id(tensor)] = min(bound, bounds.get(id(tensor), bound))
+
+    for node in reversed(nodes(graph)):
+        operation = node.operation
+        if isinstance(operation, keras.layers.Embedding):
+            limit(node.input_tensors[0], operation.input_dim)
+        elif isinstance(operation, keras.layers.CategoryEncoding) and operation.num_tokens:
+            limit(node.input_tensors[0], operation.num_tokens)
+        elif isinstance(operation, keras.Model) and (inner := graph_of(operation)) is not None:
+            inside = _bounds_of_tensors(inner)
+            for outer, tensor in zip(node.input_tensors, inner.inputs, strict=False):
+                if id(tensor) in inside:
+                    limit(outer, inside[id(tensor)])
+        elif len(node.input_tensors) == 1 and not getattr(operation, "weights", None):
+            for output in node.outputs:
+                if id(output) in bounds:
+                    limit(node.input_tensors[0], bounds[id(output)])
+    return bounds
+
+
+# ---------------------------------------------------------------- samples
+
+
+def read_samples(samples: object, signature: Signature, most: int = MOST_SAMPLES) -> np.ndarray:
+    """Images for a comparison, as one array in the file's layout and dtype.
+
+    Args:
+        samples: Folder of images (at most `most` of them are read, evenly by path, fitted as the model's card says), or an array.
+        signature: The file's inputs.
+        most: Maximum number of images from a folder.
+
+    Raises:
+        UsageError: No such folder, no image in it, or an array of another shape than the input.
+    """
+    spec = signature.inputs[0]
+    if isinstance(samples, str | Path):
+        samples = _read_folder(samples, signature, most)
+    array = np.asarray(samples)
+    fits = array.ndim == len(spec.shape) and all(
+        want is None or want == have for want, have in zip(spec.shape, array.shape, strict=True)
+    )
+    if len(signature.inputs) != 1 or not fits:
+        raise UsageError(f"samples must have the shape {list(spec.shape)} of `{spec.name}`, got {list(array.shape)}")
+    return array.astype(spec.dtype)
+
+
+def _read_folder(folder: str | Path, signature: Signature, most: int) -> np.ndarray:
+    from keras_resnet.modelcard import card
+
+    shape = signature.inputs[0].shape
+    if len(signature.inputs) != 1 or len(shape) != 4:
+        raise UsageError("a folder of samples needs a model with one image input")
+    known = card(signature.model)
+    height, width, channels = (*shape[2:], shape[1]) if signature.layout == "nchw" else shape[1:]
+    size = (height or SIZES["pixels"][0][0], width or SIZES["pixels"][0][1])
+    files = images.find(folder)
+    files = files[:: -(-len(files) // most)]
+    pixels = np.stack([images.load(file, known.preprocessing if known else {}, size, channels) for file in files])
+    return pixels.transpose(0, 3, 1, 2) if signature.layout == "nchw" else pixels

@@ -1,0 +1,191 @@
+"""What Keras computes: the one thing that every file is compared with."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..conversion.rebuild import in_float64
+from ..conversion.signature import OutputSpec, Signature
+from ..errors import UsageError
+
+# float32 rounds to 24 bits.
+UNIT_ROUNDOFF = 2.0**-24
+PERTURBATIONS = 3
+# Below this a probability has lost digits to underflow; above 1 - this a sigmoid has.
+SATURATED_LOW, SATURATED_HIGH = 1e-30, 0.01
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a Keras model computes for one batch: its own outputs, and the inner tensors that the file also returns."""
+
+    own: list[np.ndarray]
+    inner: list[np.ndarray]
+
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers are."""
+        return all(np.isfinite(array).all() for array in (*self.own, *self.inner) if array.dtype.kind == "f")
+
+
+class Reference:
+    """A Keras model as the reference: called eagerly, in inference mode, as it is; its state is put back after each call.
+
+    Args:
+        signature: Inputs and outputs of the file; its model is the reference.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+
+    def values(self, feeds: dict[str, np.ndarray]) -> Values:
+        """What the model computes for `{input name: array}`, arrays in the file's layout and dtype."""
+        return _values(self.signature, feeds)
+
+    @functools.cached_property
+    def _exact(self) -> Signature | None:
+        """The same signature on a float64 copy of the model, or None if the model cannot be rebuilt from its config."""
+        try:
+            return self.signature.of(in_float64(self.signature.model))
+        except UsageError:
+            return None
+
+    def rounding(self, feeds: dict[str, np.ndarray], values: Values) -> Rounding:
+        """How float32 rounds the computation behind every output for one batch, found without looking at any file.
+
+        Keras in float32 is set against Keras in float64, with the weights and inputs as they are and with ones that are off by a
+        unit roundoff of float32. A model that cannot be rebuilt in float64 is called in float32, with such inputs only.
+
+        Args:
+            feeds: The batch.
+            values: What the model computes for it in float32.
+        """
+        rng = np.random.default_rng(1)
+        if self._exact is None:
+            return Rounding(values, [_values(self.signature, _off_by_roundoff(rng, feeds)) for _ in range(PERTURBATIONS)])
+        exact, alike = _values(self._exact, feeds), [values]
+        variables = [variable for variable in self._exact.model.weights if "float" in str(variable.dtype)]
+        before = [np.asarray(variable) for variable in variables]
+        try:
+            for _ in range(PERTURBATIONS):
+                for variable, value in zip(variables, before, strict=True):
+                    variable.assign(_rounded(rng, value))
+                alike.append(_values(self._exact, _off_by_roundoff(rng, feeds)))
+        finally:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+        return Rounding(exact, alike)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Results that differ by the rounding of float32 alone.
+
+    Attributes:
+        exact: In float64 where that is possible.
+        alike: As far from it as float32 rounds.
+    """
+
+    exact: Values
+    alike: list[Values]
+
+
+def _values(signature: Signature, feeds: dict[str, np.ndarray]) -> Values:
+    import tensorflow as tf
+
+    from keras_resnet.graphs import state_kept
+
+    tensors = [tf.convert_to_tensor(feeds[spec.name]) for spec in signature.inputs]
+    wanted = [tensor.dtype for tensor in signature.model.inputs]
+    if "float64" in wanted:
+        tensors = [tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor for tensor in tensors]
+    with state_kept(signature.model):
+        own, inner = signature.run(*tensors)
+    return Values([np.asarray(value) for value in own], [np.asarray(value) for value in inner])
+
+
+def _off_by_roundoff(rng: np.random.Generator, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: _rounded(rng, array) for name, array in feeds.items()}
+
+
+def _rounded(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
+    """An array whose numbers are off by one unit roundoff of float32 at random; whole numbers stay."""
+    if array.dtype.kind != "f":
+        return array
+    return (array * (1 + UNIT_ROUNDOFF * rng.uniform(-2, 2, array.shape))).astype(array.dtype)
+
+
+# ---------------------------------------------------------------- pairs of arrays to compare
+
+
+def expected(output: OutputSpec, values: Values, top: int | None) -> np.ndarray:
+    """What an output of a file must hold, in the form in which it is compared; `seen` gives the file's in the same form.
+
+    A softmax and the best classes are worked out from the model's own output in float64. What goes into a final activation is
+    compared through the activation's inverse, since Keras does not return it: as log p relative to the most probable class, or
+    as log p/(1 − p), where p is not saturated.
+    """
+    if output.source == "layer":
+        return values.inner[output.index]
+    own = values.own[output.index]
+    if output.source == "model":
+        return own
+    if output.source == "softmax":
+        return softmax(own)
+    if output.source == "logits":
+        return _inverted(own, output.activation)[0]
+    return -np.sort(-_probabilities(output, own), axis=-1)[..., :top]
+
+
+def seen(output: OutputSpec, values: Values, got: np.ndarray) -> np.ndarray:
+    """An output of a file in the form in which it is compared; see `expected`."""
+    got = np.asarray(got)
+    if output.source == "top_classes":
+        p = _probabilities(output, values.own[0])
+        ordered = np.sort(got, axis=-1)
+        if got.shape[:-1] != p.shape[:-1] or (got < 0).any() or (got >= p.shape[-1]).any() or (np.diff(ordered) == 0).any():
+            return np.full(got.shape, np.nan)
+        return np.take_along_axis(p, got.astype("int64"), axis=-1)
+    if output.source != "logits":
+        return got
+    p = values.own[output.index]
+    if got.shape != p.shape:
+        return got
+    usable = _inverted(p, output.activation)[1]
+    got = got.astype("float64")
+    if output.activation == "softmax":
+        got = got - np.take_along_axis(got, p.argmax(-1)[..., None], axis=-1)
+    return np.where(usable, got, 0.0)
+
+
+def saturated(output: OutputSpec, values: Values) -> np.ndarray:
+    """Which classes of a `"logits"` output the batch does not compare, as booleans `[classes]`."""
+    usable = _inverted(values.own[output.index], output.activation)[1]
+    return ~usable.reshape(-1, usable.shape[-1]).any(0)
+
+
+def _inverted(p: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:
+    """The input of an activation as far as its output determines it, and where it does."""
+    p = p.astype("float64")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if activation == "softmax":
+            usable = p > SATURATED_LOW
+            found = np.log(p) - np.log(p.max(-1, keepdims=True))
+        else:
+            usable = (p > SATURATED_LOW) & (p < 1 - SATURATED_HIGH)
+            found = np.log(p) - np.log1p(-p)
+    return np.where(usable, found, 0.0), usable
+
+
+def _probabilities(output: OutputSpec, own: np.ndarray) -> np.ndarray:
+    return softmax(own) if output.ranked == "logits" else own.astype("float64")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis, in float64."""
+    logits = logits.astype("float64")
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
