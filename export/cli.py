@@ -78,6 +78,8 @@ def declared(*names):
             flag = settings.pop("flag", "--" + name.replace("_", "-"))
             if choices := settings.pop("choices", None):
                 settings["type"] = click.Choice(choices)
+            if (least := settings.pop("least", None)) is not None:
+                settings["type"] = click.FloatRange(least)
             if isinstance(default := fields[name].default, bool):
                 settings["is_flag"] = True
             elif default is not None:

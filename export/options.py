@@ -22,7 +22,8 @@ def _option(default: Any, help: str, **click: Any) -> Any:
 class ExportOptions:
     """What `to_onnx` puts into a file. Options that differ from their default are stored in the file, for `verify`.
 
-    The metadata of each field describe its flag: `help`, and what `click.option` takes.
+    The metadata of each field describe its flag: `help`, `flag` where the name differs, `choices`, `least` (the smallest number), and
+    what `click.option` takes.
 
     Attributes:
         opset: ONNX opset, 13 to 23.
@@ -55,8 +56,8 @@ class ExportOptions:
     )
     prune_identity: float | bool | None = _option(
         None,
-        "Leave out residual blocks whose gate is at most TOL; 0 leaves out those that do nothing.",
-        type=float,
+        "Leave out residual blocks whose gate is at most TOL (0: those that do nothing).",
+        least=0.0,
         metavar="TOL",
     )
 

@@ -7,7 +7,7 @@ Sequential one. Graphs nest; a *path* such as `"backbone/block5_pool"` names an 
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import keras
@@ -124,11 +124,18 @@ def state_variables(layer: keras.Layer) -> list[keras.Variable]:
 
 
 @contextlib.contextmanager
-def state_kept(*models: keras.Model) -> Iterator[None]:
-    """Put statistics, seeds and recurrent states back to what they were, whatever is called in the context."""
+def state_kept(*models: keras.Model, but: Iterable[keras.Variable] = ()) -> Iterator[None]:
+    """Put statistics, seeds and recurrent states back to what they were, whatever is called in the context.
+
+    Args:
+        models: Models that are called.
+        but: Variables that may change.
+    """
+    free = {id(variable) for variable in but}
     layers = [layer for model in models for layer in model._flatten_layers()]
     variables = [v for model in models for v in model.variables if not v.trainable]
     variables += [v for layer in layers for v in state_variables(layer)]
+    variables = [v for v in variables if id(v) not in free]
     before = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
     try:
         yield

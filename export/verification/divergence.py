@@ -1,4 +1,9 @@
-"""Which layer goes wrong first: every inner tensor of a file that bears a layer's name, against what that layer returns."""
+"""Which layer goes wrong first: every inner tensor of a file that has a layer's name, against what that layer returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -6,22 +11,43 @@ import onnx
 from ..artifact import read_proto
 from ..conversion.trace import calls_of_layers
 
+if TYPE_CHECKING:
+    from ..conversion.signature import Signature
+    from .inputs import Case
+
 CLEARLY_OFF = 1e-4
 
 
-def first_divergence(path, signature, feeds, bound=CLEARLY_OFF):
-    """The first layer, in the file's order, whose output differs.
+def first_layer_that_differs(path: str | Path, signature: Signature, cases: list[Case]) -> str | None:
+    """The first layer, in the file's order, whose output differs, on whichever batch shows one.
 
-    All inner tensors are read in one run without optimisation; a convolution with a folded batch norm bears the norm's name.
+    Noise comes first: among small numbers a small fault stands out, and pixels reach what saturates.
+    """
+    for case in reversed(cases):
+        try:
+            layer = first_divergence(path, signature, case.feeds)
+        except Exception:  # a file that does not run for this batch, which is among the problems already
+            continue
+        if layer is not None:
+            return layer
+    return None
+
+
+def first_divergence(
+    path: str | Path, signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF
+) -> str | None:
+    """The first layer, in the file's order, whose output differs for one batch.
+
+    All inner tensors are read in one run without optimisation; a convolution with a folded batch norm has the norm's name.
 
     Args:
         path: ONNX file that onnxruntime loads.
         signature: The file's inputs and outputs.
         feeds: `{input name: array}`.
-        bound: error, as a share of the largest value of the tensor, above which a layer counts as wrong.
+        bound: Error, as a share of the largest value of the tensor, above which a layer counts as wrong.
 
     Returns:
-        the layer's path, or None where no named tensor differs (the fault is then behind the last of them).
+        The layer's path, or None where no named tensor differs (the fault is then after the last of them).
     """
     expected = layer_outputs(signature, feeds)
     for name, value in inner_tensors(path, feeds, set(expected)).items():
@@ -30,7 +56,7 @@ def first_divergence(path, signature, feeds, bound=CLEARLY_OFF):
     return None
 
 
-def layer_outputs(signature, feeds):
+def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`{layer path: array}` of every layer that Keras calls once, for one batch."""
     import tensorflow as tf
 
@@ -48,7 +74,7 @@ def layer_outputs(signature, feeds):
     return {path: result.numpy() for path, result in found.items() if path not in repeated}
 
 
-def inner_tensors(path, feeds, wanted):
+def inner_tensors(path: str | Path, feeds: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
     """`{tensor name: array}` of those tensors of a file, in its order, from onnxruntime without optimisation."""
     import onnxruntime as ort
 
@@ -63,7 +89,7 @@ def inner_tensors(path, feeds, wanted):
     return dict(zip(names, session.run(names, feeds), strict=True)) if names else {}
 
 
-def _difference(got, reference):
+def _difference(got: np.ndarray, reference: np.ndarray) -> float:
     """Relative error in whichever layout fits best; infinite if none does."""
     if not np.issubdtype(got.dtype, np.floating):
         return 0.0

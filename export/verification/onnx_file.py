@@ -18,7 +18,7 @@ from ..results import VerificationReport
 from ..runtime import images
 from .cards import check_metadata
 from .copies import compare_copy
-from .divergence import first_divergence
+from .divergence import first_layer_that_differs
 from .inputs import Case, find_cases
 from .outputs import OutputComparison, Runner
 from .reference import Reference
@@ -65,7 +65,7 @@ def verify_onnx(
     wrong, notes = check_metadata(path, metadata)
     structure, problems = bool(problems), problems + wrong
     reference = Reference(signature)
-    comparison, cases, figures = OutputComparison(reference, TOLERANCES[precision]), [], None
+    comparison, cases, figures, diverges = OutputComparison(reference, TOLERANCES[precision]), [], None, None
     if not structure:
         cases = find_cases(reference, samples, seed)
         problems += compare_copy(prepared, cases)
@@ -89,11 +89,10 @@ def verify_onnx(
         problems += wrong
     if not problems and float32:
         again = Reverification(reference, cases, lambda folder: with_present_weights(path, signature, opset, folder))
-        wrong, said = again.run(comparison)
-        problems, notes = problems + wrong, notes + said
-    diverges = None
-    if problems and comparison.failed:
-        diverges = _first_layer_that_differs(path, signature, cases)
+        outcome = again.run(comparison)
+        problems, notes, diverges = problems + outcome.problems, notes + outcome.notes, outcome.diverges
+    elif cases:
+        diverges = first_layer_that_differs(path, signature, cases)
     return VerificationReport(
         str(path),
         not problems,
@@ -169,7 +168,7 @@ def with_present_weights(path: str | Path, signature: Signature, opset: int, fol
     else:
         artifact.write_onnx(converted, other)
     _, _, problems = compare_refolded(file_weights(other), signature.model)
-    return Loaded(onnx_runners(other), same_graph, tuple(problems))
+    return Loaded(onnx_runners(other), same_graph, tuple(problems), other)
 
 
 def check_resizing(signature: Signature, case: Case) -> tuple[list[str], list[str]]:
@@ -188,15 +187,3 @@ def check_resizing(signature: Signature, case: Case) -> tuple[list[str], list[st
     worst = float(np.abs(got - want).max())
     said = f"the graph's resizing is within {worst:.2f} of 255 levels of Pillow's"
     return ([], [said]) if worst <= LEVELS else ([f"{said}, at most {LEVELS} are allowed"], [])
-
-
-def _first_layer_that_differs(path: str | Path, signature: Signature, cases: list[Case]) -> str | None:
-    """Noise first: among small numbers a small fault stands out; pixels reach what saturates."""
-    for case in reversed(cases):
-        try:
-            layer = first_divergence(path, signature, case.feeds)
-        except Exception:  # a file that does not run for this batch, which is among the problems already
-            continue
-        if layer is not None:
-            return layer
-    return None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..conversion.rebuild import in_float64
 from ..conversion.signature import OutputSpec, Signature
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    import keras
 
 # float32 rounds to 24 bits.
 UNIT_ROUNDOFF = 2.0**-24
@@ -41,9 +46,14 @@ class Reference:
     def __init__(self, signature: Signature) -> None:
         self.signature = signature
 
-    def values(self, feeds: dict[str, np.ndarray]) -> Values:
-        """What the model computes for `{input name: array}`, arrays in the file's layout and dtype."""
-        return _values(self.signature, feeds)
+    def values(self, feeds: dict[str, np.ndarray], but: Iterable[keras.Variable] = ()) -> Values:
+        """What the model computes for `{input name: array}`, arrays in the file's layout and dtype.
+
+        Args:
+            feeds: The batch.
+            but: Variables that are not put back to what they were before the call.
+        """
+        return _values(self.signature, feeds, but)
 
     @functools.cached_property
     def _exact(self) -> Signature | None:
@@ -93,7 +103,7 @@ class Rounding:
     alike: list[Values]
 
 
-def _values(signature: Signature, feeds: dict[str, np.ndarray]) -> Values:
+def _values(signature: Signature, feeds: dict[str, np.ndarray], but: Iterable[keras.Variable] = ()) -> Values:
     import tensorflow as tf
 
     from keras_resnet.graphs import state_kept
@@ -102,7 +112,7 @@ def _values(signature: Signature, feeds: dict[str, np.ndarray]) -> Values:
     wanted = [tensor.dtype for tensor in signature.model.inputs]
     if "float64" in wanted:
         tensors = [tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor for tensor in tensors]
-    with state_kept(signature.model):
+    with state_kept(signature.model, but=but):
         own, inner = signature.run(*tensors)
     return Values([np.asarray(value) for value in own], [np.asarray(value) for value in inner])
 

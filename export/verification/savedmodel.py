@@ -67,8 +67,8 @@ def verify_savedmodel(
                 problems += compare_copy(prepared, cases)
             if figures and not problems:
                 again = Reverification(reference, cases, lambda folder, n=name, v=view: _with_present_weights(path, n, v))
-                wrong, said = again.run(comparison)
-                problems, notes = problems + wrong, notes + said
+                outcome = again.run(comparison)
+                problems, notes = problems + outcome.problems, notes + outcome.notes
     return VerificationReport(
         str(path),
         not problems,

@@ -100,8 +100,8 @@ def test_a_model_without_a_card_is_stretched_to_its_input(tmp_path):
 def test_predict_gives_the_same_answer(model, tmp_path):
     from PIL import Image
 
-    rx.to_onnx(model, tmp_path / "plain.onnx")
-    rx.to_onnx(model, tmp_path / "any.onnx", input_dtype="uint8", resize=True)
+    rx.to_onnx(model, tmp_path / "plain.onnx", output_kind="logits")
+    rx.to_onnx(model, tmp_path / "any.onnx", input_dtype="uint8", resize=True, output_kind="logits")
     Image.fromarray(picture(70, 55)).save(tmp_path / "a.png")
     plain, any_size = (rx.predict(tmp_path / name, [tmp_path / "a.png"])[0] for name in ("plain.onnx", "any.onnx"))
     assert plain.classes == any_size.classes
@@ -112,7 +112,7 @@ def test_predict_gives_the_same_answer(model, tmp_path):
 
 
 def test_int8_leaves_the_resizing_alone(model, tmp_path):
-    rx.to_onnx(model, tmp_path / "m.onnx", input_dtype="uint8", resize=True)
+    rx.to_onnx(model, tmp_path / "m.onnx", input_dtype="uint8", resize=True, output_kind="logits")
     calibration = np.stack([picture(45, 60, seed=index) for index in range(24)])
     rx.to_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", calibration=calibration, max_drop=100.0)
     graph = onnx.load(tmp_path / "q.onnx").graph

@@ -11,13 +11,15 @@ from keras import layers
 from PIL import Image
 
 import resnet_export as rx
-from resnet_export import artifact
-from resnet_export import exporters as convert
+from resnet_export import artifact, exporters
 from resnet_export.conversion import passes
+from resnet_export.conversion.convert import convert
 from resnet_export.conversion.passes import affine
-from resnet_export.verification import onnx_file as verification
-from resnet_export.verification import randomization as untrained
-from resnet_export.verification import refolding as weights
+from resnet_export.conversion.prepare import prepare
+from resnet_export.metadata import metadata_of
+from resnet_export.options import ExportOptions
+from resnet_export.verification import metrics, onnx_file, randomization, refolding
+from resnet_export.verification.cards import check_metadata
 from tests.helpers import randomise
 
 from .conftest import build_mixed, noise
@@ -75,7 +77,7 @@ def test_planted_faults_are_caught_and_placed(mixed, mixed_export, tmp_path, fau
     assert not report.passed and any(message in problem for problem in report.problems)
     assert report.diverges == layer
     with pytest.raises(rx.MismatchError):
-        verification.require(report)
+        exporters.require(report)
 
 
 def test_the_untouched_file_passes(mixed, mixed_export):
@@ -85,18 +87,21 @@ def test_the_untouched_file_passes(mixed, mixed_export):
     assert report.weights["compared"] == len(onnx.load(mixed_export[1]).graph.initializer)
     assert report.weights["refolded"] == 14, "kernel and bias of five convolutions and the head, scale and shift of a free norm"
     runs = {(comparison.batch, comparison.runtime) for comparison in report.comparisons}
-    assert runs == {(batch, runtime) for batch in (1, 3) for runtime in verification.RUNTIMES.values()}
+    assert runs == {(batch, runtime) for batch in (1, 3) for runtime in onnx_file.RUNTIMES}
 
 
 def test_refolding_agrees_with_a_hand_made_fold():
     model = build_mixed()
-    found = weights.refold(model)
+    found = refolding.refold(model)
     conv, norm = model.get_layer("grouped_conv"), model.get_layer("grouped_bn")
     scale = np.asarray(norm.gamma) / np.sqrt(np.asarray(norm.moving_variance) + norm.epsilon)
     kernel = np.transpose(np.asarray(conv.kernel), (3, 2, 0, 1)) * scale[:, None, None, None]
-    np.testing.assert_allclose(found["grouped_conv/kernel"][0].array, kernel, rtol=1e-5)
+    np.testing.assert_allclose(found["grouped_conv/kernel"][0].forms[-1], kernel, rtol=1e-5)
     np.testing.assert_allclose(
-        found["grouped_conv/bias"][0].array, np.asarray(norm.beta) - np.asarray(norm.moving_mean) * scale, rtol=1e-4, atol=1e-6
+        found["grouped_conv/bias"][0].forms[-1],
+        np.asarray(norm.beta) - np.asarray(norm.moving_mean) * scale,
+        rtol=1e-4,
+        atol=1e-6,
     )
 
 
@@ -125,9 +130,10 @@ def test_a_card_that_is_not_the_models_is_found(mixed, mixed_export, tmp_path, f
     proto = onnx.load(mixed_export[1])
     changed_card(proto, change)
     onnx.save(proto, tmp_path / "m.onnx")
-    expected = convert.card_of(convert.prepared(mixed, {})[0], LABELS)
-    assert verification.check_card(mixed_export[1], expected) == ([], [])
-    problems, _ = verification.check_card(tmp_path / "m.onnx", expected)
+    options = ExportOptions(outputs=("logits", "probabilities"))
+    expected = metadata_of(prepare(mixed, options, LABELS), options, LABELS)
+    assert check_metadata(mixed_export[1], expected) == ([], [])
+    problems, _ = check_metadata(tmp_path / "m.onnx", expected)
     assert len(problems) == 1 and f"its card differs in {key}" in problems[0]
 
 
@@ -180,12 +186,12 @@ def test_untrained_model_is_verified_with_random_statistics(tmp_path, monkeypatc
     model = fresh()
     before = [np.array(variable) for variable in model.variables]
     result = rx.to_onnx(model, tmp_path / "m.onnx")
-    assert "verified again with random ones" in result.report.notes[0]
+    assert "verified again with random weights in place of 5 constant ones" in result.report.notes[0]
     assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, model.variables, strict=True))
     assert os.listdir(tmp_path) == ["m.onnx"]
     # Without shifts this fault changes nothing: only random statistics show it.
     wrong_fold(monkeypatch)
-    with pytest.raises(rx.MismatchError, match="with random weights in place of constant ones"):
+    with pytest.raises(rx.MismatchError, match="with random weights in place of 5 constant ones"):
         rx.to_onnx(model, tmp_path / "n.onnx")
     assert os.listdir(tmp_path) == ["m.onnx"]
     assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, model.variables, strict=True))
@@ -200,13 +206,13 @@ def test_a_fault_that_zeros_hide_is_caught_in_a_file_that_is_there(tmp_path):
     model = keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.Add()([trunk, branch]))))
     rx.to_onnx(model, tmp_path / "m.onnx")
     report = rx.verify(tmp_path / "m.onnx", model)
-    assert report.passed and [note for note in report.notes if "verified again with random ones" in note]
+    assert report.passed and [note for note in report.notes if "verified again with random weights" in note]
     proto = onnx.load(tmp_path / "m.onnx")
     node = next(node for node in proto.graph.node if "inner/kernel" in node.input)
     next(attribute for attribute in node.attribute if attribute.name == "pads").ints[:] = [0, 1, 2, 1]
     onnx.save(proto, tmp_path / "flipped.onnx")
     report = rx.verify(tmp_path / "flipped.onnx", model)
-    assert not report.passed and "with random weights in place of constant ones" in report.problems[0]
+    assert not report.passed and "with random weights in place of 5 constant ones" in report.problems[0]
     assert report.diverges == "inner"
 
 
@@ -272,19 +278,19 @@ MEASURES = {
 @pytest.mark.parametrize("case", MEASURES)
 def test_measure(case):
     reference, got, expected = MEASURES[case]
-    assert verification.measure(reference, got)["relative"] == pytest.approx(expected)
+    assert metrics.measure(reference, got)["relative"] == pytest.approx(expected)
 
 
 def test_agreement():
     reference = np.array([[1.0, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1.0]])
-    assert verification.agreement(reference, reference + noise(2, 6) * 1e-3, 1) == 1.0
-    assert verification.agreement(reference, reference[::-1], 1) == 0.0
-    assert verification.agreement(reference, reference[:, [1, 0, 2, 3, 4, 5]], 5) == 0.5
-    assert verification.agreement(reference[:, :1], reference[:, :1], 1) is None
+    assert metrics.agreement(reference, reference + noise(2, 6) * 1e-3, 1) == 1.0
+    assert metrics.agreement(reference, reference[::-1], 1) == 0.0
+    assert metrics.agreement(reference, reference[:, [1, 0, 2, 3, 4, 5]], 5) == 0.5
+    assert metrics.agreement(reference[:, :1], reference[:, :1], 1) is None
 
 
 def test_convert_leaves_no_float64_behind(mixed):
-    model, _ = convert.convert(convert.prepared(mixed, {})[0])
+    model, _ = convert(prepare(mixed).signature)
     assert {str(value.const_value.dtype) for value in model.graph.initializers.values()} <= {"FLOAT", "INT64"}
 
 
@@ -322,17 +328,21 @@ def test_a_model_that_is_all_rounding_is_judged_with_tame_statistics(tmp_path):
     before = [np.array(variable) for variable in model.variables]
     report = rx.to_onnx(model, tmp_path / "m.onnx").report
     assert report.worst() > 1e-2, "nothing that its own output shows would prove anything"
-    (note,) = [note for note in report.notes if note.startswith("ill-conditioned")]
+    assert any(note.startswith("ill-conditioned") for note in report.notes)
+    (note,) = [note for note in report.notes if "batch-norm statistics that fit the data" in note]
     assert float(note.rsplit(" ", 1)[1]) < 1e-5
     assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, model.variables, strict=True))
     proto = onnx.load(tmp_path / "m.onnx")
-    changed_weight(proto, "conv_12/kernel", one_number)
     node = next(node for node in proto.graph.node if node.name == "norm_12")
     next(attribute for attribute in node.attribute if attribute.name == "pads").ints[:] = [0, 1, 2, 1]
-    onnx.save(proto, tmp_path / "wrong.onnx")
-    problems = rx.verify(tmp_path / "wrong.onnx", model).problems
-    assert any("conv_12/kernel" in problem for problem in problems)
-    assert any("max error" in problem for problem in problems), "the pads, since the graph is judged with the model's weights"
+    onnx.save(proto, tmp_path / "pads.onnx")
+    report = rx.verify(tmp_path / "pads.onnx", model)
+    assert any("fit the data" in problem and "max error" in problem for problem in report.problems)
+    assert report.diverges == "norm_12"
+    proto = onnx.load(tmp_path / "m.onnx")
+    changed_weight(proto, "conv_12/kernel", one_number)
+    onnx.save(proto, tmp_path / "weight.onnx")
+    assert any("conv_12/kernel" in problem for problem in rx.verify(tmp_path / "weight.onnx", model).problems)
 
 
 @pytest.mark.slow
@@ -343,13 +353,24 @@ def test_the_same_for_a_savedmodel(tmp_path):
 
 
 def test_random_values_follow_the_data_and_leave(mixed):
-    view, _ = convert.prepared(mixed, {})
-    norms = untrained.statistics(mixed)
+    norms, pixels = randomization.statistics(mixed), noise(3) * 100
     before = [np.array(variable) for variable in norms]
-    with untrained.randomised(view, verification.statistics_batch(view), norms):
+    with randomization.randomised(norms, lambda: mixed(pixels)):
         assert not any(np.array_equal(a, np.array(b)) for a, b in zip(before, norms, strict=True))
         inner = keras.Model(mixed.inputs, mixed.get_layer("grouped_conv").output)
-        power = np.square(np.asarray(inner(next(iter(verification.statistics_batch(view).values()))))).mean()
+        power = np.square(np.asarray(inner(pixels))).mean()
         variance = np.asarray(mixed.get_layer("grouped_bn").moving_variance)
         assert 1.9 < (variance / power).min() and (variance / power).max() < 6.1 and variance.std() > 0
     assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, norms, strict=True))
+
+
+def test_random_values_respect_the_sign_of_what_they_replace():
+    model = fresh()
+    model.layers[-1].bias.assign([-2.0] * 3)
+    variables = randomization.constant_variables(model)
+    before = [np.array(variable) for variable in variables]
+    with randomization.randomised(variables, lambda: model(noise(2, 16, 16, 3))):
+        for old, variable in zip(before, variables, strict=True):
+            if old.all() and "moving" not in variable.path:
+                assert (np.sign(np.asarray(variable)) == np.sign(old)).all(), variable.path
+            assert np.asarray(variable).std() > 0 or old.size == 1
