@@ -22,8 +22,8 @@ def _option(default: Any, help: str, **click: Any) -> Any:
 class ExportOptions:
     """What `to_onnx` puts into a file. Options that differ from their default are stored in the file, for `verify`.
 
-    The metadata of each field describe its flag: `help`, `flag` where the name differs, `choices`, `least` (the smallest number), and
-    what `click.option` takes.
+    The metadata of each field describe its flag: `help`, `flag` where the name differs, `choices`, `least` (the smallest number),
+    and what `click.option` takes.
 
     Attributes:
         opset: ONNX opset, 13 to 23.
