@@ -46,9 +46,8 @@ def tracked_variables(model: keras.Model) -> list[keras.Variable]:
     """All variables of a model in a fixed order, the states of recurrent layers included."""
     from keras_resnet.graphs import state_variables
 
-    known = {id(variable) for variable in model.variables}
     states = [state for layer in model._flatten_layers() for state in state_variables(layer)]
-    return [*model.variables, *(state for state in dict.fromkeys(states) if id(state) not in known)]
+    return list({id(variable): variable for variable in (*model.variables, *states)}.values())
 
 
 @contextlib.contextmanager

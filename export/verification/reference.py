@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..conversion.rebuild import in_float64
 from ..conversion.signature import OutputSpec, Signature
+from ..conversion.trace import calls_of_layers
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 # float32 rounds to 24 bits.
 UNIT_ROUNDOFF = 2.0**-24
 PERTURBATIONS = 3
+# How far a runtime's approximation of a sigmoid may be off, absolutely.
+APPROXIMATION = 2 * UNIT_ROUNDOFF
 # Below this a probability has lost digits to underflow; above 1 - this a sigmoid has.
 SATURATED_LOW, SATURATED_HIGH = 1e-30, 0.01
 
@@ -55,11 +59,24 @@ class Reference:
         """
         return _values(self.signature, feeds, but)
 
+    def empties_a_layer(self, feeds: dict[str, np.ndarray]) -> bool:
+        """Whether some layer returns a tensor without elements: the image is too small, though TensorFlow raises no error."""
+        empty = []
+
+        def noted(path: str, result: object) -> None:
+            if 0 in tuple(getattr(result, "shape", ())):
+                empty.append(path)
+
+        with calls_of_layers(noted):
+            self.values(feeds)
+        return bool(empty)
+
     @functools.cached_property
-    def _exact(self) -> Signature | None:
+    def _exact(self) -> tuple[Signature, ActivationNoise] | None:
         """The same signature on a float64 copy of the model, or None if the model cannot be rebuilt from its config."""
         try:
-            return self.signature.of(in_float64(self.signature.model))
+            copy = in_float64(self.signature.model)
+            return self.signature.of(copy), ActivationNoise(copy)
         except UsageError:
             return None
 
@@ -67,7 +84,8 @@ class Reference:
         """How float32 rounds the computation behind every output for one batch, found without looking at any file.
 
         Keras in float32 is set against Keras in float64, with the weights and inputs as they are and with ones that are off by a
-        unit roundoff of float32. A model that cannot be rebuilt in float64 is called in float32, with such inputs only.
+        unit roundoff of float32; functions such as the sigmoid are then off by as much as runtimes approximate them. A model that
+        cannot be rebuilt in float64 is called in float32, with such inputs only.
 
         Args:
             feeds: The batch.
@@ -76,18 +94,62 @@ class Reference:
         rng = np.random.default_rng(1)
         if self._exact is None:
             return Rounding(values, [_values(self.signature, _off_by_roundoff(rng, feeds)) for _ in range(PERTURBATIONS)])
-        exact, alike = _values(self._exact, feeds), [values]
-        variables = [variable for variable in self._exact.model.weights if "float" in str(variable.dtype)]
+        signature, noise = self._exact
+        exact, alike = _values(signature, feeds), [values]
+        variables = [variable for variable in signature.model.weights if "float" in str(variable.dtype)]
         before = [np.asarray(variable) for variable in variables]
         try:
             for _ in range(PERTURBATIONS):
                 for variable, value in zip(variables, before, strict=True):
                     variable.assign(_rounded(rng, value))
-                alike.append(_values(self._exact, _off_by_roundoff(rng, feeds)))
+                with noise.of(rng, APPROXIMATION):
+                    alike.append(_values(signature, _off_by_roundoff(rng, feeds)))
         finally:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
         return Rounding(exact, alike)
+
+
+class ActivationNoise:
+    """Random errors of the functions that runtimes approximate, for a copy of a model that nobody else uses.
+
+    onnxruntime computes the sigmoid, tanh and erf to an absolute error of about one unit roundoff, so small values lose digits.
+
+    Args:
+        model: The copy. Its activation functions are replaced by ones that add the noise while there is some.
+    """
+
+    APPROXIMATED = ("sigmoid", "tanh", "silu", "gelu", "softplus", "mish", "hard_sigmoid", "log_sigmoid", "softmax")
+
+    def __init__(self, model: keras.Model) -> None:
+        self._rng, self._size = None, 0.0
+        for layer in model._flatten_layers():
+            if getattr(getattr(layer, "activation", None), "__name__", "") in self.APPROXIMATED:
+                with contextlib.suppress(AttributeError):  # of a recurrent layer it belongs to its cell, which is a layer too
+                    layer.activation = self._noisy(layer.activation)
+            for operation in getattr(layer, "operations", None) or []:  # functions of `keras.ops` in a Functional model
+                if type(operation).__name__.lower() in self.APPROXIMATED and not hasattr(operation, "built"):
+                    operation.call = self._noisy(operation.call)
+
+    def _noisy(self, function: Callable) -> Callable:
+        @functools.wraps(function)
+        def noisy(x, *args, **kwargs):
+            result = function(x, *args, **kwargs)
+            if self._rng is None:
+                return result
+            factor = np.maximum(1, np.abs(np.asarray(x))) if function.__name__ in ("silu", "gelu", "mish") else 1.0
+            return result + (self._size * self._rng.uniform(-1, 1, tuple(result.shape)) * factor).astype("float64")
+
+        return noisy
+
+    @contextlib.contextmanager
+    def of(self, rng: np.random.Generator, size: float) -> Iterator[None]:
+        """Add noise of that size while the block runs."""
+        self._rng, self._size = rng, size
+        try:
+            yield
+        finally:
+            self._rng = None
 
 
 @dataclass(frozen=True)

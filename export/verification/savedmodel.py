@@ -169,11 +169,20 @@ def _compared(loaded: Any, name: str, view: Signature, reference: Reference, cas
 
 
 def _runner(loaded: Any, name: str, view: Signature) -> Runner:
+    """One signature of a loaded folder. What a call leaves in the states of recurrent layers is taken back."""
     import tensorflow as tf
+
+    from keras_resnet.graphs import state_variables
+
+    own = {id(state) for layer in view.model._flatten_layers() for state in state_variables(layer)}
+    states = [have for have, variable in _variables(loaded, view.model) or [] if id(variable) in own]
 
     def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         arguments = dict(zip(argument_names(view), (feeds[spec.name] for spec in view.inputs), strict=True))
+        before = [state.numpy() for state in states]
         got = loaded.signatures[name](**{key: tf.constant(value) for key, value in arguments.items()})
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
         return {key: value.numpy() for key, value in got.items()}
 
     return run
