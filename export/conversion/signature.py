@@ -121,11 +121,15 @@ class Signature:
         import keras
 
         tensors = [self.as_model_input(tensor, spec) for tensor, spec in zip(tensors, self.inputs, strict=True)]
-        nested = not isinstance(self.model, keras.Sequential) and keras.tree.is_nested(self.model.input)
-        results = self.runner(keras.tree.pack_sequence_as(self.model.input, tensors) if nested else tensors[0], training=False)
-        results = keras.tree.flatten(results)
+        results = keras.tree.flatten(call_in_inference(self.runner, tensors))
         count = len(self.model.outputs)
         return results[:count], results[count:]
+
+    def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the model sees of an input of that shape in the file."""
+        if self.fit:
+            return (shape[0], *self.fit["size"], shape[1] if self.layout == "nchw" else shape[3])
+        return (shape[0], shape[2], shape[3], shape[1]) if self.layout == "nchw" and len(shape) == 4 else tuple(shape)
 
     def as_model_input(self, tensor: tf.Tensor, spec: InputSpec) -> tf.Tensor:
         """A tensor of the file's input in the layout, dtype and size that the model takes."""
@@ -150,6 +154,14 @@ class Signature:
         """
         wanted = [output.name for output in self.outputs if output.source == "layer"]
         return replace(self, model=model, runner=_with_taps(model, {name: _tap(model, name) for name in wanted}))
+
+
+def call_in_inference(model: keras.Model, tensors: list) -> object:
+    """Call a model on a flat list of tensors, whatever the structure of its inputs."""
+    import keras
+
+    nested = not isinstance(model, keras.Sequential) and keras.tree.is_nested(model.input)
+    return model(keras.tree.pack_sequence_as(model.input, tensors) if nested else tensors[0], training=False)
 
 
 PASSED_THROUGH = ("Identity", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "EnsureShape")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..conversion.prepare import PRUNED_WITH_TOLERANCE, Prepared
+from ..conversion.signature import call_in_inference
 from .inputs import Case
 from .metrics import largest_difference, measure
 from .outputs import BOUND, ROUNDINGS
@@ -71,9 +72,8 @@ def _call(keras, model, feeds: list[np.ndarray]) -> Values:
         keras.ops.cast(tensor, keras.backend.standardize_dtype(wanted.dtype))
         for tensor, wanted in zip(tensors, model.inputs, strict=True)
     ]
-    nested = not isinstance(model, keras.Sequential) and keras.tree.is_nested(model.input)
     with state_kept(model):
-        results = model(keras.tree.pack_sequence_as(model.input, tensors) if nested else tensors[0], training=False)
+        results = call_in_inference(model, tensors)
     own = [
         np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(x, "float32") if _is_half(x) else x))
         for x in keras.tree.flatten(results)

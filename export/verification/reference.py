@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..conversion.rebuild import in_float64
-from ..conversion.signature import OutputSpec, Signature
-from ..conversion.trace import calls_of_layers
+from ..conversion.signature import OutputSpec, Signature, call_in_inference
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,17 +58,22 @@ class Reference:
         """
         return _values(self.signature, feeds, but)
 
-    def empties_a_layer(self, feeds: dict[str, np.ndarray]) -> bool:
-        """Whether some layer returns a tensor without elements: the image is too small, though TensorFlow raises no error."""
-        empty = []
+    def accepts(self, feeds: dict[str, np.ndarray]) -> bool:
+        """Whether Keras' own shape inference accepts the sizes of a batch.
 
-        def noted(path: str, result: object) -> None:
-            if 0 in tuple(getattr(result, "shape", ())):
-                empty.append(path)
+        TensorFlow computes something even for an image of which a convolution leaves nothing; another runtime refuses it.
+        """
+        import keras
 
-        with calls_of_layers(noted):
-            self.values(feeds)
-        return bool(empty)
+        tensors = [
+            keras.KerasTensor(self.signature.model_shape(feeds[spec.name].shape), dtype=tensor.dtype)
+            for spec, tensor in zip(self.signature.inputs, self.signature.model.inputs, strict=True)
+        ]
+        try:
+            call_in_inference(self.signature.model, tensors)
+        except Exception:  # whatever the model raises is about these shapes
+            return False
+        return True
 
     @functools.cached_property
     def _exact(self) -> tuple[Signature, ActivationNoise] | None:
