@@ -23,6 +23,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -318,6 +319,25 @@ def _move(source, target, work):
     except BaseException:
         os.rename(aside, target)
         raise
+
+
+def is_written_through(path: str | os.PathLike[str]) -> bool:
+    """Whether a path stands for something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
+    return os.path.islink(path) or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+
+@contextlib.contextmanager
+def written(path: str | os.PathLike[str]) -> Iterator[str | Path]:
+    """Yield the path to write a file to: a new file, renamed when it is complete, or what a link or pipe stands for.
+
+    Raises:
+        UsageError: It cannot be written; what was there stays (unless it is the target of a link).
+    """
+    try:
+        with contextlib.nullcontext(path) if is_written_through(path) else publishing(path) as place:
+            yield place
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 LARGEST_FILE = 2**31 - 2**24  # protobuf messages end at 2 GiB

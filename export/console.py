@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from .artifact import check_target, publishing
+from .artifact import check_target, is_written_through, written
 from .errors import UsageError
 
 
@@ -47,7 +47,7 @@ def check_places(places, taken=()):
         if path is None:
             continue
         check_apart(path, taken)
-        if not _is_written_through(path):
+        if not is_written_through(path):
             check_target(path, overwrite=True)
         taken.append(path)
 
@@ -65,25 +65,6 @@ def check_apart(path, taken):
     """
     if os.path.realpath(path) in {os.path.realpath(other) for other in taken}:
         raise UsageError(f"cannot write {path}: the command has another use for that file; choose another name")
-
-
-def _is_written_through(path):
-    """Whether a path stands for something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
-    return os.path.islink(path) or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
-
-
-@contextlib.contextmanager
-def written(path):
-    """Yield the place to write a file to: a new one, renamed when it is whole, or what a link or pipe stands for.
-
-    Raises:
-        UsageError: it cannot be written; what was there stays (not behind a link).
-    """
-    try:
-        with contextlib.nullcontext(path) if _is_written_through(path) else publishing(path) as place:
-            yield place
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_text(path, text):

@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from ..console import written
+from ..artifact import written
 from ..errors import DeviceError, UsageError
 
 FORMATS = (".png", ".svg", ".pdf")
