@@ -13,6 +13,7 @@ import numpy as np
 from ..conversion.rebuild import in_float64
 from ..conversion.signature import OutputSpec, Signature, call_in_inference
 from ..errors import UsageError
+from .metrics import largest_difference
 
 if TYPE_CHECKING:
     import keras
@@ -97,21 +98,24 @@ class Reference:
         """
         rng = np.random.default_rng(1)
         if self._exact is None:
-            return Rounding(values, [_values(self.signature, _off_by_roundoff(rng, feeds)) for _ in range(PERTURBATIONS)])
+            alike = [_values(self.signature, _off_by_roundoff(rng, feeds)) for _ in range(PERTURBATIONS)]
+            return Rounding(values, alike, alike)
         signature, noise = self._exact
-        exact, alike = _values(signature, feeds), [values]
+        exact, alike, approximated = _values(signature, feeds), [values], []
         variables = [variable for variable in signature.model.weights if "float" in str(variable.dtype)]
         before = [np.asarray(variable) for variable in variables]
         try:
             for _ in range(PERTURBATIONS):
                 for variable, value in zip(variables, before, strict=True):
                     variable.assign(_rounded(rng, value))
+                off = _off_by_roundoff(rng, feeds)
+                alike.append(_values(signature, off))
                 with noise.of(rng, APPROXIMATION):
-                    alike.append(_values(signature, _off_by_roundoff(rng, feeds)))
+                    approximated.append(_values(signature, off))
         finally:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
-        return Rounding(exact, alike)
+        return Rounding(exact, alike, approximated)
 
 
 class ActivationNoise:
@@ -163,10 +167,21 @@ class Rounding:
     Attributes:
         exact: In float64 where that is possible.
         alike: As far from it as float32 rounds.
+        approximated: As far from it as float32 rounds and runtimes approximate functions.
     """
 
     exact: Values
     alike: list[Values]
+    approximated: list[Values]
+
+    def largest(self, output: OutputSpec, top: int | None) -> float:
+        """How far an output, in the form in which it is compared, is from its exact value in the worst case.
+
+        What goes into a final activation is compared through the activation of Keras, so no approximation of it counts.
+        """
+        results = self.alike if output.source == "logits" else [*self.alike, *self.approximated]
+        exact = expected(output, self.exact, top)
+        return max(largest_difference(exact, expected(output, values, top)) for values in results)
 
 
 def _values(signature: Signature, feeds: dict[str, np.ndarray], but: Iterable[keras.Variable] = ()) -> Values:
