@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from ..errors import UsageError
 from .trace import concrete_function
@@ -35,6 +36,9 @@ def stock_model(call, specs, opset):
             raise UsageError(f"tf2onnx cannot convert this model: {error}") from error
     check_ops(proto, {})
     model = ir.from_proto(proto)
+    ShapeInferencePass()(model)  # tf2onnx's optimiser leaves values without a shape, and passes work with what is known
     by_name = {value.name: value for value in model.graph.outputs}
     model.graph.outputs[:] = [by_name[name] for name in names]
+    for value, tensor in zip(model.graph.outputs, concrete.structured_outputs.values(), strict=True):
+        value.shape = ir.Shape(tensor.shape.as_list())
     return model

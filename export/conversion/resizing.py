@@ -72,14 +72,19 @@ def fitted(pixels, preprocessing):
 
 
 def _resized(pixels, have, size, corner, kept, name):
-    """The part of the resized image that is kept; the rest, which a long and narrow image has much of, is never made."""
+    """The part of the resized image that is kept; the rest, which a long and narrow image has much of, is never made.
+
+    Batch and channels are one axis, and no operand of a product is broadcast: oneDNN's batched product crashes on some of those.
+    """
     import tensorflow as tf
 
     rows, columns = (_matrix(have[axis], size[axis], corner[axis], kept[axis], name, axis) for axis in (0, 1))
     overshoots = name in ("bicubic", "lanczos")
-    across = tf.matmul(pixels, columns)
-    resized = tf.matmul(rows, tf.clip_by_value(across, 0, 255) if overshoots else across)
-    return tf.clip_by_value(resized, 0, 255) if overshoots else resized
+    across = tf.reshape(tf.matmul(tf.reshape(pixels, [-1, have[1]]), columns), [-1, have[0], kept[1]])
+    across = tf.clip_by_value(across, 0, 255) if overshoots else across
+    resized = tf.matmul(tf.tile(rows[None], [tf.shape(across)[0], 1, 1]), across)
+    resized = tf.clip_by_value(resized, 0, 255) if overshoots else resized
+    return tf.reshape(resized, [-1, pixels.shape[1], *kept])
 
 
 def _matrix(have, want, first, count, name, axis):

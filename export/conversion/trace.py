@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import UsageError
+from .keras_internals import calls_of_layers, clean_name, clean_scope_names, native_dilation, plain_grouped_convolutions
+
+__all__ = ["NotWeightless", "Trace", "Weight", "calls_of_layers", "clean_name", "concrete_function", "trace"]
 
 LARGEST_CONSTANT = 4096
 
@@ -73,15 +76,28 @@ def trace(call, specs):
     Raises:
         NotWeightless: a variable is read inside control flow or by another op than a plain read.
     """
-    concrete, layers = concrete_function(call, specs)
+    concrete, layers = concrete_function(call, specs, to_convert=True)
     graph, weights = _without_variables(concrete)
     outputs = {name: tensor.name for name, tensor in concrete.structured_outputs.items()}
     graph, weights = _evaluate_frontier(graph, weights, {name.split(":")[0] for name in outputs.values()})
+    _note_growth(graph, growth_of_transposed_convolutions(concrete.graph))
     return Trace(graph, [tensor.name for tensor in concrete.inputs[: len(specs)]], outputs, weights, layers)
 
 
-def concrete_function(call, specs):
-    """The concrete function of a call, and `{tensor name: layer path}` of every Keras layer it went through."""
+def concrete_function(call, specs, to_convert=False):
+    """Trace a call.
+
+    Args:
+        call: function of the inputs that returns a dict.
+        specs: `tf.TensorSpec` per input.
+        to_convert: whether the graph is for a converter only, and need not run in TensorFlow.
+
+    Returns:
+        `(concrete function, {tensor name: path of the Keras layer whose output it is})`.
+
+    Raises:
+        UsageError: a layer cannot be traced with dynamic sizes.
+    """
     import tensorflow as tf
 
     layers = {}
@@ -91,7 +107,11 @@ def concrete_function(call, specs):
             layers.setdefault(result.name, path)
 
     try:
-        with _plain_grouped_convolutions(), clean_scope_names(), calls_of_layers(noted):
+        with contextlib.ExitStack() as patches:
+            for patch in (plain_grouped_convolutions(), clean_scope_names(), calls_of_layers(noted)):
+                patches.enter_context(patch)
+            if to_convert:
+                patches.enter_context(native_dilation())
             return tf.function(call, autograph=False).get_concrete_function(*specs), layers
     except tf.errors.OperatorNotAllowedInGraphError as error:
         kind = re.search(r"calling (\w+)\.call", str(error))
@@ -101,76 +121,81 @@ def concrete_function(call, specs):
         ) from error
 
 
-@contextlib.contextmanager
-def _plain_grouped_convolutions():
-    """Keras wraps a grouped convolution in `tf.function(jit_compile=True)`, a call node that no converter can enter."""
-    import keras.src.backend.tensorflow.nn as keras_nn
-
-    real = keras_nn.tf
-
-    class WithoutFunction:
-        def __getattr__(self, name):
-            return getattr(real, name)
-
-        @staticmethod
-        def function(func=None, **options):
-            return func if func is not None else lambda wrapped: wrapped
-
-    keras_nn.tf = WithoutFunction()
-    try:
-        yield
-    finally:
-        keras_nn.tf = real
+TRANSPOSED = {"Conv2DBackpropInput": 2, "Conv3DBackpropInputV2": 3}
 
 
-def clean_name(name):
-    """A name that TensorFlow takes for a scope."""
-    return re.sub(r"^[^A-Za-z0-9.]", "x", re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)) if name else name
+def growth_of_transposed_convolutions(graph):
+    """How much larger than stride times input the output of every transposed convolution is, per spatial axis.
+
+    TensorFlow gets the output's size as a tensor. Keras computes it from the input's, so that the difference is a constant
+    where height and width are dynamic too; it is found by working the size out for two sizes of the input.
+
+    Args:
+        graph: `tf.Graph`.
+
+    Returns:
+        `{operation name: tuple of int}`, without the operations whose output's size is computed in another way.
+    """
+    found = {}
+    for operation in graph.get_operations():
+        if operation.type in TRANSPOSED:
+            growth = _growth(operation)
+            if growth is not None:
+                found[operation.name] = growth
+    return found
 
 
-@contextlib.contextmanager
-def clean_scope_names():
-    """Keras allows names of models and layers, with spaces say, that TensorFlow refuses as name scopes."""
-    import keras.src.backend.tensorflow.core as keras_core
-
-    real = keras_core.tf
-
-    class WithCleanNames:
-        def __getattr__(self, name):
-            return getattr(real, name)
-
-        @staticmethod
-        def name_scope(name):
-            return real.name_scope(clean_name(name))
-
-    keras_core.tf = WithCleanNames()
-    try:
-        yield
-    finally:
-        keras_core.tf = real
+GROWTH = "_growth"
+PROBES = (50, 81)
 
 
-@contextlib.contextmanager
-def calls_of_layers(noted):
-    """Tell `noted(path, result)` of every Keras layer that returns while the block runs; inner layers return first."""
-    import keras
+def _note_growth(graph, growth):
+    for node in graph.node:
+        if node.name in growth:
+            node.attr[GROWTH].list.i.extend(growth[node.name])
 
-    stack, original = [], keras.Layer.__call__
 
-    def told(layer, *args, **kwargs):
-        stack.append(layer.name)
-        try:
-            result = original(layer, *args, **kwargs)
-            noted("/".join(stack[1:]) or stack[0], result)
-            return result
-        finally:
-            stack.pop()
+def _growth(operation):
+    start = 1 if operation.get_attr("data_format").endswith(b"C") else 2
+    axes = slice(start, start + TRANSPOSED[operation.type])
+    strides = np.array(operation.get_attr("strides")[axes])
+    shape = operation.inputs[2].shape.as_list()
+    found = set()
+    for probe in PROBES if None in shape else PROBES[:1]:
+        sizes = _output_sizes(operation, probe)
+        if sizes is None:
+            return None
+        found.add(tuple(int(size) for size in sizes[axes] - strides * [size or probe for size in shape[axes]]))
+    return found.pop() if len(found) == 1 else None
 
-    keras.Layer.__call__ = told
-    try:
-        yield
-    finally:
-        keras.Layer.__call__ = original
+
+def _output_sizes(operation, probe):
+    """The first input of a transposed convolution where every unknown size of its last is `probe`, or None."""
+    import tensorflow as tf
+
+    static = tf.get_static_value(operation.inputs[0])
+    if static is not None:
+        return static
+    source = operation.inputs[2]
+    allowed = {source.ref()} | ({source.op.inputs[0].ref()} if source.op.type == "ExpandDims" else set())
+    shapes = _sources(operation.inputs[0])
+    if not all(shape.type == "Shape" and shape.inputs[0].ref() in allowed for shape in shapes):
+        return None
+    feeds = {shape.outputs[0].name: [size or probe for size in shape.inputs[0].shape.as_list()] for shape in shapes}
+    with tf.compat.v1.Session(graph=operation.graph) as session:
+        return session.run(operation.inputs[0], feeds)
+
+
+def _sources(tensor):
+    """The operations that read data, or the shape of data, for a tensor."""
+    found, stack, seen = [], [tensor.op], set()
+    while stack:
+        operation = stack.pop()
+        if operation.name not in seen:
+            seen.add(operation.name)
+            is_source = operation.type == "Shape" or not operation.inputs and operation.type != "Const"
+            (found if is_source else stack).extend([operation] if is_source else [value.op for value in operation.inputs])
+    return found
 
 
 def _without_variables(concrete):

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import UsageError
+from . import handlers
 
 
 def to_ir(trace, opset):
@@ -57,7 +58,12 @@ def _handlers_only(trace, opset):
         tf.import_graph_def(trace.graph, name="")
         try:
             graph = tfonnx.process_tf_graph(
-                tf_graph, opset=opset, input_names=trace.inputs + weight_inputs, output_names=outputs, continue_on_error=False
+                tf_graph,
+                opset=opset,
+                input_names=trace.inputs + weight_inputs,
+                output_names=outputs,
+                continue_on_error=False,
+                custom_op_handlers=dict(handlers.HANDLERS),
             )
         except Exception as error:
             raise UsageError(f"tf2onnx cannot convert this model: {error}") from error

@@ -42,6 +42,22 @@ def test_numbers_are_pillows(interpolation, resize):
         np.testing.assert_allclose(kept.transpose(1, 2, 0), same, atol=0 if interpolation != "lanczos" else 1e-4)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_any_number_of_channels(channels, batch):
+    """oneDNN's batched product crashes on some products with one broadcast operand."""
+    preprocessing = {"size": [32, 40], "resize": 48, "interpolation": "bicubic"}
+    pixels = np.random.default_rng(0).integers(64, 192, (batch, 61, 97, channels)).astype("uint8")
+    call = tf.function(lambda x: resizing.fitted(x, preprocessing))
+    for traced in (call, call.get_concrete_function(tf.TensorSpec([None, channels, None, None], "float32"))):
+        got = traced(tf.constant(pixels.transpose(0, 3, 1, 2), "float32")).numpy()
+        for image in range(batch):
+            for channel in range(channels):
+                three = np.repeat(pixels[image, :, :, channel, None], 3, axis=2)
+                want = images.fit(three, preprocessing)[:, :, 0].astype("float32")
+                assert np.abs(got[image, channel] - want).max() <= resizing.LEVELS
+
+
 def test_long_and_narrow_images_are_not_made_whole():
     """Resized as a whole it would have 48 × 2.9 million pixels; what is kept has 32 × 40."""
     traced = tf.function(lambda pixels: resizing.fitted(pixels, {"size": [32, 40], "resize": 48}))

@@ -4,6 +4,7 @@ from .affine import fold_affine, permute_flattened, write_batch_norm
 from .constants import drop_identities, fold_constants
 from .pools import guard_pads, merge_pads, settle_same_padding, write_global_pools
 from .reshapes import merge_reshapes
+from .resizes import settle_resizes
 from .simplify import drop_neutral, fix_reshapes, spell_out_erfc
 from .transposes import sink_transposes
 
@@ -14,6 +15,7 @@ ORDER = (
     drop_neutral,
     fix_reshapes,
     fold_constants,
+    settle_resizes,
     sink_transposes,
     drop_identities,
     fold_constants,

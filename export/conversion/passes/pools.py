@@ -26,11 +26,21 @@ def write_global_pools(graph):
 
 
 def settle_same_padding(graph):
-    """SAME padding of a window of 1 is none, whatever the stride; onnxruntime computes a negative one and stops."""
+    """Write SAME padding as numbers where it does not depend on the size: at stride 1, and for a window of 1.
+
+    onnxruntime computes a negative padding for a window of 1 and stops, and not every runtime has SAME padding with dilation.
+    """
     for node in graph:
         kernel = attribute(node, "kernel_shape")
-        if attribute(node, "auto_pad", "NOTSET").startswith("SAME") and kernel is not None and set(kernel) == {1}:
+        if not attribute(node, "auto_pad", "NOTSET").startswith("SAME") or kernel is None or node.op_type == "ConvTranspose":
+            continue
+        strides, dilations = (attribute(node, name) or [1] * len(kernel) for name in ("strides", "dilations"))
+        if set(kernel) == {1} or set(strides) == {1}:
+            totals = [(size - 1) * dilation for size, dilation in zip(kernel, dilations, strict=True)]
+            upper = attribute(node, "auto_pad") == "SAME_UPPER"
+            begins = [total // 2 if upper else total - total // 2 for total in totals]
             del node.attributes["auto_pad"]
+            set_attribute(node, "pads", [*begins, *(total - begin for total, begin in zip(totals, begins, strict=True))])
 
 
 NOT_NEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Softmax"}

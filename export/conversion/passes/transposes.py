@@ -30,12 +30,13 @@ def is_identity(perm):
 def sink_transposes(graph):
     """One forward sweep: a Transpose is noted, not kept; ops that can work on the untransposed tensor do, all others get it
     transposed again (once per tensor), as a Reshape where only axes of size 1 move."""
-    sweep = _Sweep(graph)
+    sweep, shapes = _Sweep(graph), [output.shape for output in graph.outputs]
     for node in list(graph):
         sweep.visit(node)
     for index, output in enumerate(graph.outputs):
         if output in sweep.lazy:
             graph.outputs[index] = sweep.materialised(output, None)
+            graph.outputs[index].shape = shapes[index]
     remove_unused(graph)
 
 
@@ -208,7 +209,8 @@ def _slice(sweep, node):
     if node.inputs[0] not in sweep.lazy or len(node.inputs) < 4 or not is_constant(node.inputs[3]):
         return False
     source, perm = sweep.lazy[node.inputs[0]]
-    axes = np.array([perm[int(axis) % len(perm)] for axis in array(node.inputs[3])], "int64")
+    axes = array(node.inputs[3])
+    axes = np.array([perm[int(axis) % len(perm)] for axis in axes], axes.dtype)
     node.replace_input_with(0, source)
     node.replace_input_with(3, constant(sweep.graph, "axes", axes))
     sweep.moved(node, perm)

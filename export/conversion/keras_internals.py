@@ -1,0 +1,185 @@
+"""Every use of a private API of Keras or TensorFlow by the conversion, in one place.
+
+Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_internals.py` fails when one of them changes.
+
+| private API | why it is needed |
+|---|---|
+| `keras.src.backend.tensorflow.nn.tf` | grouped and dilated convolutions are traced as one node each |
+| `keras.src.backend.tensorflow.core.tf` | names of models and layers that TensorFlow refuses as name scopes |
+| `keras.Layer.__call__` | public, but replaced for a moment, to learn which layer made a tensor |
+| `tf.Variable._handle_name` | names of variables that TensorFlow refuses as name scopes when it saves |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+class _Overlay:
+    """A module seen through a few replacements."""
+
+    def __init__(self, module: object, **replacements: object) -> None:
+        self._module = module
+        self.__dict__.update(replacements)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._module, name)
+
+
+@contextlib.contextmanager
+def _replaced(owner: object, name: str, replacement: object) -> Iterator[None]:
+    real = getattr(owner, name)
+    setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
+
+
+@contextlib.contextmanager
+def plain_grouped_convolutions() -> Iterator[None]:
+    """Trace grouped convolutions without the `tf.function(jit_compile=True)` around them, which no converter can enter."""
+    import keras.src.backend.tensorflow.nn as keras_nn
+
+    with _replaced(keras_nn, "tf", _Overlay(keras_nn.tf, function=_without_function)):
+        yield
+
+
+def _without_function(func: Callable | None = None, **options: object) -> Callable:
+    return func if func is not None else lambda wrapped: wrapped
+
+
+@contextlib.contextmanager
+def native_dilation() -> Iterator[None]:
+    """Trace dilated convolutions as one node with `dilations`, which TensorFlow has but cannot run on every device.
+
+    `tf.nn.convolution` and `tf.nn.depthwise_conv2d` compute them through SpaceToBatchND instead, with about 20 nodes of shape
+    arithmetic where height and width are dynamic. A graph traced here is for conversion only.
+    """
+    import keras.src.backend.tensorflow.nn as keras_nn
+
+    replacements = {f.__name__: f for f in (convolution, depthwise_conv2d, separable_conv2d)}
+    with _replaced(keras_nn, "tf", _Overlay(keras_nn.tf, nn=_Overlay(keras_nn.tf.nn, **replacements))):
+        yield
+
+
+def convolution(
+    input: tf.Tensor,
+    filters: tf.Tensor,
+    strides: int | Sequence[int] = 1,
+    padding: str = "VALID",
+    data_format: str | None = None,
+    dilations: int | Sequence[int] | None = 1,
+) -> tf.Tensor:
+    """`tf.nn.convolution` as one node."""
+    import tensorflow as tf
+
+    rank = filters.shape.rank - 2
+    strides, dilations = _per_axis(strides, rank), _per_axis(dilations, rank)
+    if rank == 1:
+        return tf.nn.conv1d(input, filters, strides[0], padding, data_format or "NWC", dilations[0])
+    op, formats = (tf.nn.conv2d, ("NHWC", "NCHW")) if rank == 2 else (tf.nn.conv3d, ("NDHWC", "NCDHW"))
+    data_format = data_format or formats[0]
+    around = (lambda sizes: [1, 1, *sizes]) if data_format == formats[1] else (lambda sizes: [1, *sizes, 1])
+    return op(input, filters, around(strides), padding, data_format, around(dilations))
+
+
+def depthwise_conv2d(
+    input: tf.Tensor,
+    filter: tf.Tensor,
+    strides: Sequence[int],
+    padding: str,
+    data_format: str | None = None,
+    dilations: int | Sequence[int] | None = None,
+    name: str | None = None,
+) -> tf.Tensor:
+    """`tf.nn.depthwise_conv2d` as one node."""
+    import tensorflow as tf
+
+    dilations, data_format = _per_axis(dilations, 2), data_format or "NHWC"
+    return tf.raw_ops.DepthwiseConv2dNative(
+        input=input,
+        filter=filter,
+        strides=list(strides),
+        padding=padding,
+        data_format=data_format,
+        dilations=[1, 1, *dilations] if data_format == "NCHW" else [1, *dilations, 1],
+        name=name,
+    )
+
+
+def separable_conv2d(
+    input: tf.Tensor,
+    depthwise_filter: tf.Tensor,
+    pointwise_filter: tf.Tensor,
+    strides: Sequence[int],
+    padding: str,
+    data_format: str | None = None,
+    dilations: int | Sequence[int] | None = None,
+) -> tf.Tensor:
+    """`tf.nn.separable_conv2d` as two nodes."""
+    import tensorflow as tf
+
+    depthwise = depthwise_conv2d(input, depthwise_filter, strides, padding, data_format, dilations)
+    return tf.nn.conv2d(depthwise, pointwise_filter, 1, "VALID", data_format or "NHWC")
+
+
+def _per_axis(sizes: int | Sequence[int] | None, rank: int) -> list[int]:
+    if sizes is None:
+        return [1] * rank
+    return [sizes] * rank if isinstance(sizes, int) else list(sizes) * (rank if len(sizes) == 1 else 1)
+
+
+def clean_name(name: str) -> str:
+    """A name that TensorFlow takes for a scope."""
+    return re.sub(r"^[^A-Za-z0-9.]", "x", re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)) if name else name
+
+
+@contextlib.contextmanager
+def clean_scope_names() -> Iterator[None]:
+    """Let models and layers have names, with spaces for example, that TensorFlow refuses as name scopes."""
+    import keras.src.backend.tensorflow.core as keras_core
+
+    real = keras_core.tf
+    with _replaced(keras_core, "tf", _Overlay(real, name_scope=lambda name: real.name_scope(clean_name(name)))):
+        yield
+
+
+@contextlib.contextmanager
+def clean_variable_names(variables: Sequence[tf.Variable]) -> Iterator[None]:
+    """Let variables have such names too while TensorFlow saves them, which opens a name scope per variable."""
+    before = [variable._handle_name for variable in variables]
+    try:
+        for variable, name in zip(variables, before, strict=True):
+            variable._handle_name = ":".join(map(clean_name, name.split(":")))
+        yield
+    finally:
+        for variable, name in zip(variables, before, strict=True):
+            variable._handle_name = name
+
+
+@contextlib.contextmanager
+def calls_of_layers(noted: Callable[[str, object], object]) -> Iterator[None]:
+    """Call `noted(path, result)` for every Keras layer that returns while the block runs; inner layers return first."""
+    import keras
+
+    stack: list[str] = []
+    original = keras.Layer.__call__
+
+    def told(layer, *args, **kwargs):
+        stack.append(layer.name)
+        try:
+            result = original(layer, *args, **kwargs)
+            noted("/".join(stack[1:]) or stack[0], result)
+            return result
+        finally:
+            stack.pop()
+
+    with _replaced(keras.Layer, "__call__", told):
+        yield
