@@ -8,8 +8,8 @@ from .trace import GROWTH
 def conv_transpose(ctx, node, name: str, args: list) -> None:
     """Write a ConvTranspose with explicit pads, whatever of height and width is dynamic.
 
-    tf2onnx cuts the pads off with nodes of shape arithmetic where sizes are dynamic, records a wrong shape there (it takes -1 for a
-    size), and moves the result by some pixels where the stride is larger than the kernel.
+    tf2onnx cuts the pads off with nodes of shape arithmetic where sizes are dynamic, records a wrong shape there (it takes -1
+    for a size), and moves the result by some pixels where the stride is larger than the kernel.
     """
     from tf2onnx.onnx_opset import nn
 

@@ -7,6 +7,7 @@ Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_in
 | `keras.src.backend.tensorflow.nn.tf` | grouped and dilated convolutions are traced as one node each |
 | `keras.src.backend.tensorflow.core.tf` | names of models and layers that TensorFlow refuses as name scopes |
 | `keras.Layer.__call__` | public, but replaced for a moment, to learn which layer made a tensor |
+| `keras.layers.BatchNormalization.call` | public, but replaced for a moment, to learn what batch norms get |
 | `tf.Variable._handle_name` | names of variables that TensorFlow refuses as name scopes when it saves |
 """
 
@@ -16,6 +17,8 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -182,4 +185,19 @@ def calls_of_layers(noted: Callable[[str, object], object]) -> Iterator[None]:
             stack.pop()
 
     with _replaced(keras.Layer, "__call__", told):
+        yield
+
+
+@contextlib.contextmanager
+def before_batch_norms(seen: Callable[[object, np.ndarray], object]) -> Iterator[None]:
+    """Call `seen(layer, inputs)` before every eager call of a `BatchNormalization` layer while the block runs."""
+    import keras
+
+    original = keras.layers.BatchNormalization.call
+
+    def told(layer, inputs, *args, **kwargs):
+        seen(layer, np.asarray(inputs))
+        return original(layer, inputs, *args, **kwargs)
+
+    with _replaced(keras.layers.BatchNormalization, "call", told):
         yield

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import artifact
 from ..errors import UsageError
+from .keras_internals import clean_variable_names
 from .resizing import fitted
 from .signature import FEATURES, Signature, image_preprocessing, signature_of
-from .trace import clean_name, concrete_function
+from .trace import concrete_function
 
 if TYPE_CHECKING:
     import keras
@@ -48,19 +48,6 @@ def tracked_variables(model: keras.Model) -> list[keras.Variable]:
 
     states = [state for layer in model._flatten_layers() for state in state_variables(layer)]
     return list({id(variable): variable for variable in (*model.variables, *states)}.values())
-
-
-@contextlib.contextmanager
-def clean_variable_names(variables: list[tf.Variable]) -> Iterator[None]:
-    """Saving opens a name scope per variable, and Keras allows names, with spaces say, that TensorFlow refuses for one."""
-    before = [variable._handle_name for variable in variables]
-    try:
-        for variable, name in zip(variables, before, strict=True):
-            variable._handle_name = ":".join(map(clean_name, name.split(":")))
-        yield
-    finally:
-        for variable, name in zip(variables, before, strict=True):
-            variable._handle_name = name
 
 
 def argument_names(signature: Signature) -> list[str]:

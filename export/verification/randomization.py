@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..conversion.keras_internals import before_batch_norms
+
 if TYPE_CHECKING:
     import keras
 
@@ -68,26 +70,17 @@ def _random(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
     return np.where(values != 0, values * rng.uniform(0.5, 1.5, values.shape), rng.normal(0, size, values.shape))
 
 
-@contextlib.contextmanager
-def _following_data(rng: np.random.Generator, wanted: set[int]) -> Iterator[None]:
-    """Each batch norm that is called while the block runs takes statistics from what it gets, before it is applied.
+def _following_data(rng: np.random.Generator, wanted: set[int]) -> contextlib.AbstractContextManager[None]:
+    """Each batch norm that is called while the context is open takes statistics from what it gets, before it is applied.
 
     Its variance is four times the mean square over all channels: norms that divide each channel by its own deviation amplify
     rounding from layer to layer (0.9 of the output of an EfficientNetB7 with random weights), these do not (1e-6).
     """
-    import keras
 
-    original = keras.layers.BatchNormalization.call
-
-    def followed(layer, inputs, *args, **kwargs):
+    def follow(layer: keras.layers.BatchNormalization, inputs: np.ndarray) -> None:
         if {id(layer.moving_mean), id(layer.moving_variance)} <= wanted:
-            shape, power = tuple(layer.moving_mean.shape), 4 * float(np.square(np.asarray(inputs, "float64")).mean()) + 1e-6
+            shape, power = tuple(layer.moving_mean.shape), 4 * float(np.square(inputs.astype("float64")).mean()) + 1e-6
             layer.moving_mean.assign(0.3 * power**0.5 * rng.normal(size=shape))
             layer.moving_variance.assign(power * rng.uniform(0.5, 1.5, shape))
-        return original(layer, inputs, *args, **kwargs)
 
-    keras.layers.BatchNormalization.call = followed
-    try:
-        yield
-    finally:
-        keras.layers.BatchNormalization.call = original
+    return before_batch_norms(follow)

@@ -8,8 +8,8 @@ from .common import array, attribute, constant, is_constant, remove_unused, set_
 def settle_resizes(graph):
     """Correct scales that round the output's size down, and write TensorFlow's nearest pixel in terms of the standard.
 
-    14 / 11 as a float32 times 11 is less than 14, of which a runtime takes the integer part. `tf_half_pixel_for_nn` left the standard
-    with opset 13; rounding half pixels up is the same.
+    14 / 11 as a float32 times 11 is less than 14, of which a runtime takes the integer part. `tf_half_pixel_for_nn` left the
+    standard with opset 13; rounding half pixels up is the same.
     """
     for node in graph:
         if node.op_type != "Resize":
