@@ -337,7 +337,7 @@ def test_a_model_that_is_all_rounding_is_judged_with_tame_statistics(tmp_path):
     next(attribute for attribute in node.attribute if attribute.name == "pads").ints[:] = [0, 1, 2, 1]
     onnx.save(proto, tmp_path / "pads.onnx")
     report = rx.verify(tmp_path / "pads.onnx", model)
-    assert any("fit the data" in problem and "max error" in problem for problem in report.problems)
+    assert any("max error" in problem for problem in report.problems), report
     assert report.diverges == "norm_12"
     proto = onnx.load(tmp_path / "m.onnx")
     changed_weight(proto, "conv_12/kernel", one_number)
