@@ -21,7 +21,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -218,10 +220,18 @@ def existing_file(path):
     return path
 
 
-def first_line(error):
-    """The first line of an exception's text, for one-sentence messages."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+MOST_CHARACTERS = 300
+
+
+def first_line(error: object) -> str:
+    """The line of an exception's text that says what is wrong, for messages.
+
+    Left out are terminal colours, the frame that Keras puts around a layer's error, and TensorFlow's node names.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m|\{\{function_node [^}]*\}\} ?", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception encountered")]
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= MOST_CHARACTERS else line[: MOST_CHARACTERS - 1] + "…"
 
 
 def check_target(path, overwrite, mark=None):
@@ -286,7 +296,8 @@ def publishing(path, overwrite=True, keep_failed=False, mark=None):
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     try:
-        yield work / target.name
+        with _removed_if_killed(work):
+            yield work / target.name
         entries = sorted(work.iterdir(), key=lambda entry: entry.name == target.name)
         stale = set(companions(target)) - {target.parent / entry.name for entry in entries} if target.is_file() else ()
         for entry in entries:
@@ -305,6 +316,25 @@ def publishing(path, overwrite=True, keep_failed=False, mark=None):
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _removed_if_killed(folder: Path) -> Iterator[None]:
+    """Remove a folder even if this process is killed, or a native library crashes it, while the block runs.
+
+    A shell waits at the other end of a pipe: a line says that all is well, and the end of the pipe without one that we are gone.
+    """
+    if os.name != "posix":
+        yield
+        return
+    command = ["/bin/sh", "-c", 'read -r ended || rm -rf -- "$0"', str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as waiting:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                waiting.stdin.write(b"ended\n")
+                waiting.stdin.flush()
 
 
 def _move(source, target, work):

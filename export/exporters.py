@@ -248,8 +248,8 @@ def require(report: VerificationReport) -> VerificationReport:
 
 def _result(path, work: Path, report: VerificationReport, method: str, notes: list[str]) -> ExportResult:
     """The result of an export, if the file in the temporary folder passed."""
-    require(dataclasses.replace(report, path=str(path)))
-    report = dataclasses.replace(report, path=str(path))
+    problems = tuple(problem.replace(str(work), str(path)) for problem in report.problems)
+    report = require(dataclasses.replace(report, path=str(path), problems=problems))
     return ExportResult(str(path), report, artifact.digest(work), method, artifact.disk_size(work), tuple(notes))
 
 

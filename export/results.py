@@ -73,11 +73,12 @@ class VerificationReport:
     def summary(self):
         """The verdict in one sentence."""
         if not self.passed:
-            return f"{self.path} does not match the model: {self.problems[0]}"
+            layer = f"; first layer that differs: {self.diverges}" if self.diverges else ""
+            return f"{self.path} does not match the model: {self.problems[0]}{layer}"
         if self.precision == "int8":
             share = self.comparisons[0].top1
             return f"{self.path} agrees with float32 on {share:.2%} of the images (at least {1 - self.tolerance:.2%})"
-        beyond = "; what is beyond the bound is ill-conditioned, see the note" if self.worst() > self.tolerance else ""
+        beyond = "; the rest is ill-conditioned, see the note" if self.worst() > self.tolerance else ""
         return f"{self.path} matches the model: max relative error {self.worst():.1e} (bound {self.tolerance:.0e}){beyond}"
 
 

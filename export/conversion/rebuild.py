@@ -1,7 +1,5 @@
 """Keras models made anew where the one at hand cannot be exported as it is: in float32, or with open size."""
 
-import re
-
 from ..artifact import first_line
 from ..errors import UsageError
 
@@ -70,7 +68,7 @@ def with_open_size(model):
         sides = [None if shapes[0][axis] is None else 2 * shapes[0][axis] + 1 for axis in (1, 2)]
         opened(np.zeros((1, *(side or 65 for side in sides), shapes[0][3]), "float32"), training=False)
     except Exception as error:
-        raise UsageError(f"model {model.name!r} needs a fixed image size: {_plain(error)}") from error
+        raise UsageError(f"model {model.name!r} needs a fixed image size: {first_line(error)}") from error
     return opened
 
 
@@ -83,12 +81,6 @@ def _opened(model):
 
     entry = keras.Input((None, None, model.inputs[0].shape[3]))
     return keras.models.clone_model(model, input_tensors=entry, clone_function=clone)
-
-
-def _plain(error):
-    """The sentence of an error that Keras has put a frame around."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception encountered")]
-    return re.sub(r"\x1b\[[0-9;]*m", "", lines[0]) if lines else type(error).__name__
 
 
 def without_identity_blocks(model, tolerance=0.0):

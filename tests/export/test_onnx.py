@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -467,3 +468,30 @@ def test_names_that_tensorflow_refuses_as_scopes_export(tmp_path):
     parts = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="_my conv"), keras.layers.Flatten(), keras.layers.Dense(3)]
     result = rx.to_onnx(keras.Sequential(parts, name="seq model"), tmp_path / "m.onnx")
     assert result.report.passed and result.method == "weightless"
+
+
+def test_a_crash_of_a_native_library_leaves_nothing(tmp_path):
+    """The process is gone in the middle of an export, without a chance to clean up."""
+    code = (
+        "import os, pathlib, sys\n"
+        "from resnet_export.artifact import publishing\n"
+        "with publishing(sys.argv[1]) as work:\n"
+        "    pathlib.Path(work).write_text('half')\n"
+        "    assert len(os.listdir(os.path.dirname(sys.argv[1]))) == 2\n"
+        "    os.abort()\n"
+    )
+    (tmp_path / "old.onnx").write_text("old")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "old.onnx")], capture_output=True, text=True)
+    assert done.returncode == -6, done.stderr
+    for _ in range(100):
+        if os.listdir(tmp_path) == ["old.onnx"]:
+            break
+        time.sleep(0.05)
+    assert os.listdir(tmp_path) == ["old.onnx"] and (tmp_path / "old.onnx").read_text() == "old"
+
+
+def test_messages_have_no_colours_frames_or_temporary_paths(tmp_path):
+    frame = "Exception encountered when calling Conv2D.call()."
+    error = ValueError(f"{frame}\n\n\x1b[1m{{{{function_node __wrapped__Conv2D}}}} the size is wrong\x1b[0m\n\nmore")
+    assert artifact.first_line(error) == "the size is wrong"
+    assert artifact.first_line(ValueError("x" * 13_000)).endswith("…") and len(artifact.first_line(ValueError("x" * 999))) == 300
