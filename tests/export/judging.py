@@ -1,0 +1,402 @@
+"""What the exporter makes of a drawn model: exported, run by plain onnxruntime, and compared with the untouched Keras model.
+
+`python -m tests.export.judging` is a process that reads recipes from its standard input, one JSON object a line, and answers with
+one line each. `judge_many` runs several of them, so that a crash of native code costs one model and is counted.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RIGHT = "right"
+REFUSED = "refused, with a true reason"
+WRONG = "silently wrong"
+FALSE_REFUSAL = "false refusal"
+CRASH = "crash"
+LEFTOVERS = "leftover files"
+OTHER_BYTES = "other bytes the second time"
+MOVED = "model changed"
+NO_MODEL = "Keras itself fails"
+FINE = (RIGHT, REFUSED, NO_MODEL)
+
+TOLERANCE = {"float32": 2e-5, "float16": 2e-2}
+# Where the plain bound is missed, the error may be this many times what rounding of the weights does to Keras' own outputs.
+ROUNDING = 20
+# What ONNX has no form for. A refusal that names such a layer is true.
+UNEXPORTABLE: dict[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one model.
+
+    Attributes:
+        kind: One of the constants above.
+        detail: What happened, on one line.
+        seconds: Time of the first export.
+    """
+
+    kind: str
+    detail: str = ""
+    seconds: float = 0.0
+
+
+def judge(recipe: Any, twice: bool = True) -> Outcome:
+    """Export a recipe's model and compare.
+
+    Args:
+        recipe: `generator.Recipe`.
+        twice: Whether to export a second time, for the bytes.
+
+    Returns:
+        The outcome. A crash of native code ends the process instead.
+    """
+    from . import generator
+
+    try:
+        model = recipe.model()
+        reference_model = _reference_model(recipe, model)
+        batches = generator.feeds_of(recipe, reference_model or model)
+        if not batches:
+            return Outcome(NO_MODEL, "no finite outputs")
+        expected = [generator.outputs_of(reference_model or model, feeds) for feeds in batches]
+    except Exception as error:
+        return Outcome(NO_MODEL, _line(error))
+    print("exporting", flush=True)
+    before = _state(model)
+    with tempfile.TemporaryDirectory() as folder:
+        outcome, path = _export(recipe, model, Path(folder), "model.onnx", reference_model)
+        if outcome.kind == RIGHT:
+            wrong = _compare(recipe, path, batches, expected, reference_model or model)
+            outcome = dataclasses.replace(outcome, kind=WRONG, detail=wrong) if wrong else outcome
+        if outcome.kind in FINE and _state(model) != before:
+            outcome = dataclasses.replace(outcome, kind=MOVED, detail="variables differ after the export")
+        if outcome.kind == RIGHT and twice:
+            second, other = _export(recipe, model, Path(folder), "second.onnx", reference_model)
+            if second.kind != RIGHT:
+                outcome = dataclasses.replace(outcome, kind=OTHER_BYTES, detail=f"second export: {second.detail}")
+            elif _digest(path) != _digest(other):
+                outcome = dataclasses.replace(outcome, kind=OTHER_BYTES, detail="another digest")
+    return outcome
+
+
+def judge_stock(recipe: Any) -> Outcome:
+    """The same of `model.export(format="onnx")`, without options and without the questions that only we answer."""
+    from . import generator
+
+    try:
+        model = recipe.model()
+        batches = generator.feeds_of(recipe, model)
+        expected = [generator.outputs_of(model, feeds) for feeds in batches]
+        if not batches:
+            return Outcome(NO_MODEL, "no finite outputs")
+    except Exception as error:
+        return Outcome(NO_MODEL, _line(error))
+    print("exporting", flush=True)
+    plain = dataclasses.replace(recipe, options={})
+    with tempfile.TemporaryDirectory() as folder:
+        path, start = Path(folder) / "stock.onnx", time.perf_counter()
+        try:
+            model.export(str(path), format="onnx", verbose=False)
+        except Exception as error:
+            return Outcome(CRASH, _line(error))
+        seconds = time.perf_counter() - start
+        wrong = _compare(plain, path, batches, expected, model)
+        return Outcome(WRONG if wrong else RIGHT, wrong, seconds)
+
+
+def _reference_model(recipe: Any, model: Any) -> Any:
+    """The untouched model with its size open, where that is what the export asks for; None where there is no such model."""
+    from . import generator
+
+    if not recipe.options.get("dynamic_size"):
+        return model
+    try:
+        opened = recipe.model(size=generator.OPEN)
+        for variable, value in zip(opened.variables, model.variables, strict=True):
+            variable.assign(value)
+    except Exception:
+        return None
+    feeds = generator.feeds_of(dataclasses.replace(recipe, options={}), model)[:1]
+    for batch in feeds:
+        for here, there in zip(generator.outputs_of(model, batch), generator.outputs_of(opened, batch), strict=True):
+            if here.shape != there.shape or not np.allclose(here, there, 1e-3, 1e-4):
+                return None
+    return opened if generator.feeds_of(recipe, opened) else None
+
+
+def _export(recipe: Any, model: Any, folder: Path, name: str, reference_model: Any) -> tuple[Outcome, Path]:
+    import resnet_export as rx
+
+    path, there, start = folder / name, set(os.listdir(folder)), time.perf_counter()
+    outcome = Outcome(RIGHT)
+    try:
+        rx.to_onnx(model, path, **recipe.options)
+    except rx.UsageError as error:
+        outcome = _refusal(recipe, model, str(error), reference_model)
+    except rx.MismatchError as error:
+        outcome = Outcome(FALSE_REFUSAL, f"MismatchError: {_line(error)}")
+    except Exception as error:
+        outcome = Outcome(CRASH, f"{type(error).__name__}: {_line(error)}")
+    outcome = dataclasses.replace(outcome, seconds=time.perf_counter() - start)
+    made = set(os.listdir(folder)) - there
+    if made - {name, f"{name}.data"} or (made and outcome.kind != RIGHT):
+        outcome = dataclasses.replace(outcome, kind=LEFTOVERS, detail=f"{sorted(made)}; {outcome.detail}")
+    return outcome, path
+
+
+def _refusal(recipe: Any, model: Any, message: str, reference_model: Any) -> Outcome:
+    """Whether a refusal is true, and says what it must: the layer and the reason, on one line without escapes and paths."""
+    line = _line(message)
+    if "\x1b" in message or tempfile.gettempdir() in message:
+        return Outcome(FALSE_REFUSAL, f"unclear message: {line!r}")
+    if reference_model is None and any(layer.name in message for layer in model.layers):
+        return Outcome(REFUSED, line)
+    if any(name in message and name in "\n".join(recipe.lines) for name in UNEXPORTABLE):
+        return Outcome(REFUSED, line)
+    return Outcome(FALSE_REFUSAL, line)
+
+
+def _compare(recipe: Any, path: Path, batches: list, expected: list, model: Any) -> str:
+    """What is wrong with a file, or an empty string."""
+    import onnxruntime as ort
+
+    for optimise in (True, False):
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        if not optimise:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            for feeds, want in zip(batches, expected, strict=True):
+                got = dict(
+                    zip([value.name for value in session.get_outputs()], session.run(None, _named(recipe, session, model, feeds)))
+                )
+                if wrong := _differs(recipe, model, feeds, want, got):
+                    return f"{wrong} (optimised: {optimise}, batch {[value.shape for value in feeds]})"
+            if recipe.options.get("resize") and (wrong := _resized(session, recipe, model)):
+                return wrong
+        except Exception as error:
+            return f"onnxruntime: {_line(error)}"
+    return ""
+
+
+def _named(recipe: Any, session: Any, model: Any, feeds: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Feeds by the names, and in the layout and dtypes, that the file has; Keras' names where the file has them."""
+    inputs = session.get_inputs()
+    names = [value.name for value in inputs]
+    keras_names = [tensor.name for tensor in model.inputs]
+    order = keras_names if set(names) == set(keras_names) else names
+    types = {value.name: value.type.removeprefix("tensor(").removesuffix(")") for value in inputs}
+    found = {}
+    for name, value in zip(order, feeds, strict=True):
+        if recipe.options.get("layout") == "nchw" and value.ndim == 4:
+            value = value.transpose(0, 3, 1, 2)
+        found[name] = value.astype({"float": "float32", "double": "float64"}.get(types[name], types[name]))
+    return found
+
+
+def _differs(recipe: Any, model: Any, feeds: list, want: list[np.ndarray], got: dict[str, np.ndarray]) -> str:
+    """What is wrong with a file's outputs, or an empty string."""
+    got = dict(got)
+    if recipe.options.get("top_k"):
+        classes, best = got.pop("top_classes"), got.pop("top_probabilities")
+        if not np.allclose(np.take_along_axis(want[0], classes.astype("int64"), -1), best, 0, 1e-3):
+            return "top_classes and top_probabilities do not belong to the model's probabilities"
+        if not np.allclose(np.sort(want[0], axis=-1)[:, ::-1][:, : best.shape[-1]], best, 0, 1e-3):
+            return "top_probabilities are not the largest"
+    if "logits" in (recipe.options.get("outputs") or ()):
+        logits = got.pop("logits").astype("float64")
+        exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+        if not np.allclose(exponentials / exponentials.sum(-1, keepdims=True), want[0], 0, 1e-3):
+            return "softmax of `logits` is not what the model returns"
+    if len(got) != len(want):
+        return f"{len(got)} outputs ({', '.join(got)}), the model has {len(want)}"
+    for position, (name, value) in enumerate(got.items()):
+        reference = want[position]
+        if value.shape != reference.shape:
+            return f"`{name}` has the shape {list(value.shape)}, the model's {list(reference.shape)}"
+        error = float(np.abs(value.astype("float64") - reference.astype("float64")).max(initial=0))
+        scale = float(np.abs(reference.astype("float64")).max(initial=0))
+        if not error <= _tolerance(recipe) * scale and not error <= ROUNDING * _rounding(recipe, model, feeds, position):
+            return f"`{name}` is off by {error:.2g}, its largest value is {scale:.2g}"
+    return ""
+
+
+def _tolerance(recipe: Any) -> float:
+    """Relative bound: a model that computes in 16 bits differs by that from its file, which computes in 32."""
+    loosest = {"mixed_float16": 2e-2, "mixed_bfloat16": 1e-1}.get(recipe.policy, 0.0)
+    return max(loosest, TOLERANCE[recipe.options.get("precision", "float32")])
+
+
+def _rounding(recipe: Any, model: Any, feeds: list, position: int) -> float:
+    """How far the model's own output moves when its weights and inputs are rounded otherwise: a second model has them so."""
+    from . import generator
+
+    rng, want, worst = np.random.default_rng(1), generator.outputs_of(model, feeds)[position], 0.0
+    other = recipe.model(size=generator.OPEN if recipe.options.get("dynamic_size") else None)
+    unit = {"mixed_float16": 5e-4, "mixed_bfloat16": 4e-3}.get(recipe.policy, 6e-4 if "precision" in recipe.options else 6e-8)
+    for _ in range(3):
+        for variable, value in zip(other.variables, model.variables, strict=True):
+            if variable.dtype.startswith(("float", "bfloat")):
+                variable.assign(np.array(value.value) * (1 + unit * rng.normal(size=value.shape)))
+        moved = [value * (1 + unit * rng.normal(size=value.shape)) if value.dtype.kind == "f" else value for value in feeds]
+        moved = [value.astype(feed.dtype) for value, feed in zip(moved, feeds, strict=True)]
+        found = generator.outputs_of(other, moved)[position]
+        worst = max(worst, float(np.abs(found.astype("float64") - want.astype("float64")).max(initial=0)))
+    return worst
+
+
+def _resized(session: Any, recipe: Any, model: Any) -> str:
+    """An image of one colour has that colour in any size, so that no resizing is needed to know what the file must say."""
+    from . import generator
+
+    shape = tuple(model.inputs[0].shape)
+    colours = np.random.default_rng(3).integers(0, 256, (2, 1, 1, shape[-1]))
+    small, large = (np.broadcast_to(colours, (2, *size, shape[-1])) for size in (shape[1:3], (29, 37)))
+    want = generator.outputs_of(model, [small.astype("float32")])
+    got = session.run(None, _named(recipe, session, model, [large.astype("uint8")]))
+    names = [value.name for value in session.get_outputs()]
+    return _differs(recipe, model, [small.astype("float32")], want, dict(zip(names, got, strict=True)))
+
+
+def _state(model: Any) -> list[bytes]:
+    """All variables, seeds and states of a model, bit for bit, and its configuration."""
+    values = [np.array(variable.value).tobytes() for variable in model.variables]
+    activations = [repr(getattr(layer, "activation", None)) for layer in model._flatten_layers()]
+    return [*values, "|".join(activations).encode()]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """A recipe and its outcome; `stock` is that of Keras' own exporter where it was asked for."""
+
+    number: int
+    recipe: Any
+    outcome: Outcome
+    stock: Outcome | None = None
+
+
+class _Worker:
+    """One process that judges; started again when it dies."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+
+    def ask(self, question: dict, limit: float = 240) -> Outcome:
+        if self.process is None or self.process.poll() is not None:
+            environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "TF_ENABLE_ONEDNN_OPTS": "1"}
+            environment |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "tests.export.judging"], cwd=ROOT, env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+        process, exporting = self.process, False
+        timer = threading.Timer(limit, process.kill)
+        timer.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(question) + "\n")
+                process.stdin.flush()
+            for line in process.stdout:
+                if line.strip() == "exporting":
+                    exporting = True
+                elif line.startswith("outcome "):
+                    return Outcome(**json.loads(line.removeprefix("outcome ")))
+            code = process.wait()
+            return Outcome(CRASH if exporting else NO_MODEL, f"the process ended with {code}")
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.stdout.close()
+            self.process.wait()
+
+
+def judge_many(
+    recipes: Iterable[tuple[int, Any]], processes: int = 2, stock: bool = False, twice: bool = True
+) -> Iterator[Judgement]:
+    """Judge recipes in processes of their own.
+
+    Args:
+        recipes: Pairs of a number and a `generator.Recipe`, or None to have it drawn from the number as a seed.
+        processes: How many at a time.
+        stock: Whether to ask Keras' own exporter too.
+        twice: Whether to export a second time, for the bytes.
+
+    Yields:
+        One `Judgement` per recipe, as they come.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    local, workers = threading.local(), []
+
+    def one(pair: tuple[int, Any]) -> Judgement:
+        if not hasattr(local, "worker"):
+            local.worker = _Worker()
+            workers.append(local.worker)
+        number, recipe = pair
+        question = {"seed": number, "recipe": recipe and dataclasses.asdict(recipe), "twice": twice}
+        outcome = local.worker.ask(question)
+        theirs = local.worker.ask(question | {"stock": True}) if stock else None
+        return Judgement(number, recipe, outcome, theirs)
+
+    with ThreadPoolExecutor(processes) as pool:
+        yield from pool.map(one, recipes)
+    for worker in workers:
+        worker.close()
+
+
+def recipe_of(fields: dict) -> Any:
+    """A recipe from what `dataclasses.asdict` made of it."""
+    from . import generator
+
+    return generator.Recipe(**fields | {"lines": tuple(fields["lines"]), "kinds": tuple(fields["kinds"])})
+
+
+def main() -> None:
+    """Answer questions from standard input until it ends."""
+    warnings.simplefilter("ignore")
+    from . import generator
+
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        question = json.loads(line)
+        sys.stdout = answers
+        with contextlib.redirect_stderr(open(os.devnull, "w")):
+            recipe = recipe_of(question["recipe"]) if question["recipe"] else generator.recipe(question["seed"])
+            outcome = judge_stock(recipe) if question.get("stock") else judge(recipe, question["twice"])
+        print("\noutcome " + json.dumps(dataclasses.asdict(outcome)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
