@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
@@ -37,8 +38,17 @@ def stock_model(call, specs, opset):
     check_ops(proto, {})
     model = ir.from_proto(proto)
     ShapeInferencePass()(model)  # tf2onnx's optimiser leaves values without a shape, and passes work with what is known
+    inputs = {value.name: value for value in model.graph.inputs}
+    tensors = concrete.inputs[: len(specs)]
+    model.graph.inputs[:] = [inputs.get(tensor.name) or _unused(tensor) for tensor in tensors]
     by_name = {value.name: value for value in model.graph.outputs}
     model.graph.outputs[:] = [by_name[name] for name in names]
     for value, tensor in zip(model.graph.outputs, concrete.structured_outputs.values(), strict=True):
         value.shape = ir.Shape(tensor.shape.as_list())
     return model
+
+
+def _unused(tensor):
+    """An input that no output depends on, which tf2onnx drops."""
+    dtype = ir.DataType.from_numpy(np.dtype(tensor.dtype.as_numpy_dtype))
+    return ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape.as_list()))

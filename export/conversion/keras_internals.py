@@ -181,6 +181,10 @@ def calls_of_layers(noted: Callable[[str, object], object]) -> Iterator[None]:
             result = original(layer, *args, **kwargs)
             noted("/".join(stack[1:]) or stack[0], result)
             return result
+        except Exception as error:
+            if not hasattr(error, "layer_path"):  # the innermost layer is the first to be left
+                error.layer_path = "/".join(stack[1:]) or stack[0]
+            raise
         finally:
             stack.pop()
 

@@ -79,7 +79,8 @@ def _opened(model):
         inner = isinstance(layer, keras.Model) and len(layer.inputs) == 1 and len(layer.inputs[0].shape) == 4
         return _opened(layer) if inner else type(layer).from_config(layer.get_config())
 
-    entry = keras.Input((None, None, model.inputs[0].shape[3]))
+    tensor = model.inputs[0]
+    entry = keras.Input((None, None, tensor.shape[3]), dtype=tensor.dtype, name=tensor.name)
     return keras.models.clone_model(model, input_tensors=entry, clone_function=clone)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..artifact import first_line
 from ..errors import UsageError
 from .keras_internals import calls_of_layers, clean_name, clean_scope_names, native_dilation, plain_grouped_convolutions
 
@@ -118,6 +119,13 @@ def concrete_function(call, specs, to_convert=False):
         raise UsageError(
             f"{kind[1] if kind else 'a layer'} decides on a number that is known only at run time, as bilinear UpSampling2D does"
             " where height and width are open; build the model with a fixed input size"
+        ) from error
+    except (UsageError, NotWeightless):
+        raise
+    except Exception as error:  # whatever a layer raises while TensorFlow traces it is about the layer
+        raise UsageError(
+            f"layer {getattr(error, 'layer_path', '?')!r} cannot be traced as a TensorFlow graph (nor can `predict` run it): "
+            f"{first_line(error)}; replace that layer, or give the model a fixed input size"
         ) from error
 
 

@@ -135,8 +135,10 @@ def _interpolation(name):
 def _resize(pixels, height, width, resampling):
     if pixels.shape[:2] == (height, width):
         return pixels
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return np.asarray(image.resize((width, height), resampling)).reshape(height, width, pixels.shape[2])
+    if pixels.shape[2] != 3:  # Pillow would take two or four channels for transparency, and knows no more
+        channels = [Image.fromarray(channel).resize((width, height), resampling) for channel in np.moveaxis(pixels, 2, 0)]
+        return np.stack([np.asarray(channel) for channel in channels], axis=2)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), resampling))
 
 
 def load(source, preprocessing, size=None, channels=3):
