@@ -40,7 +40,7 @@ def stock_model(call, specs, opset):
     ShapeInferencePass()(model)  # tf2onnx's optimiser leaves values without a shape, and passes work with what is known
     inputs = {value.name: value for value in model.graph.inputs}
     tensors = concrete.inputs[: len(specs)]
-    model.graph.inputs[:] = [inputs.get(tensor.name) or _unused(tensor) for tensor in tensors]
+    model.graph.inputs[:] = [inputs.get(tensor.op.name) or inputs.get(tensor.name) or _unused(tensor) for tensor in tensors]
     by_name = {value.name: value for value in model.graph.outputs}
     model.graph.outputs[:] = [by_name[name] for name in names]
     for value, tensor in zip(model.graph.outputs, concrete.structured_outputs.values(), strict=True):
