@@ -38,6 +38,7 @@ def stock_model(call, specs, opset):
     check_ops(proto, {})
     model = ir.from_proto(proto)
     ShapeInferencePass()(model)  # tf2onnx's optimiser leaves values without a shape, and passes work with what is known
+    _captured_constants(model.graph, concrete)
     inputs = {value.name: value for value in model.graph.inputs}
     tensors = concrete.inputs[: len(specs)]
     model.graph.inputs[:] = [inputs.get(tensor.op.name) or inputs.get(tensor.name) or _unused(tensor) for tensor in tensors]
@@ -52,3 +53,14 @@ def _unused(tensor):
     """An input that no output depends on, which tf2onnx drops."""
     dtype = ir.DataType.from_numpy(np.dtype(tensor.dtype.as_numpy_dtype))
     return ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape.as_list()))
+
+
+def _captured_constants(graph, concrete):
+    """Give the graph the constants that Keras layers hold as tensors (`Normalization`), which tf2onnx leaves as inputs."""
+    inputs = {value.name: value for value in graph.inputs}
+    for outer, inner in concrete.graph.captures:
+        value = inputs.get(inner.name)
+        if value is not None:
+            value.const_value = ir.tensor(outer.numpy(), name=value.name)
+            graph.inputs.remove(value)
+            graph.register_initializer(value)

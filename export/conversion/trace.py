@@ -78,8 +78,8 @@ def trace(call, specs):
         NotWeightless: a variable is read inside control flow or by another op than a plain read.
     """
     concrete, layers = concrete_function(call, specs, to_convert=True)
-    graph, weights = _without_variables(concrete)
     outputs = {name: tensor.name for name, tensor in concrete.structured_outputs.items()}
+    graph, weights = _without_variables(concrete, {name.split(":")[0] for name in outputs.values()})
     graph, weights = _evaluate_frontier(graph, weights, {name.split(":")[0] for name in outputs.values()})
     _note_growth(graph, growth_of_transposed_convolutions(concrete.graph))
     return Trace(graph, [tensor.name for tensor in concrete.inputs[: len(specs)]], outputs, weights, layers)
@@ -206,8 +206,11 @@ def _sources(tensor):
     return found
 
 
-def _without_variables(concrete):
-    """Replace reads of captured variables, captured constants and large constants by placeholders of the same name."""
+def _without_variables(concrete, outputs):
+    """Replace reads of captured variables, captured constants and large constants by placeholders of the same name.
+
+    What no output depends on is left out first: augmentation layers advance their random seeds in inference too.
+    """
     import tensorflow as tf
 
     handles = {id(variable.handle): variable for variable in concrete.graph.variables}
@@ -218,15 +221,17 @@ def _without_variables(concrete):
         else:
             weights[inner.op.name] = Weight(outer.numpy())
     graph = concrete.graph.as_graph_def()
+    live = _live(graph, outputs)
+    assigned = {node.input[0] for node in graph.node if node.op.startswith("Assign")}
     first_read, kept = {}, []
     for node in graph.node:
-        if node.name in variables:
+        if node.name in variables or node.name not in live and node.op != "Placeholder":
             continue
         sources = [name.split(":")[0] for name in node.input]
         if node.op == "ReadVariableOp":
             variable = variables.get(sources[0])
-            if variable is None:
-                raise NotWeightless(f"{node.name} reads a variable that is not the model's")
+            if variable is None or node.input[0] in assigned:
+                raise NotWeightless(f"{node.name} reads a variable that is not the model's, or that changes on the way")
             if variable.handle.ref() in first_read:
                 _become_identity(node, first_read[variable.handle.ref()])
             else:
@@ -240,6 +245,19 @@ def _without_variables(concrete):
             _become_placeholder(node, weights[node.name].dtype, weights[node.name].shape)
         kept.append(node)
     return _graph_of(graph, kept), weights
+
+
+def _live(graph, outputs):
+    """Names of the nodes that outputs are computed from; the order of side effects does not count."""
+    nodes = {node.name: node for node in graph.node}
+    live, stack = set(outputs), list(outputs)
+    while stack:
+        for source in nodes[stack.pop()].input:
+            name = source.split(":")[0]
+            if not source.startswith("^") and name not in live:
+                live.add(name)
+                stack.append(name)
+    return live
 
 
 def _become_placeholder(node, dtype, shape):
