@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ..errors import UsageError
+from .handlers import HANDLERS
 from .trace import concrete_function
 from .translate import check_ops, quiet
 
@@ -32,7 +33,7 @@ def stock_model(call, specs, opset):
     with quiet("tf2onnx"):
         try:
             traced = SimpleNamespace(get_concrete_function=lambda *signature: concrete)
-            proto, _ = tf2onnx.from_function(traced, input_signature=specs, opset=opset)
+            proto, _ = tf2onnx.from_function(traced, input_signature=specs, opset=opset, custom_op_handlers=dict(HANDLERS))
         except Exception as error:
             raise UsageError(f"tf2onnx cannot convert this model: {error}") from error
     check_ops(proto, {})
