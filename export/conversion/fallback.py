@@ -9,7 +9,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from ..errors import UsageError
 from .handlers import HANDLERS
 from .trace import concrete_function
-from .translate import check_ops, quiet
+from .translate import check_ops, quiet, restart_names
 
 
 def stock_model(call, specs, opset):
@@ -30,6 +30,7 @@ def stock_model(call, specs, opset):
 
     concrete, _ = concrete_function(call, specs)
     names = list(concrete.structured_outputs)
+    restart_names()
     with quiet("tf2onnx"):
         try:
             traced = SimpleNamespace(get_concrete_function=lambda *signature: concrete)

@@ -52,6 +52,7 @@ def _handlers_only(trace, opset):
     import tensorflow as tf
     from tf2onnx import tfonnx
 
+    restart_names()
     weight_inputs = [f"{name}:0" for name in trace.weights]
     outputs = list(dict.fromkeys(trace.outputs.values()))
     with tf.Graph().as_default() as tf_graph, quiet("tf2onnx"):
@@ -71,6 +72,13 @@ def _handlers_only(trace, opset):
     proto = graph.make_model("model")
     check_ops(proto, trace.layers)
     return proto, types
+
+
+def restart_names():
+    """Let tf2onnx number its names from the start, as in a new process; it sorts nodes by them."""
+    from tf2onnx import utils
+
+    utils.INTERNAL_NAME = 1
 
 
 @contextlib.contextmanager

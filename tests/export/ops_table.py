@@ -11,11 +11,11 @@ ELEMENTWISE = {
     **{
         name: (lambda x, p, k, name=name: getattr(ops, name)(x))
         for name in (
-            "abs absolute arcsinh arctan ceil celu conj conjugate copy cos cosh deg2rad elu erf erfc exp exp2 expm1 fabs floor gelu"
-            " glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh identity_like isfinite isinf isnan isneginf isposinf isreal"
-            " leaky_relu log_sigmoid negative nan_to_num ones_like rad2deg real relu relu6 round selu sigmoid sign signbit silu sin"
-            " sinc sinh soft_shrink softplus softsign sparse_plus sparse_sigmoid square squareplus stop_gradient swish tan tanh"
-            " tanh_shrink trunc zeros_like cbrt"
+            "abs absolute arcsinh arctan ceil celu conj conjugate copy cos cosh deg2rad elu erf erfc exp exp2 expm1 fabs floor"
+            " gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh isfinite isinf isnan isneginf isposinf"
+            " isreal leaky_relu log_sigmoid negative nan_to_num ones_like rad2deg real relu relu6 round selu sigmoid sign"
+            " signbit silu sin sinc sinh soft_shrink softplus softsign sparse_plus sparse_sigmoid square squareplus"
+            " stop_gradient swish tan tanh tanh_shrink trunc zeros_like cbrt"
         ).split()
         if hasattr(ops, name)
     },

@@ -48,8 +48,11 @@ def fix_reshapes(graph):
 
 
 def write_split_sizes(graph):
-    """Give a Split into equal parts its sizes: onnxruntime takes two such nodes with the same input for one, whatever their number
-    of outputs (1.24 to 1.31)."""
+    """Give a Split into equal parts its sizes.
+
+    onnxruntime takes two such nodes with the same input for one, whatever their number
+    of outputs (1.24 to 1.31).
+    """
     for node in graph:
         sizes = shape(node.inputs[0]) if node.op_type == "Split" and len(node.inputs) == 1 else None
         size = sizes[attribute(node, "axis", 0)] if sizes is not None else -1
