@@ -7,8 +7,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ..errors import UsageError
+from .handlers import HANDLERS
 from .trace import concrete_function
-from .translate import check_ops, quiet
+from .translate import check_ops, quiet, restart_names
 
 
 def stock_model(call, specs, opset):
@@ -29,10 +30,11 @@ def stock_model(call, specs, opset):
 
     concrete, _ = concrete_function(call, specs)
     names = list(concrete.structured_outputs)
+    restart_names()
     with quiet("tf2onnx"):
         try:
             traced = SimpleNamespace(get_concrete_function=lambda *signature: concrete)
-            proto, _ = tf2onnx.from_function(traced, input_signature=specs, opset=opset)
+            proto, _ = tf2onnx.from_function(traced, input_signature=specs, opset=opset, custom_op_handlers=dict(HANDLERS))
         except Exception as error:
             raise UsageError(f"tf2onnx cannot convert this model: {error}") from error
     check_ops(proto, {})

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+
 from .trace import GROWTH
 
 
@@ -41,4 +46,145 @@ def conv_transpose(ctx, node, name: str, args: list) -> None:
     nn.conv_convert_inputs(ctx, node, with_kernel=True, spatial=spatial, quantization_axis=1)
 
 
-HANDLERS = {"Conv2DBackpropInput": (conv_transpose, []), "Conv3DBackpropInputV2": (conv_transpose, [])}
+def _replace(ctx, node, op: str, inputs: list[str], attributes: dict | None = None) -> None:
+    """Put an ONNX node in the place of a TensorFlow one."""
+    shapes, dtypes, outputs = node.output_shapes, node.output_dtypes, node.output
+    ctx.remove_node(node.name)
+    ctx.make_node(op, inputs, attr=attributes, name=node.name, outputs=outputs, shapes=shapes, dtypes=dtypes)
+
+
+class _Builder:
+    """Short names for making nodes and constants."""
+
+    def __init__(self, ctx, node) -> None:
+        self.ctx, self.node = ctx, node
+
+    def __getattr__(self, op: str) -> Callable[..., str]:
+        return lambda *inputs, **attributes: self.ctx.make_node(op, list(inputs), attr=attributes).output[0]
+
+    def const(self, content: object, like: str | None = None) -> str:
+        """A constant, in the dtype of a tensor or as numpy has it."""
+        from tf2onnx import utils
+
+        dtype = None if like is None else ctx_dtype(self.ctx, like)
+        return self.ctx.make_const(utils.make_name(self.node.name), np.asarray(content, dtype)).output[0]
+
+
+def expm1(ctx, node, name: str, args: list) -> None:
+    """`exp(x) - 1` as `tanh(x / 2) * (exp(x) + 1)`, which is exact near zero too."""
+    make, x = _Builder(ctx, node), node.input[0]
+    half, one = make.const(0.5, like=x), make.const(1, like=x)
+    _replace(ctx, node, "Mul", [make.Tanh(make.Mul(x, half)), make.Add(make.Exp(x), one)])
+
+
+def log1p(ctx, node, name: str, args: list) -> None:
+    """`log(1 + x)`, corrected by what the sum rounds off: `log(u) * x / (u - 1)` with `u = 1 + x`."""
+    make, x = _Builder(ctx, node), node.input[0]
+    one, zero = make.const(1, like=x), make.const(0, like=x)
+    total = make.Add(x, one)
+    kept, logarithm = make.Sub(total, one), make.Log(total)
+    corrected = make.Div(make.Mul(logarithm, x), kept)
+    small = make.Where(make.Equal(kept, zero), x, corrected)
+    _replace(ctx, node, "Where", [make.Equal(kept, x), logarithm, small])
+
+
+def invert(ctx, node, name: str, args: list) -> None:
+    """All bits of an integer flipped: the largest number of its type (-1 for a signed one) minus it."""
+    make, x = _Builder(ctx, node), node.input[0]
+    dtype = np.dtype(ctx_dtype(ctx, x))
+    ones = np.iinfo(dtype).max if np.issubdtype(dtype, np.unsignedinteger) else -1
+    _replace(ctx, node, "Sub", [make.const(ones, like=x), x])
+
+
+def ctx_dtype(ctx, tensor: str) -> type:
+    """The numpy dtype of a tensor."""
+    from tf2onnx import utils
+
+    return utils.map_onnx_to_numpy_type(ctx.get_dtype(tensor))
+
+
+def bitcast(ctx, node, name: str, args: list) -> None:
+    """The sign bit of a float32, which is all that Keras' `signbit` and `argmax` read: set below zero and for -0."""
+    make, x = _Builder(ctx, node), node.input[0]
+    users = ctx.find_output_consumers(node.output[0])
+    lowest = np.iinfo("int32").min
+    masks = [user.inputs[1] for user in users if user.type == "BitwiseAnd"]
+    if len(masks) != len(users) or not all(mask.is_const() and mask.get_tensor_value() == lowest for mask in masks):
+        return  # refused by `check_ops`
+    zero = make.const(0, like=x)
+    negative = make.Or(make.Less(x, zero), make.Less(make.Reciprocal(x), zero))
+    for user in users:
+        ctx.remove_input(user, user.input[1], 1)
+        user.type, user.skip_conversion = "Identity", True
+    _replace(ctx, node, "Where", [negative, make.const(np.int32(lowest)), make.const(np.int32(0))])
+
+
+def bucketize(ctx, node, name: str, args: list) -> None:
+    """The number of boundaries that a number reaches."""
+    make, x = _Builder(ctx, node), node.input[0]
+    boundaries = make.const(np.asarray(node.get_attr_value("boundaries"), "float32"))
+    numbers = make.Unsqueeze(make.Cast(x, to=onnx.TensorProto.FLOAT), make.const(np.array([-1])))
+    _count(ctx, node, make, make.GreaterOrEqual(numbers, boundaries))
+
+
+def bound(ctx, node, name: str, args: list) -> None:
+    """The number of sorted numbers below a number (LowerBound), or not above it (UpperBound)."""
+    make = _Builder(ctx, node)
+    values = make.Unsqueeze(node.input[1], make.const(np.array([-1])))
+    row = make.Unsqueeze(node.input[0], make.const(np.array([1])))
+    _count(ctx, node, make, (make.Greater if node.type == "LowerBound" else make.GreaterOrEqual)(values, row))
+
+
+def _count(ctx, node, make: _Builder, condition: str) -> None:
+    dtype = ctx.get_dtype(node.output[0])
+    _replace(ctx, node, "ReduceSum", [make.Cast(condition, to=dtype), make.const(np.array([-1]))], {"keepdims": 0})
+
+
+def broadcast_args(ctx, node, name: str, args: list) -> None:
+    """The shape that two shapes broadcast to."""
+    make = _Builder(ctx, node)
+    ranks = [ctx.get_shape(shape)[0] for shape in node.input]
+    first, second = (
+        shape if rank == max(ranks) else make.Concat(make.const([1] * (max(ranks) - rank), like=shape), shape, axis=0)
+        for shape, rank in zip(node.input, ranks, strict=True)
+    )
+    _replace(ctx, node, "Where", [make.Equal(first, make.const(1, like=first)), second, first])
+
+
+def cross(ctx, node, name: str, args: list) -> None:
+    """The vector product of the last axis, of size 3."""
+    make = _Builder(ctx, node)
+    turned, back = make.const(np.array([1, 2, 0])), make.const(np.array([2, 0, 1]))
+    a, b = node.input
+    left = make.Mul(make.Gather(a, turned, axis=-1), make.Gather(b, back, axis=-1))
+    _replace(ctx, node, "Sub", [left, make.Mul(make.Gather(a, back, axis=-1), make.Gather(b, turned, axis=-1))])
+
+
+def update_slice(ctx, node, name: str, args: list) -> None:
+    """A tensor with another written into it from a corner on."""
+    make, (data, update, corner) = _Builder(ctx, node), node.input
+    begins = make.Cast(corner, to=onnx.TensorProto.INT64)
+    size = make.Shape(update)
+    ends = make.Sub(make.Sub(make.Shape(data), size), begins)
+    pads = make.Concat(begins, ends, axis=0)
+    ones = make.Expand(make.const(np.float32(1)), size)
+    inside = make.Cast(make.Pad(ones, pads), to=onnx.TensorProto.BOOL)
+    _replace(ctx, node, "Where", [inside, make.Pad(update, pads), data])
+
+
+HANDLERS = {
+    name: (handler, [])
+    for handler, names in {
+        conv_transpose: ("Conv2DBackpropInput", "Conv3DBackpropInputV2"),
+        expm1: ("Expm1",),
+        log1p: ("Log1p",),
+        invert: ("Invert",),
+        bitcast: ("Bitcast",),
+        bucketize: ("Bucketize",),
+        bound: ("LowerBound", "UpperBound"),
+        broadcast_args: ("BroadcastArgs",),
+        cross: ("Cross",),
+        update_slice: ("XlaDynamicUpdateSlice",),
+    }.items()
+    for name in names
+}

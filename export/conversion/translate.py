@@ -52,6 +52,7 @@ def _handlers_only(trace, opset):
     import tensorflow as tf
     from tf2onnx import tfonnx
 
+    restart_names()
     weight_inputs = [f"{name}:0" for name in trace.weights]
     outputs = list(dict.fromkeys(trace.outputs.values()))
     with tf.Graph().as_default() as tf_graph, quiet("tf2onnx"):
@@ -71,6 +72,13 @@ def _handlers_only(trace, opset):
     proto = graph.make_model("model")
     check_ops(proto, trace.layers)
     return proto, types
+
+
+def restart_names():
+    """Let tf2onnx number its names from the start, as in a new process; it sorts nodes by them."""
+    from tf2onnx import utils
+
+    utils.INTERNAL_NAME = 1
 
 
 @contextlib.contextmanager
@@ -94,9 +102,23 @@ def check_ops(proto, layers):
     Raises:
         UsageError: names the op and the layer it came from.
     """
-    for node in proto.graph.node:
-        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type) and node.op_type not in KNOWN_GAPS:
-            raise UsageError(f"op {node.op_type!r} of {_origin(node, layers)} has no counterpart in ONNX; replace that layer")
+    for node in _all_nodes(proto.graph):
+        if node.domain == "com.microsoft" and node.op_type == "Range":  # tf2onnx writes it so for int64; the standard has it too
+            node.domain = ""
+        opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+        if node.domain in ("", "ai.onnx") and (onnx.defs.has(node.op_type, opset) or node.op_type in KNOWN_GAPS):
+            continue
+        since = f"opset {opset} of " if onnx.defs.has(node.op_type) else ""
+        raise UsageError(f"op {node.op_type!r} of {_origin(node, layers)} has no counterpart in {since}ONNX; replace that layer")
+
+
+def _all_nodes(graph):
+    """The nodes of a GraphProto and of the graphs inside its nodes."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(inner)
 
 
 def _origin(node, layers):

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import parser
 from onnx.reference import ReferenceEvaluator
@@ -121,6 +122,15 @@ def test_fix_reshapes():
     shape_of = next(node for node in model.graph if node.op_type == "Reshape").outputs[0]
     shape_of.shape = ir.Shape([None, 3, 64])
     assert check(model, passes.fix_reshapes, X, exact=True) == ["Reshape", "Relu"]
+
+
+def test_splits_into_different_numbers_of_parts():
+    body = "a, b = Split <axis = 1> (x) c, d, e, f = Split <axis = 1> (x) g = Concat <axis = 1> (c, d) h = Add(g, a) y = Neg(h)"
+    model = graph(body, inputs="float[N, 4, 2] x")
+    feed = {"x": normal(2, 4, 2)}
+    check(model, passes.write_split_sizes, feed, exact=True)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, feed)[0], -2 * feed["x"][:, :2])
 
 
 TO_LAST, TO_FIRST = "<perm = [0, 2, 3, 1]>", "<perm = [0, 3, 1, 2]>"

@@ -5,7 +5,7 @@ from .constants import drop_identities, fold_constants
 from .pools import guard_pads, merge_pads, settle_same_padding, write_global_pools
 from .reshapes import merge_reshapes
 from .resizes import settle_resizes
-from .simplify import drop_neutral, fix_reshapes, spell_out_erfc
+from .simplify import drop_neutral, fix_reshapes, spell_out_erfc, write_split_sizes
 from .transposes import sink_transposes
 
 ORDER = (
@@ -16,6 +16,7 @@ ORDER = (
     fix_reshapes,
     fold_constants,
     settle_resizes,
+    write_split_sizes,
     sink_transposes,
     drop_identities,
     fold_constants,

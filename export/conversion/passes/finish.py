@@ -16,15 +16,58 @@ def round_weights(graph):
             value.const_value = ir.tensor(array(value).astype(wanted), name=value.name)
 
 
+def canonical_order(graph):
+    """Order nodes by what they compute alone: depth first from the outputs, inputs from left to right, also inside nested graphs.
+
+    tf2onnx sorts by names with counters in them, so that a second conversion in one process may give another order.
+    """
+    _sort(graph)
+
+
+def _sort(graph):
+    """Sort a graph; returns the values of graphs around it that it reads, in the order in which it reads them."""
+    outer = {node: [value for inner in _graphs(node) for value in _sort(inner)] for node in graph}
+    done, captured = {}, {}
+    stack = [(value, False) for value in reversed(graph.outputs)]
+    while stack:
+        value, ready = stack.pop()
+        node = value.producer()
+        if node is None or node.graph is not graph:
+            if value.graph is not graph:
+                captured[value] = None
+        elif ready:
+            done[node] = None
+        elif node not in done:
+            stack.append((value, True))
+            stack.extend((source, False) for source in reversed([*node.inputs, *outer[node]]) if source is not None)
+    for node in [*done, *(node for node in list(graph) if node not in done)]:
+        graph.append(node)
+    return list(captured)
+
+
+def _graphs(node):
+    """The graphs inside a node, in the order of its attributes' names."""
+    for name in sorted(node.attributes):
+        attribute = node.attributes[name]
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.value
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.value
+
+
 def canonical_names(graph, inputs, outputs):
-    """Name everything after the model: inputs and outputs as told, values after the Keras layer that made them, weights after
-    their Keras path, the rest after its op and a running number. tf2onnx's names hold counters of the process.
+    """Order and name everything after the model: inputs and outputs as told, values after the Keras layer that made them, weights
+    after their Keras path, the rest after its op and a running number. tf2onnx's names hold counters of the process.
 
     Args:
         graph: the graph.
         inputs, outputs: names in order.
     """
-    taken = Counter([*inputs, *outputs])
+    canonical_order(graph)
+    _name(graph, inputs, outputs, Counter([*inputs, *outputs]))
+
+
+def _name(graph, inputs, outputs, taken):
     old_initializers = list(graph.initializers.values())
     for value, name in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
         value.name = name
@@ -36,12 +79,24 @@ def canonical_names(graph, inputs, outputs):
                 value.name = _free(value.meta.get("layer") or node.op_type.lower(), taken)
         node.name = node.outputs[0].name
         for index, value in enumerate(node.inputs):
-            if value is not None and value.is_initializer() and id(value) not in order:
+            if value is not None and value.is_initializer() and value.graph is graph and id(value) not in order:
                 order[id(value)] = value
                 value.name = _free(value.meta.get("path") or f"{node.name}.{index}", taken)
+        for inner in _graphs(node):
+            inner.name = node.op_type.lower()
+            ports = [[_free(f"{node.name}/{kind}", taken) for _ in values] for kind, values in _ports(inner)]
+            _name(inner, *ports, taken)
+    rest = [value for value in old_initializers if id(value) not in order]
+    for value in rest:  # read by nested graphs, or an output
+        if id(value) not in io:
+            value.name = _free(value.meta.get("path") or "constant", taken)
     graph.initializers.clear()
-    for value in [*order.values(), *(value for value in old_initializers if id(value) not in order)]:
+    for value in [*order.values(), *rest]:
         graph.initializers[value.name] = value
+
+
+def _ports(graph):
+    return ("input", graph.inputs), ("output", graph.outputs)
 
 
 def _free(name, taken):
@@ -75,10 +130,7 @@ def name_dimensions(graph, channels_first):
         )
 
 
-def strip(model):
-    """Drop shapes of inner values (onnxruntime infers them), documentation, and opset domains that no node uses."""
-    graph = model.graph
-    remove_unused(graph)
+def _strip(graph):
     outer = {id(value) for value in (*graph.inputs, *graph.outputs)}
     for node in graph:
         node.doc_string = None
@@ -86,6 +138,19 @@ def strip(model):
         for value in node.outputs:
             if id(value) not in outer:
                 value.shape, value.type = None, None
+        for inner in _graphs(node):
+            inner.doc_string = None
+            _strip(inner)
+            for value in (*inner.inputs, *inner.outputs):  # onnxruntime needs the shapes of a Loop's inputs
+                if value.shape is not None:  # without names of sizes, which come from counters
+                    value.shape = ir.Shape([size if isinstance(size, int) else None for size in value.shape])
+
+
+def strip(model):
+    """Drop shapes of inner values (onnxruntime infers them), documentation, and opset domains that no node uses."""
+    graph = model.graph
+    remove_unused(graph)
+    _strip(graph)
     graph.doc_string, graph.name = None, "keras_resnet"
     model.doc_string, model.producer_name, model.producer_version = None, "resnet_export", None
     used = {node.domain for node in graph.all_nodes()} | {""}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .common import array, constant, insert, is_constant, remove_unused, replace, shape
+from .common import array, attribute, constant, insert, is_constant, remove_unused, replace, shape
 
 
 def spell_out_erfc(graph):
@@ -45,3 +45,18 @@ def fix_reshapes(graph):
         if sizes is not None and sum(size < 0 for size in sizes) <= 1 and 0 not in sizes:
             node.replace_input_with(1, constant(graph, "shape", np.array(sizes, "int64")))
     remove_unused(graph)
+
+
+def write_split_sizes(graph):
+    """Give a Split into equal parts its sizes.
+
+    onnxruntime takes two such nodes with the same input for one, whatever their number
+    of outputs (1.24 to 1.31).
+    """
+    for node in graph:
+        sizes = shape(node.inputs[0]) if node.op_type == "Split" and len(node.inputs) == 1 else None
+        size = sizes[attribute(node, "axis", 0)] if sizes is not None else -1
+        if size > 0 and size % len(node.outputs) == 0:
+            count = len(node.outputs)
+            node.resize_inputs(2)
+            node.replace_input_with(1, constant(graph, "split", np.full(count, size // count, "int64")))
