@@ -482,7 +482,7 @@ def test_another_number_of_classes_keeps_the_trunk(tmp_path):
     assert other.output_shape == (None, 4)
     np.testing.assert_array_equal(other.get_layer("stage4_block1_conv2").kernel, same.get_layer("stage4_block1_conv2").kernel)
     np.testing.assert_array_equal(same.get_layer("predictions").bias, state["fc.bias"])
-    own = kr.create_model("resnet18", weights=path, depths=(1, 1, 1, 1), widths=SMALL["widths"])
+    own = kr.create_model("resnet18", weights=path, **{key: SMALL[key] for key in ("depths", "widths", "input_shape")})
     np.testing.assert_array_equal(own(images(64, 0)), same(images(64, 0)))
 
 
