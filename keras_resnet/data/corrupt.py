@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..hints import first_line
-from .formats import facts_of, to_png
+from .formats import facts_of, to_plain
 
 MANY = 1_000  # images whose check takes long enough to be announced
 
@@ -73,7 +73,7 @@ def check_file(path: str | os.PathLike[str], channels: int) -> FileCheck:
     if not facts.needs_pillow:
         return FileCheck(reason_against_bytes(data, channels), dataclasses.asdict(facts))
     try:
-        to_png(data, channels)
+        to_plain(data, channels)
     except Exception as error:
         return FileCheck(first_line(error))
     return FileCheck("", dataclasses.asdict(facts))

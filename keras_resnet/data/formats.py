@@ -2,7 +2,7 @@
 
 A model is trained here and asked by `resnet-export predict`, which reads images with Pillow: upright, without alpha, and the
 first picture of an animation. TensorFlow ignores the orientation that cameras write into photographs, and reads fewer formats.
-So every image that the two would read differently is decoded by Pillow and handed on as a PNG.
+So every image that the two would read differently is decoded by Pillow and handed on as a BMP or PNG.
 """
 
 import io
@@ -63,15 +63,16 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
-def to_png(data: bytes, channels: int) -> bytes:
-    """Decode an image with Pillow and encode its pixels as a PNG.
+def to_plain(data: bytes, channels: int, compact: bool = False) -> bytes:
+    """Decode an image with Pillow and encode its pixels in a format that TensorFlow reads without loss.
 
     Args:
         data: Content of an image file.
         channels: 3 for RGB, 1 for grayscale.
+        compact: Whether to compress, for bytes that are kept. A photo of 12 megapixels then takes half a second more.
 
     Returns:
-        The PNG: upright, without alpha, the first frame of an animation.
+        A PNG, or for RGB without `compact` a BMP: upright, without alpha, the first frame of an animation.
     """
     with _open(data) as image:
         image = ImageOps.exif_transpose(image)
@@ -79,7 +80,10 @@ def to_png(data: bytes, channels: int) -> bytes:
             image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
         pixels = image.convert("RGB" if channels == 3 else "L")
     encoded = io.BytesIO()
-    pixels.save(encoded, "PNG", compress_level=1)
+    if channels == 3 and not compact:
+        pixels.save(encoded, "BMP")
+    else:  # TensorFlow reads no BMP of one channel.
+        pixels.save(encoded, "PNG", compress_level=1 if compact else 0)
     return encoded.getvalue()
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from .formats import to_png
+from .formats import to_plain
 from .order import PARALLEL, permuted
 
 MOST_CLASSES = 1_000_000  # More are wrong labels.
@@ -91,7 +91,7 @@ class Encoded:
         channels: Channels of the pixels, 1 or 3.
         cache: Whether every file is read once and its bytes are kept.
         needs_pillow: Whether each file is one that TensorFlow reads differently from Pillow, or not at all; such a file comes
-            out as a PNG, see `formats`. None if no file is.
+            out as another one with the same pixels, see `formats`. None if no file is.
     """
 
     paths: np.ndarray
@@ -130,21 +130,24 @@ class Encoded:
 
         def get(epoch, index):
             data = tf.io.read_file(tf.gather(paths, index))
-            data = tf.cond(tf.gather(unlike, index), lambda: self._as_png(data), lambda: data)
+            data = tf.cond(tf.gather(unlike, index), lambda: self._as_plain(data), lambda: data)
             return epoch, index, tf.ensure_shape(data, []), tf.gather(labels, index)
 
         return get
 
-    def _as_png(self, data):
+    def _as_plain(self, data):
         # The result depends on the bytes alone, so TensorFlow may run several at once also in deterministic mode.
-        return tf.numpy_function(lambda content: to_png(content, self.channels), [data], tf.string, stateful=False)
+        return tf.numpy_function(lambda content: to_plain(content, self.channels), [data], tf.string, stateful=False)
 
     @functools.cached_property
     def _held(self):
         # With the split, since a run reads it once per segment and validation.
         flags = np.zeros(self.size, bool) if self.needs_pillow is None else self.needs_pillow
         return tf.constant(
-            [to_png(_bytes(path), self.channels) if flag else _bytes(path) for path, flag in zip(self.paths, flags, strict=True)]
+            [
+                to_plain(_bytes(path), self.channels, compact=True) if flag else _bytes(path)
+                for path, flag in zip(self.paths, flags, strict=True)
+            ]
         )
 
     def take(self, indices):

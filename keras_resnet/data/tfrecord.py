@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .corrupt import Checked, reason_against_bytes
+from .formats import to_plain
 from .order import permuted
 from .splits import Records
 
@@ -23,8 +24,8 @@ FEATURES = {
 def write_tfrecords(split, folder, name, *, classes, shards=1, preprocessing=None):
     """Write a split as TFRecord shards with the features `image/encoded` and `image/class/label`.
 
-    Encoded images keep their bytes; arrays become PNG, which loses nothing. They are written in a random order, always the
-    same, since reading shuffles within windows only and a folder of images is sorted by class.
+    JPEG and PNG files that TensorFlow reads itself keep their bytes; all else becomes PNG, which loses nothing. They are written
+    in a random order, always the same, since reading shuffles within windows only and a folder of images is sorted by class.
 
     Args:
         split: `Images` or `Encoded`.
@@ -53,8 +54,10 @@ def write_tfrecords(split, folder, name, *, classes, shards=1, preprocessing=Non
             own = split.take(order[i::shards])
             with tf.io.TFRecordWriter(str(Path(partial) / path.name)) as writer:
                 for _, _, image, label in own.in_order():
-                    data = image if split.encoded else tf.io.encode_png(image)
-                    writer.write(_example(data.numpy(), int(label)))
+                    data = (image if split.encoded else tf.io.encode_png(image)).numpy()
+                    if data.startswith(b"BM"):  # A BMP, as files come that TensorFlow does not read itself.
+                        data = to_plain(data, split.channels, compact=True)
+                    writer.write(_example(data, int(label)))
                     counts[i] += 1
         size = None if split.encoded else list(split.images.shape[1:3])
         meta = {"classes": list(map(str, classes)), "channels": split.channels, "image_size": size, "records": counts}

@@ -220,6 +220,20 @@ def test_every_format_is_read_as_predict_reads_it(zoo_of_files, channels, cache)
     assert images.shape == (2, 28, 20, channels) and weights.numpy().all()
 
 
+def test_shards_of_a_folder_hold_the_same_pixels(zoo_of_files, tmp_path):
+    split = data.load(str(zoo_of_files), report=lambda line: None).train
+    data.write_tfrecords(split, tmp_path, "train", classes=("first", "second"))
+    read = data.load(str(tmp_path)).train
+
+    def pixels(split):
+        return sorted(
+            tf.io.decode_image(image, 3, expand_animations=False).numpy().tobytes() for *_, image, _ in split.in_order()
+        )
+
+    assert pixels(read) == pixels(split)
+    assert not any(image.numpy().startswith(b"BM") for *_, image, _ in read.in_order())
+
+
 def test_what_is_read_in_an_unexpected_way_is_said(zoo_of_files):
     lines = []
     for _ in range(2):  # The second time from what is remembered.
