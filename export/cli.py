@@ -52,18 +52,30 @@ def command(name):
     return decorate
 
 
+SOURCE_OPTIONS = ("weights", "num_classes", "seed", "imports", "preprocessing", "unsafe_lambda")
+
+
 def model_options(function):
-    """What it takes to name a Keras model."""
+    """What it takes to name a Keras model: the options in `SOURCE_OPTIONS`."""
     options = (
         click.option(
             "--weights",
             help="Weights for a zoo name: a file, or a source such as torchvision/resnet50.IMAGENET1K_V2; random without.",
+        ),
+        click.option(
+            "--num-classes",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Number of classes of a zoo model; by default the weights' own. Another number starts a new classifier.",
         ),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of random weights."),
         click.option(
             "--import", "imports", multiple=True, metavar="MODULE", help="Import a module with third-party layers first."
         ),
         click.option("--preprocessing", help="Put pixel preprocessing in front of a model that has none: torch, caffe, tf, …"),
+        click.option(
+            "--unsafe-lambda", is_flag=True, help="Run the Python code in Lambda layers of MODEL. Only for files that you trust."
+        ),
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
 
@@ -120,7 +132,7 @@ def list_command(pattern, as_json):
 @click.argument("model")
 @model_options
 def info_command(model, as_json, **source):
-    """Parameters, multiply-adds, input and outputs of MODEL, a .keras file or a zoo name."""
+    """Parameters, multiply-adds, input and outputs of MODEL, a .keras or .h5 file, or a zoo name."""
     from .source import describe
 
     described = describe(model, **source)
@@ -137,7 +149,7 @@ def info_command(model, as_json, **source):
 @click.option("--max-drop", default=1.0, show_default=True, help="Allowed loss of top-1 agreement by int8, in percent.")
 @click.option("--external-data", is_flag=True, default=None, help="Weights in a second file; automatic above 2 GB.")
 def onnx_command(**options):
-    """Export MODEL, a .keras file or a zoo name, to the ONNX file OUT, and verify it."""
+    """Export MODEL, a .keras or .h5 file, or a zoo name, to the ONNX file OUT, and verify it."""
     from .exporters import to_onnx
 
     options["precision"] = options["precision"] or "float32"
@@ -147,7 +159,7 @@ def onnx_command(**options):
 @command("savedmodel")
 @output_options
 def savedmodel_command(**options):
-    """Export MODEL, a .keras file or a zoo name, to the SavedModel folder OUT, and verify it."""
+    """Export MODEL, a .keras or .h5 file, or a zoo name, to the SavedModel folder OUT, and verify it."""
     from .exporters import to_savedmodel
 
     _export(to_savedmodel, options)
@@ -174,7 +186,7 @@ def _export(exporter, options):
     read = report.files(model, *(options.get(name) for name in ("weights", "labels", "calibration", "samples")))
     report.check_apart(out, read)
     report.check_places([report_file], [out, *read])
-    source = {key: options.pop(key) for key in ("weights", "seed", "imports", "preprocessing")}
+    source = {key: options.pop(key) for key in SOURCE_OPTIONS}
     options["overwrite"] = options.pop("force")
     options["output_kind"] = _output_kinds(options["output_kind"])
     options["labels"] = read_labels(options["labels"]) if options["labels"] else None
@@ -199,7 +211,7 @@ def _export(exporter, options):
 @click.option("--samples", help="Folder of images to verify on, beside random batches.")
 @click.option("--report", "report_file", help="Write the figures to a JSON file, replacing it.")
 def verify_command(file, model, labels, samples, report_file, as_json, **source):
-    """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras file or a zoo name."""
+    """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras or .h5 file, or a zoo name."""
     from .exporters import require, verify
     from .source import load_model, read_labels
 

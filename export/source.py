@@ -1,37 +1,51 @@
-"""A Keras model from a `.keras` file or a name of the zoo, for the command line and for scripts."""
+"""A Keras model from a file that Keras saved or a name of the zoo, for the command line and for scripts."""
 
 import contextlib
 import importlib
 import json
 import os
-import re
 import sys
 import tempfile
 import warnings
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .artifact import existing_file, first_line
 from .errors import DeviceError, UsageError
 
+if TYPE_CHECKING:
+    import keras
+
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
 
-def load_model(model, *, weights=None, seed=0, imports=(), preprocessing=None):
-    """The model that a command names.
+def load_model(
+    model: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    imports: Sequence[str] = (),
+    preprocessing: str | None = None,
+    unsafe_lambda: bool = False,
+) -> tuple["keras.Model", list[str]]:
+    """Load or build the model that a command names.
 
     Args:
-        model: `.keras` file (read in safe mode), or a name of the zoo.
-        weights: for a name: what `keras_resnet.create_model` takes; None gives random weights.
-        seed: seed of random weights.
-        imports: modules to import first, for third-party layers.
-        preprocessing: mode to put in front of a model that has none, see `keras_resnet.preprocessing.MODES`.
+        model: File that Keras saved (`.keras`, `.h5`, `.hdf5`; read in safe mode), or a name of the zoo.
+        weights: For a name: what `keras_resnet.create_model` takes; None gives random weights.
+        num_classes: For a name: number of logits; None is the weights' own number.
+        seed: Seed of random weights.
+        imports: Modules to import first, for third-party layers.
+        preprocessing: Mode to put in front of a model that has none, see `keras_resnet.preprocessing.MODES`.
+        unsafe_lambda: Whether Python code in the file's `Lambda` layers may run.
 
     Returns:
         `(keras.Model, notes)`.
 
     Raises:
-        UsageError: no such file, name, module or mode, or the file is damaged.
+        UsageError: No such file, name, module or mode, or the file cannot be loaded.
     """
     if not str(model):
         raise UsageError("the model needs a name, got an empty one")
@@ -42,42 +56,32 @@ def load_model(model, *, weights=None, seed=0, imports=(), preprocessing=None):
     for name in imports:
         _import(name)
     if is_file(model):
-        if weights is not None:
-            raise UsageError(f"`weights` goes with a model name; {model} has its own weights")
-        loaded, notes = _from_file(model), []
+        for option, value in (("weights", weights), ("num_classes", num_classes)):
+            if value is not None:
+                raise UsageError(f"`{option}` goes with the name of a model; {model} has its own")
+        notes = [f"code in Lambda layers of {model} may run in this process"] if unsafe_lambda else []
+        try:
+            loaded = kr.load_model_file(model, unsafe_lambda=unsafe_lambda)
+        except (ValueError, OSError) as error:
+            raise UsageError(first_line(error)) from error
     else:
         if weights is None:
             keras.utils.set_random_seed(seed)
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", UserWarning)
-                loaded = kr.create_model(model, weights=weights)
+                loaded = kr.create_model(model, weights=weights, num_classes=num_classes)
         except (ValueError, OSError) as error:
-            raise UsageError(f"{first_line(error)}; a file must end in .keras" if "." in model else first_line(error)) from error
+            ending = "; a file must end in .keras, .h5 or .hdf5" if "." in str(model) else ""
+            raise UsageError(f"{first_line(error)}{ending}") from error
         notes = [f"random weights (seed {seed})"] if weights is None else []
         notes += [first_line(entry.message) for entry in said if issubclass(entry.category, UserWarning)]
     return with_preprocessing(loaded, preprocessing), notes
 
 
-def is_file(model):
+def is_file(model: str | os.PathLike[str]) -> bool:
+    """Whether a command's MODEL is a file rather than a name of the zoo."""
     return str(model).endswith(SUFFIXES) or os.sep in str(model) or Path(model).is_file()
-
-
-def _from_file(path):
-    import keras
-
-    path = existing_file(path)
-    if path.suffix != ".keras":
-        raise UsageError(f"{path} is not a .keras file; load it with Keras and save it as one")
-    if not zipfile.is_zipfile(path):
-        raise UsageError(f"{path} is not a valid .keras file: it is damaged or something else; save the model again")
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        if unknown := re.search(r"Could not locate \w+ '(.+?)'", str(error)):
-            hint = "name the module that registers it with --import"
-            raise UsageError(f"{path} uses {unknown[1]}, which is not known here; {hint}") from error
-        raise UsageError(f"{path} is not a .keras file that can be loaded: {first_line(error)}") from error
 
 
 def _import(name):
@@ -90,33 +94,20 @@ def _import(name):
         sys.path.remove(os.getcwd())
 
 
-def with_preprocessing(model, mode):
-    """The model with a preprocessing layer and a card in front; itself if `mode` is None.
+def with_preprocessing(model: "keras.Model", mode: str | None) -> "keras.Model":
+    """Put a preprocessing layer and a card in front of a model; itself if `mode` is None.
 
     Raises:
-        UsageError: the model has preprocessing already, or the mode is unknown.
+        UsageError: The model has preprocessing already, or the mode is unknown.
     """
     if mode is None:
         return model
-    import keras
+    import keras_resnet as kr
 
-    from keras_resnet.layers import Card
-    from keras_resnet.modelcard import ModelCard, card, preprocessing_card
-    from keras_resnet.preprocessing import Preprocessing
-
-    known = card(model)
-    if known is not None and known.preprocessing.get("mode", "none") != "none":
-        raise UsageError(f"model {model.name!r} has preprocessing {known.preprocessing['mode']!r} already")
     try:
-        layer = Preprocessing.of(mode, name="preprocessing")
+        return kr.add_preprocessing(model, mode)
     except ValueError as error:
         raise UsageError(first_line(error)) from error
-    shape = tuple(model.inputs[0].shape)
-    size = [int(side) for side in shape[1:3]] if len(shape) == 4 and None not in shape[1:3] else None
-    entry = preprocessing_card(size=size) | layer.describe()
-    described = known.replace(preprocessing=entry) if known else ModelCard(model.name, preprocessing=entry)
-    pixels = keras.Input(shape[1:], name="images")
-    return keras.Model(pixels, model(layer(Card(described.to_dict(), name="card")(pixels))), name=model.name)
 
 
 def read_labels(path):

@@ -11,11 +11,12 @@ from ._version import __version__
 from .assembly import feature_info
 from .config import Growth, ResNetConfig, VGGConfig, config_from_dict
 from .growth import ResidualBlock, drift, find_blocks, grow, identity_report, prune, residual_stack
+from .loading import load_model_file
 from .modelcard import ModelCard, card, set_card
 from .preprocessing import Preprocessing
 from .pretrained import load_weights, save_weights
 from .registry import ModelInfo, Plugin, constructor, create_model, list_models, list_weights, model_info
-from .transfer import freeze_batch_norm, replace_head
+from .transfer import add_preprocessing, freeze_batch_norm, replace_head, with_card
 from .weights.sources import WeightSource
 
 

@@ -1,19 +1,24 @@
 """Weights meet models: what `weights=` may be, what it decides about the model, and loading into one that exists."""
 
+import difflib
 import json
 import os
+import re
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 from keras import ops
 
 from .build import outline
-from .config import config_from_dict, differences
+from .config import Config, config_from_dict, differences
+from .counting import arithmetic
 from .modelcard import card, set_card
 from .weights import safetensors
 from .weights.files import SUFFIXES, WeightFile, open_weights
-from .weights.matching import assign, variables_of
+from .weights.matching import WeightsMismatch, assign, class_count, match, variables_of
 from .weights.sources import WeightSource, locate, recognise
 
 
@@ -54,9 +59,14 @@ class Pretrained:
         known = self.source or self.file.card or self.file.origin
         return list(known.labels) if known.labels else None
 
-    @property
-    def num_classes(self):
-        """Logits of the network the weights are from, None where nothing tells."""
+    def num_classes(self, config: Config) -> int | None:
+        """Number of classes of the file's classifier; where it has none, that of its source or card; None where nothing tells.
+
+        Args:
+            config: Config of the model that the file is for.
+        """
+        if (count := class_count(self.file.arrays, self.file.origin, config)) is not None:
+            return count
         if self.source:
             return self.source.num_classes
         saved = self.file.card and self.file.card.config
@@ -106,37 +116,100 @@ def preprocessing_or_warn(pretrained):
     return "none"
 
 
-def fill(model, config, pretrained, *, fresh_head=False):
+def fill(
+    model: keras.Model,
+    config: Config,
+    pretrained: Pretrained,
+    *,
+    fresh_head: bool = False,
+    kept_classes: dict[int, int] | None = None,
+) -> None:
     """Load weights into a model, which may lack the head or later stages; args as in `assign`."""
     file, whole = pretrained.file, variables_of(outline(config))
-    assign(model, config, file.arrays, file.origin, whole=whole, fresh_head=fresh_head, source=pretrained.name)
+    options = {"fresh_head": fresh_head, "kept_classes": kept_classes, "source": pretrained.name}
+    assign(model, config, file.arrays, file.origin, whole=whole, **options)
 
 
-def check_variant(name, config, pretrained, chosen=()):
+def kept_classes(old: list | None, new: list | None) -> dict[int, int] | None:
+    """New class -> old class of the names that two lists share; None where the classifier is to be taken or left as a whole.
+
+    Lists of one length whose shared names are in the same places are one list, some of whose names were changed.
+
+    Args:
+        old: Class names that come with the weights, or None.
+        new: Class names that the model is to have, or None.
+    """
+    if not old or not new:
+        return None
+    places = {str(label): index for index, label in enumerate(old)}
+    shared = {index: places[str(label)] for index, label in enumerate(new) if str(label) in places}
+    if len(old) == len(new) and all(index == place for index, place in shared.items()):
+        return None
+    return shared
+
+
+def check_variant(name: str, config: Config, pretrained: Pretrained, chosen: Collection[str] = ()) -> None:
     """Refuse weights of a variant that has the same shapes and other logits, if the file's origin or its card tells.
 
     Args:
-        name: of the model they are to be loaded into.
-        config: its config.
-        pretrained: `Pretrained`.
-        chosen: fields of the config that the caller set; where they differ from the card's there is a warning only.
+        name: Name of the model they are to be loaded into.
+        config: Its config.
+        pretrained: The weights.
+        chosen: Fields of the config that the caller set; where they differ from the card's there is a warning only.
 
     Raises:
-        ValueError: the weights were trained in a network that computes something else; names the fields.
+        WeightsMismatch: The weights were trained in a network that computes something else; names the fields.
     """
+    if reason := _refusal(config, pretrained, chosen):
+        raise WeightsMismatch(f"{pretrained.name} {reason.format(name=name)}")
+    saved = pretrained.file.card and pretrained.file.card.config
+    if saved and (found := differences(saved, config)):
+        warnings.warn(f"{pretrained.name} was trained with {'; '.join(found)}; loaded as asked", stacklevel=3)
+
+
+def _refusal(config: Config, pretrained: Pretrained, chosen: Collection[str]) -> str | None:
     file = pretrained.file
     if reason := file.origin.refusal(config, file.arrays):
-        raise ValueError(f"{pretrained.name} ({file.origin.name}) does not belong to {name}: {reason}")
+        return f"({file.origin.name}) does not belong to {{name}}: {reason}"
     saved = file.card and file.card.config
-    if not saved:
-        return
-    if found := differences(saved, config, chosen):
-        raise ValueError(
-            f"{pretrained.name} does not belong to {name}: it was trained with {'; '.join(found)}; take the variant "
-            f"it was saved from ({file.card.name}), or give the fields that are to differ as arguments"
-        )
-    if found := differences(saved, config):
-        warnings.warn(f"{pretrained.name} was trained with {'; '.join(found)}; loaded as asked", stacklevel=3)
+    if saved and (found := differences(saved, config, chosen)):
+        hint = "; to load it all the same, give these fields as arguments" if saved.get("family") == config.family else ""
+        return f"does not belong to {{name}}: it was trained with {'; '.join(found)}{hint}"
+    return None
+
+
+def fitting_variant(pretrained: Pretrained, name: str, configs: dict[str, Config]) -> str | None:
+    """Find a variant that a file of weights fits, by trying.
+
+    Args:
+        pretrained: The weights.
+        name: Name of the variant that they do not fit; those with similar names are tried first.
+        configs: Name -> config of the variants to try, with as many classes as the file.
+
+    Returns:
+        Name of the first variant whose names and shapes the file has, and that its origin or card does not rule out; or None.
+    """
+    file = pretrained.file
+    likeness = {other: difflib.SequenceMatcher(None, name, other).ratio() for other in configs}
+    for other in sorted(configs, key=lambda other: (-likeness[other], other)):
+        config = configs[other]
+        if other == name or _refusal(config, pretrained, ()) or not _may_fit(config, file):
+            continue
+        if not match(outline(config), config, file.arrays, file.origin).problems:
+            return other
+    return None
+
+
+def _may_fit(config: Config, file: WeightFile) -> bool:
+    """Whether a file has about as many numbers as a network; building all 170 variants to see takes a minute."""
+    arrays = {key: array for key, array in file.arrays.items() if not re.fullmatch(file.origin.ignored, key)}
+    if bool(config.growth) != any("_grow" in key for key in arrays):
+        return False
+    if config.family == "resnet":
+        # Some files have biases in front of a norm, which a network does without.
+        return 0.98 < arithmetic(config).total / max(1, sum(array.size for array in arrays.values())) < 1.02
+    first = arrays.get(file.origin.translate(config, "block1_conv1", "bias"))
+    return first is not None and first.shape == (config.scaled(config.widths[0]),)
 
 
 def load_weights(model, path):

@@ -15,8 +15,9 @@ from .config import Config, config_from_dict
 from .counting import count
 from .hints import nearest
 from .modelcard import card
-from .pretrained import check_variant, fill, find_weights, preprocessing_or_warn
+from .pretrained import check_variant, fill, find_weights, fitting_variant, kept_classes, preprocessing_or_warn
 from .variants import NOTES, VARIANTS, slim_vgg
+from .weights.matching import WeightsMismatch
 from .weights.sources import OWN, all_sources, packaged
 
 ENTRY_POINT_GROUP = "keras_resnet.models"
@@ -129,8 +130,9 @@ def create_model(name, /, *, weights=None, num_classes=None, **changes):
         name: a name from `list_models()`, or a config.
         weights: None for random weights; a file (`open_weights` has the formats), a name from `list_weights()`, or the tag of
             weights in this package (`"cifar10"`). Preprocessing, labels and card come with them.
-        num_classes: logits; None is the weights' own number, or else the variant's. `classes` is the same. Where the weights
-            have another number the trunk keeps its weights and the classifier starts anew.
+        num_classes: Number of logits; None is the weights' own number, or else the variant's. `classes` is the same. Where the
+            weights have another number, the backbone keeps its weights and the classifier starts fresh, except for classes whose
+            names are both in `labels` and in the card of the weights.
         **changes: fields of the config (`drop_path=0.1`, `output_stride=8`, `head="pool"` …) and of `BuildOptions`
             (`include_top`, `pooling`, `input_shape`, `input_tensor`, `preprocessing`, `features_only`, `name` …).
 
@@ -147,18 +149,36 @@ def create_model(name, /, *, weights=None, num_classes=None, **changes):
     num_classes = fields.pop("num_classes", None) if num_classes is None else num_classes
     options = {"name": known_as, **{key: value for key, value in options.items() if (key, value) != ("preprocessing", None)}}
     pretrained = None if weights is None else find_weights(weights, known_as, weight_sources())
-    classes = num_classes if num_classes is not None else pretrained and pretrained.num_classes
+    classes = num_classes if num_classes is not None else pretrained and pretrained.num_classes(config.replace(**fields))
     config = config.replace(**fields) if classes is None else config.replace(**fields, num_classes=classes)
     if pretrained is None:
         return build(config, **options)
-    check_variant(known_as, config, pretrained, fields)
-    if options.get("include_preprocessing", True) and "preprocessing" not in options:
-        options["preprocessing"] = preprocessing_or_warn(pretrained)
-    labels = pretrained.labels if len(pretrained.labels or ()) == config.num_classes else None
-    known = {"image": pretrained.image, "source": pretrained.describe(), "labels": labels}
-    model = build(config, **{**known, **options})
-    fill(model, config, pretrained, fresh_head=num_classes is not None)
+    try:
+        check_variant(known_as, config, pretrained, fields)
+        if options.get("include_preprocessing", True) and "preprocessing" not in options:
+            options["preprocessing"] = preprocessing_or_warn(pretrained)
+        labels = pretrained.labels if len(pretrained.labels or ()) == config.num_classes else None
+        known = {"image": pretrained.image, "source": pretrained.describe(), "labels": labels}
+        model = build(config, **{**known, **options})
+        kept = kept_classes(pretrained.labels, options.get("labels"))
+        fill(model, config, pretrained, fresh_head=num_classes is not None, kept_classes=kept)
+    except WeightsMismatch as error:
+        raise WeightsMismatch(f"{error}{_fitting(pretrained, known_as, fields)}") from error
     return model
+
+
+def _fitting(pretrained, name, fields):
+    """The end of a message about weights that do not fit: a variant that they do fit, tried."""
+    configs = {}
+    for other, (config, _) in catalogue().items():
+        own = {item.name for item in dataclasses.fields(config)}
+        try:
+            changed = config.replace(**{key: value for key, value in fields.items() if key in own})
+            configs[other] = changed.replace(num_classes=pretrained.num_classes(changed) or changed.num_classes)
+        except ValueError:  # the fields do not go with this variant
+            continue
+    found = fitting_variant(pretrained, name, configs)
+    return f"; it fits {found!r}" if found else ""
 
 
 @functools.cache

@@ -91,7 +91,7 @@ def inspect(path):
 
 def parameters(proto):
     """`{name: numbers}` of the constants that are weights of an op, see `LEAST`, or become some through `PASSING_ON`."""
-    constants, found = {tensor.name: int(np.prod(tensor.dims)) for tensor in proto.graph.initializer}, {}
+    constants, found = {name: int(np.prod(dims)) for name, dims in _constants(proto).items()}, {}
     behind = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type in PASSING_ON}
     for node in proto.graph.node:
         for name in (behind.get(name, name) for name in node.input):
@@ -131,8 +131,11 @@ def multiply_adds(proto, inputs):
         return None
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
+    names = {value.name for value in inputs}
+    # Up to IR version 3 the weights are among the graph's inputs too.
     for value in fixed.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
+        if value.name in names and value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
     graph = onnx.shape_inference.infer_shapes(fixed).graph
@@ -155,9 +158,19 @@ def multiply_adds(proto, inputs):
     return total
 
 
+def _constants(proto):
+    """`{name: shape}` of the initializers, and of the tensors in Constant nodes, which older exporters write."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                shapes[node.output[0]] = list(attribute.t.dims)
+    return shapes
+
+
 def _weight_shapes(proto):
     """Shapes of the constants by name, and of those behind a DequantizeLinear by its output."""
-    shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    shapes = _constants(proto)
     for node in proto.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
             shapes[node.output[0]] = shapes[node.input[0]]

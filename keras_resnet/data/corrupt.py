@@ -1,53 +1,91 @@
 """Find damaged images before a training, with the decoder that the training uses, and say which they are."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from ..hints import first_line
+from .formats import facts_of, to_plain
+
 MANY = 1_000  # images whose check takes long enough to be announced
 
 
-def damaged_files(paths, channels, report=None):
-    """`{position: reason}` of the files that TensorFlow cannot decode; files that have not changed are not read again.
+def check_files(paths: list, channels: int, report: Callable[[str], None] | None = None) -> list["FileCheck"]:
+    """Look at every image file; files that have not changed since an earlier call are not read again.
 
     Args:
-        paths: file names.
-        channels: as for decoding.
-        report: called with a line where there is much to read.
+        paths: File names.
+        channels: Channels of the pixels, 1 or 3.
+        report: Called with a line where there is much to read.
+
+    Returns:
+        One `FileCheck` per file.
     """
-    store = Checked(paths)
+    store = Checked([f"channels {channels}", *paths])
     todo = [i for i, path in enumerate(paths) if store.known(path) is None]
     if report and len(todo) > MANY:
         report(f"checking {len(todo):,} images")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, reason in zip(todo, pool.map(lambda i: reason_against(paths[i], channels), todo), strict=True):
-            store.set(paths[i], reason)
+        for i, check in zip(todo, pool.map(lambda i: check_file(paths[i], channels), todo), strict=True):
+            store.set(paths[i], dataclasses.asdict(check))
     store.save()
-    return {i: reason for i, path in enumerate(paths) if (reason := store.known(path))}
+    # A file that went away while it was read has no entry.
+    return [FileCheck(**known) if (known := store.known(path)) else check_file(path, channels) for path in paths]
 
 
-def reason_against(path, channels):
-    """Why a file is no image, in a few words; an empty text if it is one."""
+@dataclass(frozen=True)
+class FileCheck:
+    """What is known about an image file.
+
+    Attributes:
+        reason: Why it cannot be decoded, in a few words; empty if it can.
+        facts: The fields of `ImageFacts`.
+    """
+
+    reason: str = ""
+    facts: dict = dataclasses.field(default_factory=dict)
+
+
+def check_file(path: str | os.PathLike[str], channels: int) -> FileCheck:
+    """Decode an image file as a training would. Args as `check_files`."""
     try:
         str(path).encode()
         with open(path, "rb") as file:
             data = file.read()
     except UnicodeEncodeError:
-        return "its name is not UTF-8"
+        return FileCheck("its name is not UTF-8")
     except OSError as error:
-        return error.strerror or str(error)
-    return reason_against_bytes(data, channels)
+        return FileCheck(error.strerror or str(error))
+    try:
+        facts = facts_of(data)
+    except Exception as error:  # Pillow's readers raise all kinds for damaged headers.
+        return FileCheck(reason_against_bytes(data, channels) or first_line(error))
+    if not facts.needs_pillow:
+        return FileCheck(reason_against_bytes(data, channels), dataclasses.asdict(facts))
+    try:
+        to_plain(data, channels)
+    except Exception as error:
+        return FileCheck(first_line(error))
+    return FileCheck("", dataclasses.asdict(facts))
 
 
-def reason_against_bytes(data, channels):
-    """As `reason_against`, for the content of a file."""
+def reason_against(path: str | os.PathLike[str], channels: int) -> str:
+    """Why a file is not an image, in a few words; an empty string if it is one."""
+    return check_file(path, channels).reason
+
+
+def reason_against_bytes(data: bytes, channels: int) -> str:
+    """Why TensorFlow cannot decode the content of a file, in a few words; an empty string if it can."""
     if not data:
         return "empty file"
     try:
@@ -58,29 +96,51 @@ def reason_against_bytes(data, channels):
     return "" if image.shape.rank == 3 and np.prod(image.shape) else "no pixels"
 
 
-def damaged_elements(stream, channels, files=(), size=0, report=None):
-    """`[[number, reason], …]` of the elements that TensorFlow cannot decode; files that have not changed are not read again.
+@dataclass(frozen=True)
+class StreamCheck:
+    """What reading a stream of images from first to last found.
+
+    Attributes:
+        count: Elements that were read.
+        unlabelled: Elements whose label is negative, which is how data sets mark a hidden label.
+        damaged: `[[number, reason], …]` of the elements that TensorFlow cannot decode.
+    """
+
+    count: int
+    unlabelled: int
+    damaged: list
+
+
+def check_stream(
+    stream: tf.data.Dataset, channels: int, files: tuple | list = (), size: int = 0, report: Callable | None = None
+) -> StreamCheck:
+    """Read a stream of images from first to last; files that have not changed are not read again.
 
     Args:
-        stream: dataset of `(number, encoded bytes, label)`.
-        channels: as for decoding.
-        files: where it comes from; without them it is read every time.
-        size: how many elements there are.
-        report: called with a line where there is much to read.
+        stream: Dataset of `(number, encoded bytes, label)`.
+        channels: Channels of the pixels.
+        files: Where the stream comes from; without them it is read every time.
+        size: How many elements there should be, for the message.
+        report: Called with a line where there is much to read.
+
+    Returns:
+        `StreamCheck`.
     """
     store = Checked(files)
     known = [store.known(path) for path in files]
     if known and None not in known:
-        return known[0]
+        return StreamCheck(**known[0])
     if report and size > MANY:
         report(f"checking {size:,} images")
-    found = []
+    count, unlabelled, damaged = 0, 0, []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for numbers, images, _ in stream.batch(256).as_numpy_iterator():
+        for numbers, images, labels in stream.batch(256).as_numpy_iterator():
             reasons = pool.map(lambda data: reason_against_bytes(data, channels), images)
-            found += [[int(number), reason] for number, reason in zip(numbers, reasons, strict=True) if reason]
+            damaged += [[int(number), reason] for number, reason in zip(numbers, reasons, strict=True) if reason]
+            count, unlabelled = count + len(numbers), unlabelled + int((labels < 0).sum())
+    found = StreamCheck(count, unlabelled, damaged)
     for path in files:
-        store.set(path, found)
+        store.set(path, dataclasses.asdict(found))
     if files:
         store.save()
     return found
@@ -89,8 +149,10 @@ def damaged_elements(stream, channels, files=(), size=0, report=None):
 class Checked:
     """What is known of files by path, size and time of change, in Keras' folder; a value is plain JSON."""
 
+    VERSION = "2"  # of the values
+
     def __init__(self, paths):
-        name = hashlib.sha256("\n".join(map(str, paths)).encode(errors="surrogateescape")).hexdigest()[:24]
+        name = hashlib.sha256("\n".join([self.VERSION, *map(str, paths)]).encode(errors="surrogateescape")).hexdigest()[:24]
         self.file = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else Path.home() / ".keras")
         self.file = self.file / "keras_resnet" / "checked" / f"{name}.json"
         try:

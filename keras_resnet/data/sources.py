@@ -1,6 +1,8 @@
 """Data sets by name or path: digits, CIFAR, `.npz`, image folders, TFRecord shards, TFDS."""
 
+import dataclasses
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,12 +10,20 @@ import numpy as np
 import tensorflow as tf
 
 from ..hints import first_line
-from .corrupt import damaged_elements, damaged_files
+from .corrupt import check_files, check_stream
+from .folders import list_files, read_layout, split_of, visible_folders
+from .formats import IMAGE_ENDINGS
 from .splits import Encoded, Images, Records
 from .tfrecord import damaged_records, default_preprocessing, read_tfrecords
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+SHOWN = 10  # class names in a description
+USES = {"train": "training", "validation": "validation", "test": "the test"}
+# What is said about images that are read in a way a user may not expect.
+FACTS = {
+    "is_transparent": "{} images have transparent pixels, whose hidden colour is used, as `resnet-export predict` does",
+    "is_animated": "{} images are animations, of which the first frame is used",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,31 +31,71 @@ class Source:
     """A data set.
 
     Args:
-        name: as it was asked for.
-        train: training split.
-        test: test split, or None.
-        classes: class names, in the order of the labels.
+        name: As it was asked for.
+        train: Training split.
+        test: Test split, measured once at the end, or None.
+        classes: Class names, in the order of the labels.
         image_size: `(height, width)`, or None where images differ.
-        preprocessing: what a model for it takes: a mode's name, or a dict of mean and std of pixels / 255.
-        crop: whether test images are cropped in the middle and resized (photographs), or taken as they are.
-        damaged: files left out, with the reason.
+        preprocessing: What a model for it takes: a mode's name, or a dict of mean and std of pixels / 255.
+        crop: Whether test images are cropped in the middle and resized (photographs), or taken as they are.
+        damaged: Files left out, with the reason.
+        validation: Validation split, measured after every epoch, or None.
+        places: Where each split was found, by `"train"`, `"validation"` and `"test"`; empty for a data set that is one file.
     """
 
     name: str
-    train: object
-    test: object
+    train: Images | Encoded | Records
+    test: Images | Encoded | Records | None
     classes: tuple
     image_size: tuple | None
     preprocessing: object = "torch"
     crop: bool = False
     damaged: tuple = ()
+    validation: Images | Encoded | Records | None = None
+    places: dict = dataclasses.field(default_factory=dict)
 
     @property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         """Mean colour, 0–255: what lies around an image."""
         from ..preprocessing import Preprocessing
 
         return 255 * np.broadcast_to(Preprocessing.of(self.preprocessing).numbers.get("mean", 0.0), [self.train.channels])
+
+    @property
+    def splits(self) -> dict:
+        """The splits that exist, by `"train"`, `"validation"` and `"test"`."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in found.items() if split is not None}
+
+    def describe(self) -> str:
+        """What was understood: classes, and the images of each split and where they are. One line, to be printed."""
+        names = ", ".join(map(str, self.classes[:SHOWN]))
+        more = f" and {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""
+        parts = [
+            f"{split.size:,} images for {USES[name]}" + (f" ({self.places[name]})" if name in self.places else "")
+            for name, split in self.splits.items()
+        ]
+        damaged = f"; {len(self.damaged)} damaged left out" if self.damaged else ""
+        return f"{self.name}: {len(self.classes)} classes ({names}{more}); {', '.join(parts)}{damaged}"
+
+    def with_channels(self, channels: int) -> "Source":
+        """The same data set with images of that many channels, for a model that takes them.
+
+        Args:
+            channels: 3 for RGB, 1 for grayscale.
+
+        Returns:
+            This source, or a new one whose preprocessing is the default for that many channels.
+
+        Raises:
+            ValueError: The images are arrays of another number of channels, or `channels` is neither 1 nor 3.
+        """
+        if channels == self.train.channels:
+            return self
+        if channels not in (1, 3) or not all(split.encoded for split in self.splits.values()):
+            raise ValueError(f"the images of {self.name} have {self.train.channels} channels, the model takes {channels}")
+        splits = {name: dataclasses.replace(split, channels=channels) for name, split in self.splits.items()}
+        return dataclasses.replace(self, **splits, preprocessing=default_preprocessing(channels))
 
 
 def load(data, path=None, *, corrupt="fail", cache=False, report=None):
@@ -53,9 +103,9 @@ def load(data, path=None, *, corrupt="fail", cache=False, report=None):
 
     Args:
         data: `"digits"` (scikit-learn's 8×8, extra `demo`), `"cifar10"`, `"cifar100"`, `"tfds/NAME"` (extra `data`), a path
-            (to an `.npz` with `x_train`, `y_train` and perhaps `x_test`, `y_test`; to a folder with one folder of images per
-            class, perhaps below `train/` and `test/` or `val/`; to a folder of TFRecord shards by `write_tfrecords`), or a
-            `Source`, which passes.
+            (to an `.npz` with `x_train`, `y_train` and perhaps `x_val`, `y_val`, `x_test`, `y_test`; to a folder with one
+            folder of images per class, perhaps below `train/`, `val/` and `test/`, see `read_layout`; to a folder of TFRecord
+            shards by `write_tfrecords`), or a `Source`, which passes.
         path: for CIFAR: the `.npz`; for TFDS: the data folder. None lets Keras (TFDS) download to its cache.
         corrupt: `"fail"` names damaged images (of folders, shards, TFDS) and stops; `"skip"` names them, counts them and leaves
             them out.
@@ -112,8 +162,7 @@ def _digits():
 def _cifar(name, path):
     if path is not None:
         source = _npz(Path(path))
-        x, y, test = source.train.images, source.train.labels, source.test
-        return _cifar_source(name, Images(x, y), test)
+        return dataclasses.replace(_cifar_source(name, source.train, source.test), validation=source.validation)
     import keras
 
     try:
@@ -133,9 +182,10 @@ def _cifar_source(name, train, test):
 def _npz(path):
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    parts = ("train", "val", "test")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            held = {key: arrays[key] for key in ("x_train", "y_train", "x_test", "y_test") if key in arrays}
+            held = {key: arrays[key] for part in parts for key in (f"x_{part}", f"y_{part}") if key in arrays}
     except Exception as error:
         raise ValueError(f"{path} is no readable .npz ({first_line(error)})") from error
     if not {"x_train", "y_train"} <= set(held):
@@ -148,43 +198,50 @@ def _npz(path):
         except ValueError as error:
             raise ValueError(f"{path}, {part}: {error}") from error
 
-    train = images("train")
-    test = images("test") if {"x_test", "y_test"} <= set(held) else None
-    for part, split in (("train", train), ("test", test)):
-        if split and not split.size:
+    splits = {part: images(part) for part in parts if {f"x_{part}", f"y_{part}"} <= set(held)}
+    train = splits["train"]
+    for part, split in splits.items():
+        if not split.size:
             raise ValueError(f"{path} has no images in x_{part}")
-        if split and split.images.shape[1:] != train.images.shape[1:]:
+        if split.images.shape[1:] != train.images.shape[1:]:
             shapes = f"{split.images.shape[1:]} and {train.images.shape[1:]}"
-            raise ValueError(f"{path}: images in x_test and x_train must have one shape, they have {shapes}")
-    number = 1 + int(max(split.labels.max() for split in (train, test) if split))
+            raise ValueError(f"{path}: images in x_{part} and x_train must have one shape, they have {shapes}")
+    number = 1 + int(max(split.labels.max() for split in splits.values()))
     # One pass over a sample is enough for two digits; the numbers travel with the model.
     sample = train.images[:: max(1, train.size // 2000)].reshape(-1, train.channels) / 255.0
     numbers = {"mean": np.round(sample.mean(0), 4).tolist(), "std": np.maximum(np.round(sample.std(0), 4), 1e-3).tolist()}
-    return Source(str(path), train, test, tuple(map(str, range(number))), train.images.shape[1:3], numbers)
+    classes, size = tuple(map(str, range(number))), train.images.shape[1:3]
+    return Source(str(path), train, splits.get("test"), classes, size, numbers, validation=splits.get("val"))
 
 
 def _folder(folder, corrupt, cache, report):
-    if records := read_tfrecords(folder, "train"):
-        return _shards(folder, *records, corrupt, report)
-    train_folder = folder / "train" if (folder / "train").is_dir() else folder
-    test_folder = next((folder / name for name in ("test", "val") if train_folder != folder and (folder / name).is_dir()), None)
-    classes = sorted(child.name for child in train_folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if not classes:
-        raise ValueError(f"{train_folder} has no folders of images; put the images of each class into a folder of its own")
-    damaged, splits = [], []
-    for place in filter(None, (train_folder, test_folder)):
-        paths, labels = _listing(place, classes, report)
-        _check_classes(place, classes, labels, place is train_folder)
-        found = damaged_files(paths, 3, report)
-        damaged += [(str(paths[i]), reason) for i, reason in found.items()]
-        kept = np.array([i for i in range(len(paths)) if i not in found], int)
-        splits.append(Encoded(np.array(paths, object)[kept], np.array(labels, "int64")[kept], 3, cache))
+    if names := _shard_names(folder):
+        return _shards(folder, names, corrupt, report)
+    layout = read_layout(folder)
+    for line in layout.unused:
+        report(line)
+    damaged, splits, facts = [], {}, Counter()
+    for name, place in layout.splits.items():
+        paths, labels = _listing(place, layout.classes, report)
+        _check_classes(place, layout.classes, labels, name == "train")
+        checks = check_files(paths, 3, report)
+        damaged += [(str(path), check.reason) for path, check in zip(paths, checks, strict=True) if check.reason]
+        kept = np.array([i for i, check in enumerate(checks) if not check.reason], int)
+        facts.update(fact for i in kept for fact, is_so in checks[i].facts.items() if is_so)
+        flags = np.array([bool(check.facts.get("needs_pillow")) for check in checks], bool)[kept]
+        splits[name] = Encoded(np.array(paths, object)[kept], np.array(labels, "int64")[kept], 3, cache, flags)
     if damaged:
         _say_damaged(damaged, corrupt, report)
-    for place, split in zip((train_folder, test_folder), splits, strict=False):
-        _check_classes(place, classes, split.labels, place is train_folder)
-    test = splits[1] if len(splits) > 1 else None
-    return Source(str(folder), splits[0], test, tuple(classes), None, crop=True, damaged=tuple(damaged))
+    for name, split in splits.items():
+        _check_classes(layout.splits[name], layout.classes, split.labels, name == "train")
+    for fact, message in FACTS.items():
+        if facts[fact]:
+            report(f"{folder}: {message.format(facts[fact])}")
+    places = {name: str(place) for name, place in layout.splits.items()}
+    return Source(
+        str(folder), splits["train"], splits.get("test"), layout.classes, None, crop=True, damaged=tuple(damaged),
+        validation=splits.get("validation"), places=places,
+    )  # fmt: skip
 
 
 def _check_classes(place, classes, labels, every):
@@ -195,22 +252,41 @@ def _check_classes(place, classes, labels, every):
         raise ValueError(f"{where} has no images that can be read ({', '.join(IMAGE_ENDINGS)}); add some, or remove the folder")
 
 
-def _shards(folder, train, meta, corrupt, report):
-    test, damaged, splits = read_tfrecords(folder, "test"), [], []
-    for name, split in (("train", train), ("test", test and test[0])):
-        if split is None:
+def _shard_names(folder):
+    """The name of each split's shards, by `"train"`, `"validation"` and `"test"`; empty where the folder has none."""
+    shards = {path.name.rsplit("-", 3)[0] for path in folder.glob("*-*-of-*.tfrecord")}
+    indices = {path.stem for path in folder.glob("*.json") if path.stem in shards or not visible_folders(folder)}
+    named = {}
+    for name in sorted(shards | indices):
+        if (split := split_of(name)) is None:
             continue
+        if split in named:
+            raise ValueError(f"{folder} has two sets of shards for the {split} split, {named[split]!r} and {name!r}; move one")
+        named[split] = name
+    return named if "train" in named else {}
+
+
+def _shards(folder, names, corrupt, report):
+    damaged, splits, metas = [], {}, {}
+    for split, name in names.items():
+        records, metas[split] = read_tfrecords(folder, name)
         found = damaged_records(folder, name, report)
         for number, shard, reason in found:
             if number is None:
-                raise ValueError(f"{shard} is damaged ({reason}); write the shards again")
+                raise ValueError(f"{shard} is damaged ({reason}); copy or write the shards again")
         damaged += [(f"{shard}, record {number} of the split", reason) for number, shard, reason in found]
-        splits.append(_without(split, [number for number, *_ in found]))
+        splits[split] = _without(records, [number for number, *_ in found])
+    meta = metas["train"]
+    for split, other in metas.items():
+        if other["classes"] != meta["classes"]:
+            raise ValueError(f"{folder}: the shards of train and {split} were written with different classes; write them again")
     if damaged:
         _say_damaged(damaged, corrupt, report)
     size = meta["image_size"] and tuple(meta["image_size"])
-    test = splits[1] if len(splits) > 1 else None
-    return Source(str(folder), splits[0], test, tuple(meta["classes"]), size, meta["preprocessing"], size is None, tuple(damaged))
+    return Source(
+        str(folder), splits["train"], splits.get("test"), tuple(meta["classes"]), size, meta["preprocessing"], size is None,
+        tuple(damaged), splits.get("validation"),
+    )  # fmt: skip
 
 
 def _without(split, numbers):
@@ -218,20 +294,19 @@ def _without(split, numbers):
 
 
 def _listing(folder, classes, report):
-    strangers = sorted({child.name for child in folder.iterdir() if child.is_dir()} - set(classes))
+    strangers = sorted({child.name for child in visible_folders(folder)} - set(classes))
     if strangers:
-        raise ValueError(f"{folder} has a class that the training images lack: {', '.join(strangers)}")
+        similar = {name.casefold(): name for name in classes}
+        near = similar.get(strangers[0].casefold())
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ValueError(f"{folder} has a class that the training images lack: {', '.join(strangers)}{hint}")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(
-            path
-            for path in (folder / name).rglob("*")
-            if (path.is_file() or (path.is_symlink() and not path.exists())) and not path.name.startswith(".")
-        )
-        found = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
-        if len(found) < len(files):
-            others = sorted({path.suffix or path.name for path in files} - {path.suffix for path in found})
-            report(f"{folder / name}: {len(files) - len(found)} files are no images that can be read ({', '.join(others)})")
+        found, others = list_files(folder / name) if (folder / name).is_dir() else ([], [])
+        if others:
+            endings = sorted({path.suffix or path.name for path in others})
+            count = f"{len(others)} file{'s are not images' if len(others) > 1 else ' is not an image'}"
+            report(f"{folder / name}: {count} that can be read ({', '.join(endings)})")
         paths += found
         labels += [label] * len(found)
     return paths, labels
@@ -244,7 +319,7 @@ def _say_damaged(damaged, corrupt, report):
         path, reason = damaged[0]
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         raise ValueError(
-            f'{path}{more} cannot be decoded ({reason}); mend or remove, or skip with corrupt="skip" (--corrupt skip)'
+            f'{path}{more} cannot be decoded ({reason}); repair or remove it, or leave it out: corrupt="skip" (--corrupt skip)'
         )
     report(f"{len(damaged)} damaged image{'s' if len(damaged) > 1 else ''} left out")
 
@@ -271,24 +346,37 @@ def _tfds(name, path, corrupt, report):
 
         return Records(stream, builder.info.splits[part].num_examples, features["image"].shape[-1])
 
-    parts = ["train", *[part for part in ("test", "validation") if part in builder.info.splits][:1]]
-    damaged, splits = [], []
-    for part in parts:
+    damaged, splits = [], {}
+    for part in ("train", "validation", "test"):
+        if part not in builder.info.splits:
+            continue
         records = split(part)
-        # As TFDS names its files; those of a bucket are read anew every time.
+        # As TFDS names its files; those of a bucket are read again every time.
         files = sorted(Path(builder.data_dir).glob(f"*-{part}.*"))
         try:
-            found = damaged_elements(records.stream(None), records.channels, files, records.size, report)
+            found = check_stream(records.stream(None), records.channels, files, records.size, report)
         except tf.errors.OpError as error:
             raise ValueError(
-                f"{name} is damaged ({error.message.split(';')[0]}); remove {builder.data_dir} to prepare it anew"
+                f"{name} is damaged ({error.message.split(';')[0]}); remove {builder.data_dir} to prepare it again"
             ) from error
-        damaged += [(f"{name}, record {number} of {part}", reason) for number, reason in found]
-        splits.append(_without(records, [number for number, _ in found]))
+        if found.count != records.size:
+            raise ValueError(
+                f"{name} is damaged: its {part} split holds {found.count:,} of {records.size:,} records; "
+                f"remove {builder.data_dir} to prepare it again"
+            )
+        if found.unlabelled:
+            if part == "train":
+                raise ValueError(f"{name} has {found.unlabelled:,} training images without a label")
+            report(f"{name}: {part} is not read: {found.unlabelled:,} of its images have no label")
+            continue
+        damaged += [(f"{name}, record {number} of {part}", reason) for number, reason in found.damaged]
+        splits[part] = _without(records, [number for number, _ in found.damaged])
     if damaged:
         _say_damaged(damaged, corrupt, report)
-    train, test = splits[0], splits[1] if len(splits) > 1 else None
+    train = splits["train"]
     shape = features["image"].shape[:2]
     size = None if None in shape else tuple(shape)
     classes, preprocessing = tuple(features["label"].names), default_preprocessing(train.channels)
-    return Source(name, train, test, classes, size, preprocessing, size is None, tuple(damaged))
+    return Source(
+        name, train, splits.get("test"), classes, size, preprocessing, size is None, tuple(damaged), splits.get("validation")
+    )

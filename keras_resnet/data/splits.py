@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from .formats import to_plain
 from .order import PARALLEL, permuted
 
 MOST_CLASSES = 1_000_000  # More are wrong labels.
@@ -82,19 +83,22 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Image files (JPEG, PNG, GIF, BMP), read when needed or, with `cache`, held in memory as they are.
+    """Image files, read when needed or, with `cache`, held in memory as they are.
 
     Args:
-        paths: file names.
-        labels: whole numbers.
-        channels: 1 or 3.
-        cache: read every file once and keep its bytes.
+        paths: File names.
+        labels: Whole numbers.
+        channels: Channels of the pixels, 1 or 3.
+        cache: Whether every file is read once and its bytes are kept.
+        needs_pillow: Whether each file is one that TensorFlow reads differently from Pillow, or not at all; such a file comes
+            out as another one with the same pixels, see `formats`. None if no file is.
     """
 
     paths: np.ndarray
     labels: np.ndarray
     channels: int = 3
     cache: bool = False
+    needs_pillow: np.ndarray | None = None
     encoded = True
 
     @property
@@ -120,16 +124,36 @@ class Encoded:
             held = self._held
             return lambda epoch, index: (epoch, index, tf.gather(held, index), tf.gather(labels, index))
         paths = tf.constant([str(path) for path in self.paths])
-        return lambda epoch, index: (epoch, index, tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index))
+        if self.needs_pillow is None or not self.needs_pillow.any():
+            return lambda epoch, index: (epoch, index, tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index))
+        unlike = tf.constant(self.needs_pillow)
+
+        def get(epoch, index):
+            data = tf.io.read_file(tf.gather(paths, index))
+            data = tf.cond(tf.gather(unlike, index), lambda: self._as_plain(data), lambda: data)
+            return epoch, index, tf.ensure_shape(data, []), tf.gather(labels, index)
+
+        return get
+
+    def _as_plain(self, data):
+        # The result depends on the bytes alone, so TensorFlow may run several at once also in deterministic mode.
+        return tf.numpy_function(lambda content: to_plain(content, self.channels), [data], tf.string, stateful=False)
 
     @functools.cached_property
     def _held(self):
         # With the split, since a run reads it once per segment and validation.
-        return tf.constant([_bytes(path) for path in self.paths])
+        flags = np.zeros(self.size, bool) if self.needs_pillow is None else self.needs_pillow
+        return tf.constant(
+            [
+                to_plain(_bytes(path), self.channels, compact=True) if flag else _bytes(path)
+                for path, flag in zip(self.paths, flags, strict=True)
+            ]
+        )
 
     def take(self, indices):
         """The files at `indices`, as a split of their own."""
-        return dataclasses.replace(self, paths=self.paths[indices], labels=self.labels[indices])
+        flags = None if self.needs_pillow is None else self.needs_pillow[indices]
+        return dataclasses.replace(self, paths=self.paths[indices], labels=self.labels[indices], needs_pillow=flags)
 
 
 def _bytes(path):

@@ -3,12 +3,14 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from .corrupt import Checked, reason_against_bytes
+from .formats import to_plain
 from .order import permuted
 from .splits import Records
 
@@ -22,13 +24,13 @@ FEATURES = {
 def write_tfrecords(split, folder, name, *, classes, shards=1, preprocessing=None):
     """Write a split as TFRecord shards with the features `image/encoded` and `image/class/label`.
 
-    Encoded images keep their bytes; arrays become PNG, which loses nothing. They are written in a random order, always the
-    same, since reading shuffles within windows only and a folder of images is sorted by class.
+    JPEG and PNG files that TensorFlow reads itself keep their bytes; all else becomes PNG, which loses nothing. They are written
+    in a random order, always the same, since reading shuffles within windows only and a folder of images is sorted by class.
 
     Args:
         split: `Images` or `Encoded`.
         folder: made if missing; shards are written under other names first and renamed when all are complete.
-        name: of the split: `"train"` or `"test"`.
+        name: of the split: `"train"`, `"validation"` or `"test"`.
         classes: class names, kept in `NAME.json` beside the shards, with the number of records of each shard.
         shards: number of files `NAME-00000-of-00008.tfrecord`.
         preprocessing: what a model for these images takes (a mode or numbers), kept in `NAME.json`; None is ImageNet's for
@@ -52,8 +54,10 @@ def write_tfrecords(split, folder, name, *, classes, shards=1, preprocessing=Non
             own = split.take(order[i::shards])
             with tf.io.TFRecordWriter(str(Path(partial) / path.name)) as writer:
                 for _, _, image, label in own.in_order():
-                    data = image if split.encoded else tf.io.encode_png(image)
-                    writer.write(_example(data.numpy(), int(label)))
+                    data = (image if split.encoded else tf.io.encode_png(image)).numpy()
+                    if data.startswith(b"BM"):  # A BMP, as files come that TensorFlow does not read itself.
+                        data = to_plain(data, split.channels, compact=True)
+                    writer.write(_example(data, int(label)))
                     counts[i] += 1
         size = None if split.encoded else list(split.images.shape[1:3])
         meta = {"classes": list(map(str, classes)), "channels": split.channels, "image_size": size, "records": counts}
@@ -77,28 +81,38 @@ def _example(data, label):
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
 
-def read_tfrecords(folder, name, seed=0):
-    """The split that `write_tfrecords` wrote.
+def read_tfrecords(folder: str | os.PathLike[str], name: str, seed: int = 0) -> tuple[Records, dict] | None:
+    """Open the split that `write_tfrecords` wrote.
+
+    Args:
+        folder: Where the shards are.
+        name: Name of the split.
+        seed: Seed of the order of the shards.
 
     Returns:
         `(Records, what NAME.json says)`, or None where the folder has no such split.
 
     Raises:
-        ValueError: shards are missing, or one is damaged; names it.
+        ValueError: Shards are missing, or `NAME.json` is damaged; names it.
     """
-    meta_file = Path(folder) / f"{name}.json"
     shards = sorted(Path(folder).glob(f"{name}-*-of-*.tfrecord"))
-    if not shards and not meta_file.exists():
+    if not shards and not (Path(folder) / f"{name}.json").exists():
         return None
-    try:
-        meta = json.loads(meta_file.read_text(encoding="utf-8"))
-        counts, channels = meta["records"], meta["channels"]
-        meta = {key: meta[key] for key in ("classes", "image_size", "preprocessing")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{meta_file} is missing or damaged; write the shards again with `write_tfrecords`") from error
+    index = _read_index(folder, name)
+    counts, meta = index["records"], {key: index[key] for key in ("classes", "image_size", "preprocessing")}
     if len(shards) != len(counts):
         raise ValueError(f"{folder} has {len(shards)} of {len(counts)} shards of {name!r}; copy the missing ones")
-    return Records(_stream(shards, counts, seed), sum(counts), channels), meta
+    return Records(_stream(shards, counts, seed), sum(counts), index["channels"]), meta
+
+
+def _read_index(folder: str | os.PathLike[str], name: str) -> dict:
+    """The content of `NAME.json`."""
+    path = Path(folder) / f"{name}.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        return {key: index[key] for key in ("records", "channels", "classes", "image_size", "preprocessing")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is missing or damaged; write the shards again with `write_tfrecords`") from error
 
 
 def _stream(shards, counts, seed):
@@ -122,11 +136,17 @@ def _stream(shards, counts, seed):
     return stream
 
 
-def damaged_records(folder, name, report=None):
-    """Images that cannot be decoded, by reading every record; shards that have not changed are not read again.
+def damaged_records(folder: str | os.PathLike[str], name: str, report: Callable[[str], None] | None = None) -> list[tuple]:
+    """Check a split's shards by reading every record; shards that have not changed are not read again.
+
+    Args:
+        folder: Where the shards are.
+        name: Name of the split.
+        report: Called with a line where there is much to read.
 
     Returns:
-        List of `(number of the record in the split, shard, reason)`; the number is None where the rest of a shard is lost.
+        List of `(number of the record in the split, shard, reason)` of the images that cannot be decoded; the number is None
+        where the rest of a shard is lost, or where it does not hold as many records as `NAME.json` says.
     """
     found, first = [], 0
     paths = sorted(Path(folder).glob(f"{name}-*-of-*.tfrecord"))
@@ -134,11 +154,14 @@ def damaged_records(folder, name, report=None):
     todo = [path for path in paths if store.known(path) is None]
     if report and (size := sum(path.stat().st_size for path in todo)) > MUCH:
         report(f"checking the shards of {name}, {size / 1e6:,.0f} MB")
-    for path in paths:
+    expected = _read_index(folder, name)["records"]
+    for path, records in zip(paths, expected, strict=False):
         if store.known(path) is None:
             store.set(path, _damage(path))
         count, damage = store.known(path)
         found += [(None if at is None else first + at, str(path), reason) for at, reason in damage]
+        if count != records and all(at is not None for at, _ in damage):
+            found.append((None, str(path), f"it holds {count:,} records, {name}.json says {records:,}"))
         first += count
     store.save()
     return found

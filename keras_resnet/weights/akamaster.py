@@ -29,8 +29,7 @@ def _fits(config, arrays):
         return None
     if config.shortcut != "pad":
         return (
-            f"its shortcuts are option A with zero channels on both sides (shortcut='pad'), the model's are {config.shortcut!r}; "
-            "take the variant without a suffix"
+            f"its shortcuts are option A with zero channels on both sides (shortcut='pad'), the model's are {config.shortcut!r}"
         )
     return None
 

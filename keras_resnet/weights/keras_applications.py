@@ -30,13 +30,13 @@ def _name(rules):
 
 def _v1_fits(config, arrays):
     if config.stride_in != "1x1":
-        return "it has the stride in the 1×1 (v1), the model in the 3×3; take the variant with `_v1`"
+        return "it has the stride in the 1×1 (v1), the model in the 3×3"
     return None
 
 
 def _v2_fits(config, arrays):
     if config.stride_block != "last":
-        return "it has the stride in the last block of a stage, the model in the first; take the variant with `_keras`"
+        return "it has the stride in the last block of a stage, the model in the first"
     return None
 
 

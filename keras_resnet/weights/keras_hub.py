@@ -25,7 +25,7 @@ def _translate(config, layer, variable):
 
 def _fits(config, arrays):
     if config.stride_in == "1x1" and config.block == "bottleneck":
-        return "it has the stride in the 3×3 (v1.5), the model in the 1×1; take the variant without `_v1`"
+        return "it has the stride in the 3×3 (v1.5), the model in the 1×1"
     return None
 
 

@@ -1,8 +1,15 @@
 """Strict assignment of a file's arrays to a model's variables: all of them or none."""
 
 import re
+from collections.abc import Collection
+from dataclasses import dataclass
 
+import keras
 import numpy as np
+from keras import ops
+
+from ..config import Config
+from .origin import Origin
 
 FIRST_CONVOLUTIONS = ("stem_conv", "stem_conv1", "block1_conv1")
 CLASSIFIER = "predictions"
@@ -19,25 +26,86 @@ def variables_of(model):
     }
 
 
-def assign(model, config, arrays, origin, *, whole=(), fresh_head=False, source="the file"):
+class WeightsMismatch(ValueError):
+    """A file of weights that does not belong to a model."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a file gives to the variables of a model.
+
+    Attributes:
+        values: `(layer, variable)` -> array in Keras' layout.
+        problems: What is missing, left over or of another shape; empty if the file fits.
+        only_classes: Whether the only problem is another number of classes.
+    """
+
+    values: dict
+    problems: str
+    only_classes: bool = False
+
+
+def assign(
+    model: keras.Model,
+    config: Config,
+    arrays: dict,
+    origin: Origin,
+    *,
+    whole: Collection = (),
+    fresh_head: bool = False,
+    kept_classes: dict[int, int] | None = None,
+    source: str = "the file",
+) -> None:
     """Load arrays into a model by name; differs from `load_weights(skip_mismatch=True)` by refusing anything left over.
 
     Args:
-        model: a zoo model.
-        config: its config.
-        arrays: the file's names -> arrays.
+        model: A zoo model.
+        config: Its config.
+        arrays: The file's names -> arrays.
         origin: `Origin` of the file.
-        whole: names of the whole network's variables, where the model lacks a part of it (head, later stages).
-        fresh_head: keep the model's own classifier if the file's has another number of classes, or if it has none.
-        source: what the message calls the file.
+        whole: Names of the whole network's variables, where the model lacks a part of it (head, later stages).
+        fresh_head: Whether the model keeps its own classifier if the file's has another number of classes, or if it has none.
+        kept_classes: New class -> the file's class, for a classifier that starts fresh but for these classes; None where the
+            number of classes decides.
+        source: What the message calls the file.
 
     Raises:
-        ValueError: something is missing, left over or of another shape; nothing is assigned then.
+        WeightsMismatch: Something is missing, left over or of another shape; nothing is assigned then.
     """
-    wanted = variables_of(model)
-    keys = {name: origin.translate(config, *name) for name in {*wanted, *whole}}
-    if fresh_head and _classes(arrays, keys, origin) != config.num_classes:
-        wanted = {name: variable for name, variable in wanted.items() if name[0] != CLASSIFIER}
+    wanted, count = variables_of(model), class_count(arrays, origin, config)
+    fresh = {}
+    if (fresh_head and count != config.num_classes) or kept_classes is not None:
+        fresh = {name: variable for name, variable in wanted.items() if name[0] == CLASSIFIER}
+    wanted = {name: variable for name, variable in wanted.items() if name not in fresh}
+    found = match(model, config, arrays, origin, whole=whole, wanted=wanted)
+    if found.problems:
+        what = f"{source} ({origin.name}) does not fit {model.name}: {found.problems}"
+        hint = f"; build the model with `num_classes={count}`, and replace its head afterwards" if found.only_classes else ""
+        raise WeightsMismatch(what + hint)
+    for name, value in found.values.items():
+        wanted[name].assign(value)
+    for name, variable in fresh.items() if kept_classes and count else ():
+        old = _convert(np.asarray(arrays[origin.translate(config, *name)]), name, variable, config, origin)
+        values = ops.convert_to_numpy(variable).copy()
+        values[..., list(kept_classes)] = old[..., list(kept_classes.values())]
+        variable.assign(values)
+
+
+def match(
+    model: keras.Model, config: Config, arrays: dict, origin: Origin, *, whole: Collection = (), wanted: dict | None = None
+) -> Assignment:
+    """Find the value of every variable of a model in a file.
+
+    Args:
+        model: A zoo model, perhaps without numbers (`keras_resnet.build.outline`).
+        config, arrays, origin, whole: As in `assign`.
+        wanted: The variables to fill, as `variables_of` gives them; None for all.
+
+    Returns:
+        `Assignment`.
+    """
+    wanted = variables_of(model) if wanted is None else wanted
+    keys = {name: origin.translate(config, *name) for name in {*variables_of(model), *wanted, *whole}}
     folds = _folded_biases(wanted, config, origin, arrays)
     values = {
         name: _convert(np.asarray(arrays[keys[name]]), name, variable, config, origin)
@@ -46,26 +114,14 @@ def assign(model, config, arrays, origin, *, whole=(), fresh_head=False, source=
     }
     for name in folds.keys() & values.keys():
         values[name] = values[name] - arrays[folds[name]]
-    _refuse_misfits(f"{source} ({origin.name}) does not fit {model.name}", wanted, values, keys, arrays, folds, origin)
-    for name, value in values.items():
-        wanted[name].assign(value)
-
-
-def _refuse_misfits(what, wanted, values, keys, arrays, folds, origin):
     known = {*keys.values(), *folds.values()}
     missing = [f"{keys[name]} (for {'/'.join(name)})" for name in wanted if name not in values]
     left_over = [key for key in arrays if key not in known and not re.fullmatch(origin.ignored, key)]
-    shapes = [
-        f"{keys[name]} {value.shape} for {'/'.join(name)} {tuple(wanted[name].shape)}"
-        for name, value in values.items()
-        if value.shape != tuple(wanted[name].shape)
-    ]
+    misfits = [name for name, value in values.items() if value.shape != tuple(wanted[name].shape)]
+    shapes = [f"{keys[name]} {values[name].shape} for {'/'.join(name)} {tuple(wanted[name].shape)}" for name in misfits]
     problems = [_listed("missing", missing), _listed("left over", left_over), _listed("of another shape", shapes)]
-    if any(problems):
-        hint = ""
-        if shapes and all(f"for {CLASSIFIER}/" in shape for shape in shapes) and not missing + left_over:
-            hint = "; give `num_classes` to keep the trunk and start a new classifier"
-        raise ValueError(f"{what}: {'; '.join(filter(None, problems))}{hint}")
+    only_classes = bool(misfits) and all(layer == CLASSIFIER for layer, _ in misfits) and not missing + left_over
+    return Assignment(values, "; ".join(filter(None, problems)), only_classes)
 
 
 def _listed(what, items):
@@ -75,12 +131,20 @@ def _listed(what, items):
     return f"{len(items)} {what}: {', '.join(items[:SHOWN])}{more}"
 
 
-def _classes(arrays, keys, origin):
-    """Classes of the file's own classifier, None if it has none; half a classifier is one, and will be missed."""
+def class_count(arrays: dict, origin: Origin, config: Config) -> int | None:
+    """Classes of the file's own classifier, None if it has none; half a classifier is one, and will be missed.
+
+    Args:
+        arrays: The file's names -> arrays.
+        origin: `Origin` of the file.
+        config: Config of the model that the file is for.
+    """
+    if origin.family not in (None, config.family):
+        return None
     for kind, axis in (("bias", 0), ("kernel", 0 if origin.torch_layout else -1)):
-        array = arrays.get(keys.get((CLASSIFIER, kind)))
+        array = arrays.get(origin.translate(config, CLASSIFIER, kind))
         if array is not None and array.ndim:
-            return array.shape[axis]
+            return int(array.shape[axis])
     return None
 
 

@@ -24,7 +24,7 @@ def _vgg(config, layer, variable):
 
 def _v2_fits(config, arrays):
     if config.stride_block == "last":
-        return "it has the stride in the first block of a stage, the model in the last; take the variant without `_keras`"
+        return "it has the stride in the first block of a stage, the model in the last"
     return None
 
 

@@ -49,10 +49,10 @@ def translate_resnet(config, layer, variable):
 def resnet_fits(config, arrays):
     """Why a file with torch's conventions cannot belong to a config, or None."""
     if config.stride_in == "1x1" and config.block == "bottleneck":
-        return "it has the stride in the 3×3 (v1.5), the model in the 1×1; take the variant without `_v1`, or `stride_in='3x3'`"
+        return "it has the stride in the 3×3 (v1.5), the model in the 1×1"
     projected = any(name.endswith(("downsample.0.weight", "downsample.1.weight", "shortcut.0.weight")) for name in arrays)
     if projected and config.shortcut.startswith("pad"):
-        return "its shortcuts are projections, the model's are option A; take the variant with `_b`"
+        return "its shortcuts are projections, the model's are option A"
     return None
 
 

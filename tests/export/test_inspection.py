@@ -5,6 +5,8 @@ from html.parser import HTMLParser
 
 import keras
 import numpy as np
+import onnx
+import pytest
 from keras import layers
 
 import keras_resnet as kr
@@ -62,6 +64,32 @@ def test_multiply_adds_by_hand(tmp_path):
 def test_multiply_adds_agree_with_the_model(mixed, mixed_export, open_export):
     assert inspection.inspect(mixed_export[1]).macs == kr.model_info(mixed).macs
     assert inspection.inspect(open_export[1]).macs is None
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_old_files_list_weights_among_the_inputs_or_in_constant_nodes(tmp_path, ir_version):
+    """Up to IR version 3 every initializer is an input too; some exporters write Constant nodes."""
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    rng = np.random.default_rng(0)
+    kernel = onnx.numpy_helper.from_array(rng.normal(size=(4, 3, 3, 3)).astype("float32"), "kernel")
+    dense = onnx.numpy_helper.from_array(rng.normal(size=(4, 5)).astype("float32"), "dense")
+    nodes = [
+        helper.make_node("Constant", [], ["dense"], value=dense),
+        helper.make_node("Conv", ["image", "kernel"], ["maps"], kernel_shape=[3, 3]),
+        helper.make_node("GlobalAveragePool", ["maps"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "dense"], ["logits"]),
+    ]
+    inputs = [helper.make_tensor_value_info("image", floats, ["n", 3, 8, 8])]
+    inputs += [helper.make_tensor_value_info("kernel", floats, [4, 3, 3, 3])] if ir_version == 3 else []
+    outputs = [helper.make_tensor_value_info("logits", floats, ["n", 5])]
+    graph = helper.make_graph(nodes, "old", inputs, outputs, [kernel])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=ir_version)
+    onnx.save(model, tmp_path / "old.onnx")
+    found = inspection.inspect(tmp_path / "old.onnx")
+    assert [value["name"] for value in found.inputs] == ["image"] and found.ir_version == ir_version
+    assert found.macs == 6 * 6 * 4 * 3 * 9 + 4 * 5 and found.parameters == 4 * 3 * 9 + 4 * 5
+    assert main(["inspect", str(tmp_path / "old.onnx"), "--html", str(tmp_path / "page.html")]) == 0
 
 
 class Cells(HTMLParser):

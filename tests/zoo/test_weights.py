@@ -180,7 +180,8 @@ OWN_WRONG_VARIANTS = [
 def test_own_files_of_another_variant_are_refused(name, wrong, options, message, suffix, tmp_path):
     """The shapes are the same; only the card in the file tells."""
     path = saved_as(kr.create_model(name, **(options or BOTTLENECK)), tmp_path / f"model{suffix}")
-    with pytest.raises(ValueError, match=f"{re.escape(message)}.*take the variant it was saved from"):
+    hint = "" if wrong == "vgg11" else f".*; to load it all the same, give these fields as arguments; it fits '{name}'$"
+    with pytest.raises(ValueError, match=f"{re.escape(message)}{hint}"):
         kr.create_model(wrong, weights=path, **(options or {"width": 3, "input_shape": (32, 32, 3)}))
 
 
@@ -481,8 +482,8 @@ def test_another_number_of_classes_keeps_the_trunk(tmp_path):
     assert other.output_shape == (None, 4)
     np.testing.assert_array_equal(other.get_layer("stage4_block1_conv2").kernel, same.get_layer("stage4_block1_conv2").kernel)
     np.testing.assert_array_equal(same.get_layer("predictions").bias, state["fc.bias"])
-    with pytest.raises(ValueError, match="give `num_classes` to keep the trunk"):
-        kr.create_model("resnet18", weights=path, depths=(1, 1, 1, 1), widths=SMALL["widths"])
+    own = kr.create_model("resnet18", weights=path, **{key: SMALL[key] for key in ("depths", "widths", "input_shape")})
+    np.testing.assert_array_equal(own(images(64, 0)), same(images(64, 0)))
 
 
 def test_trunks_and_stages_take_their_part_of_a_whole_file(tmp_path):
@@ -604,8 +605,85 @@ def test_weights_that_would_fit_the_wrong_variant_are_refused(name, origin, wron
     _, state = small_state(name, origin)
     path = written(tmp_path, state)
     kr.create_model(name, weights=path, **SMALL)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{message}.*; it fits '{name}'$"):
         kr.create_model(wrong, weights=path, **SMALL)
+
+
+FORMATS = {
+    "torchvision.npz": ("resnet18", torchvision.RESNET),
+    "applications.npz": ("resnet50_v1", keras_applications.RESNET),
+    "timm.npz": ("resnetv2_50", timm.RESNETV2),
+    "vgg.npz": ("vgg11", torchvision.VGG),
+    "own.safetensors": ("resnet18", None),
+    "own.weights.h5": ("resnet18", None),
+    "own.keras": ("resnet18", None),
+    "legacy.h5": ("resnet18", None),
+}
+
+
+@pytest.mark.parametrize("case", FORMATS)
+def test_the_number_of_classes_is_that_of_the_file(case, tmp_path):
+    name, origin = FORMATS[case]
+    changes = (
+        {"width": 3, "input_shape": (32, 32, 3)} if name == "vgg11" else {k: v for k, v in SMALL.items() if k != "num_classes"}
+    )
+    model = randomise(kr.create_model(name, num_classes=13, **changes))
+    path = tmp_path / case
+    if origin is None:
+        saved_as(model, path) if case != "legacy.h5" else model.save(path)
+    else:
+        np.savez(path, **state_for(model, config_behind(model), origin, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = kr.create_model(name, weights=path, **changes)
+        fewer = kr.create_model(name, weights=path, num_classes=5, **changes)
+    assert loaded.output_shape == (None, 13) and fewer.output_shape == (None, 5)
+    assert kr.card(loaded).config["num_classes"] == 13
+    first = next(layer.name for layer in model.layers if hasattr(layer, "kernel_size"))
+    np.testing.assert_array_equal(fewer.get_layer(first).kernel, loaded.get_layer(first).kernel)
+    if origin is None:
+        x = np.random.default_rng(0).uniform(0, 255, (2, *changes["input_shape"])).astype("float32")
+        np.testing.assert_array_equal(loaded(x), model(x))
+
+
+def test_classes_of_one_name_keep_their_weights(tmp_path):
+    names = list("abcdefghij")
+    model = randomise(kr.create_model("resnet20", labels=names, **SHALLOW))
+    kr.save_weights(model, tmp_path / "w.safetensors")
+    x = 255 * np.random.default_rng(0).random((3, 32, 32, 3)).astype("float32")
+    expected = np.asarray(model(x))
+
+    def created(labels):
+        return kr.create_model("resnet20", weights=tmp_path / "w.safetensors", num_classes=len(labels), labels=labels, **SHALLOW)
+
+    for labels in (["j", "b", "new"], names[::-1]):  # Other classes, and the same in another order.
+        found = np.asarray(created(labels)(x))
+        for index, label in enumerate(labels):
+            if label in names:
+                np.testing.assert_allclose(found[:, index], expected[:, names.index(label)], rtol=1e-5, atol=1e-5)
+    renamed = [*names[:5], "fish", *names[6:]]
+    np.testing.assert_array_equal(created(renamed)(x), expected)
+
+
+def test_a_model_that_exists_says_which_number_of_classes_the_file_has(tmp_path):
+    kr.save_weights(kr.create_model("resnet20", num_classes=7, **SHALLOW), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="build the model with `num_classes=7`"):
+        kr.load_weights(kr.create_model("resnet20", **SHALLOW), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "origin", "wrong"),
+    [
+        ("resnet34", torchvision.RESNET, "resnet18"),
+        pytest.param("resnet50_v1", keras_applications.RESNET, "resnet101_v1", marks=pytest.mark.slow),
+        pytest.param("vgg13_bn", torchvision.VGG, "vgg16", marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_of_another_depth_names_the_variant_it_fits(name, origin, wrong, tmp_path):
+    model = kr.create_model(name, num_classes=3)
+    np.savez(tmp_path / "w.npz", **state_for(model, config_behind(model), origin, 0))
+    with pytest.raises(ValueError, match=f"; it fits '{name}'$"):
+        kr.create_model(wrong, weights=tmp_path / "w.npz", preprocessing="torch")
 
 
 OTHER_FAMILIES = [

@@ -1,0 +1,154 @@
+"""Model files that Keras wrote: recognised by content, and refused with one line that says what to do.
+
+The fixtures `keras2*` were written by tf_keras 2.21.0: a Sequential model with a depthwise convolution and batch norm, what it
+predicts for `default_rng(0).uniform(0, 1, (2, 8, 8, 3))`, and a functional model that calls `tf.nn.relu`.
+"""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import keras_resnet as kr
+from keras_resnet.loading import ModelFileError, load_model_file, recognise_model_file
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def build():
+    layers = keras.layers
+    return keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(2)], name="small")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same model in both formats, under every ending, and what it computes."""
+    folder, model = tmp_path_factory.mktemp("files"), build()
+    model.save(folder / "m.keras")
+    model.save(folder / "m.h5")
+    for name, source in {"a.h5": "m.keras", "a.keras": "m.h5", "a.hdf5": "m.h5", "a.bin": "m.keras", "b.bin": "m.h5"}.items():
+        shutil.copy(folder / source, folder / name)
+    return folder, model
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5", "a.h5", "a.keras", "a.hdf5", "a.bin", "b.bin"])
+def test_content_decides_whatever_the_name(files, name):
+    folder, model = files
+    before = sorted(folder.iterdir())
+    loaded = load_model_file(folder / name)
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(loaded(x), model(x))
+    assert loaded.name == "small" and not loaded.compiled and sorted(folder.iterdir()) == before
+
+
+def test_a_file_of_keras_2_computes_what_keras_2_computed():
+    loaded = load_model_file(FIXTURES / "keras2.h5")
+    x = np.random.default_rng(0).uniform(0, 1, (2, 8, 8, 3))
+    np.testing.assert_allclose(loaded(x), np.load(FIXTURES / "keras2_outputs.npy"), atol=1e-6)
+    assert all(type(layer).__module__.startswith("keras.") for layer in loaded.layers)
+    assert recognise_model_file(FIXTURES / "keras2.h5").is_keras_2
+
+
+@keras.saving.register_keras_serializable("odd")
+class Odd(keras.layers.Layer):
+    def call(self, x):
+        return x
+
+
+def with_lambda(path):
+    keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda t: t / 255.0), keras.layers.Dense(2)]).save(path)
+
+
+def with_stranger(path):
+    keras.Sequential([keras.Input((4,)), Odd(), keras.layers.Dense(2)]).save(path)
+
+
+def with_long_config(path):
+    """Fails in Keras with an error that prints the config of the whole model."""
+    keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(3) for _ in range(40))]).save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["config.json"] = members["config.json"].replace(b'"units": 3', b'"units": "\\u001b[31mmany"')
+    members["metadata.json"] = json.dumps({"keras_version": "3.99.0"}).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def old_weights(path):
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = ["a"]
+
+
+def cut(path):
+    with_long_config(path.with_suffix(".keras"))
+    content = path.with_suffix(".keras").read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def cut_hdf5(path):
+    path.write_bytes((FIXTURES / "keras2.h5").read_bytes()[:9000])
+
+
+def folder(path):
+    path.mkdir()
+    (path / "saved_model.pb").write_bytes(b"")
+
+
+# name -> (writer, what the message says)
+REFUSED = {
+    "k2.keras": (
+        lambda path: shutil.copy(FIXTURES / "keras2.keras", path),
+        "saved by Keras 2.21.0, whose .keras files .* save it as .h5",
+    ),
+    "f.h5": (
+        lambda path: shutil.copy(FIXTURES / "keras2_functions.h5", path),
+        r"calls TensorFlow functions as layers \(TFOpLambda\)",
+    ),
+    "l.keras": (with_lambda, "Lambda layer, which is Python code .* --unsafe-lambda"),
+    "l.h5": (with_lambda, "Lambda layer, which is Python code .* --unsafe-lambda"),
+    "o.keras": (with_stranger, "uses Odd, which is not known here"),
+    "o.h5": (with_stranger, "uses Odd, which is not known here"),
+    "long.keras": (with_long_config, r"cannot be loaded \(saved by Keras 3.99.0; .* is installed\): "),
+    "w.h5": (old_weights, "holds weights without a model"),
+    "v.weights.h5": (lambda path: build().save_weights(path), "holds weights without a model"),
+    "cut.keras": (cut, "is not a valid .keras file"),
+    "cut.h5": (cut_hdf5, "damaged or cut off"),
+    "text.keras": (lambda path: path.write_text("no model"), "is not a valid .keras file"),
+    "lfs.keras": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+    "empty.h5": (lambda path: path.write_bytes(b""), "is not a valid .h5 file"),
+    "zip.keras": (lambda path: zipfile.ZipFile(path, "w").close(), "an archive without a Keras model"),
+    "saved": (folder, "is a SavedModel"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_files_without_a_model_are_refused_in_one_line(tmp_path, name, monkeypatch):
+    write, message = REFUSED[name]
+    write(tmp_path / name)
+    for key in [key for key in keras.saving.get_custom_objects() if "odd" in key]:
+        monkeypatch.delitem(keras.saving.get_custom_objects(), key)
+    with pytest.raises(ModelFileError, match=message) as raised:
+        load_model_file(tmp_path / name)
+    text = str(raised.value)
+    assert text.startswith(str(tmp_path / name)) and len(text) < 500 + len(str(tmp_path)) and "\n" not in text
+    assert "\x1b" not in text and "safe_mode" not in text and "config=" not in text
+
+
+def test_lambda_layers_run_where_they_are_allowed(tmp_path):
+    for name in ("l.keras", "l.h5"):
+        with_lambda(tmp_path / name)
+        model = load_model_file(tmp_path / name, unsafe_lambda=True)
+        dense = model.layers[-1]
+        x = np.full((1, 4), 255.0, "float32")
+        np.testing.assert_allclose(model(x), np.ones((1, 4)) @ np.array(dense.kernel), rtol=1e-6)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.keras does not exist"):
+        kr.load_model_file(tmp_path / "nothing.keras")
