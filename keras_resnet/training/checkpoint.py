@@ -6,9 +6,6 @@ import os
 import socket
 from pathlib import Path
 
-import numpy as np
-from keras import ops
-
 from ..hints import first_line
 from ..weights import safetensors
 from .run import TrainingError
@@ -22,47 +19,8 @@ FILE = "checkpoint.safetensors"
 LOCK = ".lock"
 
 
-def arrays_of(stepped):
-    """All that a training step changes, by a name that tells where it belongs. Every worker must call it together."""
-    groups = {
-        "model": stepped.variables,
-        "optimizer": stepped.optimizer.variables,
-        "metrics": [variable for metric in stepped.metrics for variable in metric.variables],
-    }
-    return {f"{kind}/{i}": _array(v) for kind, found in groups.items() for i, v in enumerate(found)}
-
-
-def _array(variable):
-    array = ops.convert_to_numpy(variable)
-    return array.astype("float32") if variable.dtype == "bfloat16" else array
-
-
-def restore(stepped, arrays):
-    """Assign what `arrays_of` gave, metrics left out.
-
-    Raises:
-        TrainingError: the arrays are those of another model or optimiser; nothing is assigned then.
-    """
-    pairs = []
-    for kind, variables in (("model", stepped.variables), ("optimizer", stepped.optimizer.variables)):
-        found = [name for name in arrays if name.startswith(f"{kind}/")]
-        shapes = [arrays.get(f"{kind}/{i}", np.empty(0)).shape for i in range(len(variables))]
-        if len(found) != len(variables) or shapes != [tuple(v.shape) for v in variables]:
-            raise TrainingError(f"the checkpoint is of another {kind} ({len(found)} arrays for {len(variables)} variables)")
-        pairs += [(variable, arrays[f"{kind}/{i}"]) for i, variable in enumerate(variables)]
-    for variable, value in pairs:
-        variable.assign(value)
-
-
-def restore_metrics(stepped, arrays):
-    """Assign the metrics of an epoch that was broken off."""
-    variables = [variable for metric in stepped.metrics for variable in metric.variables]
-    for i, variable in enumerate(variables):
-        variable.assign(arrays[f"metrics/{i}"])
-
-
 def write(folder, arrays, state):
-    """Write a checkpoint beside the former one, then put it in its place.
+    """Write a checkpoint next to the previous one, then rename it into place.
 
     Raises:
         TrainingError: it cannot be written; the former one is still there.
@@ -71,7 +29,7 @@ def write(folder, arrays, state):
     try:
         safetensors.write(str(path), arrays, {"state": json.dumps(state)})
     except OSError as error:
-        former = "the former one is kept" if path.exists() else "there was none before"
+        former = "the previous one is kept" if path.exists() else "there was none before"
         raise TrainingError(
             f"the checkpoint at step {state['step']} could not be written to {folder} ({error.strerror or error}); {former}. "
             "Make room and give the same command again"

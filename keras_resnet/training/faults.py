@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
@@ -30,21 +31,31 @@ class WorkerLost(TrainingError):
     exit_code = 1
 
 
-@contextlib.contextmanager
-def on_termination(training):
-    """SIGTERM lets the step in progress end, saves and stops; only where Python allows handlers (the main thread)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class StopRequest:
+    """Whether this process was asked to stop by SIGTERM: the step in progress ends, and the run saves and stops.
 
-    def ask(*_):
-        training.stop_asked = True
+    Attributes:
+        asked: Whether it was.
+    """
 
-    former = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Listen for SIGTERM while the block lasts, where Python allows handlers (in the main thread)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+
+        def ask(*_: object) -> None:
+            self.asked = True
+
+        former = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGTERM, former)
 
 
 # What collective operations end with when a peer does not answer any more.

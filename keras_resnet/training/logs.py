@@ -8,7 +8,13 @@ import time
 
 from .run import TrainingError
 
-COLUMNS = ("epoch", "step", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "seconds")
+FIRST, LAST = ("epoch", "step"), ("learning_rate", "images_per_second", "seconds")
+
+
+def columns(rows: list[dict]) -> list[str]:
+    """The columns of a log: those of all its rows; without rows, those of a classifier."""
+    found = dict.fromkeys(name for row in rows for name in row if name not in FIRST + LAST)
+    return [*FIRST, *(found or ("loss", "accuracy", "val_loss", "val_accuracy")), *LAST]
 
 
 class Progress:
@@ -60,22 +66,36 @@ class Progress:
         """Whether to show where the run is: at most ten times a second; the rate alone takes milliseconds."""
         return self._bar is not None and time.perf_counter() - self._shown >= 0.1
 
-    def step(self, step, loss, accuracy, rate, speed):
-        """Show where the run is."""
+    def step(self, step, logs, rate, speed):
+        """Show where the run is.
+
+        Args:
+            step: Steps done.
+            logs: Running means of loss and metrics.
+            rate: Learning rate.
+            speed: Images per second.
+        """
         self._shown = time.perf_counter()
         epoch = min(step - 1, self.total - 1) // self.steps_per_epoch + 1
         where = f"epoch {epoch}/{self.total // self.steps_per_epoch}  {step}/{self.total}"
-        figures = f"loss {loss:.3f}  accuracy {accuracy:.3f}  {speed:.0f} img/s  rate {rate:.1e}"
+        means = "  ".join(f"{name} {float(value):.3f}" for name, value in _first(logs))
+        figures = f"{means}  {speed:.0f} img/s  learning rate {rate:.1e}"
         self._bar.update(self._task, completed=step, description=f"{where}  {figures}")
 
     def epoch(self, row, epochs):
         """The line of an epoch that is done."""
-        validation = f"  val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}" if "val_loss" in row else ""
+        means = "  ".join(f"{name} {row[name]:.4f}" for name in row if name not in FIRST + LAST)
         left = (self.total - row["step"]) * self.batch / max(row["images_per_second"], 0.1)  # rounded, it can be 0
         self.line(
-            f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}{validation}  "
-            f"rate {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {_duration(left)} left"
+            f"epoch {row['epoch']}/{epochs}  {means}  "
+            f"learning rate {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {_duration(left)} left"
         )
+
+
+def _first(logs, most=4):
+    """The first few figures, the loss before all others."""
+    names = sorted(logs, key=lambda name: name != "loss")
+    return [(name, logs[name]) for name in names[:most]]
 
 
 def _duration(seconds):
@@ -88,7 +108,7 @@ def write_csv(rows, path):
 
     def write(partial):
         with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer = csv.DictWriter(file, columns(rows), restval="")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -137,8 +157,8 @@ class TensorBoardLog:
         import tensorflow as tf
 
         with self._writer.as_default(step=row["epoch"]):
-            for name in COLUMNS[2:]:
-                if name in row:
+            for name in row:
+                if name not in FIRST:
                     tf.summary.scalar(name, row[name])
         self._writer.flush()
 
@@ -153,8 +173,10 @@ def curves(rows, path, title=""):
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4))
-    for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    metrics = [name for name in columns(rows) if name not in FIRST + LAST and not name.startswith("val_") and name != "loss"]
+    names = ["loss", *metrics[:1]]
+    figure = Figure(figsize=(5 * len(names), 4))
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for key, label in ((name, "training"), (f"val_{name}", "validation")):
             points = [(row["epoch"], row[key]) for row in rows if key in row]
             if points:

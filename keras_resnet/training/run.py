@@ -16,7 +16,7 @@ from .recipes import RECIPES
 CHOICES = {
     "optimizer": ("sgd", "adamw", "lamb"),
     "schedule": ("constant", "step", "cosine", "one-cycle"),
-    "loss": ("softmax", "sigmoid"),
+    "loss": ("auto", "softmax", "sigmoid"),
     "precision": ("float32", "float64", "mixed_float16", "mixed_bfloat16"),
     "corrupt": ("fail", "skip"),
     "validate": ("auto", "test", "none"),
@@ -72,7 +72,8 @@ class Run:
         weight_decay: with SGD added to the gradient (L2, as in the papers); with AdamW and LAMB decoupled. Gates, γ, β and
             biases are left out.
         clip_norm: largest global norm of the gradient, after the sum over replicas; 0 for none.
-        loss: `"softmax"` or `"sigmoid"` (binary cross-entropy per class, as in arXiv 2110.00476).
+        loss: `"softmax"` (cross-entropy), `"sigmoid"` (binary cross-entropy per class, as in arXiv 2110.00476), or `"auto"`: the
+            one that fits what the model returns.
         label_smoothing: share of a label that all classes get alike.
         crop_padding: pixels around training images before a random crop of the model's size (CIFAR: 4).
         random_area: smallest share of a photograph's area that a random crop takes before it is resized (ImageNet: 0.08);
@@ -132,7 +133,7 @@ class Run:
     warmup_to_batch: bool = False
     weight_decay: float = 0.0
     clip_norm: float = 0.0
-    loss: str = "softmax"
+    loss: str = "auto"
     label_smoothing: float = 0.0
     crop_padding: int = 0
     random_area: float = 0.0

@@ -62,6 +62,9 @@ def make_schedule(run, steps_per_epoch):
         edges = [math.ceil(epoch * steps_per_epoch) - warmup - 1 for epoch in run.milestones]
         values = [peak * run.factor**i for i in range(len(edges) + 1)]
         inner = schedules.PiecewiseConstantDecay(edges, values)
+    elif not warmup:
+        # A number, which callbacks such as ReduceLROnPlateau can change.
+        return float(peak)
     else:
         inner = schedules.PolynomialDecay(peak, 1, end_learning_rate=peak)
     return WarmUp(inner, warmup, min(start, peak))

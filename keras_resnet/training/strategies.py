@@ -73,6 +73,21 @@ class Placement:
             return dataset
         return self.strategy.distribute_datasets_from_function(lambda context: dataset)
 
+    def any(self, value: bool) -> bool:
+        """Whether a value is true in any process; every process must call it."""
+        if not self.multi_worker:
+            return value
+        return self.sum(float(value)) > 0
+
+    def sum(self, value: float) -> float:
+        """The sum of a value over all replicas; every process must call it."""
+
+        @tf.function
+        def total() -> tf.Tensor:
+            return self.strategy.reduce("SUM", self.strategy.run(lambda: tf.constant(value)), axis=None)
+
+        return float(total())
+
     def describe(self):
         """One line for the log."""
         # The multi-worker strategy's class bears another name than the one it is known by.

@@ -61,7 +61,8 @@ def differences(one, other, letter):
 def test_float64_agrees_over_fifty_steps(placements, placement):
     one, other = placements["float64", "one"], placements["float64", placement]
     assert len(one["losses"]) == 51
-    np.testing.assert_allclose(other["losses"], one["losses"], rtol=0, atol=1e-8)
+    # Keras reports losses in float32; the weights are what is computed in float64.
+    np.testing.assert_allclose(other["losses"], one["losses"], rtol=0, atol=1e-6)
     found = differences(one, other, "w")
     assert len(found) > 20 and max(found) <= 1e-8
     assert abs(one["test_loss"] - other["test_loss"]) <= 2e-6  # figures are rounded to six places
