@@ -1,5 +1,6 @@
 """A user's Keras callbacks around a whole run: one `on_train_begin` and one `on_train_end`, whatever happens between."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -65,8 +66,8 @@ class Callbacks:
         """
         if former is not None and former is not model:
             self._carry_weights(former, model)
-        model.stop_training = False
-        self._whole.set_model(model)
+            model.stop_training = False
+            self._whole.set_model(model)
         made = [factory(segment, model) for factory in self._factories]
         self._segment = self._list([callback for callback in made if callback is not None])
         self._segment.set_model(model)
@@ -163,10 +164,7 @@ def is_saved(callback: keras.callbacks.Callback) -> bool:
 
 def _options(callback: keras.callbacks.Callback) -> set[str]:
     """Attributes that the caller chose; the saved ones must not replace them."""
-    import inspect
-
-    names = set(inspect.signature(type(callback).__init__).parameters)
-    return names - {"min_delta"} if False else names
+    return set(inspect.signature(type(callback).__init__).parameters)
 
 
 def check_callbacks(given: Iterable[CallbackLike], has_schedule: bool, schedule: str, keeps_averages: bool) -> None:

@@ -1,6 +1,7 @@
 """What can end a run, as sentences: a signal, a loss that is no number, a lost worker, a damaged image."""
 
 import contextlib
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -89,6 +90,31 @@ def errors_of(out, multi_worker, source=None):
         raise _data_error(source, error) from error
 
 
+# What TensorFlow and Keras put around the reason of an error.
+NOISE = re.compile(
+    r"\{\{function_node [^}]*\}\}|\[Op:[^\]]*\]|\[\[\{\{.*|Exception encountered when calling [^\n]*\n|Detected at node[^\n]*\n?"
+    r"|Arguments received by [\s\S]*|\bDefined at \(most recent call last\):[\s\S]*|\x1b\[[0-9;]*m"
+)
+LONGEST = 400
+
+
+def step_error(error: Exception) -> Exception:
+    """What an error inside a training step means for the user; errors of image pipelines pass, see `errors_of`.
+
+    Args:
+        error: As TensorFlow or Keras raised it.
+    """
+    if isinstance(error, tf.errors.OpError) and "Decode" in str(error):
+        return TrainingError(brief(error))
+    return TrainingError(f"the model, its loss or its metrics do not take a batch of the data: {brief(error)}")
+
+
+def brief(error: Exception) -> str:
+    """The reason in an error of TensorFlow or Keras, in a line of bounded length."""
+    text = " ".join(NOISE.sub("", str(error)).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
 def _data_error(source, error):
     """The damaged image behind an error of the input pipeline, if there is one, else the error."""
     from ..data.corrupt import reason_against
@@ -104,4 +130,4 @@ def _data_error(source, error):
         if isinstance(split, datasets.Records) and Path(source.name).is_dir():
             for _, shard, reason in damaged_records(source.name, name):
                 return TrainingError(f"{shard} is damaged ({reason}); write the shards again")
-    return error
+    return TrainingError(brief(error))

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from .. import data as datasets
+from ..data.order import permuted
+from ..data.pipeline import with_options
 from ..graphs import graph_of, replay
 from ..layers import Card
 from ..modelcard import ModelCard, card_layer, check_labels, preprocessing_card, set_card
@@ -24,23 +26,28 @@ PHOTO_AREA = 0.25
 SAMPLED = 32  # Examples whose bytes are part of a fingerprint.
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Evaluation:
     """Data that a model is measured on.
 
     Args:
         dataset: Dataset of batches, distributed where there are several replicas.
         steps: Number of batches; None where it ends by itself.
+        once: Whether the data can be read only once, as a generator: every measurement then takes up where the last one ended.
     """
 
     dataset: Any
     steps: int | None
+    once: bool = False
+    _iterator: Any = None
 
     def batches(self) -> Iterator[tuple[int, Iterator]]:
         """`(number, iterator to take the batch from)` for every batch; without `steps` it goes on until the data ends."""
-        iterator, number = iter(self.dataset), 0
+        if self._iterator is None or not self.once:
+            self._iterator = iter(self.dataset)
+        number = 0
         while self.steps is None or number < self.steps:
-            yield number, iterator
+            yield number, self._iterator
             number += 1
 
 
@@ -57,6 +64,7 @@ class Feed:
         final: What is measured at the end, by the prefix of its figures.
         facts: Further entries of the summary.
         spec: One batch, or its `element_spec`.
+        labels: Class names for the trained model; None where they are not known.
         fingerprint: Figures by which the data of a run are told from other data.
     """
 
@@ -68,6 +76,7 @@ class Feed:
     validation: Evaluation | None = None
     final: dict[str, Evaluation] = {}
     facts: dict[str, Any] = {}
+    labels: list[str] | None = None
     spec: Any
     fingerprint: dict[str, Any]
 
@@ -78,6 +87,9 @@ class Feed:
     def check(self, model: keras.Model, segment: Segment) -> None:
         """Refuse a segment whose images the model does not take."""
 
+    def end_epoch(self) -> None:
+        """An epoch is done."""
+
     def describe(self) -> list[str]:
         """Lines for the log."""
         size = "" if self.size is None else f": {self.size:,} training examples"
@@ -85,7 +97,7 @@ class Feed:
 
     def label(self, model: keras.Model) -> keras.Model:
         """Write class names into the trained model, where there are some."""
-        return model
+        return model if self.labels is None else with_labels(model, self.labels)
 
 
 class ImageFeed(Feed):
@@ -161,7 +173,9 @@ class ImageFeed(Feed):
         return [f"{self.name}: {self.size:,} training images, {len(self.source.classes)} classes{held_out}"]
 
     def label(self, model: keras.Model) -> keras.Model:
-        return with_labels(model, list(self.source.classes), self.image_size, self.source.crop)
+        if self.labels is None and self.source.name == "arrays":
+            return model
+        return with_labels(model, self.labels or list(self.source.classes), self.image_size, self.source.crop)
 
     def _batches(self, segment: Segment, first: int, last: int) -> tf.data.Dataset:
         run = self.run
@@ -170,7 +184,7 @@ class ImageFeed(Feed):
         batches = datasets.training_batches(
             self.train, batch=run.batch_size, size=self._crop(segment), num_classes=self._classes, augmentation=augmentation,
             fill=self.source.mean, seed=run.seed, first=first, last=last, share=self.share,
-            replicas=self.placement.local_replicas, mixup=run.mixup, cutmix=run.cutmix,
+            replicas=self.placement.local_replicas, mixup=run.mixup, cutmix=run.cutmix, shuffle=run.shuffle,
         )  # fmt: skip
         if not (run.label_smoothing or self.class_weight is not None or self.units == 1):
             return batches
@@ -233,6 +247,270 @@ def _shape_of(model: keras.Model, source: datasets.Source) -> tuple[tuple[int, i
             raise TrainingError("images differ in size and the model takes any; set `image_size`")
         size = tuple(source.image_size)
     return size, units
+
+
+class ArrayFeed(Feed):
+    """Arrays of any kind in a run's order: a function of seed and epoch, so that the run resumes anywhere.
+
+    Differs from Keras in nothing but the order: the last batch of an epoch is smaller where the examples do not divide. With
+    several replicas it loses the examples that cannot be shared evenly.
+
+    Args:
+        arrays: `(x,)`, `(x, y)` or `(x, y, sample_weight)`, nested as the model's inputs and outputs are.
+        run: The run.
+        placement: Where its replicas are.
+        steps: Steps per epoch; None for all examples.
+    """
+
+    def __init__(self, arrays: tuple, run: Run, placement: Placement, steps: int | None = None) -> None:
+        self.arrays, self.run, self.placement = arrays, run, placement
+        self.name, self.batch = "arrays", run.batch_size
+        self.size = number_of_examples(arrays)
+        placement.share(run.batch_size)
+        whole, rest = divmod(self.size, run.batch_size)
+        available = whole + (rest >= placement.replicas)
+        if not available:
+            raise TrainingError(f"there are {self.size} training examples for {placement.replicas} replicas; give more")
+        self.steps = available if steps is None else steps
+        if self.steps > available:
+            raise TrainingError(f"`steps_per_epoch` must be at most {available}, all batches of the data, got {self.steps}")
+        sample = np.unique(np.linspace(0, self.size - 1, min(SAMPLED, self.size)).astype(int))
+        content = 0
+        for array in keras.tree.flatten(arrays):
+            content = zlib.crc32(np.ascontiguousarray(array if array.ndim == 1 else array[sample]).tobytes(), content)
+        self.fingerprint = {"data": self.name, "examples": self.size, "content": content}
+        self._iterator, self._next, self._last = None, None, None
+
+    @property
+    def spec(self) -> Any:
+        return keras.tree.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), self.arrays)
+
+    def iterator(self, step: int, segment: Segment) -> Iterator:
+        last = segment.end * self.steps
+        if step != self._next or last != self._last:
+            self._iterator = iter(self.placement.distribute(self._batches(step, last)))
+        self._next, self._last = (step // self.steps + 1) * self.steps, last
+        return self._iterator
+
+    def _batches(self, first: int, last: int) -> tf.data.Dataset:
+        run, replicas, local = self.run, self.placement.replicas, self.placement.local_replicas
+        get = _gathering(self.arrays)
+        steps, batch, size, offset = self.steps, run.batch_size, self.size, self.placement.index * local
+
+        def of_part(part: tf.Tensor) -> Any:
+            step, replica = part // local, offset + part % local
+            epoch, start = step // steps, (step % steps) * batch
+            own = tf.minimum(tf.cast(batch, tf.int64), size - start) // replicas
+            places = start + replica * own + tf.range(own)
+            return get(permuted(places, run.seed, epoch, size) if run.shuffle else places)
+
+        parts = tf.data.Dataset.range(first * local, last * local)
+        return with_options(parts.map(of_part, num_parallel_calls=2, deterministic=True).prefetch(2))
+
+
+class AdapterFeed(Feed):
+    """Data whose order is not ours: `tf.data.Dataset`, `keras.utils.PyDataset`, generators, PyTorch `DataLoader`s.
+
+    Args:
+        data: The data, which yield `(x, y)` or `(x, y, sample_weight)`.
+        run: The run.
+        placement: Where its replicas are.
+        steps: Steps per epoch; None for all batches.
+        class_weight: Weight of each class number; None for 1.
+    """
+
+    resumes_anywhere = False
+
+    def __init__(
+        self,
+        data: Any,
+        run: Run,
+        placement: Placement,
+        steps: int | None = None,
+        class_weight: dict[int, float] | None = None,
+    ) -> None:
+        self.name = type(data).__name__
+        self._adapter = adapter_of(data, run.shuffle, class_weight)
+        self._dataset = self._adapter.get_tf_dataset()
+        self.spec = self._dataset.element_spec
+        self._given_steps, self._length = steps, self._adapter.num_batches
+        self.steps = steps or self._length or _counted(self._dataset, data, "steps_per_epoch")
+        self.batch = self._adapter.batch_size or _batch_of(self.spec) or run.batch_size
+        self.fingerprint = {"data": self.name, "content": self.steps}
+        self._distributed = distribute_foreign(self._dataset, data, placement)
+        self._iterator, self._seen = None, 0
+
+    def iterator(self, step: int, segment: Segment) -> Iterator:
+        self._adapter.on_epoch_begin()
+        if self._iterator is None or self._given_steps is None or (self._length and self._seen + self.steps > self._length):
+            self._iterator, self._seen = iter(self._distributed), 0
+        self._seen += self.steps
+        return self._iterator
+
+    def end_epoch(self) -> None:
+        self._adapter.on_epoch_end()
+
+    def describe(self) -> list[str]:
+        return [f"{self.name}: {self.steps} batches per epoch, in an order of its own; the run resumes after whole epochs"]
+
+
+def adapter_of(data: Any, shuffle: bool = False, class_weight: dict[int, float] | None = None) -> Any:
+    """Keras' own adapter for data that are not arrays. Private in Keras 3.15, where `fit` uses it.
+
+    Raises:
+        TrainingError: Keras does not take such data.
+    """
+    from keras.src.trainers import data_adapters
+
+    try:
+        is_py_dataset = isinstance(data, keras.utils.PyDataset)
+        return data_adapters.get_data_adapter(data, shuffle=shuffle and is_py_dataset, class_weight=class_weight)
+    except ValueError as error:
+        if "Unrecognized data type" not in str(error):
+            raise TrainingError(str(error)) from error
+        raise TrainingError(
+            f"data of type {type(data).__name__} cannot be trained on; give arrays, a tf.data.Dataset, a keras.utils.PyDataset, "
+            "a generator, a PyTorch DataLoader, or the name or path of a data set"
+        ) from error
+
+
+def distribute_foreign(dataset: tf.data.Dataset, data: Any, placement: Placement) -> Any:
+    """Share the batches of a data set that is not ours over the replicas; TensorFlow divides every batch.
+
+    Raises:
+        TrainingError: Several processes cannot share such data.
+    """
+    if placement.replicas == 1:
+        return dataset
+    if placement.multi_worker and not isinstance(data, tf.data.Dataset):
+        raise TrainingError(f"several workers cannot share a {type(data).__name__}; give arrays, a tf.data.Dataset, or a folder")
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return placement.strategy.experimental_distribute_dataset(dataset.with_options(options))
+
+
+def evaluation_of(data: Any, run: Run, placement: Placement, steps: int | None = None) -> Evaluation:
+    """Validation data as Keras' `fit` takes it.
+
+    Args:
+        data: `(x, y)` or `(x, y, sample_weight)` of arrays, or anything that `AdapterFeed` takes.
+        run: The run.
+        placement: Where its replicas are.
+        steps: Batches to measure; None for all.
+    """
+    if not isinstance(data, (tuple, list)):
+        adapter = adapter_of(data)
+        dataset, once = adapter.get_tf_dataset(), type(adapter).__name__ == "GeneratorDataAdapter"
+        steps = steps or adapter.num_batches
+        if once and steps is None:
+            raise TrainingError("the length of a generator is not known; give `validation_steps`")
+        return Evaluation(distribute_foreign(dataset, data, placement), steps, once)
+    arrays = as_arrays(*data)
+    size, replicas, local = number_of_examples(arrays), placement.replicas, placement.local_replicas
+    placement.share(run.batch_size)
+    own, offset, get = run.batch_size // replicas, placement.index * local, _gathering(arrays)
+
+    def of_part(part: tf.Tensor) -> dict:
+        step, replica = part // local, offset + part % local
+        places = step * run.batch_size + replica * own + tf.range(tf.cast(own, tf.int64))
+        return {PADDED: tf.cast(places < size, tf.float32), "data": get(tf.minimum(places, size - 1))}
+
+    total = math.ceil(size / run.batch_size)
+    parts = tf.data.Dataset.range(total * local).map(of_part, num_parallel_calls=2, deterministic=True)
+    return Evaluation(placement.distribute(with_options(parts.prefetch(2))), min(total, steps or total))
+
+
+def as_arrays(x: Any, y: Any = None, sample_weight: Any = None) -> tuple:
+    """NumPy arrays of `fit`'s arguments, without what is missing at the end; floats in Keras' float type, as `fit` makes them.
+
+    Raises:
+        TrainingError: They differ in length, or are no arrays of numbers.
+    """
+
+    def convert(array: Any) -> np.ndarray:
+        array = np.asarray(array)
+        if array.dtype.kind not in "biuf" or array.ndim == 0:
+            raise TrainingError(f"data must be arrays of numbers, got {array.dtype} of shape {array.shape}")
+        return array.astype(keras.config.floatx()) if array.dtype.kind == "f" else array
+
+    parts = [x, y, sample_weight]
+    while parts[-1] is None:
+        parts.pop()
+    if any(part is None for part in parts):
+        raise TrainingError("`sample_weight` needs labels `y`")
+    # Lists and tuples are several arrays where their parts are arrays; lists of numbers are one.
+    arrays = tuple(keras.tree.map_structure(convert, part) if _is_structure(part) else convert(part) for part in parts)
+    lengths = {len(array) for array in keras.tree.flatten(arrays)}
+    if len(lengths) > 1:
+        raise TrainingError(f"arrays must have the same number of examples, got {', '.join(map(str, sorted(lengths)))}")
+    return arrays
+
+
+def split_arrays(arrays: tuple, share: float) -> tuple[tuple, tuple]:
+    """Split off the last examples for validation, as Keras does.
+
+    Args:
+        arrays: See `as_arrays`.
+        share: Share of the examples to validate on.
+
+    Raises:
+        TrainingError: One of the parts would be empty.
+    """
+    size = number_of_examples(arrays)
+    at = math.floor(size * (1 - share)) if 0 < share < 1 else 0
+    if not 0 < at < size:
+        raise TrainingError(f"`validation_split` must be between 0 and 1 and leave examples on both sides, got {share} of {size}")
+    return tuple(
+        keras.tree.map_structure(lambda array, part=part: array[part], arrays) for part in (slice(0, at), slice(at, None))
+    )
+
+
+def _is_structure(part: Any) -> bool:
+    return isinstance(part, dict) or (isinstance(part, (list, tuple)) and bool(part) and all(hasattr(p, "shape") for p in part))
+
+
+def number_of_examples(arrays: tuple) -> int:
+    """Examples of arrays of one length."""
+    return len(keras.tree.flatten(arrays)[0])
+
+
+def weighted_by_class(arrays: tuple, class_weight: dict[int, float]) -> tuple:
+    """Arrays with the weights of their classes as sample weights.
+
+    Raises:
+        TrainingError: The labels are not class numbers or one-hot vectors.
+    """
+    if len(arrays) < 2 or keras.tree.is_nested(arrays[1]):
+        raise TrainingError("`class_weight` needs labels of one output; give `sample_weight` for several")
+    x, y, *given = arrays
+    numbers = y.reshape(len(y), -1)
+    numbers = numbers.argmax(-1) if numbers.shape[1] > 1 else np.round(numbers[:, 0]).astype(int)
+    weights = _class_weights(class_weight, int(max(numbers.max(initial=0), *map(_number_or_zero, class_weight), 0)) + 1)[numbers]
+    return x, y, weights if not given else weights * given[0]
+
+
+def _number_or_zero(key: Any) -> int:
+    return key if isinstance(key, (int, np.integer)) and not isinstance(key, bool) else 0
+
+
+def _gathering(arrays: tuple) -> Any:
+    """A function that takes examples out of arrays by their numbers; the arrays are captured, not copied into its graph."""
+    with tf.device("CPU:0"):
+        tensors = keras.tree.map_structure(tf.constant, arrays)
+    return lambda places: keras.tree.map_structure(lambda tensor: tf.gather(tensor, places), tensors)
+
+
+def _counted(dataset: tf.data.Dataset, data: Any, option: str) -> int:
+    """The number of batches of a data set that does not say it; it is read once for that."""
+    if not isinstance(data, tf.data.Dataset) or data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise TrainingError(f"the length of {type(data).__name__} is not known; give `{option}`")
+    return sum(1 for _ in dataset)
+
+
+def _batch_of(spec: Any) -> int | None:
+    """Examples of a batch, where its shape says it."""
+    shape = keras.tree.flatten(spec)[0].shape
+    return shape[0] if shape.rank else None
 
 
 def _class_weights(weights: dict[int, float] | None, classes: int) -> np.ndarray | None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,46 @@ from ..graphs import graph_of
 from ..growth import grow
 from .callbacks import CallbackLike, Callbacks, check_callbacks
 from .faults import StopRequest, errors_of
-from .feeds import Feed, ImageFeed
+from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluation_of, split_arrays, weighted_by_class
 from .learner import Learner
 from .logs import Progress
 from .loop import Result, Session, train
-from .run import Run, TrainingError
+from .run import CHOICES, Run, TrainingError
 from .schedules import make_schedule, scaled_rate
 from .state import Folder, RunState, Saved
 from .strategies import Placement, place
-from .tasks import Task, classification
+from .tasks import Loss, Task, classification, task_of_labels, task_of_spec
 
 # Options of a run that `train` needs to make or load its model; `fit` is given one.
 MADE_BY_TRAIN = {"model", "model_options", "weights", "data", "image_size", "drop_path", "precision"}
 
 
+# Options that change images or labels of a training set; they need images whose range and labels are known.
+CHANGES_IMAGES = (
+    "crop_padding", "random_area", "flip", "randaugment", "erasing", "mixup", "cutmix", "label_smoothing", "holdout",
+    "small_epochs",
+)  # fmt: skip
+
+
 def fit(
     model: keras.Model,
     data: Any,
+    y: Any = None,
     *,
     run: Run | None = None,
     out: str | os.PathLike[str] | None = None,
+    validation_data: Any = None,
+    validation_split: float = 0.0,
+    validation_steps: int | None = None,
+    steps_per_epoch: int | None = None,
+    sample_weight: Any = None,
+    class_weight: dict[int, float] | None = None,
+    loss: Loss | None = None,
+    loss_weights: Any = None,
+    metrics: Any = None,
+    weighted_metrics: Any = None,
+    optimizer: str | keras.optimizers.Optimizer | None = None,
+    labels: Sequence[str] | None = None,
     callbacks: Iterable[CallbackLike] = (),
     placement: Placement | None = None,
     quiet: bool = False,
@@ -43,28 +64,78 @@ def fit(
     """Train a model; differs from `Model.fit` by growing, unfreezing, resuming after a kill, and running on several machines.
 
     Args:
-        model: Functional or Sequential model: images 0–255 in, logits out. It is not changed; the result has a trained copy.
-        data: see `keras_resnet.data.load`; or a tuple `(images, labels)` of arrays, or `((x, y), (x_test, y_test))`.
-        run: `Run`; its `model` is ignored. None: made of `options`.
-        out: folder for checkpoint, logs and model; a run that was broken off there resumes. None keeps nothing.
-        callbacks: Keras callbacks, or functions `callback(segment, model)` that return one (or None) when a segment begins.
-        placement: `Placement`; None places the run by its options.
-        quiet: print nothing.
-        **options: fields of `Run`, e.g. `epochs=3, recipe="finetune-grown", growth=[(2, "stage*", 1)]`.
+        model: Functional or Sequential model. It is not changed; the result has a trained copy.
+        data: What `Model.fit` takes as `x`: arrays (nested as the model's inputs are), a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a generator, or a PyTorch `DataLoader`. Or the name or path of a data set of images, see
+            `keras_resnet.data.load`. Or a tuple `(images, labels)` or `((x, y), (x_test, y_test))` of arrays.
+        y: Labels, where `data` is arrays.
+        run: Description of the run; its `model` and `data` are ignored. None makes it of `options`.
+        out: Folder for checkpoint, logs and model; a run that was interrupted there resumes. None keeps nothing.
+        validation_data: What `Model.fit` takes: arrays `(x, y)` or `(x, y, sample_weight)`, or any other kind of `data`.
+        validation_split: Share of the arrays, taken from their end, to validate on instead.
+        validation_steps: Batches of a validation; None for all.
+        steps_per_epoch: Steps per epoch; None for all examples. Needed where the data do not say how many they are.
+        sample_weight: Weight of every example in the loss, where `data` is arrays.
+        class_weight: Weight of each class number in the loss; classes that are missing have weight 1.
+        loss: As `Model.compile` takes it; or `"softmax"`, `"sigmoid"` or `"auto"`, see `Run`. None is `"auto"`: it is chosen by
+            what the model returns and what the labels are.
+        loss_weights: As `Model.compile` takes them.
+        metrics: As `Model.compile` takes them. None measures the accuracy where `loss` is chosen here.
+        weighted_metrics: As `Model.compile` takes them.
+        optimizer: A Keras optimiser, of which a copy is used; or a name, see `Run`.
+        labels: Class names for the model's card, where `data` does not have them.
+        callbacks: Keras callbacks, called as `Model.fit` does; or functions `callback(segment, model)` that return one (or None)
+            when a segment of the run begins.
+        placement: Where to train; None decides it by the run's options.
+        quiet: Print nothing.
+        **options: Fields of `Run`, e.g. `epochs=3, batch_size=64, growth=[(2, "stage*", 1)]`.
 
     Returns:
         `Result`.
 
     Raises:
-        TrainingError: see its subclasses; the message says what to do.
+        TrainingError: See its subclasses; the message says what to do.
+
+    Example:
+        >>> training.fit(model, x, y, epochs=5, validation_split=0.1, callbacks=[keras.callbacks.EarlyStopping("val_accuracy")])
     """
     if theirs := sorted(set(options) & MADE_BY_TRAIN):
         raise TrainingError(f"`{theirs[0]}` decides how `train` makes a model; build the model so, and leave it out here")
+    options |= {name: value for name, value in (("loss", loss), ("optimizer", optimizer)) if _is_option(name, value)}
+    own_loss = None if "loss" in options else loss
+    own_optimizer = None if "optimizer" in options else optimizer
+    _check_optimizer(own_optimizer, options)
     run = Run.of(**options) if run is None else dataclasses.replace(run, **options)
+    _check_graph(model)
     placement = placement or place(run, quiet)
-    source = _checked(as_source, data, run)
-    run = dataclasses.replace(run, model=model.name, data=source.name)
-    return run_training(model, source, run, placement, out, callbacks, quiet)
+    split = validation_split or None
+    given = Given(data, y, sample_weight, class_weight, validation_data, split, validation_steps, steps_per_epoch)
+    source = _source_of(given, run, own_loss is not None)
+    with errors_of(out, placement.multi_worker, source):
+        feed, arrays = _feed_of(given, source, model, run, placement, labels)
+        run = dataclasses.replace(run, model=model.name, data=feed.name)
+        if own_loss is not None:
+            task = Task(own_loss, loss_weights, metrics, weighted_metrics)
+        else:
+            task = _default_task(model, feed, arrays, run)
+            measured = task.metrics if metrics is None and weighted_metrics is None else metrics
+            task = dataclasses.replace(task, metrics=measured, weighted_metrics=weighted_metrics)
+        _seed(run)
+        return start(model, feed, task, run, placement, out, list(callbacks), quiet, own_optimizer)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """The data arguments of `fit`."""
+
+    data: Any
+    y: Any = None
+    sample_weight: Any = None
+    class_weight: dict[int, float] | None = None
+    validation_data: Any = None
+    validation_split: float | None = None
+    validation_steps: int | None = None
+    steps_per_epoch: int | None = None
 
 
 def run_training(
@@ -76,13 +147,112 @@ def run_training(
     callbacks: Iterable[CallbackLike] = (),
     quiet: bool = False,
 ) -> Result:
-    """What `fit` and `train` share, once model, data and placement are there."""
+    """Train a model on images of a known data set."""
     _check_graph(model)
     _seed(run)
     with errors_of(out, placement.multi_worker, source):
         feed = ImageFeed(source, model, run, placement)
         task = classification(model, len(source.classes), run.loss)
         return start(model, feed, task, run, placement, out, list(callbacks), quiet)
+
+
+def _source_of(given: Given, run: Run, has_loss: bool) -> datasets.Source | None:
+    """The data set of images that data stand for; None where they are batches or arrays as Keras takes them."""
+    data = given.data
+    if isinstance(data, (str, os.PathLike, datasets.Source)):
+        return _checked(datasets.load, data, run.data_path, corrupt=run.corrupt, cache=run.cache)
+    changed = [name for name in CHANGES_IMAGES if getattr(run, name)]
+    tuples = isinstance(data, tuple) and given.y is None
+    if tuples and len(data) != 2:
+        raise TrainingError("`data` as a tuple is (images, labels) or ((images, labels), (test images, test labels))")
+    if tuples and isinstance(data[0], tuple):
+        return _checked(_source_of_arrays, data[0], data[1])
+    if not changed:
+        return None
+    pair = data if tuples else (data, given.y)
+    if getattr(pair[0], "dtype", None) != np.uint8 or has_loss or given.sample_weight is not None:
+        raise TrainingError(
+            f"`{changed[0]}` changes training images; it needs images as a uint8 array (n, height, width, channels) with one class "
+            "number each, and the losses made for them"
+        )
+    return _checked(_source_of_arrays, pair, None)
+
+
+def _source_of_arrays(train: tuple, test: tuple | None) -> datasets.Source:
+    images, more = (None if pair is None else datasets.Images(np.asarray(pair[0]), np.asarray(pair[1])) for pair in (train, test))
+    classes = tuple(map(str, range(1 + int(max(split.labels.max() for split in (images, more) if split)))))
+    return datasets.Source("arrays", images, more, classes, images.images.shape[1:3], {"mean": 0.5, "std": 0.25})
+
+
+def _feed_of(
+    given: Given,
+    source: datasets.Source | None,
+    model: keras.Model,
+    run: Run,
+    placement: Placement,
+    labels: Sequence[str] | None,
+) -> tuple[Feed, tuple | None]:
+    """The feed of a run, and its training arrays where it has some."""
+    arrays, validation = None, given.validation_data
+    if source is not None:
+        feed = ImageFeed(source, model, run, placement, given.class_weight)
+    elif _is_arrays(given.data):
+        x, y = given.data if isinstance(given.data, tuple) and given.y is None else (given.data, given.y)
+        arrays = as_arrays(x, y, given.sample_weight)
+        if given.validation_split:
+            arrays, validation = split_arrays(arrays, given.validation_split)
+        feed = ArrayFeed(
+            arrays if given.class_weight is None else weighted_by_class(arrays, given.class_weight),
+            run, placement, given.steps_per_epoch,
+        )  # fmt: skip
+    else:
+        for name in ("y", "sample_weight", "validation_split"):
+            if getattr(given, name) is not Given.__dataclass_fields__[name].default:
+                raise TrainingError(f"`{name}` is for arrays; a {type(given.data).__name__} has it in its batches")
+        feed = AdapterFeed(given.data, run, placement, given.steps_per_epoch, given.class_weight)
+    if validation is not None:
+        feed.validation = evaluation_of(validation, run, placement, given.validation_steps)
+        feed.final = {**feed.final, **({} if feed.validation.once else {"val": feed.validation})}
+    if labels is not None:
+        feed.labels = list(map(str, labels))
+    return feed, arrays
+
+
+def _is_arrays(data: Any) -> bool:
+    return all(hasattr(part, "shape") or isinstance(part, (int, float, bool)) for part in keras.tree.flatten(data))
+
+
+def _default_task(model: keras.Model, feed: Feed, arrays: tuple | None, run: Run) -> Task:
+    if isinstance(feed, ImageFeed):
+        return classification(model, len(feed.source.classes), run.loss)
+    if arrays is None:
+        return task_of_spec(model, feed.spec)
+    if len(arrays) < 2:
+        raise TrainingError("give labels `y`, or a `loss` that needs none")
+    return task_of_labels(model, arrays[1], run.loss)
+
+
+def _is_option(name: str, value: Any) -> bool:
+    """Whether a loss or an optimiser is one of the names that a `Run` has."""
+    return isinstance(value, str) and value in CHOICES[name]
+
+
+# What an optimiser decides by itself.
+OF_OPTIMIZER = (
+    "learning_rate", "base_batch", "momentum", "nesterov", "schedule", "milestones", "factor", "warmup_epochs", "warmup_to_batch",
+    "weight_decay", "clip_norm", "ema", "gate_lr_multiplier", "trunk_lr_multiplier", "accumulate",
+)  # fmt: skip
+
+
+def _check_optimizer(optimizer: Any, options: dict[str, Any]) -> None:
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TrainingError(
+            f"`optimizer` must be a Keras optimizer, or one of {', '.join(map(repr, CHOICES['optimizer']))}, got {optimizer!r:.80}"
+        )
+    if twice := [name for name in OF_OPTIMIZER if name in options]:
+        raise TrainingError(f"`{twice[0]}` is decided by the {type(optimizer).__name__} that you gave; leave one of them out")
 
 
 def start(
@@ -98,7 +268,8 @@ def start(
 ) -> Result:
     """Check everything, look for a checkpoint, then train."""
     schedule = make_schedule(run, feed.steps)
-    check_callbacks(callbacks, not isinstance(schedule, float), run.schedule, bool(run.ema))
+    follows = not isinstance(schedule, float) if optimizer is None else not isinstance(optimizer._learning_rate, keras.Variable)
+    check_callbacks(callbacks, follows, run.schedule, bool(run.ema) and optimizer is None)
     _check_growth(model, run)
     folder = Folder(None if out is None else Path(out), run, {**structure(model), **feed.fingerprint}, placement.chief)
     with StopRequest().listening() as stop, folder.lock(model.count_params()):
@@ -119,23 +290,9 @@ def start(
             return train(session, saved)
 
 
-def as_source(data: Any, run: Run) -> datasets.Source:
-    """The data set that `data` of `fit` stands for."""
-    if isinstance(data, tuple):
-        if len(data) != 2:
-            raise TrainingError("`data` as a tuple is (images, labels) or ((images, labels), (test images, test labels))")
-        pairs = data if isinstance(data[0], tuple) else (data, None)
-        train, test = (None if pair is None else datasets.Images(np.asarray(pair[0]), np.asarray(pair[1])) for pair in pairs)
-        classes = tuple(map(str, range(1 + int(max(split.labels.max() for split in (train, test) if split)))))
-        return datasets.Source("arrays", train, test, classes, train.images.shape[1:3], {"mean": 0.5, "std": 0.25})
-    return datasets.load(data, run.data_path, corrupt=run.corrupt, cache=run.cache)
-
-
 def structure(model: keras.Model) -> dict[str, Any]:
     """What a run's model must agree on with its checkpoint: its layout, not the values that the checkpoint replaces."""
     shapes = [(variable.path.rsplit("/", 1)[-1], tuple(variable.shape), str(variable.dtype)) for variable in model.weights]
-    import zlib
-
     return {"parameters": model.count_params(), "layout": zlib.crc32(repr(shapes).encode())}
 
 

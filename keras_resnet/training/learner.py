@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from ..growth import grow
 from ..graphs import walk
+from ..growth import grow
 from ..growth.surgery import copy_model
 from . import optimizers
 from .groups import new_layers, parameter_groups
@@ -131,7 +131,13 @@ class Learner:
             optimizer = type(self._own_optimizer).from_config(self._own_optimizer.get_config())
         else:
             backbone = 1.0 if segment.frozen else self.run.trunk_lr_multiplier
-            groups = parameter_groups(self.model, gate_lr_multiplier=self.run.gate_lr_multiplier, trunk_lr_multiplier=backbone)
+            groups = parameter_groups(
+                self.model,
+                gate_lr_multiplier=self.run.gate_lr_multiplier,
+                trunk_lr_multiplier=backbone,
+                new_lr_multiplier=self.run.new_lr_multiplier,
+                new_decay_multiplier=self.run.new_decay_multiplier,
+            )
             optimizer = optimizers.make_optimizer(self.run, self.schedule, groups)
         slots = optimizers.Slots(optimizers.inner_of(optimizer))
         half = any(layer.dtype_policy.name == "mixed_float16" for layer in self.model._flatten_layers(include_self=False))

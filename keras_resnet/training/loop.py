@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from .callbacks import Callbacks
-from .faults import Diverged, Interrupted, StopRequest
+from .faults import Diverged, Interrupted, StopRequest, step_error
 from .feeds import Evaluation, Feed
 from .learner import Learner
 from .logs import Progress
@@ -94,7 +94,7 @@ def train(session: Session, saved: Saved | None) -> Result:
         former = learner.model if begun else None
         for line in learner.enter(segment):
             session.progress.line(line)
-        learner.steps.build(session.feed.spec)
+        _build(session)
         session.feed.check(learner.model, segment)
         state.segment_start = segment.start
         if saved:
@@ -141,6 +141,7 @@ def _epoch(session: Session, segment: Segment, saved: Saved | None) -> dict[str,
         watch.after_step(logs)
         if learner.model.stop_training:
             break
+    feed.end_epoch()
     logs = learner.steps.metrics()
     learner.average_statistics()
     with learner.averages():
@@ -175,10 +176,20 @@ def _end_epoch(session: Session, row: dict[str, Any]) -> None:
         raise _interrupted(session)
 
 
+def _build(session: Session) -> None:
+    """Create the state of losses and metrics, which shows whether model, loss and data fit together."""
+    try:
+        session.learner.steps.build(session.feed.spec)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise step_error(error) from error
+
+
 def _next(session: Session, iterator: Iterator) -> dict:
     """The logs of the next training steps."""
     try:
         return session.learner.steps.train(iterator)
+    except (ValueError, TypeError) as error:
+        raise step_error(error) from error
     except (StopIteration, tf.errors.OutOfRangeError) as error:
         step = session.state.step
         raise TrainingError(
@@ -234,6 +245,8 @@ def _validate(session: Session, evaluation: Evaluation | None, callbacks: Callba
         callbacks.tell("on_test_batch_begin", batch)
         try:
             logs = steps.evaluate(iterator)
+        except (ValueError, TypeError) as error:
+            raise step_error(error) from error
         except (StopIteration, tf.errors.OutOfRangeError):
             break
         callbacks.tell("on_test_batch_end", batch, _shown(logs))

@@ -29,15 +29,23 @@ class _Grouped:
             self._group_of = {self._var_key(v): group for group in self.groups for v in group.variables}
         super().build(variables)
 
+    def _get_current_learning_rate(self):
+        # With accumulated gradients Keras gives a schedule the number of the step; ours counts updates.
+        rate = self._learning_rate
+        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            return rate(self.iterations)
+        return super()._get_current_learning_rate()
+
     def update_step(self, gradient, variable, learning_rate):
         group = self._group_of.get(self._var_key(variable))
         if group is not None:
             learning_rate = ops.cast(learning_rate, variable.dtype) * group.lr_multiplier
             if group.decay and self.decay:
+                decay = self.decay * float(group.decay)
                 if self.coupled:
-                    gradient = ops.cast(gradient, variable.dtype) + self.decay * variable
+                    gradient = ops.cast(gradient, variable.dtype) + decay * variable
                 else:
-                    self.assign_sub(variable, self.decay * learning_rate * variable)
+                    self.assign_sub(variable, decay * learning_rate * variable)
         super().update_step(gradient, variable, learning_rate)
 
     def _clip_gradients(self, grads):
@@ -104,6 +112,8 @@ def make_optimizer(run, schedule, groups):
         groups: List of `Group`.
     """
     common = {"groups": groups, "decay": run.weight_decay, "global_clipnorm": run.clip_norm or None}
+    if run.accumulate > 1:
+        common["gradient_accumulation_steps"] = run.accumulate
     if run.ema:
         common |= {"use_ema": True, "ema_momentum": run.ema}
     if run.optimizer == "sgd":

@@ -59,6 +59,7 @@ class Run:
         image_size: side of the model's input; None is the data set's, or the model's own.
         epochs: passes over the training images.
         batch_size: images per step over all devices (global batch).
+        accumulate: steps whose gradients are averaged for one update of the weights.
         learning_rate: for a global batch of `base_batch`; scaled linearly (arXiv 1706.02677).
         base_batch: batch size that `learning_rate` is meant for.
         optimizer: SGD with momentum, AdamW or LAMB.
@@ -75,6 +76,7 @@ class Run:
         loss: `"softmax"` (cross-entropy), `"sigmoid"` (binary cross-entropy per class, as in arXiv 2110.00476), or `"auto"`: the
             one that fits what the model returns.
         label_smoothing: share of a label that all classes get alike.
+        shuffle: read training examples in a new order in every epoch.
         crop_padding: pixels around training images before a random crop of the model's size (CIFAR: 4).
         random_area: smallest share of a photograph's area that a random crop takes before it is resized (ImageNet: 0.08);
             photographs of several sizes get 0.25 where it is 0.
@@ -89,6 +91,8 @@ class Run:
         drop_path: probability to drop the deepest branch; None is the model's own.
         ema: momentum of an average of the weights, which is then validated and saved; 0 for none.
         gate_lr_multiplier: factor on the rate of gates.
+        new_lr_multiplier: factor on the rate of grown blocks, apart from their gates.
+        new_decay_multiplier: factor on the weight decay of grown blocks.
         frozen_epochs: epochs in which only grown blocks and the head learn, the trunk's batch norm in inference mode.
         trunk_lr_multiplier: factor on the trunk's rate after that.
         growth: `((epoch, places, blocks), …)`: `kr.grow(model, places, blocks=blocks)` before that epoch (from 0).
@@ -121,6 +125,7 @@ class Run:
     image_size: int | None = None
     epochs: int = 10
     batch_size: int = 128
+    accumulate: int = 1
     learning_rate: float = 0.1
     base_batch: int = 256
     optimizer: str = "sgd"
@@ -135,6 +140,7 @@ class Run:
     clip_norm: float = 0.0
     loss: str = "auto"
     label_smoothing: float = 0.0
+    shuffle: bool = True
     crop_padding: int = 0
     random_area: float = 0.0
     flip: bool = False
@@ -148,6 +154,8 @@ class Run:
     drop_path: float | None = None
     ema: float = 0.0
     gate_lr_multiplier: float = 1.0
+    new_lr_multiplier: float = 1.0
+    new_decay_multiplier: float = 1.0
     frozen_epochs: int = 0
     trunk_lr_multiplier: float = 1.0
     growth: tuple = ()
@@ -174,13 +182,13 @@ class Run:
             _check_kind(item, value)
             if item.name in CHOICES and value not in CHOICES[item.name]:
                 raise TrainingError(f"`{item.name}` must be one of {', '.join(map(repr, CHOICES[item.name]))}, got {value!r}")
-        for name in ("epochs", "batch_size", "base_batch", "steps_per_execution", "save_every"):
+        for name in ("epochs", "batch_size", "base_batch", "steps_per_execution", "save_every", "accumulate"):
             _check(self, name, 1)
         for name in ("holdout", "frozen_epochs", "crop_padding", "randaugment", "index", "seed"):
             _check(self, name, 0)
         for name in (
             "learning_rate", "momentum", "factor", "warmup_epochs", "weight_decay", "clip_norm", "label_smoothing",
-            "random_area", "erasing", "mixup", "cutmix", "ema", "gate_lr_multiplier", "trunk_lr_multiplier", "small_epochs",
+            "random_area", "erasing", "mixup", "cutmix", "ema", "gate_lr_multiplier", "trunk_lr_multiplier", "small_epochs", "new_lr_multiplier", "new_decay_multiplier",
         ):  # fmt: skip
             _check(self, name, 0)
         for name in ("momentum", "label_smoothing", "random_area", "erasing", "ema", "small_epochs"):

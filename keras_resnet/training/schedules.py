@@ -48,6 +48,8 @@ def make_schedule(run, steps_per_epoch):
         run: `Run`.
         steps_per_epoch: steps.
     """
+    # An optimiser that accumulates gradients counts updates.
+    steps_per_epoch = steps_per_epoch / run.accumulate
     total = run.epochs * steps_per_epoch
     peak = scaled_rate(run)
     warmup, start = round(run.warmup_epochs * steps_per_epoch), run.learning_rate if run.warmup_to_batch else 0.0
@@ -72,4 +74,4 @@ def make_schedule(run, steps_per_epoch):
 
 def scaled_rate(run):
     """Peak learning rate for the run's global batch."""
-    return run.learning_rate * run.batch_size / run.base_batch
+    return run.learning_rate * run.batch_size * run.accumulate / run.base_batch

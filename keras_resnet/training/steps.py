@@ -34,7 +34,7 @@ class Steps:
             self._stop = tf.Variable(0.0, trainable=False) if placement.multi_worker else None
 
         def train_step(data: Any) -> dict:
-            logs = model.train_step(data)
+            logs = model.train_step(without_optionals(data))
             self._finite.update_state(ops.cast(ops.isfinite(logs["loss"]), "float64") / placement.replicas)
             return logs
 
@@ -53,14 +53,13 @@ class Steps:
         self._train, self._evaluate = train, evaluate
 
     def build(self, batch: Any) -> None:
-        """Create the state of metrics and losses, which Keras cannot create inside of a replica.
+        """Create the state of metrics and losses: Keras cannot create it inside a replica, and a checkpoint may hold it.
 
         Args:
             batch: One batch as the data gives it, or its `element_spec`.
         """
-        if self.placement.strategy is not tf.distribute.get_strategy() or tf.distribute.has_strategy():
-            with self.placement.strategy.scope():
-                self.model._symbolic_build(data_batch=batch)
+        with self.placement.strategy.scope():
+            self.model._symbolic_build(data_batch=batch)
 
     def train(self, iterator: Iterator) -> dict:
         """Run `per_call` training steps.
@@ -126,6 +125,11 @@ def without_padding(data: Any) -> Any:
             have weight 0.
     """
     if not (isinstance(data, dict) and PADDED in data):
-        return data
+        return without_optionals(data)
     count = tf.cast(tf.reduce_sum(data[PADDED]), tf.int32)
     return tf.nest.map_structure(lambda part: part[:count], data["data"])
+
+
+def without_optionals(data: Any) -> Any:
+    """A batch with None where Keras' adapters put an empty optional for a missing part."""
+    return tf.nest.map_structure(lambda part: None if isinstance(part, tf.experimental.Optional) else part, data)

@@ -148,6 +148,31 @@ def task_of_labels(model: keras.Model, labels: Any, loss: str = "auto") -> Task:
     )
 
 
+def task_of_spec(model: keras.Model, spec: Any) -> Task:
+    """The task of batches whose labels are known by shape and type only.
+
+    Args:
+        model: Functional or Sequential model.
+        spec: `element_spec` of the batches.
+
+    Raises:
+        TrainingError: That is not enough to choose a loss.
+    """
+    parts = spec if isinstance(spec, tuple) else (spec,)
+    units = model.outputs[0].shape[-1]
+    if len(model.outputs) == 1 and len(parts) > 1 and not keras.tree.is_nested(parts[1]):
+        shape, kind = parts[1].shape, head_of(model).kind
+        is_column = shape.rank == 1 or (shape.rank == 2 and shape[-1] == 1)
+        if is_column and parts[1].dtype.is_integer and len(model.outputs[0].shape) == 2:
+            return classification(model, min(units, 2) if units == 1 else units, sparse=True)
+        if not is_column and shape[-1] == units and kind in ("probabilities", "multilabel"):
+            return classification(model, units)
+    raise TrainingError(
+        "give `loss`, e.g. keras.losses.SparseCategoricalCrossentropy(from_logits=True): types and shapes of the batches do not "
+        "say what the labels are"
+    )
+
+
 def head_of(model: keras.Model) -> OutputHead:
     """What the only output of a model is: probabilities, sigmoids, or logits (kind `"other"`).
 

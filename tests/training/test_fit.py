@@ -185,8 +185,8 @@ def test_groups_hold_every_variable_once_and_gates_do_not_decay(gate):
     assert len(gates.variables) == {"zero_conv": 6, "zero_gamma": 6, "rezero": 3, "layerscale": 3, "fixup": 6}[gate]
     for group in groups:
         for variable in group.variables:
-            assert group.decay == (variable.name == "kernel" and group.name != "gates"), variable.path
-            if group.name.startswith("trunk"):
+            assert bool(group.decay) == (variable.name == "kernel" and group.name != "gates"), variable.path
+            if group.name.startswith("backbone"):
                 assert group.lr_multiplier == 0.5 and "_grow" not in variable.path and "predictions" not in variable.path
 
 
@@ -453,8 +453,9 @@ def test_bad_models_and_data_are_named():
     ]
     x, y = np.zeros((200, 8, 8, 1), "uint8"), np.zeros(200, int)
     cases += [
-        (network(), (x, np.eye(10)[y]), {}, "one class number for each image"),
-        (network(), (x, y - 1), {}, "whole numbers from 0 to 999,999, got -1"),
+        (network(), (x, np.eye(10)[y]), {"flip": True}, "one class number for each image"),
+        (network(), (x, y - 1), {"flip": True}, "whole numbers from 0 to 999,999, got -1"),
+        (network(), (x, y - 1), {}, "not whole numbers from 0 on"),
         (network(), "digits", {"holdout": 5000}, "`holdout` must be between"),
     ]
     for model, source, changes, says in cases:
