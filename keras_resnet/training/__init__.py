@@ -13,7 +13,7 @@ from .recipes import RECIPES
 from .run import Run, TrainingError
 from .schedules import WarmUp
 from .strategies import DeviceError, Placement, place
-from .train import train
+from .zoo import train
 
 __all__ = [
     "RECIPES",

@@ -92,7 +92,8 @@ def errors_of(out, multi_worker, source=None):
 
 # What TensorFlow and Keras put around the reason of an error.
 NOISE = re.compile(
-    r"\{\{function_node [^}]*\}\}|\[Op:[^\]]*\]|\[\[\{\{.*|Exception encountered when calling [^\n]*\n|Detected at node[^\n]*\n?"
+    r"\{\{[^}]*\}\}|\[Op:[^\]]*\]|\[\[.*?\]\]|Exception encountered when calling [^\n]*\n|Graph execution error:"
+    r"|Detected at node [^\n]*\n?|<stack traces unavailable>|\d+ root error\(s\) found\.|\n\s*\(1\) [\s\S]*|\(0\) [A-Z_]+:"
     r"|Arguments received by [\s\S]*|\bDefined at \(most recent call last\):[\s\S]*|\x1b\[[0-9;]*m"
 )
 LONGEST = 400

@@ -313,6 +313,7 @@ class AdapterFeed(Feed):
 
     Args:
         data: The data, which yield `(x, y)` or `(x, y, sample_weight)`.
+        model: The model that is trained on them.
         run: The run.
         placement: Where its replicas are.
         steps: Steps per epoch; None for all batches.
@@ -324,12 +325,17 @@ class AdapterFeed(Feed):
     def __init__(
         self,
         data: Any,
+        model: keras.Model,
         run: Run,
         placement: Placement,
         steps: int | None = None,
         class_weight: dict[int, float] | None = None,
     ) -> None:
         self.name = type(data).__name__
+        if class_weight is not None:
+            # Keras takes a missing class for an error, here and there.
+            weights = _class_weights(class_weight, max(2, model.outputs[0].shape[-1]))
+            class_weight = dict(enumerate(map(float, weights)))
         self._adapter = adapter_of(data, run.shuffle, class_weight)
         self._dataset = self._adapter.get_tf_dataset()
         self.spec = self._dataset.element_spec

@@ -20,6 +20,7 @@ from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluatio
 from .learner import Learner
 from .logs import Progress
 from .loop import Result, Session, train
+from .recipes import RECIPES
 from .run import CHOICES, Run, TrainingError
 from .schedules import make_schedule, scaled_rate
 from .state import Folder, RunState, Saved
@@ -105,7 +106,7 @@ def fit(
     own_loss = None if "loss" in options else loss
     own_optimizer = None if "optimizer" in options else optimizer
     _check_optimizer(own_optimizer, options)
-    run = Run.of(**options) if run is None else dataclasses.replace(run, **options)
+    run = Run.of(**options) if run is None else run.replace(**options)
     _check_graph(model)
     placement = placement or place(run, quiet)
     split = validation_split or None
@@ -113,7 +114,7 @@ def fit(
     source = _source_of(given, run, own_loss is not None)
     with errors_of(out, placement.multi_worker, source):
         feed, arrays = _feed_of(given, source, model, run, placement, labels)
-        run = dataclasses.replace(run, model=model.name, data=feed.name)
+        run = run.replace(model=model.name, data=feed.name)
         if own_loss is not None:
             task = Task(own_loss, loss_weights, metrics, weighted_metrics)
         else:
@@ -172,8 +173,8 @@ def _source_of(given: Given, run: Run, has_loss: bool) -> datasets.Source | None
     pair = data if tuples else (data, given.y)
     if getattr(pair[0], "dtype", None) != np.uint8 or has_loss or given.sample_weight is not None:
         raise TrainingError(
-            f"`{changed[0]}` changes training images; it needs images as a uint8 array (n, height, width, channels) with one class "
-            "number each, and the losses made for them"
+            f"`{changed[0]}` changes training images; it needs images as a uint8 array (n, height, width, channels) with one "
+            "class number each, and a loss that is chosen here"
         )
     return _checked(_source_of_arrays, pair, None)
 
@@ -209,7 +210,7 @@ def _feed_of(
         for name in ("y", "sample_weight", "validation_split"):
             if getattr(given, name) is not Given.__dataclass_fields__[name].default:
                 raise TrainingError(f"`{name}` is for arrays; a {type(given.data).__name__} has it in its batches")
-        feed = AdapterFeed(given.data, run, placement, given.steps_per_epoch, given.class_weight)
+        feed = AdapterFeed(given.data, model, run, placement, given.steps_per_epoch, given.class_weight)
     if validation is not None:
         feed.validation = evaluation_of(validation, run, placement, given.validation_steps)
         feed.final = {**feed.final, **({} if feed.validation.once else {"val": feed.validation})}
@@ -240,7 +241,8 @@ def _is_option(name: str, value: Any) -> bool:
 # What an optimiser decides by itself.
 OF_OPTIMIZER = (
     "learning_rate", "base_batch", "momentum", "nesterov", "schedule", "milestones", "factor", "warmup_epochs", "warmup_to_batch",
-    "weight_decay", "clip_norm", "ema", "gate_lr_multiplier", "trunk_lr_multiplier", "accumulate",
+    "weight_decay", "clip_norm", "ema", "accumulate", "gate_lr_multiplier", "backbone_lr_multiplier", "new_lr_multiplier",
+    "new_decay_multiplier",
 )  # fmt: skip
 
 
@@ -249,7 +251,8 @@ def _check_optimizer(optimizer: Any, options: dict[str, Any]) -> None:
         return
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TrainingError(
-            f"`optimizer` must be a Keras optimizer, or one of {', '.join(map(repr, CHOICES['optimizer']))}, got {optimizer!r:.80}"
+            f"`optimizer` must be a Keras optimizer, or one of {', '.join(map(repr, CHOICES['optimizer']))}, "
+            f"got {optimizer!r:.80}"
         )
     if twice := [name for name in OF_OPTIMIZER if name in options]:
         raise TrainingError(f"`{twice[0]}` is decided by the {type(optimizer).__name__} that you gave; leave one of them out")
@@ -300,7 +303,9 @@ def _announcement(session: Session, task: Task, saved: Saved | None, optimizer: 
     run, placement, feed, learner = session.run, session.placement, session.feed, session.learner
     per_replica = feed.batch // placement.replicas
     rate = f"learning rate {run.learning_rate:g} × {run.batch_size}/{run.base_batch} = {scaled_rate(run):g}, {run.schedule}"
+    recipe = [] if run.recipe is None or optimizer is not None else [f"recipe {run.recipe}: {RECIPES[run.recipe]['source']}"]
     lines = [
+        *recipe,
         f"{learner.model.name}: {learner.model.count_params():,} parameters" + (f"; {task.note}" if task.note else ""),
         *feed.describe(),
         f"{placement.describe()}; global batch {feed.batch}, {per_replica} per replica"

@@ -1,5 +1,6 @@
 """Parameter groups: which variables decay, and which are gates, new blocks, head or backbone, found by `ResidualAdd`."""
 
+import warnings
 from dataclasses import dataclass
 
 import keras
@@ -38,9 +39,10 @@ def parameter_groups(
     model: keras.Model,
     *,
     gate_lr_multiplier: float = 1.0,
-    trunk_lr_multiplier: float = 1.0,
+    backbone_lr_multiplier: float = 1.0,
     new_lr_multiplier: float = 1.0,
     new_decay_multiplier: float = 1.0,
+    trunk_lr_multiplier: float | None = None,
 ) -> list[Group]:
     """Sort a model's trainable variables by role.
 
@@ -50,13 +52,17 @@ def parameter_groups(
     Args:
         model: Functional or Sequential model.
         gate_lr_multiplier: Factor on the learning rate of gates.
-        trunk_lr_multiplier: Factor on the learning rate of what is neither gate, nor grown, nor head.
+        backbone_lr_multiplier: Factor on the learning rate of what is neither gate, nor grown, nor head.
         new_lr_multiplier: Factor on the learning rate of grown blocks, apart from their gates.
         new_decay_multiplier: Factor on the weight decay of grown blocks.
+        trunk_lr_multiplier: Deprecated name of `backbone_lr_multiplier`.
 
     Returns:
         List of `Group`, without empty ones; each trainable variable is in exactly one.
     """
+    if trunk_lr_multiplier is not None:
+        warnings.warn("`trunk_lr_multiplier` is called `backbone_lr_multiplier` now", DeprecationWarning, stacklevel=2)
+        backbone_lr_multiplier = trunk_lr_multiplier
     gates = [v for block in find_blocks(model) for v in gate_parameters(block.add.gate, _with_weights(block.branch))]
     grown, head = new_layers(model)
     roles = {id(v): "head" for layer in head for v in layer.trainable_variables}
@@ -67,7 +73,7 @@ def parameter_groups(
     for variable in model.trainable_variables:
         role = roles.get(id(variable), "backbone")
         buckets.setdefault((role, id(variable) in kernels and role != "gates"), []).append(variable)
-    rates = {"gates": gate_lr_multiplier, "new": new_lr_multiplier, "head": 1.0, "backbone": trunk_lr_multiplier}
+    rates = {"gates": gate_lr_multiplier, "new": new_lr_multiplier, "head": 1.0, "backbone": backbone_lr_multiplier}
     decays = {"new": new_decay_multiplier}
     return [
         Group(

@@ -130,11 +130,11 @@ class Learner:
         if self._own_optimizer is not None:
             optimizer = type(self._own_optimizer).from_config(self._own_optimizer.get_config())
         else:
-            backbone = 1.0 if segment.frozen else self.run.trunk_lr_multiplier
+            backbone = 1.0 if segment.frozen else self.run.backbone_lr_multiplier
             groups = parameter_groups(
                 self.model,
                 gate_lr_multiplier=self.run.gate_lr_multiplier,
-                trunk_lr_multiplier=backbone,
+                backbone_lr_multiplier=backbone,
                 new_lr_multiplier=self.run.new_lr_multiplier,
                 new_decay_multiplier=self.run.new_decay_multiplier,
             )

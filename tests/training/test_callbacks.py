@@ -12,7 +12,7 @@ import keras_resnet as kr
 from keras_resnet import training
 
 from .models import At
-from .test_like_keras import CLASSES, N, SPARSE, X, same, vector
+from .test_like_keras import CLASSES, SPARSE, N, X, same, vector
 
 VALIDATION = (X[::2] + 0.3, CLASSES[::2])
 

@@ -20,7 +20,7 @@ def value(variable):
 
 
 # What the three RSB recipes differ in are numbers; one of them is enough every time.
-LATER = ("rsb-a1", "rsb-a2")
+LATER = ("rsb-a1", "rsb-a2", "from-scratch", "finetune")
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(n, marks=pytest.mark.slow) if n in LATER else n for n in training.RECIPES])
@@ -159,7 +159,7 @@ def test_slots_are_carried_by_variable(optimizer):
 
 def test_two_phases_freeze_the_trunk_with_its_statistics_then_let_it_follow_slowly():
     model = kr.grow(network(), "stage*_block1_out", seed=1)
-    description = run(epochs=2, frozen_epochs=1, trunk_lr_multiplier=0.1, schedule="constant", learning_rate=0.05)
+    description = run(epochs=2, frozen_epochs=1, backbone_lr_multiplier=0.1, schedule="constant", learning_rate=0.05)
     at = {}
 
     def keep(segment, current):
@@ -177,7 +177,7 @@ def test_two_phases_freeze_the_trunk_with_its_statistics_then_let_it_follow_slow
 @pytest.mark.parametrize("gate", [name for name in GATES if name != "none"])
 def test_groups_hold_every_variable_once_and_gates_do_not_decay(gate):
     model = kr.grow(network(), "stage*_block1_out", gate=gate, seed=1)
-    groups = training.parameter_groups(model, gate_lr_multiplier=7.0, trunk_lr_multiplier=0.5)
+    groups = training.parameter_groups(model, gate_lr_multiplier=7.0, backbone_lr_multiplier=0.5)
     held = [id(v) for group in groups for v in group.variables]
     assert sorted(held) == sorted(id(v) for v in model.trainable_variables)
     gates = next(group for group in groups if group.name == "gates")
@@ -378,20 +378,20 @@ def test_results_on_disk(tmp_path):
         ({"workers": ("a:1", "b:65536")}, "got 'b:65536'"),
         ({"workers": ("a:1", " b:2")}, "got ' b:2'"),
         ({"workers": ("a:1", "a:1")}, "must be different ones"),
-        ({"workers": (1, 2)}, "a list of texts"),
-        ({"devices": (0,)}, "a list of texts"),
+        ({"workers": (1, 2)}, "a list of strings"),
+        ({"devices": (0,)}, "a list of strings"),
         ({"milestones": ("a",)}, "a list of numbers"),
         ({"milestones": (5, 3)}, "epochs in their order"),
         ({"milestones": (-1, 1)}, "epochs in their order"),
         ({"workers": ("a:" + "9" * 5000, "b:1")}, "with a port"),
-        ({"seed": 2**32}, "below"),
+        ({"seed": 2**32}, "between 0 and"),
         ({"learning_rate": float("inf")}, "number of at least 0, got inf"),
         ({"learning_rate": True}, "`learning_rate` must be a number"),
         ({"epochs": 2.0}, "`epochs` must be a whole number"),
         ({"flip": "maybe"}, "`flip` must be true or false"),
         ({"sync_batch_norm": 1}, "`sync_batch_norm` must be true or false"),
-        ({"model": 5}, "`model` must be a text"),
-        ({"data": None}, "`data` must be a text"),
+        ({"model": 5}, "`model` must be a string"),
+        ({"data": None}, "`data` must be a string"),
         ({"model_options": 3}, "pairs of name and value"),
         ({"recipe": ("a",)}, "unknown recipe"),
         ({"growth": (5,)}, "`growth` holds"),
@@ -404,12 +404,36 @@ def test_bad_options_are_named(changes, says):
         training.Run.of(**changes)
 
 
+def test_descriptions_of_version_0_1_load(tmp_path):
+    """A flat list of options, some under former names."""
+    flat = "model: resnet56\nmodel_options: {gate: rezero}\nrecipe: he2015-cifar\nepochs: 7\nmilestones: [3.5, 5.25]\n"
+    (tmp_path / "run.yaml").write_text(flat + "trunk_lr_multiplier: 0.5\nloss: softmax\ngrowth: [[1, x, 2]]\nworkers: []\n")
+    with pytest.warns(DeprecationWarning, match="is called 'backbone_lr_multiplier' now"):
+        told = training.Run.load(tmp_path / "run.yaml")
+    assert (told.model, told.model_options, told.recipe, told.epochs) == ("resnet56", {"gate": "rezero"}, "he2015-cifar", 7)
+    assert told.milestones == (3.5, 5.25) and told.growing.backbone_lr_multiplier == told.trunk_lr_multiplier == 0.5
+    assert told.crop_padding == 4 and told.growth == ((1, "x", 2),)
+    told.save(tmp_path / "new.yaml")
+    assert (
+        training.Run.load(tmp_path / "new.yaml") == told and "optimization:\n  epochs: 7" in (tmp_path / "new.yaml").read_text()
+    )
+
+
+@pytest.mark.parametrize("name", ["class_weigth", "verbose", "lr", "batches"])
+def test_hints_suggest_what_fits(name):
+    expected = {"verbose": "`quiet`", "lr": "learning_rate"}.get(name)
+    with pytest.raises(training.TrainingError) as refused:
+        training.Run.of(**{name: 1})
+    assert f"unknown option {name!r}" in str(refused.value) and "'weights'" not in str(refused.value)
+    assert expected is None or expected in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (b"model: \xe9", "cannot be read"),
         (b"5: 3", "option: value"),
-        (b"recipe: [a]", "`recipe` must be a text"),
+        (b"recipe: [a]", "`recipe` must be a string"),
         (b"epochs: 0", "whole number of at least 1"),
         (b"epochs: null", "`epochs` must be a whole number"),
         (b"epochs: 4\nmilestones: null", "`milestones` must be a list of numbers"),

@@ -81,3 +81,12 @@ def test_float32_agrees_over_three_steps(placements, placement):
     np.testing.assert_allclose(other["losses"][:3], one["losses"][:3], rtol=0, atol=1e-4)
     found = differences(one, other, "e")
     assert len(found) > 20 and max(found) <= 1e-4
+
+
+def test_figures_are_those_of_the_saved_model_without_synchronised_batch_norm(tmp_path):
+    script = Path(__file__).with_name("unsynchronised.py")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, (summary, row, file) in json.loads(done.stdout.splitlines()[-1]).items():
+        np.testing.assert_allclose(summary, file, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(row, file, atol=2e-6, err_msg=name)
