@@ -119,6 +119,7 @@ class ImageFeed(Feed):
         placement: Placement,
         class_weight: dict[int, float] | None = None,
     ) -> None:
+        source = _with_channels(source, model)
         self.source, self.run, self.placement = source, run, placement
         self.train, self.held_out = source.train, None
         if run.holdout:
@@ -139,7 +140,7 @@ class ImageFeed(Feed):
         self.fingerprint = {"data": source.name, "images": self.train.size, "content": _checksum(self.train)}
         split = self._validation_split()
         self.validation = None if split is None else self._evaluation(split)
-        found = {"holdout": self.held_out, "test": source.test}
+        found = {"holdout": self.held_out, "val": _validation_of(source), "test": source.test}
         self.final = {name: self._evaluation(split) for name, split in found.items() if split is not None}
         self._iterator, self._next, self._last = None, None, None
 
@@ -170,6 +171,8 @@ class ImageFeed(Feed):
 
     def describe(self) -> list[str]:
         held_out = f", {self.held_out.size:,} held out" if self.held_out else ""
+        if hasattr(self.source, "describe"):
+            return [self.source.describe() + held_out]
         return [f"{self.name}: {self.size:,} training images, {len(self.source.classes)} classes{held_out}"]
 
     def label(self, model: keras.Model) -> keras.Model:
@@ -215,9 +218,9 @@ class ImageFeed(Feed):
     def _validation_split(self) -> Any:
         if self.run.validate == "none":
             return None
-        if self.held_out is not None and self.run.validate != "test":
-            return self.held_out
-        return self.source.test
+        if self.run.validate == "test":
+            return self.source.test
+        return next((split for split in (self.held_out, _validation_of(self.source)) if split is not None), self.source.test)
 
     def _evaluation(self, split: Any) -> Evaluation:
         batches = datasets.evaluation_batches(
@@ -225,6 +228,22 @@ class ImageFeed(Feed):
             replicas=self.placement.local_replicas, crop=self.source.crop,
         ).map(lambda images, labels, weights: {PADDED: weights, "data": (images, self._column(labels))})  # fmt: skip
         return Evaluation(self.placement.distribute(batches), math.ceil(split.size / self.run.batch_size))
+
+
+def _validation_of(source: datasets.Source) -> Any:
+    """The validation split of a data set that has one."""
+    return getattr(source, "validation", None)
+
+
+def _with_channels(source: datasets.Source, model: keras.Model) -> datasets.Source:
+    """The data set with as many channels as the model takes, where its images can be decoded so."""
+    shape = model.inputs[0].shape
+    if len(shape) != 4 or shape[-1] in (None, source.train.channels) or not hasattr(source, "with_channels"):
+        return source
+    try:
+        return source.with_channels(shape[-1])
+    except ValueError:  # Said with the model's shape, below.
+        return source
 
 
 def _shape_of(model: keras.Model, source: datasets.Source) -> tuple[tuple[int, int], int]:

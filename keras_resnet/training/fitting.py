@@ -21,7 +21,7 @@ from .learner import Learner
 from .logs import Progress
 from .loop import Result, Session, train
 from .recipes import RECIPES
-from .run import CHOICES, Run, TrainingError
+from .run import CHOICES, FINE_TUNING, Run, TrainingError
 from .schedules import make_schedule, scaled_rate
 from .state import Folder, RunState, Saved
 from .strategies import Placement, place
@@ -89,7 +89,8 @@ def fit(
             when a segment of the run begins.
         placement: Where to train; None decides it by the run's options.
         quiet: Print nothing.
-        **options: Fields of `Run`, e.g. `epochs=3, batch_size=64, growth=[(2, "stage*", 1)]`.
+        **options: Options of `Run`, e.g. `epochs=3, batch_size=64, growth=[(2, "stage*", 1)]`. Where they say nothing about
+            optimiser, learning rate and schedule, a model that was trained before gets the recipe `"finetune"`.
 
     Returns:
         `Result`.
@@ -106,8 +107,11 @@ def fit(
     own_loss = None if "loss" in options else loss
     own_optimizer = None if "optimizer" in options else optimizer
     _check_optimizer(own_optimizer, options)
-    run = Run.of(**options) if run is None else run.replace(**options)
     _check_graph(model)
+    if run is None:
+        run = Run.of(**_for_trained(options, model, data, own_optimizer))
+    else:
+        run = run.replace(**options)
     placement = placement or place(run, quiet)
     split = validation_split or None
     given = Given(data, y, sample_weight, class_weight, validation_data, split, validation_steps, steps_per_epoch)
@@ -123,6 +127,22 @@ def fit(
             task = dataclasses.replace(task, metrics=measured, weighted_metrics=weighted_metrics)
         _seed(run)
         return start(model, feed, task, run, placement, out, list(callbacks), quiet, own_optimizer)
+
+
+def _for_trained(options: dict[str, Any], model: keras.Model, data: Any, optimizer: Any) -> dict[str, Any]:
+    """The options of a run; a model that was trained before is fine-tuned where they leave open how to train it."""
+    decided = {"recipe", "optimizer", "learning_rate", "schedule", "base_batch"} & set(options)
+    if decided or optimizer is not None or not is_trained(model):
+        return options
+    named = isinstance(data, (str, os.PathLike, datasets.Source))
+    # Images are augmented where they are known to be photographs of one class each.
+    return {"recipe": FINE_TUNING, **({} if named else {"flip": False}), **options}
+
+
+def is_trained(model: keras.Model) -> bool:
+    """Whether a model was trained before: biases and moving means are zero in a new one."""
+    moved = [v for v in model.weights if v.name in ("bias", "beta", "moving_mean")]
+    return any(bool(np.any(keras.ops.convert_to_numpy(variable))) for variable in moved)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -274,6 +294,12 @@ def start(
     follows = not isinstance(schedule, float) if optimizer is None else not isinstance(optimizer._learning_rate, keras.Variable)
     check_callbacks(callbacks, follows, run.schedule, bool(run.ema) and optimizer is None)
     _check_growth(model, run)
+    accumulates = run.accumulate if optimizer is None else optimizer.gradient_accumulation_steps or 1
+    if accumulates > 1 and placement.replicas > 1:
+        raise TrainingError(
+            f"Keras accumulates gradients on one device only, and there are {placement.replicas} replicas; choose a larger "
+            "`batch_size`, which they share, and leave out `accumulate`"
+        )
     folder = Folder(None if out is None else Path(out), run, {**structure(model), **feed.fingerprint}, placement.chief)
     with StopRequest().listening() as stop, folder.lock(model.count_params()):
         saved = folder.read()

@@ -69,8 +69,8 @@ class Dataset(Options):
     holdout: int = option(
         0, "Hold out this many training images for validation, to choose a recipe without the test set.", least=0
     )
-    validate: str = option("auto", "Validate after every epoch on held-out images, or on the test set if there are none (auto); "
-                           "on the test set; or not at all.", choices=("auto", "test", "none"))  # fmt: skip
+    validate: str = option("auto", "Validate after every epoch on held-out images, the validation split or the test set (auto), "
+                           "on the test set, or not at all.", choices=("auto", "test", "none"))  # fmt: skip
     shuffle: bool = option(True, "Read training examples in a new order in every epoch.")
 
 

@@ -493,3 +493,34 @@ def test_other_backends_are_refused(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(training.TrainingError, match="KERAS_BACKEND=tensorflow, it is jax"):
         training.place(run())
+
+
+def test_a_trained_model_is_fine_tuned_where_options_leave_open_how(capsys):
+    """The default learning rate is for new networks; it made a trained VGG diverge."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 6)).astype("float32"), rng.integers(0, 2, 24)
+    fresh = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2)])
+    trained = training.fit(fresh, x, y, epochs=1, batch_size=8, learning_rate=1.0, quiet=True).model
+    for model, options, says in (
+        (fresh, {}, False), (trained, {}, True), (trained, {"learning_rate": 0.1}, False),
+        (trained, {"optimizer": keras.optimizers.Adam()}, False), (trained, {"recipe": "from-scratch"}, False),
+    ):  # fmt: skip
+        capsys.readouterr()
+        training.fit(model, x, y, epochs=3, batch_size=8, **options)
+        assert ("recipe finetune: the head first" in capsys.readouterr().err) == says, options
+
+
+def test_new_blocks_have_a_learning_rate_and_a_decay_of_their_own():
+    model = kr.grow(network(), "stage1_block1_out", gate="rezero", seed=1)
+    groups = {g.name: g for g in training.parameter_groups(model, new_lr_multiplier=3.0, new_decay_multiplier=0.5)}
+    assert (groups["new, decayed"].lr_multiplier, groups["new, decayed"].decay) == (3.0, 0.5)
+    assert (groups["new, not decayed"].lr_multiplier, groups["new, not decayed"].decay) == (3.0, 0.0)
+    assert (groups["head, decayed"].lr_multiplier, groups["head, decayed"].decay) == (1.0, 1.0)
+    assert all("_grow" in v.path for v in groups["new, decayed"].variables)
+    kernel = keras.Variable(np.full((2, 2), 2.0, "float32"), name="kernel")
+    made = make_optimizer(run(weight_decay=0.1, momentum=0.0, nesterov=False), 0.01, [training.Group("new", [kernel], 3.0, 0.5)])
+    made.build([kernel])
+    made.apply([keras.ops.zeros((2, 2))], [kernel])
+    np.testing.assert_allclose(value(kernel), 2.0 - 3.0 * 0.01 * (0.5 * 0.1 * 2.0), rtol=1e-6)
+    with pytest.warns(DeprecationWarning, match="backbone_lr_multiplier"):
+        assert training.parameter_groups(model, trunk_lr_multiplier=0.1)[0].lr_multiplier == 0.1
