@@ -24,6 +24,7 @@ from .strategies import Placement
 # The smallest share of a photograph's area that a random crop takes, where a run does not say.
 PHOTO_AREA = 0.25
 SAMPLED = 32  # Examples whose bytes are part of a fingerprint.
+SMALL = 16  # Numbers per example up to which all examples are.
 
 
 @dataclass(eq=False)
@@ -293,11 +294,7 @@ class ArrayFeed(Feed):
         self.steps = available if steps is None else steps
         if self.steps > available:
             raise TrainingError(f"`steps_per_epoch` must be at most {available}, all batches of the data, got {self.steps}")
-        sample = np.unique(np.linspace(0, self.size - 1, min(SAMPLED, self.size)).astype(int))
-        content = 0
-        for array in keras.tree.flatten(arrays):
-            content = zlib.crc32(np.ascontiguousarray(array if array.ndim == 1 else array[sample]).tobytes(), content)
-        self.fingerprint = {"data": self.name, "examples": self.size, "content": content}
+        self.fingerprint = {"data": self.name, "examples": self.size, "content": _checksum_of_arrays(arrays)}
         self._iterator, self._next, self._last = None, None, None
 
     @property
@@ -571,6 +568,17 @@ def _checksum(split: Any) -> int:
         image = image.numpy()
         checksum = zlib.crc32(image if isinstance(image, bytes) else image.tobytes(), checksum)
         checksum = zlib.crc32(label.numpy().tobytes(), checksum)
+    return checksum
+
+
+def _checksum_of_arrays(arrays: tuple) -> int:
+    """A checksum over labels and other small arrays, and over a sample of the examples of large ones."""
+    size = number_of_examples(arrays)
+    sample = np.unique(np.linspace(0, size - 1, min(SAMPLED, size)).astype(int))
+    checksum = 0
+    for array in keras.tree.flatten(arrays):
+        is_small = array.size <= SMALL * size
+        checksum = zlib.crc32(np.ascontiguousarray(array if is_small else array[sample]).tobytes(), checksum)
     return checksum
 
 

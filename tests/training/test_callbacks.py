@@ -78,7 +78,11 @@ CALLBACKS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+# Those that only watch; the test of all events covers what they hear.
+WATCHING = ("LambdaCallback", "History", "TerminateOnNaN", "TensorBoard", "ModelCheckpoint of weights")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in WATCHING else n for n in CALLBACKS])
 def test_callback_of_keras_does_what_it_does_there(tmp_path, name):
     if name == "TensorBoard":
         pytest.importorskip("tensorboard")

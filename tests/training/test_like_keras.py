@@ -122,7 +122,11 @@ def fitted(make, given, compiled, optimizer, chosen=False, class_weight=None, **
     return ours, model, history.history
 
 
-@pytest.mark.parametrize("name", CASES)
+# Those that differ from another case in one conversion only.
+RARER = ("column of class numbers", "float64 arrays", "binary", "several labels", "own loss", "PyDataset")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RARER else n for n in CASES])
 def test_weights_and_figures_are_those_of_plain_fit(name):
     make, given, compiled, chosen = CASES[name]
     ours, theirs, history = fitted(make, given, compiled, lambda: keras.optimizers.Adam(0.01), chosen)
@@ -143,7 +147,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ("weighted validation", "validation PyDataset") else n for n in OPTIONS],
+)
 def test_options_of_fit_mean_what_they_mean_in_keras(name):
     options = OPTIONS[name]
     ours = training.fit(
@@ -163,7 +170,10 @@ def test_options_of_fit_mean_what_they_mean_in_keras(name):
         assert ours.summary["val_loss"] == ours.history[-1]["val_loss"]
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "Nadam", "RMSprop", "Lion", "Adafactor"])
+LATER = [pytest.param(name, marks=pytest.mark.slow) for name in ("Nadam", "RMSprop", "Lion", "Adafactor")]
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", *LATER])
 def test_optimisers_of_keras_do_what_they_do_there(optimizer):
     settings = {
         "AdamW": dict(weight_decay=0.1, use_ema=True),

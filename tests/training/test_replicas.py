@@ -83,6 +83,7 @@ def test_float32_agrees_over_three_steps(placements, placement):
     assert len(found) > 20 and max(found) <= 1e-4
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_saved_model_without_synchronised_batch_norm(tmp_path):
     script = Path(__file__).with_name("unsynchronised.py")
     done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=400)
