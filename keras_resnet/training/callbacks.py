@@ -56,16 +56,16 @@ class Callbacks:
         self._whole.on_train_begin()
         return [] if state is None else self._restore(state, arrays)
 
-    def enter(self, segment: Segment, model: keras.Model, former: keras.Model | None = None) -> None:
-        """A segment begins; what callbacks keep of the former model is carried over to the new one.
+    def enter(self, segment: Segment, model: keras.Model, previous: keras.Model | None = None) -> None:
+        """A segment begins; what callbacks keep of the previous model is carried over to the new one.
 
         Args:
             segment: The segment.
             model: Its model.
-            former: The model of the segment before, where growth replaced it.
+            previous: The model of the segment before, where growth replaced it.
         """
-        if former is not None and former is not model:
-            self._carry_weights(former, model)
+        if previous is not None and previous is not model:
+            self._carry_weights(previous, model)
             model.stop_training = False
             self._whole.set_model(model)
         made = [factory(segment, model) for factory in self._factories]
@@ -89,14 +89,14 @@ class Callbacks:
 
     # ------------------------------------------------------------ state
 
-    def _carry_weights(self, former: keras.Model, model: keras.Model) -> None:
+    def _carry_weights(self, previous: keras.Model, model: keras.Model) -> None:
         """Give best weights that a callback holds the layout of a model that has grown; new blocks keep their closed gates."""
         for callback in self._lasting:
             best = getattr(callback, "best_weights", None)
-            if not isinstance(best, list) or len(best) != len(former.weights):
+            if not isinstance(best, list) or len(best) != len(previous.weights):
                 continue
             kept = {}
-            for variable, value in zip(former.weights, best, strict=True):
+            for variable, value in zip(previous.weights, best, strict=True):
                 kept.setdefault(variable.path, []).append(value)
             grown = []
             for variable in model.weights:

@@ -1,10 +1,14 @@
-"""The state of a run in one file: arrays of model, optimiser and metrics, and where the run stands."""
+"""The state of a run in one file: arrays of model, optimiser and metrics, and the position of the run."""
 
 import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..hints import first_line
 from ..weights import safetensors
@@ -19,24 +23,24 @@ FILE = "checkpoint.safetensors"
 LOCK = ".lock"
 
 
-def write(folder, arrays, state):
+def write(folder: str | os.PathLike[str], arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
     """Write a checkpoint next to the previous one, then rename it into place.
 
     Raises:
-        TrainingError: it cannot be written; the former one is still there.
+        TrainingError: It cannot be written; the previous one is kept.
     """
     path = Path(folder) / FILE
     try:
         safetensors.write(str(path), arrays, {"state": json.dumps(state)})
     except OSError as error:
-        former = "the previous one is kept" if path.exists() else "there was none before"
+        kept = "the previous one is kept" if path.exists() else "there was none before"
         raise TrainingError(
-            f"the checkpoint at step {state['step']} could not be written to {folder} ({error.strerror or error}); {former}. "
+            f"the checkpoint at step {state['step']} could not be written to {folder} ({error.strerror or error}); {kept}. "
             "Make room and give the same command again"
         ) from error
 
 
-def read(folder):
+def read(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """`(arrays, state)` of the checkpoint in a folder, or None.
 
     Raises:
@@ -50,11 +54,11 @@ def read(folder):
         return arrays, json.loads(metadata["state"])
     except Exception as error:
         raise TrainingError(
-            f"{path} cannot be read ({first_line(error)}); remove it to begin again, or choose another --out"
+            f"{path} cannot be read ({first_line(error)}); remove it to restart, or choose another --out"
         ) from error
 
 
-def check_folder(folder, needed):
+def check_folder(folder: str | os.PathLike[str], needed: int) -> None:
     """Make sure that a run can write its results, before it starts.
 
     Args:
@@ -84,7 +88,7 @@ def check_folder(folder, needed):
 
 
 @contextlib.contextmanager
-def lock(folder):
+def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Keep a folder for one run while the block lasts; the lock goes with its process, however that ends.
 
     Its file stays: were it removed, another process could hold the old one while a third makes and locks a new one.
@@ -106,9 +110,7 @@ def lock(folder):
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().decode() or "another process"
-            raise TrainingError(
-                f"{folder} is in use by a run that is going on ({holder}); end it, or choose another --out"
-            ) from error
+            raise TrainingError(f"{folder} is in use by a run in progress ({holder}); end it, or choose another --out") from error
         except OSError:
             # Some network file systems keep no locks; a run must be possible there too.
             pass

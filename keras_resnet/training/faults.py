@@ -1,6 +1,7 @@
-"""What can end a run, as sentences: a signal, a loss that is no number, a lost worker, a damaged image."""
+"""What can end a run, as messages: a signal, a loss that is not finite, a lost worker, a damaged image."""
 
 import contextlib
+import os
 import re
 import signal
 import threading
@@ -15,7 +16,7 @@ from .run import TrainingError
 
 
 class Interrupted(TrainingError):
-    """The run was asked to stop (SIGTERM), has saved and can go on."""
+    """The run was asked to stop (SIGTERM), has saved and can be resumed."""
 
     exit_code = 143
 
@@ -70,13 +71,13 @@ LOST = (
 
 
 @contextlib.contextmanager
-def errors_of(out, multi_worker, source=None):
-    """TensorFlow's errors as sentences: a lost worker, images that cannot be read.
+def errors_of(out: str | os.PathLike[str] | None, multi_worker: bool, source: datasets.Source | None = None) -> Iterator[None]:
+    """Turn TensorFlow's errors into messages: a lost worker, images that cannot be read.
 
     Args:
-        out: folder of the run, or None.
-        multi_worker: whether there are other processes.
-        source: data set, to look for the damaged image in.
+        out: Folder of the run, or None.
+        multi_worker: Whether there are other processes.
+        source: Data set, to look for the damaged image in.
     """
     try:
         yield
@@ -116,17 +117,18 @@ def brief(error: Exception) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
-def _data_error(source, error):
-    """The damaged image behind an error of the input pipeline, if there is one, else the error."""
+def _data_error(source: datasets.Source | None, error: Exception) -> TrainingError:
+    """The damaged image that made an error of the input pipeline, if there is one, else the error."""
     from ..data.corrupt import reason_against
     from ..data.tfrecord import damaged_records
 
-    for name, split in (("train", source and source.train), ("test", source and source.test)):
+    for name in ("train", "validation", "test"):
+        split = getattr(source, name, None)
         if isinstance(split, datasets.Encoded):
             for path in split.paths:
                 if reason := reason_against(path, split.channels):
                     return TrainingError(
-                        f"{path} cannot be decoded any more ({reason}); mend or remove it, and give the same command again"
+                        f"{path} cannot be decoded any more ({reason}); repair or remove it, and give the same command again"
                     )
         if isinstance(split, datasets.Records) and Path(source.name).is_dir():
             for _, shard, reason in damaged_records(source.name, name):

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -390,10 +390,42 @@ def adapter_of(data: Any, shuffle: bool = False, class_weight: dict[int, float] 
     except ValueError as error:
         if "Unrecognized data type" not in str(error):
             raise TrainingError(str(error)) from error
+        if hasattr(data, "__iter__") and class_weight is None:
+            return _Batches(data)
         raise TrainingError(
             f"data of type {type(data).__name__} cannot be trained on; give arrays, a tf.data.Dataset, a keras.utils.PyDataset, "
             "a generator, a PyTorch DataLoader, or the name or path of a data set"
         ) from error
+
+
+class _Batches:
+    """The part of Keras' adapters that feeds need, for an object that yields batches each time it is iterated over.
+
+    Args:
+        data: Iterable of `(x, y)` or `(x, y, sample_weight)`; its length, if it has one, is the number of batches.
+    """
+
+    batch_size = None
+
+    def __init__(self, data: Iterable) -> None:
+        self._data = data
+        self.num_batches = len(data) if hasattr(data, "__len__") else None
+        first = next(iter(data), None)
+        if not isinstance(first, (tuple, list)) or len(first) not in (2, 3):
+            kind = "nothing" if first is None else type(first).__name__
+            raise TrainingError(f"{type(data).__name__} must yield batches (x, y) or (x, y, sample_weight), it yields {kind}")
+        self._spec = keras.tree.map_structure(
+            lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), as_arrays(*first)
+        )
+
+    def get_tf_dataset(self) -> tf.data.Dataset:
+        """The batches as a data set."""
+        return tf.data.Dataset.from_generator(lambda: (as_arrays(*batch) for batch in self._data), output_signature=self._spec)
+
+    def on_epoch_begin(self) -> None:
+        """Nothing: the data hear of an epoch when they are iterated over."""
+
+    on_epoch_end = on_epoch_begin
 
 
 def distribute_foreign(dataset: tf.data.Dataset, data: Any, placement: Placement) -> Any:
@@ -461,7 +493,7 @@ def as_arrays(x: Any, y: Any = None, sample_weight: Any = None) -> tuple:
     if any(part is None for part in parts):
         raise TrainingError("`sample_weight` needs labels `y`")
     # Lists and tuples are several arrays where their parts are arrays; lists of numbers are one.
-    arrays = tuple(keras.tree.map_structure(convert, part) if _is_structure(part) else convert(part) for part in parts)
+    arrays = tuple(_converted(part, convert) for part in parts)
     lengths = {len(array) for array in keras.tree.flatten(arrays)}
     if len(lengths) > 1:
         raise TrainingError(f"arrays must have the same number of examples, got {', '.join(map(str, sorted(lengths)))}")
@@ -487,8 +519,13 @@ def split_arrays(arrays: tuple, share: float) -> tuple[tuple, tuple]:
     )
 
 
-def _is_structure(part: Any) -> bool:
-    return isinstance(part, dict) or (isinstance(part, (list, tuple)) and bool(part) and all(hasattr(p, "shape") for p in part))
+def _converted(part: Any, convert: Callable[[Any], np.ndarray]) -> Any:
+    """Arrays of a structure; tuples stand for lists, which tf.data would take for one tensor."""
+    if isinstance(part, dict):
+        return {key: _converted(value, convert) for key, value in part.items()}
+    if isinstance(part, (list, tuple)) and part and all(hasattr(value, "shape") for value in part):
+        return tuple(convert(value) for value in part)
+    return convert(part)
 
 
 def number_of_examples(arrays: tuple) -> int:

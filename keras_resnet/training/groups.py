@@ -27,8 +27,8 @@ class Group:
     decay: float = 1.0
 
 
-def new_layers(model):
-    """Layers of grown blocks, and the head (the last weighted layer): what learns while the trunk is frozen."""
+def new_layers(model: keras.Model) -> tuple[list, list]:
+    """Layers of grown blocks, and the head (the last weighted layer): what learns while the backbone is frozen."""
     blocks = [block for block in find_blocks(model) if block.add.grown]
     grown = [layer for block in blocks for layer in [*block.branch, block.add]]
     weighted = [node.operation for _, _, node in walk(model) if is_weighted(node.operation)]

@@ -5,6 +5,9 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 from .run import TrainingError
 
@@ -21,14 +24,14 @@ class Progress:
     """A live line on a terminal (rich), a line per epoch elsewhere.
 
     Args:
-        total: steps of the run.
-        steps_per_epoch: steps.
-        batch: images per step.
-        quiet: say nothing.
-        file: where to; None is standard error.
+        total: Steps of the run.
+        steps_per_epoch: Steps per epoch.
+        batch: Examples per step.
+        quiet: Print nothing.
+        file: Where to print; None is standard error.
     """
 
-    def __init__(self, total, steps_per_epoch, batch, quiet=False, file=None):
+    def __init__(self, total: int, steps_per_epoch: int, batch: int, quiet: bool = False, file: TextIO | None = None) -> None:
         self.total, self.steps_per_epoch, self.batch = total, steps_per_epoch, batch
         self.quiet, self.file = quiet, file or sys.stderr
         self._bar = self._task = None
@@ -53,7 +56,7 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def line(self, text):
+    def line(self, text: str) -> None:
         """A line that stays."""
         if self.quiet:
             return
@@ -62,11 +65,11 @@ class Progress:
         else:
             print(text, file=self.file, flush=True)
 
-    def due(self):
-        """Whether to show where the run is: at most ten times a second; the rate alone takes milliseconds."""
+    def due(self) -> bool:
+        """Whether to show where the run is: at most ten times a second, since estimating the time left takes milliseconds."""
         return self._bar is not None and time.perf_counter() - self._shown >= 0.1
 
-    def step(self, step, logs, rate, speed):
+    def step(self, step: int, logs: dict, rate: float, speed: float) -> None:
         """Show where the run is.
 
         Args:
@@ -82,7 +85,7 @@ class Progress:
         figures = f"{means}  {speed:.0f} img/s  learning rate {rate:.1e}"
         self._bar.update(self._task, completed=step, description=f"{where}  {figures}")
 
-    def epoch(self, row, epochs):
+    def epoch(self, row: dict, epochs: int) -> None:
         """The line of an epoch that is done."""
         means = "  ".join(f"{name} {row[name]:.4f}" for name in row if name not in FIRST + LAST)
         left = (self.total - row["step"]) * self.batch / max(row["images_per_second"], 0.1)  # rounded, it can be 0
@@ -103,8 +106,8 @@ def _duration(seconds):
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60):02d} s"
 
 
-def write_csv(rows, path):
-    """Write all rows anew, so that a run that was broken off records nothing twice."""
+def write_csv(rows: list[dict], path: Path) -> None:
+    """Write all rows, so that a run that was interrupted records nothing twice."""
 
     def write(partial):
         with partial.open("w", newline="", encoding="utf-8") as file:
@@ -115,12 +118,12 @@ def write_csv(rows, path):
     replace(path, write)
 
 
-def replace(path, write):
-    """Write a file of the results beside its place, then put it there; keeps the ending, by which Keras knows formats.
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file of the results next to its target, then rename it; the ending stays, by which Keras knows formats.
 
     Args:
-        path: of the file.
-        write: function of the path to write to.
+        path: The file.
+        write: Function of the path to write to.
 
     Raises:
         TrainingError: it cannot be written; what was there stays.
@@ -131,16 +134,16 @@ def replace(path, write):
         os.replace(partial, path)
     except OSError as error:
         raise TrainingError(
-            f"{path} could not be written ({error.strerror or error}); mend that and give the same command again"
+            f"{path} could not be written ({error.strerror or error}); fix that and give the same command again"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 class TensorBoardLog:
-    """Scalars per epoch; begun anew from the rows of a run that goes on."""
+    """Scalars per epoch; a run that resumes writes all its rows again."""
 
-    def __init__(self, folder, rows):
+    def __init__(self, folder: Path, rows: list[dict]) -> None:
         import importlib.util
 
         import tensorflow as tf
@@ -152,7 +155,7 @@ class TensorBoardLog:
         for row in rows:
             self.add(row)
 
-    def add(self, row):
+    def add(self, row: dict) -> None:
         """Write the scalars of an epoch."""
         import tensorflow as tf
 
@@ -163,7 +166,7 @@ class TensorBoardLog:
         self._writer.flush()
 
 
-def curves(rows, path, title=""):
+def curves(rows: list[dict], path: Path, title: str = "") -> object:
     """Draw loss and accuracy over epochs (extra `demo`).
 
     Args:

@@ -53,7 +53,7 @@ class Session:
         folder: Where results go.
         progress: What a person sees.
         stop: Whether the process was asked to stop.
-        state: Where the run stands.
+        state: Position of the run.
     """
 
     run: Run
@@ -77,7 +77,7 @@ class Session:
 
 
 def train(session: Session, saved: Saved | None) -> Result:
-    """Train from where the run stands to its end.
+    """Train from the position of the run to its end.
 
     Args:
         session: The run.
@@ -91,7 +91,7 @@ def train(session: Session, saved: Saved | None) -> Result:
             continue
         if begun and state.ended:
             break
-        former = learner.model if begun else None
+        previous = learner.model if begun else None
         for line in learner.enter(segment):
             session.progress.line(line)
         _build(session)
@@ -103,7 +103,7 @@ def train(session: Session, saved: Saved | None) -> Result:
             for line in callbacks.begin(learner.model, saved and saved.callbacks, saved and saved.arrays):
                 session.progress.line(line)
             begun = True
-        callbacks.enter(segment, learner.model, former)
+        callbacks.enter(segment, learner.model, previous)
         logs = _segment(session, segment, saved) or logs
         callbacks.leave(logs)
         saved = None

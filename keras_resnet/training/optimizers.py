@@ -4,9 +4,15 @@
 and no loss scaling; and all Keras optimisers clip before the sum over replicas, so that the result depends on their number.
 """
 
+from collections.abc import Collection, Iterable
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import ops
+
+from .groups import Group
+from .run import Run
 
 
 class _Grouped:
@@ -75,7 +81,7 @@ class AdamW(_Grouped, keras.optimizers.Adam):
 
 
 class Lamb(_Grouped, keras.optimizers.Lamb):
-    """`keras.optimizers.Lamb` with parameter groups; as in Keras, the decay stands outside of the trust ratio."""
+    """`keras.optimizers.Lamb` with parameter groups; as in Keras, the decay is outside the trust ratio."""
 
 
 class Slots:
@@ -103,7 +109,7 @@ class Slots:
         return self._slots.get(id(variable), {})
 
 
-def make_optimizer(run, schedule, groups):
+def make_optimizer(run: Run, schedule: Any, groups: list[Group]) -> keras.optimizers.Optimizer:
     """Make the optimiser that a `Run` describes.
 
     Args:
@@ -135,7 +141,13 @@ def last_learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
     return float(ops.convert_to_numpy(inner.learning_rate))
 
 
-def carry_state(old, old_slots: Slots, new, new_slots: Slots, pairs) -> None:
+def carry_state(
+    old: keras.optimizers.Optimizer,
+    old_slots: Slots,
+    new: keras.optimizers.Optimizer,
+    new_slots: Slots,
+    pairs: Iterable[tuple[keras.Variable, keras.Variable]],
+) -> None:
     """Carry the state of an optimiser over to the optimiser of a model that was rewritten, variable by variable.
 
     Args:
@@ -148,7 +160,7 @@ def carry_state(old, old_slots: Slots, new, new_slots: Slots, pairs) -> None:
     if old is not inner_of(old):
         for name in ("dynamic_scale", "step_counter"):
             getattr(new, name).assign(ops.convert_to_numpy(getattr(old, name)))
-    old, new = inner_of(old), inner_of(new)
+    old, new, pairs = inner_of(old), inner_of(new), list(pairs)
     new._iterations.assign(ops.convert_to_numpy(old._iterations))
     if isinstance(old._learning_rate, keras.Variable) and isinstance(new._learning_rate, keras.Variable):
         new._learning_rate.assign(ops.convert_to_numpy(old._learning_rate))
@@ -161,7 +173,7 @@ def carry_state(old, old_slots: Slots, new, new_slots: Slots, pairs) -> None:
     start_averages(new, new_slots, carried)
 
 
-def start_averages(optimizer, slots: Slots, carried=()) -> None:
+def start_averages(optimizer: keras.optimizers.Optimizer, slots: Slots, carried: Collection[int] = ()) -> None:
     """Let the moving average of every variable start at its value instead of zero.
 
     Args:

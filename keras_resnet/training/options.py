@@ -12,7 +12,7 @@ from typing import Any
 
 
 class TrainingError(Exception):
-    """A training cannot start or go on; the message says why and what to do."""
+    """A training cannot start or continue; the message says why and what to do."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""Where a run stands, and the folder that keeps it: checkpoint, logs, results."""
+"""The position of a run, and the folder that keeps it: checkpoint, logs, results."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from .run import Run, TrainingError
 
 @dataclass
 class RunState:
-    """Where a run stands: what a checkpoint says besides arrays.
+    """The position of a run: what a checkpoint holds in addition to arrays.
 
     Attributes:
         step: Training steps done.
@@ -45,7 +45,7 @@ class Saved:
 
     Args:
         arrays: See `Learner.arrays` and `Callbacks.state`.
-        state: Where the run stood.
+        state: Position of the run.
         callbacks: What callbacks remembered; None where they restart.
     """
 

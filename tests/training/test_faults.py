@@ -151,7 +151,7 @@ def test_two_runs_do_not_share_a_folder_and_a_kill_leaves_no_lock(tmp_path):
     go = lambda: training.fit(network(), "digits", run=run(epochs=1), out=tmp_path, callbacks=[losses], quiet=True)  # noqa: E731
     try:
         holder.stdout.readline()
-        with pytest.raises(training.TrainingError, match=r"in use by a run that is going on \(process 1 on moon\)") as refused:
+        with pytest.raises(training.TrainingError, match=r"in use by a run in progress \(process 1 on moon\)") as refused:
             go()
         assert refused.value.exit_code == 2 and not losses.values and not (tmp_path / "run.yaml").exists()
     finally:
@@ -243,7 +243,7 @@ def test_time_left_is_that_of_the_images_left():
 
 def test_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / checkpoint.FILE).write_bytes(b"\x08\0\0\0\0\0\0\0broken")
-    with pytest.raises(training.TrainingError, match="cannot be read.*remove it to begin again"):
+    with pytest.raises(training.TrainingError, match="cannot be read.*remove it to restart"):
         training.fit(network(), "digits", run=run(), out=tmp_path, quiet=True)
 
 

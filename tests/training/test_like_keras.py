@@ -40,6 +40,13 @@ def two_by_two():
     return keras.Model(inputs, {"kind": keras.layers.Dense(3, name="kind")(x), "size": keras.layers.Dense(2, name="size")(x)})
 
 
+def list_of_two():
+    keras.utils.set_random_seed(3)
+    inputs = [keras.Input((FEATURES,)), keras.Input((2,))]
+    x = keras.layers.Concatenate()([keras.layers.Dense(4)(inputs[0]), inputs[1]])
+    return keras.Model(inputs, [keras.layers.Dense(3, name="kind")(x), keras.layers.Dense(2, name="size")(x)])
+
+
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 CATEGORICAL = keras.losses.CategoricalCrossentropy
 ADAM = dict(optimizer=lambda: keras.optimizers.Adam(0.01))
@@ -83,6 +90,7 @@ CASES = {
         two_by_two, ({"a": X, "b": TARGETS}, {"kind": CLASSES, "size": TARGETS}),
         dict(loss={"kind": SPARSE, "size": "mae"}, loss_weights={"kind": 0.3, "size": 2.0}, metrics={"size": ["mse"]}), False,
     ),
+    "lists": (list_of_two, ([X, TARGETS], [CLASSES, TARGETS]), dict(loss=[SPARSE, "mse"], loss_weights=[1.0, 0.1]), False),
     "tf.data": (vector, (dataset,), dict(loss=SPARSE, metrics=["accuracy"]), True),
     "PyDataset": (vector, (Batches,), dict(loss=SPARSE), True),
     "generator": (vector, (generator,), dict(loss=SPARSE), True),
@@ -171,6 +179,24 @@ def test_options_of_fit_mean_what_they_mean_in_keras(name):
 
 
 LATER = [pytest.param(name, marks=pytest.mark.slow) for name in ("Nadam", "RMSprop", "Lion", "Adafactor")]
+
+
+class Loader:
+    """Batches on every iteration, as a PyTorch `DataLoader`."""
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return ([X[i : i + 8], CLASSES[i : i + 8]] for i in range(0, N, 8))
+
+
+def test_an_iterable_of_batches_is_data():
+    options = dict(optimizer=keras.optimizers.SGD(0.1), epochs=2, batch_size=8, shuffle=False, quiet=True)
+    loader = training.fit(vector(), Loader(), loss=SPARSE, validation_data=Loader(), **options)
+    arrays = training.fit(vector(), X, CLASSES, loss=SPARSE, validation_data=(X, CLASSES), **options)
+    same(loader.model, arrays.model)
+    assert loader.summary["val_loss"] == arrays.summary["val_loss"] and loader.history[0]["step"] == 3
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", *LATER])

@@ -139,7 +139,7 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_is_killed(tmp_pat
     try:
         wait_for_epoch(tmp_path / "run", 1)
         second = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
-        assert second.returncode == 2 and f"is in use by a run that is going on (process {first.pid} on" in second.stderr
+        assert second.returncode == 2 and f"is in use by a run in progress (process {first.pid} on" in second.stderr
         assert first.poll() is None
     finally:
         first.kill()
