@@ -77,8 +77,10 @@ def _flag(name: str, item: dataclasses.Field) -> Callable:
 
 
 def _help(text: str, default: Any) -> str:
-    if default is None or default == () or isinstance(default, bool):
-        return text + ("  [default: on]" if default is True else "")
+    if default is None or default == ():
+        return text
+    if isinstance(default, bool):
+        default = "on" if default else "off"
     return f"{text}  [default: {default}]"
 
 

@@ -57,7 +57,7 @@ def fit(
     weighted_metrics: Any = None,
     optimizer: str | keras.optimizers.Optimizer | None = None,
     labels: Sequence[str] | None = None,
-    callbacks: Iterable[CallbackLike] = (),
+    callbacks: CallbackLike | Iterable[CallbackLike] = (),
     placement: Placement | None = None,
     quiet: bool = False,
     **options: Any,
@@ -126,7 +126,7 @@ def fit(
             measured = task.metrics if metrics is None and weighted_metrics is None else metrics
             task = dataclasses.replace(task, metrics=measured, weighted_metrics=weighted_metrics)
         _seed(run)
-        return start(model, feed, task, run, placement, out, list(callbacks), quiet, own_optimizer)
+        return start(model, feed, task, run, placement, out, keras.tree.flatten(callbacks), quiet, own_optimizer)
 
 
 def _for_trained(options: dict[str, Any], model: keras.Model, data: Any, optimizer: Any) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def run_training(
     run: Run,
     placement: Placement,
     out: str | os.PathLike[str] | None = None,
-    callbacks: Iterable[CallbackLike] = (),
+    callbacks: CallbackLike | Iterable[CallbackLike] = (),
     quiet: bool = False,
 ) -> Result:
     """Train a model on images of a known data set."""
@@ -174,7 +174,7 @@ def run_training(
     with errors_of(out, placement.multi_worker, source):
         feed = ImageFeed(source, model, run, placement)
         task = classification(model, len(source.classes), run.loss)
-        return start(model, feed, task, run, placement, out, list(callbacks), quiet)
+        return start(model, feed, task, run, placement, out, keras.tree.flatten(callbacks), quiet)
 
 
 def _source_of(given: Given, run: Run, has_loss: bool) -> datasets.Source | None:

@@ -12,6 +12,7 @@ import keras
 import pytest
 from click.testing import CliRunner
 
+import keras_resnet as kr
 from keras_resnet import training
 from keras_resnet.training import cli
 from keras_resnet.training.run import GROUPS, OPTIONS
@@ -150,3 +151,15 @@ def test_a_pretrained_model_gets_the_recipe_for_fine_tuning_and_it_is_said(invok
     assert training.Run.of(weights="cifar10").recipe == "finetune"
     for changes in ({"weights": "cifar10", "learning_rate": 0.1}, {}, {"weights": "cifar10", "recipe": "from-scratch"}):
         assert training.Run.of(**changes).clip_norm == 0
+
+
+def test_legacy_files_are_models_and_get_the_class_names(invoke, tmp_path):
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(keras.layers.Rescaling(0.01)(inputs))))
+    model.save(tmp_path / "old.h5")
+    result = invoke(
+        "--model", tmp_path / "old.h5", "--data", "digits", "--epochs", 1, "--batch-size", 512, "--out", tmp_path / "run"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["classes"] == list("0123456789")
+    assert kr.card(keras.saving.load_model(tmp_path / "run" / "model.keras")).labels == list("0123456789")
