@@ -175,7 +175,9 @@ class Learner:
         strategy = self.placement.strategy
         if self.placement.replicas == 1:
             return
-        found = [v for v in self.model.non_trainable_variables if keras.backend.is_float_dtype(v.dtype)]
+        # What is frozen is equal everywhere, and must not be rounded.
+        layers = [layer for _, layer in self._layers() if layer.trainable]
+        found = [v for layer in layers for v in layer.non_trainable_variables if keras.backend.is_float_dtype(v.dtype)]
         if not found:
             return
         values = strategy.run(lambda: [tf.identity(variable.value) for variable in found])
