@@ -78,8 +78,16 @@ CALLBACKS = {
 }
 
 
-# Those that only watch; the test of all events covers what they hear.
-WATCHING = ("LambdaCallback", "History", "TerminateOnNaN", "TensorBoard", "ModelCheckpoint of weights")
+# Those that only watch; the tests of all events and of a kill cover what they hear and keep.
+WATCHING = (
+    "LambdaCallback",
+    "History",
+    "TerminateOnNaN",
+    "TensorBoard",
+    "ModelCheckpoint of weights",
+    "ModelCheckpoint",
+    "CSVLogger",
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in WATCHING else n for n in CALLBACKS])
