@@ -336,7 +336,7 @@ def _announcement(session: Session, task: Task, saved: Saved | None, optimizer: 
         *feed.describe(),
         f"{placement.describe()}; global batch {feed.batch}, {per_replica} per replica"
         + (", synchronised batch norm" if learner.synchronised else ""),
-        f"{run.epochs} epochs of {feed.steps} steps; "
+        f"epochs: {run.epochs}, of {feed.steps} steps each; "
         + (f"{run.optimizer}, {rate}" if optimizer is None else type(optimizer).__name__),
     ]
     if placement.replicas > 1 and feed.resumes_anywhere:
