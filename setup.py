@@ -67,7 +67,7 @@ setup(
     package_data={"keras_resnet": ["py.typed", "weights/data/*"], "resnet_export": ["py.typed", "serving/page/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["resnet-export = resnet_export.cli:main"]},
+    entry_points={"console_scripts": ["resnet-export = resnet_export.cli:main", "resnet-train = resnet_export.train:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Programming Language :: Python :: 3.11",

@@ -5,14 +5,15 @@ Imported on demand (`import keras_resnet.training`), since `keras_resnet` itself
 
 from .drift_logger import DriftLogger, drift_figure
 from .faults import Diverged, Interrupted, WorkerLost
-from .fitting import Result, fit
+from .fitting import fit
 from .groups import Group, parameter_groups
+from .loop import Result
 from .optimizers import SGD, AdamW, Lamb
 from .recipes import RECIPES
 from .run import Run, TrainingError
 from .schedules import WarmUp
 from .strategies import DeviceError, Placement, place
-from .train import train
+from .zoo import train
 
 __all__ = [
     "RECIPES",

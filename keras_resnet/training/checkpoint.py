@@ -1,13 +1,14 @@
-"""The state of a run in one file: arrays of model, optimiser and metrics, and where the run stands."""
+"""The state of a run in one file: arrays of model, optimiser and metrics, and the position of the run."""
 
 import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from keras import ops
 
 from ..hints import first_line
 from ..weights import safetensors
@@ -22,63 +23,24 @@ FILE = "checkpoint.safetensors"
 LOCK = ".lock"
 
 
-def arrays_of(stepped):
-    """All that a training step changes, by a name that tells where it belongs. Every worker must call it together."""
-    groups = {
-        "model": stepped.variables,
-        "optimizer": stepped.optimizer.variables,
-        "metrics": [variable for metric in stepped.metrics for variable in metric.variables],
-    }
-    return {f"{kind}/{i}": _array(v) for kind, found in groups.items() for i, v in enumerate(found)}
-
-
-def _array(variable):
-    array = ops.convert_to_numpy(variable)
-    return array.astype("float32") if variable.dtype == "bfloat16" else array
-
-
-def restore(stepped, arrays):
-    """Assign what `arrays_of` gave, metrics left out.
+def write(folder: str | os.PathLike[str], arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+    """Write a checkpoint next to the previous one, then rename it into place.
 
     Raises:
-        TrainingError: the arrays are those of another model or optimiser; nothing is assigned then.
-    """
-    pairs = []
-    for kind, variables in (("model", stepped.variables), ("optimizer", stepped.optimizer.variables)):
-        found = [name for name in arrays if name.startswith(f"{kind}/")]
-        shapes = [arrays.get(f"{kind}/{i}", np.empty(0)).shape for i in range(len(variables))]
-        if len(found) != len(variables) or shapes != [tuple(v.shape) for v in variables]:
-            raise TrainingError(f"the checkpoint is of another {kind} ({len(found)} arrays for {len(variables)} variables)")
-        pairs += [(variable, arrays[f"{kind}/{i}"]) for i, variable in enumerate(variables)]
-    for variable, value in pairs:
-        variable.assign(value)
-
-
-def restore_metrics(stepped, arrays):
-    """Assign the metrics of an epoch that was broken off."""
-    variables = [variable for metric in stepped.metrics for variable in metric.variables]
-    for i, variable in enumerate(variables):
-        variable.assign(arrays[f"metrics/{i}"])
-
-
-def write(folder, arrays, state):
-    """Write a checkpoint beside the former one, then put it in its place.
-
-    Raises:
-        TrainingError: it cannot be written; the former one is still there.
+        TrainingError: It cannot be written; the previous one is kept.
     """
     path = Path(folder) / FILE
     try:
         safetensors.write(str(path), arrays, {"state": json.dumps(state)})
     except OSError as error:
-        former = "the former one is kept" if path.exists() else "there was none before"
+        kept = "the previous one is kept" if path.exists() else "there was none before"
         raise TrainingError(
-            f"the checkpoint at step {state['step']} could not be written to {folder} ({error.strerror or error}); {former}. "
+            f"the checkpoint at step {state['step']} could not be written to {folder} ({error.strerror or error}); {kept}. "
             "Make room and give the same command again"
         ) from error
 
 
-def read(folder):
+def read(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """`(arrays, state)` of the checkpoint in a folder, or None.
 
     Raises:
@@ -92,11 +54,11 @@ def read(folder):
         return arrays, json.loads(metadata["state"])
     except Exception as error:
         raise TrainingError(
-            f"{path} cannot be read ({first_line(error)}); remove it to begin again, or choose another --out"
+            f"{path} cannot be read ({first_line(error)}); remove it to restart, or choose another --out"
         ) from error
 
 
-def check_folder(folder, needed):
+def check_folder(folder: str | os.PathLike[str], needed: int) -> None:
     """Make sure that a run can write its results, before it starts.
 
     Args:
@@ -126,7 +88,7 @@ def check_folder(folder, needed):
 
 
 @contextlib.contextmanager
-def lock(folder):
+def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Keep a folder for one run while the block lasts; the lock goes with its process, however that ends.
 
     Its file stays: were it removed, another process could hold the old one while a third makes and locks a new one.
@@ -148,9 +110,7 @@ def lock(folder):
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().decode() or "another process"
-            raise TrainingError(
-                f"{folder} is in use by a run that is going on ({holder}); end it, or choose another --out"
-            ) from error
+            raise TrainingError(f"{folder} is in use by a run in progress ({holder}); end it, or choose another --out") from error
         except OSError:
             # Some network file systems keep no locks; a run must be possible there too.
             pass

@@ -131,7 +131,7 @@ def heat_map(rows, axis, norm=None):
 
     Args:
         rows: `(epoch, block, ‖F(x)‖/‖x‖)`, blocks in order of execution; a block that an epoch lacks stays white there.
-        axis: where to; a colour bar is put beside it.
+        axis: where to; a colour bar is put next to it.
         norm: of matplotlib, for a scale of colours that several maps share; None for a linear one from 0.
     """
     epochs = sorted({epoch for epoch, _, _ in rows})

@@ -1,8 +1,11 @@
-"""What can end a run, as sentences: a signal, a loss that is no number, a lost worker, a damaged image."""
+"""What can end a run, as messages: a signal, a loss that is not finite, a lost worker, a damaged image."""
 
 import contextlib
+import os
+import re
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
@@ -13,7 +16,7 @@ from .run import TrainingError
 
 
 class Interrupted(TrainingError):
-    """The run was asked to stop (SIGTERM), has saved and can go on."""
+    """The run was asked to stop (SIGTERM), has saved and can be resumed."""
 
     exit_code = 143
 
@@ -30,21 +33,31 @@ class WorkerLost(TrainingError):
     exit_code = 1
 
 
-@contextlib.contextmanager
-def on_termination(training):
-    """SIGTERM lets the step in progress end, saves and stops; only where Python allows handlers (the main thread)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class StopRequest:
+    """Whether this process was asked to stop by SIGTERM: the step in progress ends, and the run saves and stops.
 
-    def ask(*_):
-        training.stop_asked = True
+    Attributes:
+        asked: Whether it was.
+    """
 
-    former = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Listen for SIGTERM while the block lasts, where Python allows handlers (in the main thread)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+
+        def ask(*_: object) -> None:
+            self.asked = True
+
+        former = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGTERM, former)
 
 
 # What collective operations end with when a peer does not answer any more.
@@ -58,13 +71,13 @@ LOST = (
 
 
 @contextlib.contextmanager
-def errors_of(out, multi_worker, source=None):
-    """TensorFlow's errors as sentences: a lost worker, images that cannot be read.
+def errors_of(out: str | os.PathLike[str] | None, multi_worker: bool, source: datasets.Source | None = None) -> Iterator[None]:
+    """Turn TensorFlow's errors into messages: a lost worker, images that cannot be read.
 
     Args:
-        out: folder of the run, or None.
-        multi_worker: whether there are other processes.
-        source: data set, to look for the damaged image in.
+        out: Folder of the run, or None.
+        multi_worker: Whether there are other processes.
+        source: Data set, to look for the damaged image in.
     """
     try:
         yield
@@ -78,19 +91,46 @@ def errors_of(out, multi_worker, source=None):
         raise _data_error(source, error) from error
 
 
-def _data_error(source, error):
-    """The damaged image behind an error of the input pipeline, if there is one, else the error."""
+# What TensorFlow and Keras put around the reason of an error.
+NOISE = re.compile(
+    r"\{\{[^}]*\}\}|\[Op:[^\]]*\]|\[\[.*?\]\]|Exception encountered when calling [^\n]*\n|Graph execution error:"
+    r"|Detected at node [^\n]*\n?|<stack traces unavailable>|\d+ root error\(s\) found\.|\n\s*\(1\) [\s\S]*|\(0\) [A-Z_]+:"
+    r"|Arguments received by [\s\S]*|\bDefined at \(most recent call last\):[\s\S]*|\x1b\[[0-9;]*m"
+)
+LONGEST = 400
+
+
+def step_error(error: Exception) -> Exception:
+    """What an error inside a training step means for the user; errors of image pipelines pass, see `errors_of`.
+
+    Args:
+        error: As TensorFlow or Keras raised it.
+    """
+    if isinstance(error, tf.errors.OpError) and "Decode" in str(error):
+        return TrainingError(brief(error))
+    return TrainingError(f"the model, its loss or its metrics do not take a batch of the data: {brief(error)}")
+
+
+def brief(error: Exception) -> str:
+    """The reason in an error of TensorFlow or Keras, in a line of bounded length."""
+    text = " ".join(NOISE.sub("", str(error)).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+def _data_error(source: datasets.Source | None, error: Exception) -> TrainingError:
+    """The damaged image that made an error of the input pipeline, if there is one, else the error."""
     from ..data.corrupt import reason_against
     from ..data.tfrecord import damaged_records
 
-    for name, split in (("train", source and source.train), ("test", source and source.test)):
+    for name in ("train", "validation", "test"):
+        split = getattr(source, name, None)
         if isinstance(split, datasets.Encoded):
             for path in split.paths:
                 if reason := reason_against(path, split.channels):
                     return TrainingError(
-                        f"{path} cannot be decoded any more ({reason}); mend or remove it, and give the same command again"
+                        f"{path} cannot be decoded any more ({reason}); repair or remove it, and give the same command again"
                     )
         if isinstance(split, datasets.Records) and Path(source.name).is_dir():
             for _, shard, reason in damaged_records(source.name, name):
                 return TrainingError(f"{shard} is damaged ({reason}); write the shards again")
-    return error
+    return TrainingError(brief(error))

@@ -1,575 +1,385 @@
-"""A training run: segments of Keras' `fit`, between which the model may grow or thaw, with a state that survives anything."""
+"""`fit`: train any model with its data, as Keras' `fit` does, and more: growth, resuming, several machines."""
 
-import contextlib
 import dataclasses
-import json
-import math
-from dataclasses import dataclass
+import os
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from .. import data as datasets
-from ..graphs import graph_of, walk
+from ..graphs import graph_of
 from ..growth import grow
-from ..growth.surgery import copy_model
-from . import checkpoint
-from .faults import Diverged, errors_of, on_termination
-from .groups import new_layers, parameter_groups
-from .logs import Progress, TensorBoardLog, curves, replace, write_csv
-from .optimizers import carry_slots, make_optimizer
-from .run import Run, TrainingError
+from .callbacks import CallbackLike, Callbacks, check_callbacks
+from .faults import StopRequest, errors_of
+from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluation_of, split_arrays, weighted_by_class
+from .learner import Learner
+from .logs import Progress
+from .loop import Result, Session, train
+from .recipes import RECIPES
+from .run import CHOICES, FINE_TUNING, Run, TrainingError
 from .schedules import make_schedule, scaled_rate
-from .stepped import Stepped
-from .strategies import place
-from .watch import Stop, UnlessAsked, Watch, stop
+from .state import Folder, RunState, Saved
+from .strategies import Placement, place
+from .tasks import Loss, Task, classification, task_of_labels, task_of_spec
 
-SMALL_BATCH = 16
-# Area that a random crop of a photograph takes at least, where a run does not say.
-PHOTO_AREA = 0.25
-# Fields of a run that `train` needs to make or load its model; `fit` is given one.
+# Options of a run that `train` needs to make or load its model; `fit` is given one.
 MADE_BY_TRAIN = {"model", "model_options", "weights", "data", "image_size", "drop_path", "precision"}
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a training gives back.
+# Options that change images or labels of a training set; they need images whose range and labels are known.
+CHANGES_IMAGES = (
+    "crop_padding", "random_area", "flip", "randaugment", "erasing", "mixup", "cutmix", "label_smoothing", "holdout",
+    "small_epochs",
+)  # fmt: skip
+
+
+def fit(
+    model: keras.Model,
+    data: Any,
+    y: Any = None,
+    *,
+    run: Run | None = None,
+    out: str | os.PathLike[str] | None = None,
+    validation_data: Any = None,
+    validation_split: float = 0.0,
+    validation_steps: int | None = None,
+    steps_per_epoch: int | None = None,
+    sample_weight: Any = None,
+    class_weight: dict[int, float] | None = None,
+    loss: Loss | None = None,
+    loss_weights: Any = None,
+    metrics: Any = None,
+    weighted_metrics: Any = None,
+    optimizer: str | keras.optimizers.Optimizer | None = None,
+    labels: Sequence[str] | None = None,
+    callbacks: CallbackLike | Iterable[CallbackLike] = (),
+    placement: Placement | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Result:
+    """Train a model; differs from `Model.fit` by growing, unfreezing, resuming after a kill, and running on several machines.
 
     Args:
-        model: the trained model, uncompiled.
-        history: a dict per epoch (columns of the CSV).
-        summary: figures of the whole run.
-    """
-
-    model: keras.Model
-    history: list
-    summary: dict
-
-    def to_json(self):
-        """Plain JSON values."""
-        return {"history": self.history, "summary": self.summary}
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Epochs of a run in which model, optimiser and image size stay as they are."""
-
-    start: int
-    end: int
-    growth: tuple
-    frozen: bool
-    small: bool
-
-
-def segments(run):
-    """The segments of a `Run`, in order."""
-    small_end = round(run.epochs * run.small_epochs) if run.small_crops < 1 else 0
-    edges = {0, run.epochs, run.frozen_epochs, small_end, *(event[0] for event in run.growth)}
-    edges = sorted(edge for edge in edges if edge <= run.epochs)
-    return [
-        Segment(a, b, tuple(e for e in run.growth if e[0] == a), a < run.frozen_epochs, a < small_end)
-        for a, b in zip(edges, edges[1:], strict=False)
-    ]
-
-
-def fit(model, data, *, run=None, out=None, callbacks=(), placement=None, quiet=False, **options):
-    """Train a model; differs from `Model.fit` by growing, thawing, going on after a kill, and holding on several machines.
-
-    Args:
-        model: Functional or Sequential model: images 0–255 in, logits out. It is not changed; the result has a trained copy.
-        data: see `keras_resnet.data.load`; or a tuple `(images, labels)` of arrays, or `((x, y), (x_test, y_test))`.
-        run: `Run`; its `model` is ignored. None: made of `options`.
-        out: folder for checkpoint, logs and model; a run that was broken off there goes on. None keeps nothing.
-        callbacks: Keras callbacks, or functions `callback(segment, model)` that return one (or None) when a segment begins.
-            Where a run goes on, and in every segment, they begin anew (`on_train_begin`): EarlyStopping forgets its best.
-        placement: `Placement`; None places the run by its options.
-        quiet: print nothing.
-        **options: fields of `Run`, e.g. `epochs=3, recipe="finetune-grown", growth=[(2, "stage*", 1)]`.
+        model: Functional or Sequential model. It is not changed; the result has a trained copy.
+        data: What `Model.fit` takes as `x`: arrays (nested as the model's inputs are), a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a generator, or a PyTorch `DataLoader`. Or the name or path of a data set of images, see
+            `keras_resnet.data.load`. Or a tuple `(images, labels)` or `((x, y), (x_test, y_test))` of arrays.
+        y: Labels, where `data` is arrays.
+        run: Description of the run; its `model` and `data` are ignored. None makes it of `options`.
+        out: Folder for checkpoint, logs and model; a run that was interrupted there resumes. None keeps nothing.
+        validation_data: What `Model.fit` takes: arrays `(x, y)` or `(x, y, sample_weight)`, or any other kind of `data`.
+        validation_split: Share of the arrays, taken from their end, to validate on instead.
+        validation_steps: Batches of a validation; None for all.
+        steps_per_epoch: Steps per epoch; None for all examples. Needed where the data do not say how many they are.
+        sample_weight: Weight of every example in the loss, where `data` is arrays.
+        class_weight: Weight of each class number in the loss; classes that are missing have weight 1.
+        loss: As `Model.compile` takes it; or `"softmax"`, `"sigmoid"` or `"auto"`, see `Run`. None is `"auto"`: it is chosen by
+            what the model returns and what the labels are.
+        loss_weights: As `Model.compile` takes them.
+        metrics: As `Model.compile` takes them. None measures the accuracy where `loss` is chosen here.
+        weighted_metrics: As `Model.compile` takes them.
+        optimizer: A Keras optimiser, of which a copy is used; or a name, see `Run`.
+        labels: Class names for the model's card, where `data` does not have them.
+        callbacks: Keras callbacks, called as `Model.fit` does; or functions `callback(segment, model)` that return one (or None)
+            when a segment of the run begins.
+        placement: Where to train; None decides it by the run's options.
+        quiet: Print nothing.
+        **options: Options of `Run`, e.g. `epochs=3, batch_size=64, growth=[(2, "stage*", 1)]`. Where they say nothing about
+            optimiser, learning rate and schedule, a model that was trained before gets the recipe `"finetune"`.
 
     Returns:
         `Result`.
 
     Raises:
-        TrainingError: see its subclasses; the message says what to do.
+        TrainingError: See its subclasses; the message says what to do.
+
+    Example:
+        >>> training.fit(model, x, y, epochs=5, validation_split=0.1, callbacks=[keras.callbacks.EarlyStopping("val_accuracy")])
     """
     if theirs := sorted(set(options) & MADE_BY_TRAIN):
         raise TrainingError(f"`{theirs[0]}` decides how `train` makes a model; build the model so, and leave it out here")
-    run = Run.of(**options) if run is None else dataclasses.replace(run, **options)
+    options |= {name: value for name, value in (("loss", loss), ("optimizer", optimizer)) if _is_option(name, value)}
+    own_loss = None if "loss" in options else loss
+    own_optimizer = None if "optimizer" in options else optimizer
+    _check_optimizer(own_optimizer, options)
+    _check_graph(model)
+    if run is None:
+        run = Run.of(**_for_trained(options, model, data, own_optimizer))
+    else:
+        run = run.replace(**options)
     placement = placement or place(run, quiet)
-    source = _or_sentence(as_source, data, run)
-    run = dataclasses.replace(run, model=model.name, data=source.name)
-    return run_training(model, source, run, placement, out, callbacks, quiet)
+    split = validation_split or None
+    given = Given(data, y, sample_weight, class_weight, validation_data, split, validation_steps, steps_per_epoch)
+    source = _source_of(given, run, own_loss is not None)
+    with errors_of(out, placement.multi_worker, source):
+        feed, arrays = _feed_of(given, source, model, run, placement, labels)
+        run = run.replace(model=model.name, data=feed.name)
+        if own_loss is not None:
+            task = Task(own_loss, loss_weights, metrics, weighted_metrics)
+        else:
+            task = _default_task(model, feed, arrays, run)
+            measured = task.metrics if metrics is None and weighted_metrics is None else metrics
+            task = dataclasses.replace(task, metrics=measured, weighted_metrics=weighted_metrics)
+        _seed(run)
+        return start(model, feed, task, run, placement, out, keras.tree.flatten(callbacks), quiet, own_optimizer)
 
 
-def run_training(model, source, run, placement, out=None, callbacks=(), quiet=False):
-    """What `fit` and `train` share, once model, data and placement are there."""
+def _for_trained(options: dict[str, Any], model: keras.Model, data: Any, optimizer: Any) -> dict[str, Any]:
+    """The options of a run; a model that was trained before is fine-tuned where they leave open how to train it."""
+    decided = {"recipe", "optimizer", "learning_rate", "schedule", "base_batch"} & set(options)
+    if decided or optimizer is not None or not is_trained(model):
+        return options
+    named = isinstance(data, (str, os.PathLike, datasets.Source))
+    # Images are augmented where they are known to be photographs of one class each.
+    return {"recipe": FINE_TUNING, **({} if named else {"flip": False}), **options}
+
+
+def is_trained(model: keras.Model) -> bool:
+    """Whether a model was trained before: biases and moving means are zero in a new one."""
+    moved = [v for v in model.weights if v.name in ("bias", "beta", "moving_mean")]
+    return any(bool(np.any(keras.ops.convert_to_numpy(variable))) for variable in moved)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """The data arguments of `fit`."""
+
+    data: Any
+    y: Any = None
+    sample_weight: Any = None
+    class_weight: dict[int, float] | None = None
+    validation_data: Any = None
+    validation_split: float | None = None
+    validation_steps: int | None = None
+    steps_per_epoch: int | None = None
+
+
+def run_training(
+    model: keras.Model,
+    source: datasets.Source,
+    run: Run,
+    placement: Placement,
+    out: str | os.PathLike[str] | None = None,
+    callbacks: CallbackLike | Iterable[CallbackLike] = (),
+    quiet: bool = False,
+) -> Result:
+    """Train a model on images of a known data set."""
+    _check_graph(model)
+    _seed(run)
+    with errors_of(out, placement.multi_worker, source):
+        feed = ImageFeed(source, model, run, placement)
+        task = classification(model, len(source.classes), run.loss)
+        return start(model, feed, task, run, placement, out, keras.tree.flatten(callbacks), quiet)
+
+
+def _source_of(given: Given, run: Run, has_loss: bool) -> datasets.Source | None:
+    """The data set of images that data stand for; None where they are batches or arrays as Keras takes them."""
+    data = given.data
+    if isinstance(data, (str, os.PathLike, datasets.Source)):
+        return _checked(datasets.load, data, run.data_path, corrupt=run.corrupt, cache=run.cache)
+    changed = [name for name in CHANGES_IMAGES if getattr(run, name)]
+    tuples = isinstance(data, tuple) and given.y is None
+    if tuples and len(data) != 2:
+        raise TrainingError("`data` as a tuple is (images, labels) or ((images, labels), (test images, test labels))")
+    if tuples and isinstance(data[0], tuple):
+        return _checked(_source_of_arrays, data[0], data[1])
+    if not changed:
+        return None
+    pair = data if tuples else (data, given.y)
+    if getattr(pair[0], "dtype", None) != np.uint8 or has_loss or given.sample_weight is not None:
+        raise TrainingError(
+            f"`{changed[0]}` changes training images; it needs images as a uint8 array (n, height, width, channels) with one "
+            "class number each, and a loss that is chosen here"
+        )
+    return _checked(_source_of_arrays, pair, None)
+
+
+def _source_of_arrays(train: tuple, test: tuple | None) -> datasets.Source:
+    images, more = (None if pair is None else datasets.Images(np.asarray(pair[0]), np.asarray(pair[1])) for pair in (train, test))
+    classes = tuple(map(str, range(1 + int(max(split.labels.max() for split in (images, more) if split)))))
+    return datasets.Source("arrays", images, more, classes, images.images.shape[1:3], {"mean": 0.5, "std": 0.25})
+
+
+def _feed_of(
+    given: Given,
+    source: datasets.Source | None,
+    model: keras.Model,
+    run: Run,
+    placement: Placement,
+    labels: Sequence[str] | None,
+) -> tuple[Feed, tuple | None]:
+    """The feed of a run, and its training arrays where it has some."""
+    arrays, validation = None, given.validation_data
+    if source is not None:
+        feed = ImageFeed(source, model, run, placement, given.class_weight)
+    elif _is_arrays(given.data):
+        x, y = given.data if isinstance(given.data, tuple) and given.y is None else (given.data, given.y)
+        arrays = as_arrays(x, y, given.sample_weight)
+        if given.validation_split:
+            arrays, validation = split_arrays(arrays, given.validation_split)
+        feed = ArrayFeed(
+            arrays if given.class_weight is None else weighted_by_class(arrays, given.class_weight),
+            run, placement, given.steps_per_epoch,
+        )  # fmt: skip
+    else:
+        for name in ("y", "sample_weight", "validation_split"):
+            if getattr(given, name) is not Given.__dataclass_fields__[name].default:
+                raise TrainingError(f"`{name}` is for arrays; a {type(given.data).__name__} has it in its batches")
+        feed = AdapterFeed(given.data, model, run, placement, given.steps_per_epoch, given.class_weight)
+    if validation is not None:
+        feed.validation = evaluation_of(validation, run, placement, given.validation_steps)
+        feed.final = {**feed.final, **({} if feed.validation.once else {"val": feed.validation})}
+    if labels is not None:
+        feed.labels = list(map(str, labels))
+    return feed, arrays
+
+
+def _is_arrays(data: Any) -> bool:
+    return all(hasattr(part, "shape") or isinstance(part, (int, float, bool)) for part in keras.tree.flatten(data))
+
+
+def _default_task(model: keras.Model, feed: Feed, arrays: tuple | None, run: Run) -> Task:
+    if isinstance(feed, ImageFeed):
+        return classification(model, len(feed.source.classes), run.loss)
+    if arrays is None:
+        return task_of_spec(model, feed.spec)
+    if len(arrays) < 2:
+        raise TrainingError("give labels `y`, or a `loss` that needs none")
+    return task_of_labels(model, arrays[1], run.loss)
+
+
+def _is_option(name: str, value: Any) -> bool:
+    """Whether a loss or an optimiser is one of the names that a `Run` has."""
+    return isinstance(value, str) and value in CHOICES[name]
+
+
+# What an optimiser decides by itself.
+OF_OPTIMIZER = (
+    "learning_rate", "base_batch", "momentum", "nesterov", "schedule", "milestones", "factor", "warmup_epochs", "warmup_to_batch",
+    "weight_decay", "clip_norm", "ema", "accumulate", "gate_lr_multiplier", "backbone_lr_multiplier", "new_lr_multiplier",
+    "new_decay_multiplier",
+)  # fmt: skip
+
+
+def _check_optimizer(optimizer: Any, options: dict[str, Any]) -> None:
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TrainingError(
+            f"`optimizer` must be a Keras optimizer, or one of {', '.join(map(repr, CHOICES['optimizer']))}, "
+            f"got {optimizer!r:.80}"
+        )
+    if twice := [name for name in OF_OPTIMIZER if name in options]:
+        raise TrainingError(f"`{twice[0]}` is decided by the {type(optimizer).__name__} that you gave; leave one of them out")
+
+
+def start(
+    model: keras.Model,
+    feed: Feed,
+    task: Task,
+    run: Run,
+    placement: Placement,
+    out: str | os.PathLike[str] | None,
+    callbacks: list[CallbackLike],
+    quiet: bool,
+    optimizer: keras.optimizers.Optimizer | None = None,
+) -> Result:
+    """Check everything, look for a checkpoint, then train."""
+    schedule = make_schedule(run, feed.steps)
+    follows = not isinstance(schedule, float) if optimizer is None else not isinstance(optimizer._learning_rate, keras.Variable)
+    check_callbacks(callbacks, follows, run.schedule, bool(run.ema) and optimizer is None)
+    _check_growth(model, run)
+    accumulates = run.accumulate if optimizer is None else optimizer.gradient_accumulation_steps or 1
+    if accumulates > 1 and placement.replicas > 1:
+        raise TrainingError(
+            f"Keras accumulates gradients on one device only, and there are {placement.replicas} replicas; choose a larger "
+            "`batch_size`, which they share, and leave out `accumulate`"
+        )
+    folder = Folder(None if out is None else Path(out), run, {**structure(model), **feed.fingerprint}, placement.chief)
+    with StopRequest().listening() as stop, folder.lock(model.count_params()):
+        saved = folder.read()
+        if finished := folder.finished(saved, run.epochs * feed.steps):
+            return Result(finished[0], saved.state.rows, finished[1])
+        state = saved.state if saved else RunState()
+        _check_shared_folder(folder, placement, state)
+        folder.open(state)
+        per_call = _steps_per_call(run, feed.steps, state.step)
+        learner = Learner(model, run, placement, task, schedule, optimizer=optimizer, per_call=per_call)
+        progress = Progress(run.epochs * feed.steps, feed.steps, feed.batch, quiet or not placement.chief)
+        told = Callbacks(callbacks, {"epochs": run.epochs, "steps": feed.steps, "verbose": 0})
+        session = Session(run, placement, learner, feed, told, folder, progress, stop, state)
+        with progress:
+            for line in _announcement(session, task, saved, optimizer):
+                progress.line(line)
+            return train(session, saved)
+
+
+def structure(model: keras.Model) -> dict[str, Any]:
+    """What a run's model must agree on with its checkpoint: its layout, not the values that the checkpoint replaces."""
+    shapes = [(variable.path.rsplit("/", 1)[-1], tuple(variable.shape), str(variable.dtype)) for variable in model.weights]
+    return {"parameters": model.count_params(), "layout": zlib.crc32(repr(shapes).encode())}
+
+
+def _announcement(session: Session, task: Task, saved: Saved | None, optimizer: keras.optimizers.Optimizer | None) -> list[str]:
+    run, placement, feed, learner = session.run, session.placement, session.feed, session.learner
+    per_replica = feed.batch // placement.replicas
+    rate = f"learning rate {run.learning_rate:g} × {run.batch_size}/{run.base_batch} = {scaled_rate(run):g}, {run.schedule}"
+    recipe = [] if run.recipe is None or optimizer is not None else [f"recipe {run.recipe}: {RECIPES[run.recipe]['source']}"]
+    lines = [
+        *recipe,
+        f"{learner.model.name}: {learner.model.count_params():,} parameters" + (f"; {task.note}" if task.note else ""),
+        *feed.describe(),
+        f"{placement.describe()}; global batch {feed.batch}, {per_replica} per replica"
+        + (", synchronised batch norm" if learner.synchronised else ""),
+        f"epochs: {run.epochs}, of {feed.steps} steps each; "
+        + (f"{run.optimizer}, {rate}" if optimizer is None else type(optimizer).__name__),
+    ]
+    if placement.replicas > 1 and feed.resumes_anywhere:
+        lines.append("each process reads its own part of every global batch (auto-shard off)")
+    if learner.steps_per_call != run.steps_per_execution:
+        lines.append(f"steps per execution {learner.steps_per_call}: a divisor of the {feed.steps} steps of an epoch")
+    if saved:
+        lines.append(f"resuming from step {session.state.step} of {session.total}")
+    return lines
+
+
+def _check_graph(model: keras.Model) -> None:
     if graph_of(model) is None:
         raise TrainingError(f"model {model.name!r} has no graph that can be read; give a Functional or a built Sequential model")
+
+
+def _seed(run: Run) -> None:
     if run.deterministic:
         keras.utils.set_random_seed(run.seed)
         tf.config.experimental.enable_op_determinism()
-    with errors_of(out, placement.multi_worker, source):
-        training = _Training(model, source, run, placement, out, callbacks, quiet)
-        with on_termination(training), training.folder():
-            return training.go()
 
 
-def as_source(data, run):
-    """What `data` of `fit` stands for."""
-    if isinstance(data, tuple):
-        if len(data) != 2:
-            raise TrainingError("`data` as a tuple is (images, labels) or ((images, labels), (test images, test labels))")
-        pairs = data if isinstance(data[0], tuple) else (data, None)
-        train, test = (None if pair is None else datasets.Images(np.asarray(pair[0]), np.asarray(pair[1])) for pair in pairs)
-        classes = tuple(map(str, range(1 + int(max(split.labels.max() for split in (train, test) if split)))))
-        return datasets.Source("arrays", train, test, classes, train.images.shape[1:3], {"mean": 0.5, "std": 0.25})
-    return datasets.load(data, run.data_path, corrupt=run.corrupt, cache=run.cache)
+def _check_shared_folder(folder: Folder, placement: Placement, state: RunState) -> None:
+    """All workers must see the same checkpoint."""
+    if folder.path is not None and placement.multi_worker and placement.sum(float(state.step)) != state.step * placement.replicas:
+        raise TrainingError(f"{folder.path} is not the same folder for all workers; --out must be one that all of them see")
 
 
-class _Training:
-    """One run in progress."""
-
-    def __init__(self, model, source, run, placement, out, callbacks, quiet):
-        _check_growth(model, run)
-        self.run, self.source, self.placement, self.callbacks = run, source, placement, callbacks
-        self.out = None if out is None else Path(out)
-        self.train, self.held_out = source.train, None
-        if run.holdout:
-            self.train, self.held_out = _or_sentence(datasets.hold_out, source.train, run.holdout)
-        self.share = placement.share(run.batch_size)
-        if run.batch_size > self.train.size:
-            raise TrainingError(
-                f"`batch_size` must be at most the number of training images ({self.train.size}), got {run.batch_size}"
-            )
-        self.steps = self.train.size // run.batch_size
-        self.total = self.steps * run.epochs
-        self.per_call = _divisor(self.steps, run.steps_per_execution)
-        self.schedule = make_schedule(run, self.steps)
-        self.segments = segments(run)
-        self.rows, self.step, self.spent = [], 0, 0.0
-        # Row of an epoch whose validation was broken off; it is measured when the run goes on.
-        self.pending = None
-        self.stop_asked = False
-        self.progress = Progress(self.total, self.steps, run.batch_size, quiet or not placement.chief)
-        self.stepped = self.board = None
-        self.sum_over_workers = tf.function(
-            lambda value: placement.strategy.reduce("SUM", placement.strategy.run(lambda: value), axis=None)
-        )
-        with placement.strategy.scope():
-            self.model = _or_sentence(copy_model, model)
-        self.size, self.classes = _shape_of(self.model, source)
-        self.learnable = {path: layer.trainable for path, layer in self._layers()}
-        self.essence = {**run.essence(), **_fingerprint(self.model, self.train), "data": source.name}
-        self.ended = False
-
-    # ------------------------------------------------------------ the run
-
-    @contextlib.contextmanager
-    def folder(self):
-        """The folder of the results, writable and this run's alone while it goes on; one process of a run sees to that."""
-        if self.out is None or not self.placement.chief:
-            yield
-            return
-        checkpoint.check_folder(self.out, 4 * 4 * self.model.count_params())
-        with checkpoint.lock(self.out):
-            yield
-
-    def go(self):
-        saved = self._open()
-        with self.progress:
-            self._announce(saved)
-            for number, segment in enumerate(self.segments):
-                if saved and saved[1]["segment"] > number:
-                    self._grow(segment)
-                    continue
-                self._enter(segment, carry=saved is None)
-                if saved:
-                    checkpoint.restore(self.stepped, saved[0])
-                self._train(number, segment, saved and saved[0])
-                saved = None
-                if self.ended:
-                    break
-            return self._finish()
-
-    def _open(self):
-        """The saved state of this run, if there is one; folder, logs and description are ready afterwards."""
-        if self.out is None:
-            return None
-        saved = checkpoint.read(self.out)
-        if saved:
-            state = saved[1]
-            theirs, ours = state["run"], json.loads(json.dumps(self.essence))
-            if differ := sorted(key for key in ours if theirs.get(key) != ours[key]):
-                what = ", ".join(f"{key} {theirs.get(key)!r} there, {ours[key]!r} here" for key in differ[:3])
-                raise TrainingError(f"{self.out} holds another run ({what}); choose another --out, or remove it")
-            self.rows, self.step, self.spent = state["rows"], state["step"], state["seconds"]
-            self.ended, self.pending = state["ended"], state.get("pending")
-        if self.placement.multi_worker:
-            everywhere = float(self.sum_over_workers(tf.constant(float(self.step))))
-            if everywhere != self.step * self.placement.replicas:
-                raise TrainingError(f"{self.out} is not the same folder for all workers; --out must be one that all of them see")
-        if self.placement.chief:
-            try:
-                self.run.save(self.out / "run.yaml")
-            except OSError as error:
-                raise TrainingError(f"{self.out} cannot be written ({error.strerror or error}); choose another --out") from error
-            write_csv(self.rows, self.out / "log.csv")
-            if self.run.tensorboard:
-                self.board = TensorBoardLog(self.out / "tensorboard", self.rows)
-        return saved
-
-    def _announce(self, saved):
-        run, placement = self.run, self.placement
-        per_replica = run.batch_size // placement.replicas
-        lines = [
-            f"{self.model.name}: {self.model.count_params():,} parameters; "
-            f"{self.source.name}: {self.train.size:,} training images"
-            + (f", {self.held_out.size:,} held out" if self.held_out else ""),
-            f"{placement.describe()}; global batch {run.batch_size}, {per_replica} per replica"
-            + (", synchronised batch norm" if self._sync() else ""),
-            f"{run.epochs} epochs of {self.steps} steps; {run.optimizer}, "
-            f"rate {run.learning_rate:g} × {run.batch_size}/{run.base_batch} = {scaled_rate(run):g}, {run.schedule}",
-        ]
-        if placement.replicas > 1:
-            lines.append("each process reads its own part of every global batch (auto-shard off)")
-        if self.per_call != run.steps_per_execution:
-            lines.append(f"steps per execution {self.per_call}: a divisor of the {self.steps} steps of an epoch")
-        if saved:
-            lines.append(f"going on from step {self.step} of {self.total}")
-        for line in lines:
-            self.progress.line(line)
-
-    def _finish(self):
-        self.swap_averages()
-        for layer in self._norms():
-            layer.synchronized = False
-        for path, layer in self._layers():
-            layer.trainable = self.learnable.get(path, True)
-        # Evaluation needs no optimiser state, but the same placement, so that every process takes part.
-        summary = {
-            "model": self.model.name, "data": self.source.name, "recipe": self.run.recipe, "seed": self.run.seed,
-            "epochs": len(self.rows), "steps": self.step, "parameters": self.model.count_params(),
-            "loss": self.rows[-1]["loss"], "train_accuracy": self.rows[-1]["accuracy"],
-            "seconds": round(self.spent, 1),
-        }  # fmt: skip
-        for name, split in (("holdout", self.held_out), ("test", self.source.test)):
-            if split is not None:
-                logs = self._evaluate(split)
-                summary |= {f"{name}_accuracy": round(float(logs["accuracy"]), 6), f"{name}_loss": round(float(logs["loss"]), 6)}
-        model = copy_model(self.model) if self.placement.replicas > 1 else self.model
-        if self.out is not None and self.placement.chief:
-            replace(self.out / "model.keras", lambda path: model.save(path))
-            replace(self.out / "summary.json", lambda path: path.write_text(json.dumps(summary) + "\n"))
-            with contextlib.suppress(ImportError):
-                title = f"{self.model.name} on {Path(self.source.name).name}"
-                replace(self.out / "curves.png", lambda path: curves(self.rows, path, title))
-        return Result(model, self.rows, summary)
-
-    # ------------------------------------------------------------ segments
-
-    def _enter(self, segment, carry):
-        """Make model, optimiser and step of a segment; momentum and averages come along from the one before."""
-        before, former = self._variables(), self.stepped.optimizer if self.stepped is not None else None
-        self._grow(segment)
-        self._set_trainable(segment)
-        with self.placement.strategy.scope():
-            optimizer = self._optimizer(segment)
-            self.stepped = Stepped(self.model.inputs, self.model.outputs[0])
-            self.stepped.configure(
-                optimizer,
-                self._criterion(),
-                smoothing=self.run.label_smoothing,
-                multi_worker=self.placement.multi_worker,
-                jit=self.run.jit,
-                steps_per_execution=self.per_call,
-            )
-            inner = self.inner
-            self.stepped.optimizer.build(self.stepped.trainable_variables)
-            if former is not None and carry:
-                after = self._variables()
-                pairs = [(a, b) for path in before.keys() & after.keys() for a, b in zip(before[path], after[path], strict=True)]
-                old_inner = getattr(former, "inner_optimizer", former)
-                carry_slots(old_inner, inner, pairs)
-                if former is not old_inner:
-                    for name in ("dynamic_scale", "step_counter"):
-                        getattr(self.stepped.optimizer, name).assign(ops.convert_to_numpy(getattr(former, name)))
-            elif self.run.ema:
-                carry_slots(inner, inner, [])
-
-    @property
-    def inner(self):
-        """The optimiser itself, behind loss scaling where there is some."""
-        return getattr(self.stepped.optimizer, "inner_optimizer", self.stepped.optimizer)
-
-    def _variables(self):
-        """Variables of every layer by the layer's path in the model's tree (Keras' paths repeat between nested models)."""
-        return {path: list(layer.variables) for path, layer in self._layers()}
-
-    def _grow(self, segment):
-        if not segment.growth:
-            return
-        with self.placement.strategy.scope():
-            for _, places, blocks in segment.growth:
-                seed = self.run.seed + 1 + segment.start
-                grown = grow(self.model, places, blocks=blocks, block=self.run.growth_block, gate=self.run.growth_gate, seed=seed)
-                self.progress.line(f"grown before epoch {segment.start + 1}: {blocks} block(s) behind {places}")
-                self.model = grown
-
-    def _set_trainable(self, segment):
-        if not self.run.frozen_epochs:
-            return
-        grown, head = new_layers(self.model)
-        fresh = {id(layer) for layer in [*grown, *head]}
-        for path, layer in self._layers():
-            layer.trainable = self.learnable.get(path, True) and (not segment.frozen or id(layer) in fresh)
-
-    def _layers(self):
-        """`(path, layer)` of the layers with weights, nested models left out."""
-        found = [(path, node.operation) for path, _, node in walk(self.model) if isinstance(node.operation, keras.layers.Layer)]
-        return [(path, layer) for path, layer in found if layer.weights and not isinstance(layer, keras.Model)]
-
-    def _optimizer(self, segment):
-        trunk = 1.0 if segment.frozen else self.run.trunk_lr_multiplier
-        groups = parameter_groups(self.model, gate_lr_multiplier=self.run.gate_lr_multiplier, trunk_lr_multiplier=trunk)
-        for layer in self._norms():
-            layer.synchronized = self._sync()
-        optimizer = make_optimizer(self.run, self.schedule, groups)
-        half = any(layer.dtype_policy.name == "mixed_float16" for layer in self.model._flatten_layers(include_self=False))
-        return keras.optimizers.LossScaleOptimizer(optimizer) if half else optimizer
-
-    def _norms(self):
-        return [layer for layer in self.model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-
-    def _sync(self):
-        if self.placement.replicas == 1 or not self._norms():
-            return False
-        small = self.run.batch_size // self.placement.replicas < SMALL_BATCH
-        return small if self.run.sync_batch_norm is None else self.run.sync_batch_norm
-
-    def _criterion(self):
-        losses = keras.losses
-        kind = losses.CategoricalCrossentropy if self.run.loss == "softmax" else losses.BinaryCrossentropy
-        return kind(from_logits=True)
-
-    def _train(self, number, segment, arrays):
-        """Steps of a segment from where the run stands: the rest of a broken epoch first."""
-        if self.ended:
-            return
-        extra = [c(segment, self.model) if not isinstance(c, keras.callbacks.Callback) else c for c in self.callbacks]
-        extra = [callback for callback in extra if callback is not None]
-        if self.pending is not None:
-            self._complete(number, extra)
-            if self._end_if_wanted(number):
-                return
-        if segment.small:
-            try:
-                self.stepped(tf.zeros((1, *self._crop(segment), self.source.train.channels)))
-            except (ValueError, tf.errors.OpError) as error:
-                crop = "×".join(map(str, self._crop(segment)))
-                raise TrainingError(f"{self.model.name!r} does not take images of {crop}; set `small_crops` to 1") from error
-        watch = Watch(self, number)
-        end = segment.end * self.steps
-        watch.interrupted = arrays if self.step % self.steps else None
-        while self.step < end:
-            epoch, done = divmod(self.step, self.steps)
-            upto = epoch + 1 if done else segment.end
-            self.stepped.fit(
-                self.placement.distribute(self._batches(segment, self.step, upto * self.steps)),
-                initial_epoch=epoch,
-                epochs=upto,
-                steps_per_epoch=self.steps - done,
-                shuffle=False,
-                callbacks=[watch, *extra, Stop(watch)],
-                validation_data=self._validation(),
-                validation_steps=self._validation_steps(),
-                verbose=0,
-            )
-            if self._end_if_wanted(number):
-                return
-
-    def _end_if_wanted(self, number):
-        """End the run where a callback wants it (EarlyStopping); the same call then finds a run that is over."""
-        if self.stepped.stop_training:
-            self.ended = True
-            self.save(number)
-        return self.ended
-
-    def _batches(self, segment, first, last):
-        run = self.run
-        size = self._crop(segment)
-        area = run.random_area or (PHOTO_AREA if self.source.crop else 0.0)
-        augmentation = datasets.Augmentation(run.crop_padding, area, run.flip, run.randaugment, run.magnitude, run.erasing)
-        return datasets.training_batches(
-            self.train, batch=run.batch_size, size=size, num_classes=self.classes, augmentation=augmentation,
-            fill=self.source.mean, seed=run.seed, first=first, last=last, share=self.share,
-            replicas=self.placement.local_replicas, mixup=run.mixup, cutmix=run.cutmix,
-        )  # fmt: skip
-
-    def _crop(self, segment):
-        """Side of the training images of a segment."""
-        return tuple(max(8, round(self.run.small_crops * side)) for side in self.size) if segment.small else self.size
-
-    # ------------------------------------------------------------ validation
-
-    def _validation_split(self):
-        if self.run.validate == "none":
-            return None
-        return self.source.test if self.run.validate == "test" or self.held_out is None else self.held_out
-
-    def _validation(self):
-        split = self._validation_split()
-        return None if split is None else self.placement.distribute(self._evaluation(split))
-
-    def _validation_steps(self):
-        split = self._validation_split()
-        return None if split is None else math.ceil(split.size / self.run.batch_size)
-
-    def _evaluation(self, split):
-        return datasets.evaluation_batches(
-            split, batch=self.run.batch_size, size=self.size, num_classes=self.classes, share=self.share,
-            replicas=self.placement.local_replicas, crop=self.source.crop,
-        )  # fmt: skip
-
-    def _evaluate(self, split):
-        """Loss and accuracy on a split.
-
-        Raises:
-            Interrupted: the run was asked to stop meanwhile; all but this measurement was saved before.
-        """
-        unless = UnlessAsked(self)
-        logs = self.stepped.evaluate(
-            self.placement.distribute(self._evaluation(split)),
-            steps=math.ceil(split.size / self.run.batch_size),
-            callbacks=[unless],
-            return_dict=True,
-            verbose=0,
-        )
-        if unless.broken:
-            stop(self)
-        return logs
-
-    def _complete(self, number, callbacks):
-        """Measure what a broken validation left out, and end its epoch for the callbacks too."""
-        self.swap_averages()
-        logs = self._evaluate(self._validation_split())
-        self.swap_averages()
-        row = self.pending | {f"val_{name}": round(float(logs[name]), 6) for name in ("loss", "accuracy")}
-        self.record(row, number)
-        told = keras.callbacks.CallbackList(callbacks, model=self.stepped, verbose=0, epochs=self.run.epochs, steps=self.steps)
-        logs = {name: row[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
-        told.on_train_begin()
-        told.on_epoch_end(row["epoch"] - 1, logs)
-        told.on_train_end(logs)
-
-    def swap_averages(self):
-        """Exchange weights and their moving averages; a second call undoes it."""
-        if self.run.ema:
-            for variable in self.stepped.trainable_variables:
-                average = self.inner.average_of(variable)
-                value = ops.convert_to_numpy(variable)
-                variable.assign(ops.convert_to_numpy(average))
-                average.assign(value)
-
-    # ------------------------------------------------------------ state
-
-    def asked_to_stop(self, logs):
-        """Whether any process was asked to stop before the step that gave `logs`; the same answer in all of them."""
-        if not self.placement.multi_worker:
-            return self.stop_asked
-        if self.stop_asked:
-            self.stepped.stop_asked.assign(1.0)
-        return float(np.mean(logs["stop"])) > 0
-
-    def record(self, row, number):
-        """An epoch is done: keep its row, save, write the logs."""
-        self.rows.append(row)
-        self.pending = None
-        self.save(number)
-        if self.placement.chief and self.out is not None:
-            write_csv(self.rows, self.out / "log.csv")
-            if self.board:
-                self.board.add(row)
-        self.progress.epoch(row, self.run.epochs)
-
-    def save(self, number):
-        """Write the checkpoint; every process gathers, the chief writes."""
-        if self.out is None:
-            return
-        arrays = checkpoint.arrays_of(self.stepped)
-        if not all(np.isfinite(a).all() for name, a in arrays.items() if name.startswith("model/") and a.dtype.kind == "f"):
-            raise Diverged(f"weights are not finite at step {self.step}; {self._last_good()}")
-        if self.placement.chief:
-            state = {
-                "step": self.step,
-                "segment": number,
-                "rows": self.rows,
-                "seconds": self.spent,
-                "run": self.essence,
-                "ended": self.ended,
-                "pending": self.pending,
-            }
-            checkpoint.write(self.out, arrays, state)
-
-    def _last_good(self):
-        saved = checkpoint.read(self.out) if self.out is not None else None
-        kept = f"the weights of step {saved[1]['step']} are kept in {self.out}" if saved else "no checkpoint was written yet"
-        return f"{kept}; lower the learning rate or clip the gradient (clip_norm)"
-
-    def diverged(self, finite_steps, epoch_start):
-        """Stop with the number of the first step whose loss is not finite."""
-        raise Diverged(f"the loss is not finite at step {epoch_start + int(round(finite_steps)) + 1}; {self._last_good()}")
+def _check_growth(model: keras.Model, run: Run) -> None:
+    """Grow a copy as the run will, so that a missing insertion point is found before the first epoch."""
+    for _, after, blocks in sorted(run.growth, key=lambda event: event[0]):
+        model = _checked(grow, model, after, blocks=blocks, block=run.growth_block, gate=run.growth_gate)
 
 
-def _shape_of(model, source):
-    """`((height, width), classes)` of a model on images, checked against the data."""
-    shape = model.inputs[0].shape
-    if len(model.inputs) != 1 or len(shape) != 4 or shape[-1] != source.train.channels:
-        takes = ", ".join(str(tensor.shape[1:]) for tensor in model.inputs)
-        raise TrainingError(f"the model must take one image (height, width, {source.train.channels}), it takes {takes}")
-    classes = model.outputs[0].shape[-1]
-    if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2 or classes < len(source.classes):
-        raise TrainingError(
-            f"the model must give one output of at least {len(source.classes)} logits, it gives "
-            f"{', '.join(str(o.shape[1:]) for o in model.outputs)}"
-        )
-    size = tuple(shape[1:3])
-    if None in size:
-        if source.image_size is None:
-            raise TrainingError("images differ in size and the model takes any; set `image_size`")
-        size = tuple(source.image_size)
-    return size, classes
+def _steps_per_call(run: Run, steps: int, done: int) -> int:
+    """The largest number of steps per call, up to the one asked for, that divides an epoch and what is left of a broken one."""
+    left = steps - done % steps
+    return next(d for d in range(min(steps, run.steps_per_execution), 0, -1) if steps % d == 0 and left % d == 0)
 
 
-def _divisor(number, most):
-    """Largest divisor of `number` that is at most `most`."""
-    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
-
-
-def _fingerprint(model, split):
-    """Figures by which a run is told from another: its initial weights, and its labels or files."""
-    labels = getattr(split, "labels", np.zeros(1))
-    return {
-        "images": split.size,
-        "labels": int(np.dot(labels.astype("int64"), np.arange(len(labels)) % 9973)),
-        "parameters": model.count_params(),
-        "weights": float(
-            sum(np.abs(ops.convert_to_numpy(v), dtype="float64").sum() for v in model.weights if v.dtype != "bfloat16")
-        ),
-    }
-
-
-def _or_sentence(function, *args, **kwargs):
-    """Call a function whose ValueErrors are sentences for the user."""
+def _checked(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a function whose ValueErrors are messages for the user."""
     try:
         return function(*args, **kwargs)
     except ValueError as error:
         raise TrainingError(str(error)) from error
-
-
-def _check_growth(model, run):
-    """Grow a copy as the run will, so that a place that is not there is found before the first epoch."""
-    for _, places, blocks in sorted(run.growth, key=lambda event: event[0]):
-        model = _or_sentence(grow, model, places, blocks=blocks, block=run.growth_block, gate=run.growth_gate)

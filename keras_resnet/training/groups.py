@@ -1,5 +1,6 @@
-"""Parameter groups: which variables decay, which are gates, which are trunk, found by `ResidualAdd` and by what layers are."""
+"""Parameter groups: which variables decay, and which are gates, new blocks, head or backbone, found by `ResidualAdd`."""
 
+import warnings
 from dataclasses import dataclass
 
 import keras
@@ -14,55 +15,73 @@ class Group:
     """Variables that are treated alike.
 
     Args:
-        name: e.g. `"trunk, decayed"`.
-        variables: of the model.
-        lr_multiplier: factor on the learning rate.
-        decay: whether weight decay applies.
+        name: E.g. `"backbone, decayed"`.
+        variables: Variables of the model.
+        lr_multiplier: Factor on the learning rate.
+        decay: Factor on the weight decay; 0 or False for none.
     """
 
     name: str
     variables: list
     lr_multiplier: float = 1.0
-    decay: bool = True
+    decay: float = 1.0
 
 
-def new_layers(model):
-    """Layers of grown blocks, and the head (the last weighted layer): what learns while the trunk is frozen."""
+def new_layers(model: keras.Model) -> tuple[list, list]:
+    """Layers of grown blocks, and the head (the last weighted layer): what learns while the backbone is frozen."""
     blocks = [block for block in find_blocks(model) if block.add.grown]
     grown = [layer for block in blocks for layer in [*block.branch, block.add]]
     weighted = [node.operation for _, _, node in walk(model) if is_weighted(node.operation)]
     return grown, weighted[-1:]
 
 
-def parameter_groups(model, *, gate_lr_multiplier=1.0, trunk_lr_multiplier=1.0):
+def parameter_groups(
+    model: keras.Model,
+    *,
+    gate_lr_multiplier: float = 1.0,
+    backbone_lr_multiplier: float = 1.0,
+    new_lr_multiplier: float = 1.0,
+    new_decay_multiplier: float = 1.0,
+    trunk_lr_multiplier: float | None = None,
+) -> list[Group]:
     """Sort a model's trainable variables by role.
 
     Gates, γ, β and biases do not decay: decay pulls a gate back to its plateau (arXiv 1706.02677, section 5.1, for γ and β).
     A gate that is a convolution (`zero_conv`, `fixup`) is a gate as well: its kernel does not decay either.
 
     Args:
-        model: Functional or Sequential.
-        gate_lr_multiplier: factor on the learning rate of gates.
-        trunk_lr_multiplier: factor for what is neither gate, nor grown, nor head.
+        model: Functional or Sequential model.
+        gate_lr_multiplier: Factor on the learning rate of gates.
+        backbone_lr_multiplier: Factor on the learning rate of what is neither gate, nor grown, nor head.
+        new_lr_multiplier: Factor on the learning rate of grown blocks, apart from their gates.
+        new_decay_multiplier: Factor on the weight decay of grown blocks.
+        trunk_lr_multiplier: Deprecated name of `backbone_lr_multiplier`.
 
     Returns:
         List of `Group`, without empty ones; each trainable variable is in exactly one.
     """
+    if trunk_lr_multiplier is not None:
+        warnings.warn("`trunk_lr_multiplier` is called `backbone_lr_multiplier` now", DeprecationWarning, stacklevel=2)
+        backbone_lr_multiplier = trunk_lr_multiplier
     gates = [v for block in find_blocks(model) for v in gate_parameters(block.add.gate, _with_weights(block.branch))]
     grown, head = new_layers(model)
-    fresh = [v for layer in [*grown, *head] for v in layer.trainable_variables]
+    roles = {id(v): "head" for layer in head for v in layer.trainable_variables}
+    roles |= {id(v): "new" for layer in grown for v in layer.trainable_variables}
+    roles |= {id(v): "gates" for v in gates}
     kernels = _kernels(model)
-    gate_ids, fresh_ids = {id(v) for v in gates}, {id(v) for v in fresh}
     buckets = {}
     for variable in model.trainable_variables:
-        is_gate, decays = id(variable) in gate_ids, id(variable) in kernels and id(variable) not in gate_ids
-        role = "gates" if is_gate else "new" if id(variable) in fresh_ids else "trunk"
-        buckets.setdefault((role, decays), []).append(variable)
-    factors = {"gates": gate_lr_multiplier, "new": 1.0, "trunk": trunk_lr_multiplier}
+        role = roles.get(id(variable), "backbone")
+        buckets.setdefault((role, id(variable) in kernels and role != "gates"), []).append(variable)
+    rates = {"gates": gate_lr_multiplier, "new": new_lr_multiplier, "head": 1.0, "backbone": backbone_lr_multiplier}
+    decays = {"new": new_decay_multiplier}
     return [
-        Group(role if role == "gates" else f"{role}, {'decayed' if decays else 'not decayed'}", found, factors[role], decays)
-        for (role, decays), found in buckets.items()
-    ]
+        Group(
+            role if role == "gates" else f"{role}, {'decayed' if decayed else 'not decayed'}",
+            found, rates[role], decays.get(role, 1.0) if decayed else 0.0,
+        )
+        for (role, decayed), found in buckets.items()
+    ]  # fmt: skip
 
 
 def _with_weights(layers):

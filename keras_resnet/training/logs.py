@@ -5,24 +5,33 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 from .run import TrainingError
 
-COLUMNS = ("epoch", "step", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "seconds")
+FIRST, LAST = ("epoch", "step"), ("learning_rate", "images_per_second", "seconds")
+
+
+def columns(rows: list[dict]) -> list[str]:
+    """The columns of a log: those of all its rows; without rows, those of a classifier."""
+    found = dict.fromkeys(name for row in rows for name in row if name not in FIRST + LAST)
+    return [*FIRST, *(found or ("loss", "accuracy", "val_loss", "val_accuracy")), *LAST]
 
 
 class Progress:
     """A live line on a terminal (rich), a line per epoch elsewhere.
 
     Args:
-        total: steps of the run.
-        steps_per_epoch: steps.
-        batch: images per step.
-        quiet: say nothing.
-        file: where to; None is standard error.
+        total: Steps of the run.
+        steps_per_epoch: Steps per epoch.
+        batch: Examples per step.
+        quiet: Print nothing.
+        file: Where to print; None is standard error.
     """
 
-    def __init__(self, total, steps_per_epoch, batch, quiet=False, file=None):
+    def __init__(self, total: int, steps_per_epoch: int, batch: int, quiet: bool = False, file: TextIO | None = None) -> None:
         self.total, self.steps_per_epoch, self.batch = total, steps_per_epoch, batch
         self.quiet, self.file = quiet, file or sys.stderr
         self._bar = self._task = None
@@ -47,7 +56,7 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def line(self, text):
+    def line(self, text: str) -> None:
         """A line that stays."""
         if self.quiet:
             return
@@ -56,26 +65,40 @@ class Progress:
         else:
             print(text, file=self.file, flush=True)
 
-    def due(self):
-        """Whether to show where the run is: at most ten times a second; the rate alone takes milliseconds."""
+    def due(self) -> bool:
+        """Whether to show where the run is: at most ten times a second, since estimating the time left takes milliseconds."""
         return self._bar is not None and time.perf_counter() - self._shown >= 0.1
 
-    def step(self, step, loss, accuracy, rate, speed):
-        """Show where the run is."""
+    def step(self, step: int, logs: dict, rate: float, speed: float) -> None:
+        """Show where the run is.
+
+        Args:
+            step: Steps done.
+            logs: Running means of loss and metrics.
+            rate: Learning rate.
+            speed: Images per second.
+        """
         self._shown = time.perf_counter()
         epoch = min(step - 1, self.total - 1) // self.steps_per_epoch + 1
         where = f"epoch {epoch}/{self.total // self.steps_per_epoch}  {step}/{self.total}"
-        figures = f"loss {loss:.3f}  accuracy {accuracy:.3f}  {speed:.0f} img/s  rate {rate:.1e}"
+        means = "  ".join(f"{name} {float(value):.3f}" for name, value in _first(logs))
+        figures = f"{means}  {speed:.0f} img/s  learning rate {rate:.1e}"
         self._bar.update(self._task, completed=step, description=f"{where}  {figures}")
 
-    def epoch(self, row, epochs):
+    def epoch(self, row: dict, epochs: int) -> None:
         """The line of an epoch that is done."""
-        validation = f"  val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}" if "val_loss" in row else ""
+        means = "  ".join(f"{name} {row[name]:.4f}" for name in row if name not in FIRST + LAST)
         left = (self.total - row["step"]) * self.batch / max(row["images_per_second"], 0.1)  # rounded, it can be 0
         self.line(
-            f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}{validation}  "
-            f"rate {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {_duration(left)} left"
+            f"epoch {row['epoch']}/{epochs}  {means}  "
+            f"learning rate {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {_duration(left)} left"
         )
+
+
+def _first(logs, most=4):
+    """The first few figures, the loss before all others."""
+    names = sorted(logs, key=lambda name: name != "loss")
+    return [(name, logs[name]) for name in names[:most]]
 
 
 def _duration(seconds):
@@ -83,24 +106,24 @@ def _duration(seconds):
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60):02d} s"
 
 
-def write_csv(rows, path):
-    """Write all rows anew, so that a run that was broken off records nothing twice."""
+def write_csv(rows: list[dict], path: Path) -> None:
+    """Write all rows, so that a run that was interrupted records nothing twice."""
 
     def write(partial):
         with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer = csv.DictWriter(file, columns(rows), restval="")
             writer.writeheader()
             writer.writerows(rows)
 
     replace(path, write)
 
 
-def replace(path, write):
-    """Write a file of the results beside its place, then put it there; keeps the ending, by which Keras knows formats.
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file of the results next to its target, then rename it; the ending stays, by which Keras knows formats.
 
     Args:
-        path: of the file.
-        write: function of the path to write to.
+        path: The file.
+        write: Function of the path to write to.
 
     Raises:
         TrainingError: it cannot be written; what was there stays.
@@ -111,16 +134,16 @@ def replace(path, write):
         os.replace(partial, path)
     except OSError as error:
         raise TrainingError(
-            f"{path} could not be written ({error.strerror or error}); mend that and give the same command again"
+            f"{path} could not be written ({error.strerror or error}); fix that and give the same command again"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 class TensorBoardLog:
-    """Scalars per epoch; begun anew from the rows of a run that goes on."""
+    """Scalars per epoch; a run that resumes writes all its rows again."""
 
-    def __init__(self, folder, rows):
+    def __init__(self, folder: Path, rows: list[dict]) -> None:
         import importlib.util
 
         import tensorflow as tf
@@ -132,18 +155,18 @@ class TensorBoardLog:
         for row in rows:
             self.add(row)
 
-    def add(self, row):
+    def add(self, row: dict) -> None:
         """Write the scalars of an epoch."""
         import tensorflow as tf
 
         with self._writer.as_default(step=row["epoch"]):
-            for name in COLUMNS[2:]:
-                if name in row:
+            for name in row:
+                if name not in FIRST:
                     tf.summary.scalar(name, row[name])
         self._writer.flush()
 
 
-def curves(rows, path, title=""):
+def curves(rows: list[dict], path: Path, title: str = "") -> object:
     """Draw loss and accuracy over epochs (extra `demo`).
 
     Args:
@@ -153,8 +176,10 @@ def curves(rows, path, title=""):
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4))
-    for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    metrics = [name for name in columns(rows) if name not in FIRST + LAST and not name.startswith("val_") and name != "loss"]
+    names = ["loss", *metrics[:1]]
+    figure = Figure(figsize=(5 * len(names), 4))
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for key, label in ((name, "training"), (f"val_{name}", "validation")):
             points = [(row["epoch"], row[key]) for row in rows if key in row]
             if points:

@@ -1,16 +1,22 @@
-"""Optimisers of Keras with parameter groups.
+"""Keras' optimisers with parameter groups, and the state that optimisers keep per variable. Checked against Keras 3.15.
 
 `keras.optimizers.MultiOptimizer` has groups too, but then a global norm is one per group, there is no learning rate to log
 and no loss scaling; and all Keras optimisers clip before the sum over replicas, so that the result depends on their number.
 """
 
+from collections.abc import Collection, Iterable
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import ops
 
+from .groups import Group
+from .run import Run
+
 
 class _Grouped:
-    """In front of a Keras optimiser: groups, weight decay by group, clipping behind the sum over replicas.
+    """Mixin for a Keras optimiser: parameter groups, weight decay by group, clipping after the sum over replicas.
 
     Args:
         groups: list of `Group`; a variable in none has multiplier 1 and no decay.
@@ -22,7 +28,6 @@ class _Grouped:
     def __init__(self, *args, groups=(), decay=0.0, coupled=False, **kwargs):
         super().__init__(*args, **kwargs)
         self.groups, self.decay, self.coupled = list(groups), decay, coupled
-        self.slots = {}
         self._group_of = {}
 
     def build(self, variables):
@@ -30,28 +35,23 @@ class _Grouped:
             self._group_of = {self._var_key(v): group for group in self.groups for v in group.variables}
         super().build(variables)
 
-    def add_variable_from_reference(self, reference_variable, name=None, initializer="zeros"):
-        slot = super().add_variable_from_reference(reference_variable, name=name, initializer=initializer)
-        self.slots.setdefault(self._var_key(reference_variable), {})[name] = slot
-        return slot
-
-    def slots_of(self, variable):
-        """`{name: slot}` of a variable: momentum, moments, average."""
-        return self.slots.get(self._var_key(variable), {})
-
-    def average_of(self, variable):
-        """The moving average of a variable, or None."""
-        return self.slots_of(variable).get("average")
+    def _get_current_learning_rate(self):
+        # With accumulated gradients Keras gives a schedule the number of the step; ours counts updates.
+        rate = self._learning_rate
+        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            return rate(self.iterations)
+        return super()._get_current_learning_rate()
 
     def update_step(self, gradient, variable, learning_rate):
         group = self._group_of.get(self._var_key(variable))
         if group is not None:
             learning_rate = ops.cast(learning_rate, variable.dtype) * group.lr_multiplier
             if group.decay and self.decay:
+                decay = self.decay * float(group.decay)
                 if self.coupled:
-                    gradient = ops.cast(gradient, variable.dtype) + self.decay * variable
+                    gradient = ops.cast(gradient, variable.dtype) + decay * variable
                 else:
-                    self.assign_sub(variable, self.decay * learning_rate * variable)
+                    self.assign_sub(variable, decay * learning_rate * variable)
         super().update_step(gradient, variable, learning_rate)
 
     def _clip_gradients(self, grads):
@@ -81,18 +81,45 @@ class AdamW(_Grouped, keras.optimizers.Adam):
 
 
 class Lamb(_Grouped, keras.optimizers.Lamb):
-    """`keras.optimizers.Lamb` with parameter groups; as in Keras, the decay stands outside of the trust ratio."""
+    """`keras.optimizers.Lamb` with parameter groups; as in Keras, the decay is outside the trust ratio."""
 
 
-def make_optimizer(run, schedule, groups):
-    """The optimiser of a `Run`.
+class Slots:
+    """The variables that an optimiser keeps per model variable: momentum, moments, averages.
+
+    Keras has them as lists in an order that differs from optimiser to optimiser, so they are recorded when they are made.
+
+    Args:
+        optimizer: Any Keras optimiser that is not built yet.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
+        self._slots: dict[int, dict[str, keras.Variable]] = {}
+        make = optimizer.add_variable_from_reference
+
+        def add_variable_from_reference(reference_variable, name=None, *args, **kwargs):
+            slot = make(reference_variable, name, *args, **kwargs)
+            self._slots.setdefault(id(reference_variable), {})[name] = slot
+            return slot
+
+        optimizer.add_variable_from_reference = add_variable_from_reference
+
+    def of(self, variable: keras.Variable) -> dict[str, keras.Variable]:
+        """The slots of a model variable by name, e.g. `"momentum"` or `"average"`."""
+        return self._slots.get(id(variable), {})
+
+
+def make_optimizer(run: Run, schedule: Any, groups: list[Group]) -> keras.optimizers.Optimizer:
+    """Make the optimiser that a `Run` describes.
 
     Args:
         run: `Run`.
-        schedule: learning rate schedule.
-        groups: list of `Group`.
+        schedule: Learning rate, or a schedule of it.
+        groups: List of `Group`.
     """
     common = {"groups": groups, "decay": run.weight_decay, "global_clipnorm": run.clip_norm or None}
+    if run.accumulate > 1:
+        common["gradient_accumulation_steps"] = run.accumulate
     if run.ema:
         common |= {"use_ema": True, "ema_momentum": run.ema}
     if run.optimizer == "sgd":
@@ -100,24 +127,73 @@ def make_optimizer(run, schedule, groups):
     return (AdamW if run.optimizer == "adamw" else Lamb)(schedule, **common)
 
 
-def carry_slots(old, new, pairs):
-    """Take momentum, moments and averages along to the optimiser of a model that was rewritten, by variable.
+def inner_of(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimiser itself where loss scaling is wrapped around it."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def last_learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """The learning rate of the update that was made last."""
+    inner = inner_of(optimizer)
+    rate = inner._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return float(rate(ops.maximum(inner.iterations - 1, 0)))
+    return float(ops.convert_to_numpy(inner.learning_rate))
+
+
+def carry_state(
+    old: keras.optimizers.Optimizer,
+    old_slots: Slots,
+    new: keras.optimizers.Optimizer,
+    new_slots: Slots,
+    pairs: Iterable[tuple[keras.Variable, keras.Variable]],
+) -> None:
+    """Carry the state of an optimiser over to the optimiser of a model that was rewritten, variable by variable.
 
     Args:
-        old: optimiser before.
-        new: optimiser after, built.
-        pairs: `(variable of the old model, variable of the new one)`.
+        old: Optimiser before, perhaps with loss scaling.
+        old_slots: Its slots.
+        new: Optimiser after, built, of the same kind.
+        new_slots: Its slots.
+        pairs: `(variable of the old model, variable of the new model)`.
     """
-    new.iterations.assign(ops.convert_to_numpy(old.iterations))
-    averaged = set()
+    if old is not inner_of(old):
+        for name in ("dynamic_scale", "step_counter"):
+            getattr(new, name).assign(ops.convert_to_numpy(getattr(old, name)))
+    old, new, pairs = inner_of(old), inner_of(new), list(pairs)
+    new._iterations.assign(ops.convert_to_numpy(old._iterations))
+    if isinstance(old._learning_rate, keras.Variable) and isinstance(new._learning_rate, keras.Variable):
+        new._learning_rate.assign(ops.convert_to_numpy(old._learning_rate))
     for before, after in pairs:
-        source = old.slots_of(before)
-        for name, slot in new.slots_of(after).items():
+        source = old_slots.of(before)
+        for name, slot in new_slots.of(after).items():
             if name in source:
                 slot.assign(ops.convert_to_numpy(source[name]))
-                averaged.add(id(slot))
-    # An average that starts now starts at the value, not at zero.
-    for variable in new._trainable_variables:
-        average = new.average_of(variable)
-        if average is not None and id(average) not in averaged:
+    carried = {id(after) for before, after in pairs if old_slots.of(before)}
+    start_averages(new, new_slots, carried)
+
+
+def start_averages(optimizer: keras.optimizers.Optimizer, slots: Slots, carried: Collection[int] = ()) -> None:
+    """Let the moving average of every variable start at its value instead of zero.
+
+    Args:
+        optimizer: Built optimiser.
+        slots: Its slots.
+        carried: Ids of variables whose averages are under way.
+    """
+    for variable in inner_of(optimizer)._trainable_variables:
+        if id(variable) not in carried and (average := slots.of(variable).get("average")) is not None:
             average.assign(ops.convert_to_numpy(variable))
+
+
+def saved_config(optimizer: keras.optimizers.Optimizer) -> dict:
+    """The config under which a model that a callback saves keeps its optimiser: one of Keras' own classes.
+
+    Such a file then loads without this package. Parameter groups stay in the run; the learning rate is the current one.
+    """
+    inner = inner_of(optimizer)
+    known = {SGD: keras.optimizers.SGD, AdamW: keras.optimizers.Adam, Lamb: keras.optimizers.Lamb}
+    if type(inner) not in known:
+        return keras.saving.serialize_keras_object(optimizer)
+    config = inner.get_config() | {"learning_rate": float(ops.convert_to_numpy(inner.learning_rate))}
+    return keras.saving.serialize_keras_object(known[type(inner)].from_config(config))

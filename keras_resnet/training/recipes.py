@@ -18,6 +18,22 @@ _RSB = {
 }
 
 RECIPES = {
+    "from-scratch": {"source": "the defaults of the options, also where the model is pretrained"},
+    "finetune": {
+        "source": "the head first, then all layers at a tenth of its learning rate, clipped; chosen for pretrained models",
+        "epochs": 10,
+        "batch_size": 32,
+        "base_batch": 32,
+        "learning_rate": 0.01,
+        "nesterov": True,
+        "schedule": "cosine",
+        "warmup_epochs": 0.5,
+        "weight_decay": 1e-4,
+        "clip_norm": 1.0,
+        "flip": True,
+        "frozen_epochs": 2,
+        "backbone_lr_multiplier": 0.1,
+    },
     "he2015-cifar": {
         "source": "He et al. 2015 (arXiv 1512.03385), section 4.2; epochs are 64,000 steps of 128 images",
         "epochs": 164,
@@ -79,7 +95,7 @@ RECIPES = {
         "drop_path": 0.0,
     },
     "finetune-grown": {
-        "source": "blocks and head first, the trunk's batch norm in inference mode; then all, trunk slower (docs/training.md)",
+        "source": "blocks and head first, the backbone's batch norm in inference mode; then all, the backbone slower",
         "epochs": 12,
         "batch_size": 128,
         "base_batch": 128,
@@ -91,7 +107,7 @@ RECIPES = {
         "crop_padding": 4,
         "flip": True,
         "frozen_epochs": 2,
-        "trunk_lr_multiplier": 0.1,
+        "backbone_lr_multiplier": 0.1,
     },
     "cpu-budget": {
         "source": "one-cycle (arXiv 1708.07120), smaller crops at first (arXiv 1906.06423): accuracy per hour of two cores",

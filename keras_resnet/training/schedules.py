@@ -1,26 +1,28 @@
-"""Learning rate schedules: Keras' own, behind a linear warm-up."""
+"""Learning rate schedules: Keras' own after a linear warm-up."""
 
 import math
 
 import keras
 from keras import ops
 
+from .run import Run
+
 
 @keras.saving.register_keras_serializable("keras_resnet")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up in front of any schedule, which then begins at its own step 0.
+    """Linear warm-up before any schedule, which then begins at its own step 0.
 
     `CosineDecay` of Keras has a warm-up of its own; the other schedules have none.
 
     Args:
-        schedule: schedule behind the warm-up.
-        steps: of the warm-up; the first behind them has the full rate.
-        start: rate at step 0.
+        schedule: Schedule after the warm-up.
+        steps: Steps of the warm-up; the first step after them has the full learning rate.
+        start: Learning rate at step 0.
 
     Source: arXiv 1706.02677, section 2.2.
     """
 
-    def __init__(self, schedule, steps, start=0.0):
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, steps: int, start: float = 0.0) -> None:
         self.schedule, self.steps, self.start = schedule, int(steps), float(start)
 
     def __call__(self, step):
@@ -41,13 +43,15 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1e-4
 
 
-def make_schedule(run, steps_per_epoch):
-    """The schedule of a `Run`: peak rate scaled to the global batch.
+def make_schedule(run: Run, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule | float:
+    """The learning rate of a `Run`, scaled to the global batch: a schedule, or a number where it is constant.
 
     Args:
         run: `Run`.
         steps_per_epoch: steps.
     """
+    # An optimiser that accumulates gradients counts updates.
+    steps_per_epoch = steps_per_epoch / run.accumulate
     total = run.epochs * steps_per_epoch
     peak = scaled_rate(run)
     warmup, start = round(run.warmup_epochs * steps_per_epoch), run.learning_rate if run.warmup_to_batch else 0.0
@@ -62,11 +66,14 @@ def make_schedule(run, steps_per_epoch):
         edges = [math.ceil(epoch * steps_per_epoch) - warmup - 1 for epoch in run.milestones]
         values = [peak * run.factor**i for i in range(len(edges) + 1)]
         inner = schedules.PiecewiseConstantDecay(edges, values)
+    elif not warmup:
+        # A number, which callbacks such as ReduceLROnPlateau can change.
+        return float(peak)
     else:
         inner = schedules.PolynomialDecay(peak, 1, end_learning_rate=peak)
     return WarmUp(inner, warmup, min(start, peak))
 
 
-def scaled_rate(run):
+def scaled_rate(run: Run) -> float:
     """Peak learning rate for the run's global batch."""
-    return run.learning_rate * run.batch_size / run.base_batch
+    return run.learning_rate * run.batch_size * run.accumulate / run.base_batch

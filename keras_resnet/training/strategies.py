@@ -6,13 +6,15 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from ..data.order import Share
-from .run import TrainingError, check_addresses
+from .run import Run, TrainingError, check_addresses
 
 
 class DeviceError(TrainingError):
@@ -31,28 +33,28 @@ class Placement:
         processes: how many there are.
     """
 
-    strategy: object
+    strategy: tf.distribute.Strategy
     index: int = 0
     processes: int = 1
 
     @property
-    def replicas(self):
+    def replicas(self) -> int:
         return self.strategy.num_replicas_in_sync
 
     @property
-    def local_replicas(self):
+    def local_replicas(self) -> int:
         return self.replicas // self.processes
 
     @property
-    def chief(self):
+    def chief(self) -> bool:
         """Whether this process writes files."""
         return self.index == 0
 
     @property
-    def multi_worker(self):
+    def multi_worker(self) -> bool:
         return self.processes > 1
 
-    def share(self, batch):
+    def share(self, batch: int) -> Share:
         """This process's part of a global batch.
 
         Raises:
@@ -62,26 +64,41 @@ class Placement:
             near = max(1, batch // self.replicas) * self.replicas
             raise TrainingError(
                 f"`batch_size` must be a multiple of the {self.replicas} replicas, got {batch}; "
-                f"near are {near} and {near + self.replicas}"
+                f"the nearest are {near} and {near + self.replicas}"
             )
         own = batch // self.processes
         return Share(self.index * own, own)
 
-    def distribute(self, dataset):
+    def distribute(self, dataset: tf.data.Dataset) -> Any:
         """A dataset of this process's batches, one per replica, as the strategy takes it."""
         if self.replicas == 1:
             return dataset
         return self.strategy.distribute_datasets_from_function(lambda context: dataset)
 
-    def describe(self):
+    def any(self, value: bool) -> bool:
+        """Whether a value is true in any process; every process must call it."""
+        if not self.multi_worker:
+            return value
+        return self.sum(float(value)) > 0
+
+    def sum(self, value: float) -> float:
+        """The sum of a value over all replicas; every process must call it."""
+
+        @tf.function
+        def total() -> tf.Tensor:
+            return self.strategy.reduce("SUM", self.strategy.run(lambda: tf.constant(value)), axis=None)
+
+        return float(total())
+
+    def describe(self) -> str:
         """One line for the log."""
-        # The multi-worker strategy's class bears another name than the one it is known by.
+        # The class of the multi-worker strategy has another name than the public one.
         name = "one device" if self.replicas == 1 else "MultiWorkerMirroredStrategy" if self.multi_worker else "MirroredStrategy"
         where = f"process {self.index + 1} of {self.processes}, " if self.multi_worker else ""
         return f"{name}, {where}{self.replicas} replica{'s' if self.replicas > 1 else ''}"
 
 
-def place(run, quiet=False):
+def place(run: Run, quiet: bool = False) -> Placement:
     """The placement of a `Run`; must come before any other use of TensorFlow's devices.
 
     With several workers it waits for all of them to start; meanwhile Ctrl-C ends the process (a notebook's kernel as well).
@@ -143,12 +160,12 @@ def _interruptible():
         signal.signal(signal.SIGINT, former)
 
 
-def tf_config(workers, index):
-    """The text of `TF_CONFIG` for one of several workers."""
+def tf_config(workers: Sequence[str], index: int) -> str:
+    """The string of `TF_CONFIG` for one of several workers."""
     return json.dumps({"cluster": {"worker": list(workers)}, "task": {"type": "worker", "index": index}})
 
 
-def is_chief():
+def is_chief() -> bool:
     """Whether this process is the one of a run that writes."""
     return not os.environ.get("TF_CONFIG") or _cluster()[1] == 0
 

@@ -44,26 +44,23 @@ def endless(images, labels):
 
 def trainer_of(model, size, batch, steps, **changes):
     """Our trainer as `fit` drives it, one epoch of `steps` steps a call: `run(dataset)`."""
-    from keras_resnet import data, training
-    from keras_resnet.training.fitting import _Training
-    from keras_resnet.training.watch import Watch
+    from keras_resnet import training
+    from keras_resnet.training.learner import Learner
+    from keras_resnet.training.segments import segments
+    from keras_resnet.training.tasks import classification
 
-    classes = model.output_shape[-1]
-    # Only their number counts: what is trained on is the dataset that `run` is given.
-    images = np.broadcast_to(np.zeros((1, size, size, 3), "uint8"), (steps * batch, size, size, 3))
-    labels = np.arange(len(images)) % classes
-    source = data.Source("random", data.Images(images, labels), None, tuple(range(classes)), (size, size))
     run = training.Run.of(
         **{**SETTINGS, "batch_size": batch, "base_batch": batch, "epochs": 1_000_000, "learning_rate": 1e-3, **changes}
     )
-    state = _Training(model, source, run, training.place(run), None, (), True)
-    state._enter(state.segments[0], carry=False)
+    placement = training.place(run)
+    learner = Learner(model, run, placement, classification(model, model.output_shape[-1]), 1e-3)
+    learner.enter(segments(run)[0])
 
     def run_steps(dataset):
-        watch = Watch(state, 0)
-        state.stepped.fit(
-            state.placement.distribute(dataset), steps_per_epoch=steps, epochs=1, callbacks=[watch], shuffle=False, verbose=0
-        )
+        iterator = iter(placement.distribute(dataset))
+        learner.steps.reset()
+        for _ in range(steps):
+            float(learner.steps.train(iterator)["loss"])
 
     return run_steps
 

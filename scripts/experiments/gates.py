@@ -120,14 +120,14 @@ def step_losses(path):
 
     class StepLosses(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            metric = self.model.loss_mean
+            metric = next(metric for metric in self.model.metrics if metric.name == "loss")
             self.before = float(metric.total), float(metric.count)
             # Steps behind the checkpoint are made again, and are written again.
             done = int(self.model.optimizer.iterations)
             self.rows = [row for row in lab.read_csv(path) if row["step"] <= done] if path.exists() else []
 
         def on_train_batch_end(self, batch, logs=None):
-            metric = self.model.loss_mean
+            metric = next(metric for metric in self.model.metrics if metric.name == "loss")
             total, count = float(metric.total), float(metric.count)
             loss = (total - self.before[0]) / max(count - self.before[1], 1)
             self.before = total, count

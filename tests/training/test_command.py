@@ -1,6 +1,5 @@
-"""`scripts/train.py` on one device: flags, files, exit codes."""
+"""`resnet-train` on one device: flags, files, exit codes."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -13,42 +12,48 @@ import keras
 import pytest
 from click.testing import CliRunner
 
+import keras_resnet as kr
 from keras_resnet import training
+from keras_resnet.training import cli
+from keras_resnet.training.run import GROUPS, OPTIONS
 
 from .test_workers import interruptible
 
 PATH = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 
 
-@pytest.fixture(scope="module")
-def command():
-    spec = importlib.util.spec_from_file_location("train_command", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def invoke(command, monkeypatch):
+def invoke(monkeypatch):
     """Run the command in this process; leaving it is an exception here."""
 
     def leave(code):
         raise SystemExit(code)
 
-    monkeypatch.setattr(command.os, "_exit", leave)
-    return lambda *arguments: CliRunner().invoke(command.main, list(map(str, arguments)))
+    monkeypatch.setattr(cli.os, "_exit", leave)
+    return lambda *arguments: CliRunner().invoke(cli.main, list(map(str, arguments)))
 
 
-def test_help_explains_every_option(invoke):
+def test_help_sorts_every_option_into_a_group_with_its_default_and_begins_with_five(invoke):
     result = invoke("--help")
     assert result.exit_code == 0
-    for words in ("scripts/train.py --recipe cpu-budget", "--batch-size", "global batch", "--lost-worker", "Exit codes"):
-        assert words in result.output
-    assert all(
-        f"--{name.replace('_', '-')}" in result.output
-        for name in training.Run.__dataclass_fields__
-        if name not in ("growth", "model_options")
-    )
+    sections = {part.split(":\n")[0].strip(): part for part in result.output.split("\n\n") if ":\n" in part}
+    first = [line.split()[0] for line in sections["Start with these"].splitlines()[1:] if line.strip().startswith("--")]
+    assert first == ["--data", "--model", "--recipe", "--epochs", "--out"]
+    for group in GROUPS.values():
+        for name, item in group.__dataclass_fields__.items():
+            if name in cli.FIRST + cli.OTHERWISE:
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            assert flag in sections[group.__doc__], name
+            if isinstance(item.default, float):
+                assert f"[default: {item.default}]" in " ".join(sections[group.__doc__].split()), name
+    assert "resnet-train --data" in result.output and "Exit codes" in result.output
+    assert len(OPTIONS) > 50
+
+
+def test_the_script_in_a_checkout_is_the_command():
+    help_of = subprocess.run([sys.executable, PATH, "--help"], capture_output=True, text=True)
+    assert help_of.returncode == 0 and help_of.stdout.startswith("Usage: resnet-train") and not help_of.stderr
 
 
 def test_recipes_are_listed_with_their_sources(invoke):
@@ -75,7 +80,7 @@ def test_a_run_ends_with_one_line_of_json_and_can_be_repeated_from_its_descripti
         (["--model", "resnet21", "--data", "digits"], 2, "resnet20"),
         (["--data", "nowhere/photos"], 2, "no data at"),
         (["--recipe", "goyal"], 2, "unknown recipe"),
-        (["--grow", "1:x"], 2, "EPOCH:PLACES:BLOCKS"),
+        (["--grow", "1:x"], 2, "EPOCH:AFTER:BLOCKS"),
         (["--data", "digits", "--devices", "GPU:0"], 4, "no device GPU:0"),
         (["--epochs", "many"], 2, "not a valid integer"),
         (["missing.yaml"], 2, "cannot be read"),
@@ -83,7 +88,7 @@ def test_a_run_ends_with_one_line_of_json_and_can_be_repeated_from_its_descripti
         (["--data", "digits", "--set", "gates=zero_gamma"], 2, "unknown argument"),
         (["--data", "digits", "--set", "num_classes=5"], 2, "it comes from the classes of the data"),
         (["--data", "digits", "--set", "weights=cifar10"], 2, "(--weights)"),
-        (["--grow", "²:*:1"], 2, "EPOCH:PLACES:BLOCKS"),
+        (["--grow", "²:*:1"], 2, "EPOCH:AFTER:BLOCKS"),
         (["--data", "digits", "--devices", "0"], 4, "no device 0"),
         (["--milestones", "a,b"], 2, "a list of numbers"),
         (["--workers", "1,2"], 2, "host:port"),
@@ -121,15 +126,40 @@ def test_local_workers_end_with_their_parent(tmp_path, number):
     """Children that would sleep, and a signal to the parent alone."""
     sleeper = tmp_path / "sleeper.py"
     sleeper.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
-    script = (
-        f"import importlib.util, sys; spec = importlib.util.spec_from_file_location('c', {str(PATH)!r}); "
-        "c = importlib.util.module_from_spec(spec); spec.loader.exec_module(c); "
-        f"c.__file__ = {str(sleeper)!r}; sys.exit(c._spawn(2))"
+    script = f"import sys; from keras_resnet.training import cli; sys.exit(cli._spawn(2, [{str(sleeper)!r}]))"
+    source = str(PATH.parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=interruptible
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
-    children = [int(parent.stderr.readline().split("]")[1]) for _ in range(2)]
+    lines = (line for line in parent.stderr if line.startswith("["))
+    children = [int(next(lines).split("]")[1]) for _ in range(2)]
     parent.send_signal(number)
     assert parent.wait(30) == 128 + number
     for child in children:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
+
+
+def test_a_pretrained_model_gets_the_recipe_for_fine_tuning_and_it_is_said(invoke, tmp_path):
+    flags = ["--model", "resnet20", "--data", "digits", "--epochs", 1, "--batch-size", 512, "--validate", "none"]
+    assert invoke(*flags, "--out", tmp_path / "first").exit_code == 0
+    tuned = ["--model", tmp_path / "first" / "model.keras", *flags[2:], "--out"]
+    result = invoke(*tuned, tmp_path / "second")
+    assert result.exit_code == 0 and "recipe finetune: the head first" in result.stderr, result.output
+    assert training.Run.load(tmp_path / "second" / "run.yaml").clip_norm == 1.0
+    assert training.Run.of(weights="cifar10").recipe == "finetune"
+    for changes in ({"weights": "cifar10", "learning_rate": 0.1}, {}, {"weights": "cifar10", "recipe": "from-scratch"}):
+        assert training.Run.of(**changes).clip_norm == 0
+
+
+def test_legacy_files_are_models_and_get_the_class_names(invoke, tmp_path):
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(keras.layers.Rescaling(0.01)(inputs))))
+    model.save(tmp_path / "old.h5")
+    result = invoke(
+        "--model", tmp_path / "old.h5", "--data", "digits", "--epochs", 1, "--batch-size", 512, "--out", tmp_path / "run"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["classes"] == list("0123456789")
+    assert kr.card(keras.saving.load_model(tmp_path / "run" / "model.keras")).labels == list("0123456789")

@@ -16,6 +16,7 @@ import pytest
 import keras_resnet as kr
 from keras_resnet import data, training
 from keras_resnet.training import checkpoint, logs
+from keras_resnet.training.steps import Steps
 from keras_resnet.weights import safetensors
 
 from .models import At, Losses, network, run
@@ -41,13 +42,13 @@ def test_killed_run_ends_bit_for_bit_like_one_that_was_not(tmp_path):
 
 def test_termination_saves_and_the_same_call_goes_on(tmp_path):
     terminate = At(4, lambda model: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(training.Interrupted, match="step 5 of 22") as stopped:
+    with pytest.raises(training.Interrupted, match="step 4 of 22") as stopped:
         training.fit(network(), "digits", run=run(), out=tmp_path, callbacks=[terminate], quiet=True)
     assert stopped.value.exit_code == 143
-    assert checkpoint.read(tmp_path)[1]["step"] == 5
+    assert checkpoint.read(tmp_path)[1]["step"] == 4
     losses = Losses()
     result = training.fit(network(), "digits", run=run(), out=tmp_path, callbacks=[losses], quiet=True)
-    assert len(losses.values) == 22 - 5 and len(result.history) == 2
+    assert len(losses.values) == 22 - 4 and len(result.history) == 2
     assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.Handlers.SIG_DFL)
     again = training.fit(network(), "digits", run=run(), out=tmp_path, quiet=True)
     assert again.summary == result.summary
@@ -115,7 +116,7 @@ def test_a_callback_may_end_the_run_at_the_epoch_whose_validation_was_broken(tmp
 def test_callbacks_hear_of_an_epoch_whose_last_step_was_asked_to_be_the_last(tmp_path):
     ends = []
     told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(epoch))
-    terminate = At(10, lambda model: os.kill(os.getpid(), signal.SIGTERM))
+    terminate = At(11, lambda model: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(training.Interrupted, match="saved at step 11 of 22"):
         training.fit(network(), "digits", run=run(), out=tmp_path, callbacks=[terminate, told], quiet=True)
     assert ends == [0] and len(checkpoint.read(tmp_path)[1]["rows"]) == 1
@@ -123,13 +124,13 @@ def test_callbacks_hear_of_an_epoch_whose_last_step_was_asked_to_be_the_last(tmp
 
 def test_termination_during_the_last_measurement_is_no_loss(tmp_path, monkeypatch):
     """The test set may be large; all but its measurement is saved already."""
-    evaluate = training.fitting.Stepped.evaluate
+    evaluate = Steps.evaluate
 
     def asked(self, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(self, *args, **kwargs)
 
-    monkeypatch.setattr(training.fitting.Stepped, "evaluate", asked)
+    monkeypatch.setattr(Steps, "evaluate", asked)
     with pytest.raises(training.Interrupted, match="saved at step 11 of 11"):
         training.fit(network(), "digits", run=run(epochs=1), out=tmp_path, quiet=True)
     assert not (tmp_path / "model.keras").exists()
@@ -150,7 +151,7 @@ def test_two_runs_do_not_share_a_folder_and_a_kill_leaves_no_lock(tmp_path):
     go = lambda: training.fit(network(), "digits", run=run(epochs=1), out=tmp_path, callbacks=[losses], quiet=True)  # noqa: E731
     try:
         holder.stdout.readline()
-        with pytest.raises(training.TrainingError, match=r"in use by a run that is going on \(process 1 on moon\)") as refused:
+        with pytest.raises(training.TrainingError, match=r"in use by a run in progress \(process 1 on moon\)") as refused:
             go()
         assert refused.value.exit_code == 2 and not losses.values and not (tmp_path / "run.yaml").exists()
     finally:
@@ -200,7 +201,7 @@ def test_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch):
         write(path, *args)
 
     monkeypatch.setattr(safetensors, "write", full)
-    with pytest.raises(training.TrainingError, match="step 8 could not be written.*No space left.*former one is kept"):
+    with pytest.raises(training.TrainingError, match="step 8 could not be written.*No space left.*previous one is kept"):
         training.fit(network(), "digits", run=run(save_every=4), out=tmp_path, quiet=True)
     assert checkpoint.read(tmp_path)[1]["step"] == 4
 
@@ -242,7 +243,7 @@ def test_time_left_is_that_of_the_images_left():
 
 def test_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / checkpoint.FILE).write_bytes(b"\x08\0\0\0\0\0\0\0broken")
-    with pytest.raises(training.TrainingError, match="cannot be read.*remove it to begin again"):
+    with pytest.raises(training.TrainingError, match="cannot be read.*remove it to restart"):
         training.fit(network(), "digits", run=run(), out=tmp_path, quiet=True)
 
 
@@ -253,10 +254,13 @@ def test_another_model_or_other_images_are_refused(tmp_path):
     again = Losses()
     training.fit(network(), (x, y[:, None]), run=run(epochs=1), out=tmp_path, callbacks=[again], quiet=True)
     assert not again.values
-    with pytest.raises(training.TrainingError, match="holds another run.*weights"):
-        training.fit(network(seed=6), (x, y), run=run(epochs=1), out=tmp_path, quiet=True)
-    with pytest.raises(training.TrainingError, match="holds another run.*labels"):
-        training.fit(network(), (x, y[::-1].copy()), run=run(epochs=1), out=tmp_path, quiet=True)
+    with pytest.raises(training.TrainingError, match="holds another run.*layout"):
+        training.fit(kr.grow(network(), "stage1_block1_out"), (x, y), run=run(epochs=1), out=tmp_path, quiet=True)
+    other = x.copy()
+    other[:, 0, 0] += 1
+    for images, labels in ((x, y[::-1].copy()), (other, y)):
+        with pytest.raises(training.TrainingError, match="holds another run.*content"):
+            training.fit(network(), (images, labels), run=run(epochs=1), out=tmp_path, quiet=True)
 
 
 # Seed 0 is the one that `Dataset.shuffle` treats in a way of its own.

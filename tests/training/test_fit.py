@@ -7,9 +7,9 @@ import pytest
 import keras_resnet as kr
 from keras_resnet import data, training
 from keras_resnet.growth.gates import GATES
-from keras_resnet.training.fitting import segments
-from keras_resnet.training.optimizers import carry_slots, make_optimizer
+from keras_resnet.training.optimizers import Slots, carry_state, make_optimizer
 from keras_resnet.training.schedules import make_schedule
+from keras_resnet.training.segments import segments
 
 from ..helpers import assert_unchanged, weights_of
 from .models import Losses, network, run
@@ -20,7 +20,7 @@ def value(variable):
 
 
 # What the three RSB recipes differ in are numbers; one of them is enough every time.
-LATER = ("rsb-a1", "rsb-a2")
+LATER = ("rsb-a1", "rsb-a2", "from-scratch", "finetune")
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(n, marks=pytest.mark.slow) if n in LATER else n for n in training.RECIPES])
@@ -107,13 +107,15 @@ def test_growth_inside_a_nested_model_changes_nothing_and_carries_all_slots():
                 self.model.get_layer("trunk").get_layer("stage2_block1_conv1").kernel,
                 self.model.get_layer("predictions").kernel,
             ]
-            slots = [value(slot) for kernel in kernels for _, slot in sorted(self.model.optimizer.slots_of(kernel).items())]
-            seen.append((value(self.model([images])), slots))
+            optimizer = self.model.optimizer
+            moments = [slot for slot in optimizer.variables if slot.name.rsplit("_", 1)[-1] in ("momentum", "average")]
+            slots = [value(slot) for kernel in kernels for slot in moments if kernel.path.replace("/", "_") in slot.name]
+            seen.append((value(self.model(images)), slots))
 
         on_train_begin = on_train_end = look
 
     description = run(ema=0.9, growth=((1, "trunk/stage*_block1_out", 1),))
-    result = training.fit(model, "digits", run=description, callbacks=[Look()], quiet=True)
+    result = training.fit(model, "digits", run=description, callbacks=[lambda segment, model: Look()], quiet=True)
     _, (logits, slots), (grown_logits, carried), _ = seen
     np.testing.assert_allclose(grown_logits, logits, rtol=1e-6, atol=1e-6)
     assert len(slots) == 4 and all(np.abs(slot).max() > 0 for slot in slots)
@@ -131,32 +133,33 @@ def test_slots_are_carried_by_variable(optimizer):
     description = run(optimizer=optimizer, ema=0.9)
     make = lambda m: make_optimizer(description, 0.1, training.parameter_groups(m))  # noqa: E731
     old, new = make(model), make(grown)
+    old_slots, new_slots = Slots(old), Slots(new)
     old.build(model.trainable_variables)
     new.build(grown.trainable_variables)
     old.iterations.assign(7)
     rng = np.random.default_rng(0)
     for variable in model.trainable_variables:
-        for slot in old.slots_of(variable).values():
+        for slot in old_slots.of(variable).values():
             slot.assign(rng.normal(size=slot.shape))
     names = {layer.name: layer for layer in grown.layers}
     pairs = [
         (a, b) for layer in model.layers for a, b in zip(layer.variables, names[layer.name].variables, strict=True) if a.trainable
     ]
-    carry_slots(old, new, pairs)
+    carry_state(old, old_slots, new, new_slots, pairs)
     assert int(new.iterations) == 7
     counts = {"sgd": 2, "adamw": 3, "lamb": 3}
     for a, b in pairs:
-        assert len(new.slots_of(b)) == counts[optimizer]
-        for name, slot in old.slots_of(a).items():
-            np.testing.assert_array_equal(value(new.slots_of(b)[name]), value(slot))
+        assert len(new_slots.of(b)) == counts[optimizer]
+        for name, slot in old_slots.of(a).items():
+            np.testing.assert_array_equal(value(new_slots.of(b)[name]), value(slot))
     fresh = next(v for v in grown.trainable_variables if "grow1_conv1" in v.path)
-    np.testing.assert_array_equal(value(new.average_of(fresh)), value(fresh))
-    assert not any(value(slot).any() for name, slot in new.slots_of(fresh).items() if name != "average")
+    np.testing.assert_array_equal(value(new_slots.of(fresh)["average"]), value(fresh))
+    assert not any(value(slot).any() for name, slot in new_slots.of(fresh).items() if name != "average")
 
 
 def test_two_phases_freeze_the_trunk_with_its_statistics_then_let_it_follow_slowly():
     model = kr.grow(network(), "stage*_block1_out", seed=1)
-    description = run(epochs=2, frozen_epochs=1, trunk_lr_multiplier=0.1, schedule="constant", learning_rate=0.05)
+    description = run(epochs=2, frozen_epochs=1, backbone_lr_multiplier=0.1, schedule="constant", learning_rate=0.05)
     at = {}
 
     def keep(segment, current):
@@ -174,7 +177,7 @@ def test_two_phases_freeze_the_trunk_with_its_statistics_then_let_it_follow_slow
 @pytest.mark.parametrize("gate", [name for name in GATES if name != "none"])
 def test_groups_hold_every_variable_once_and_gates_do_not_decay(gate):
     model = kr.grow(network(), "stage*_block1_out", gate=gate, seed=1)
-    groups = training.parameter_groups(model, gate_lr_multiplier=7.0, trunk_lr_multiplier=0.5)
+    groups = training.parameter_groups(model, gate_lr_multiplier=7.0, backbone_lr_multiplier=0.5)
     held = [id(v) for group in groups for v in group.variables]
     assert sorted(held) == sorted(id(v) for v in model.trainable_variables)
     gates = next(group for group in groups if group.name == "gates")
@@ -182,8 +185,8 @@ def test_groups_hold_every_variable_once_and_gates_do_not_decay(gate):
     assert len(gates.variables) == {"zero_conv": 6, "zero_gamma": 6, "rezero": 3, "layerscale": 3, "fixup": 6}[gate]
     for group in groups:
         for variable in group.variables:
-            assert group.decay == (variable.name == "kernel" and group.name != "gates"), variable.path
-            if group.name.startswith("trunk"):
+            assert bool(group.decay) == (variable.name == "kernel" and group.name != "gates"), variable.path
+            if group.name.startswith("backbone"):
                 assert group.lr_multiplier == 0.5 and "_grow" not in variable.path and "predictions" not in variable.path
 
 
@@ -375,20 +378,20 @@ def test_results_on_disk(tmp_path):
         ({"workers": ("a:1", "b:65536")}, "got 'b:65536'"),
         ({"workers": ("a:1", " b:2")}, "got ' b:2'"),
         ({"workers": ("a:1", "a:1")}, "must be different ones"),
-        ({"workers": (1, 2)}, "a list of texts"),
-        ({"devices": (0,)}, "a list of texts"),
+        ({"workers": (1, 2)}, "a list of strings"),
+        ({"devices": (0,)}, "a list of strings"),
         ({"milestones": ("a",)}, "a list of numbers"),
         ({"milestones": (5, 3)}, "epochs in their order"),
         ({"milestones": (-1, 1)}, "epochs in their order"),
         ({"workers": ("a:" + "9" * 5000, "b:1")}, "with a port"),
-        ({"seed": 2**32}, "below"),
+        ({"seed": 2**32}, "between 0 and"),
         ({"learning_rate": float("inf")}, "number of at least 0, got inf"),
         ({"learning_rate": True}, "`learning_rate` must be a number"),
         ({"epochs": 2.0}, "`epochs` must be a whole number"),
         ({"flip": "maybe"}, "`flip` must be true or false"),
         ({"sync_batch_norm": 1}, "`sync_batch_norm` must be true or false"),
-        ({"model": 5}, "`model` must be a text"),
-        ({"data": None}, "`data` must be a text"),
+        ({"model": 5}, "`model` must be a string"),
+        ({"data": None}, "`data` must be a string"),
         ({"model_options": 3}, "pairs of name and value"),
         ({"recipe": ("a",)}, "unknown recipe"),
         ({"growth": (5,)}, "`growth` holds"),
@@ -401,12 +404,36 @@ def test_bad_options_are_named(changes, says):
         training.Run.of(**changes)
 
 
+def test_descriptions_of_version_0_1_load(tmp_path):
+    """A flat list of options, some under former names."""
+    flat = "model: resnet56\nmodel_options: {gate: rezero}\nrecipe: he2015-cifar\nepochs: 7\nmilestones: [3.5, 5.25]\n"
+    (tmp_path / "run.yaml").write_text(flat + "trunk_lr_multiplier: 0.5\nloss: softmax\ngrowth: [[1, x, 2]]\nworkers: []\n")
+    with pytest.warns(DeprecationWarning, match="is called 'backbone_lr_multiplier' now"):
+        told = training.Run.load(tmp_path / "run.yaml")
+    assert (told.model, told.model_options, told.recipe, told.epochs) == ("resnet56", {"gate": "rezero"}, "he2015-cifar", 7)
+    assert told.milestones == (3.5, 5.25) and told.growing.backbone_lr_multiplier == told.trunk_lr_multiplier == 0.5
+    assert told.crop_padding == 4 and told.growth == ((1, "x", 2),)
+    told.save(tmp_path / "new.yaml")
+    assert (
+        training.Run.load(tmp_path / "new.yaml") == told and "optimization:\n  epochs: 7" in (tmp_path / "new.yaml").read_text()
+    )
+
+
+@pytest.mark.parametrize("name", ["class_weigth", "verbose", "lr", "batches"])
+def test_hints_suggest_what_fits(name):
+    expected = {"verbose": "`quiet`", "lr": "learning_rate"}.get(name)
+    with pytest.raises(training.TrainingError) as refused:
+        training.Run.of(**{name: 1})
+    assert f"unknown option {name!r}" in str(refused.value) and "'weights'" not in str(refused.value)
+    assert expected is None or expected in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (b"model: \xe9", "cannot be read"),
         (b"5: 3", "option: value"),
-        (b"recipe: [a]", "`recipe` must be a text"),
+        (b"recipe: [a]", "`recipe` must be a string"),
         (b"epochs: 0", "whole number of at least 1"),
         (b"epochs: null", "`epochs` must be a whole number"),
         (b"epochs: 4\nmilestones: null", "`milestones` must be a list of numbers"),
@@ -450,8 +477,9 @@ def test_bad_models_and_data_are_named():
     ]
     x, y = np.zeros((200, 8, 8, 1), "uint8"), np.zeros(200, int)
     cases += [
-        (network(), (x, np.eye(10)[y]), {}, "one class number for each image"),
-        (network(), (x, y - 1), {}, "whole numbers from 0 to 999,999, got -1"),
+        (network(), (x, np.eye(10)[y]), {"flip": True}, "one class number for each image"),
+        (network(), (x, y - 1), {"flip": True}, "whole numbers from 0 to 999,999, got -1"),
+        (network(), (x, y - 1), {}, "not whole numbers from 0 on"),
         (network(), "digits", {"holdout": 5000}, "`holdout` must be between"),
     ]
     for model, source, changes, says in cases:
@@ -465,3 +493,34 @@ def test_other_backends_are_refused(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(training.TrainingError, match="KERAS_BACKEND=tensorflow, it is jax"):
         training.place(run())
+
+
+def test_a_trained_model_is_fine_tuned_where_options_leave_open_how(capsys):
+    """The default learning rate is for new networks; it made a trained VGG diverge."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 6)).astype("float32"), rng.integers(0, 2, 24)
+    fresh = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2)])
+    trained = training.fit(fresh, x, y, epochs=1, batch_size=8, learning_rate=1.0, quiet=True).model
+    for model, options, says in (
+        (fresh, {}, False), (trained, {}, True), (trained, {"learning_rate": 0.1}, False),
+        (trained, {"optimizer": keras.optimizers.Adam()}, False), (trained, {"recipe": "from-scratch"}, False),
+    ):  # fmt: skip
+        capsys.readouterr()
+        training.fit(model, x, y, epochs=3, batch_size=8, **options)
+        assert ("recipe finetune: the head first" in capsys.readouterr().err) == says, options
+
+
+def test_new_blocks_have_a_learning_rate_and_a_decay_of_their_own():
+    model = kr.grow(network(), "stage1_block1_out", gate="rezero", seed=1)
+    groups = {g.name: g for g in training.parameter_groups(model, new_lr_multiplier=3.0, new_decay_multiplier=0.5)}
+    assert (groups["new, decayed"].lr_multiplier, groups["new, decayed"].decay) == (3.0, 0.5)
+    assert (groups["new, not decayed"].lr_multiplier, groups["new, not decayed"].decay) == (3.0, 0.0)
+    assert (groups["head, decayed"].lr_multiplier, groups["head, decayed"].decay) == (1.0, 1.0)
+    assert all("_grow" in v.path for v in groups["new, decayed"].variables)
+    kernel = keras.Variable(np.full((2, 2), 2.0, "float32"), name="kernel")
+    made = make_optimizer(run(weight_decay=0.1, momentum=0.0, nesterov=False), 0.01, [training.Group("new", [kernel], 3.0, 0.5)])
+    made.build([kernel])
+    made.apply([keras.ops.zeros((2, 2))], [kernel])
+    np.testing.assert_allclose(value(kernel), 2.0 - 3.0 * 0.01 * (0.5 * 0.1 * 2.0), rtol=1e-6)
+    with pytest.warns(DeprecationWarning, match="backbone_lr_multiplier"):
+        assert training.parameter_groups(model, trunk_lr_multiplier=0.1)[0].lr_multiplier == 0.1

@@ -61,7 +61,8 @@ def differences(one, other, letter):
 def test_float64_agrees_over_fifty_steps(placements, placement):
     one, other = placements["float64", "one"], placements["float64", placement]
     assert len(one["losses"]) == 51
-    np.testing.assert_allclose(other["losses"], one["losses"], rtol=0, atol=1e-8)
+    # Keras reports losses in float32; the weights are what is computed in float64.
+    np.testing.assert_allclose(other["losses"], one["losses"], rtol=0, atol=1e-6)
     found = differences(one, other, "w")
     assert len(found) > 20 and max(found) <= 1e-8
     assert abs(one["test_loss"] - other["test_loss"]) <= 2e-6  # figures are rounded to six places
@@ -80,3 +81,13 @@ def test_float32_agrees_over_three_steps(placements, placement):
     np.testing.assert_allclose(other["losses"][:3], one["losses"][:3], rtol=0, atol=1e-4)
     found = differences(one, other, "e")
     assert len(found) > 20 and max(found) <= 1e-4
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_the_saved_model_without_synchronised_batch_norm(tmp_path):
+    script = Path(__file__).with_name("unsynchronised.py")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, (summary, row, file) in json.loads(done.stdout.splitlines()[-1]).items():
+        np.testing.assert_allclose(summary, file, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(row, file, atol=2e-6, err_msg=name)

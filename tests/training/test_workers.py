@@ -70,7 +70,7 @@ def test_lost_worker_stops_the_other_and_both_go_on(tmp_path, victim):
     processes = [launch(tmp_path / "run", index, ports, *arguments) for index in (0, 1)]
     outputs = [process.communicate(timeout=240) for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
-    assert "going on from step" in outputs[0][1] and done >= 2
+    assert "resuming from step" in outputs[0][1] and done >= 2
     assert epochs_of(tmp_path / "run") == list(range(1, 31))
 
 
@@ -139,14 +139,14 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_is_killed(tmp_pat
     try:
         wait_for_epoch(tmp_path / "run", 1)
         second = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
-        assert second.returncode == 2 and f"is in use by a run that is going on (process {first.pid} on" in second.stderr
+        assert second.returncode == 2 and f"is in use by a run in progress (process {first.pid} on" in second.stderr
         assert first.poll() is None
     finally:
         first.kill()
         first.wait()
     third = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
-        assert any("going on from step" in line for line in third.stderr)
+        assert any("resuming from step" in line for line in third.stderr)
     finally:
         third.kill()
         third.wait()

@@ -1,6 +1,7 @@
-"""A run by its description: model by name, data by name, placed, trained."""
+"""`train`: a run by its description, from a model of the zoo or a file."""
 
 import os
+from collections.abc import Callable, Iterable
 
 import keras
 import tensorflow as tf
@@ -9,27 +10,38 @@ from .. import data as datasets
 from ..hints import first_line
 from ..modelcard import card_layer, set_card
 from ..registry import create_model
+from .callbacks import CallbackLike
 from .faults import errors_of
 from .fitting import run_training
-from .run import TrainingError
+from .loop import Result
+from .run import Run, TrainingError
 from .strategies import place
 
+FILES = (".keras", ".h5", ".hdf5")
 
-def train(run, out=None, *, callbacks=(), quiet=False, report=None):
-    """Train a model of the zoo from scratch or from weights, as a `Run` says.
+
+def train(
+    run: Run,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    callbacks: Iterable[CallbackLike] = (),
+    quiet: bool = False,
+    report: Callable[[str], None] | None = None,
+) -> Result:
+    """Train a model of the zoo or of a file, as a `Run` describes.
 
     Args:
-        run: `Run`.
-        out: folder of the results; see `fit`.
-        callbacks: see `fit`.
-        quiet: print nothing.
-        report: called with lines about damaged images; None prints them.
+        run: The run.
+        out: Folder of the results; see `fit`.
+        callbacks: See `fit`.
+        quiet: Print nothing.
+        report: Called with lines about damaged images; None prints them.
 
     Returns:
         `Result`; its model has the data's preprocessing and class names in its card.
 
     Raises:
-        TrainingError: and its subclasses.
+        TrainingError: See its subclasses; the message says what to do.
     """
     with errors_of(out, len(run.workers) > 1 or "TF_CONFIG" in os.environ):
         placement = place(run, quiet)
@@ -45,23 +57,23 @@ def train(run, out=None, *, callbacks=(), quiet=False, report=None):
         return run_training(model, source, run, placement, out, callbacks, quiet)
 
 
-def _model(run, source):
+def _model(run: Run, source: datasets.Source) -> keras.Model:
     former = keras.config.dtype_policy()
     keras.config.set_dtype_policy(run.precision)
     try:
-        return _load(run) if run.model.endswith(".keras") else _create(run, source)
+        return _load(run) if run.model.endswith(FILES) else _create(run, source)
     except (ValueError, OSError) as error:
         raise TrainingError(str(error)) from error
     finally:
         keras.config.set_dtype_policy(former)
 
 
-def _load(run):
+def _load(run: Run) -> keras.Model:
     if not os.path.exists(run.model):
         raise TrainingError(f"no such file: {run.model}")
     for name in ("model_options", "image_size", "drop_path", "weights"):
         if getattr(run, name):
-            raise TrainingError(f"`{name}` is for models of the zoo; {run.model} comes as it is")
+            raise TrainingError(f"`{name}` is for models of the zoo; {run.model} is taken as it is")
     if run.precision != "float32":
         raise TrainingError(f"`precision` is for models of the zoo; {run.model} has the precision it was built with")
     try:
@@ -70,11 +82,11 @@ def _load(run):
         raise TrainingError(f"{run.model} cannot be loaded: {first_line(error)}") from error
 
 
-def _create(run, source):
+def _create(run: Run, source: datasets.Source) -> keras.Model:
     options = dict(run.model_options)
     for name, instead in (("weights", "`weights` (--weights)"), ("num_classes", "the classes of the data")):
         if name in options:
-            raise TrainingError(f"`{name}` is no further argument of the model; it comes from {instead}")
+            raise TrainingError(f"`{name}` is not a further argument of the model; it comes from {instead}")
     if run.drop_path is not None:
         options.setdefault("drop_path", run.drop_path)
     if run.image_size:

@@ -1,0 +1,652 @@
+"""Where the batches of a run come from, for training and for validation."""
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from .. import data as datasets
+from ..data.order import permuted
+from ..data.pipeline import with_options
+from ..graphs import graph_of, replay
+from ..layers import Card
+from ..modelcard import ModelCard, card_layer, check_labels, preprocessing_card, set_card
+from .run import Run, TrainingError
+from .segments import Segment
+from .steps import PADDED
+from .strategies import Placement
+
+# The smallest share of a photograph's area that a random crop takes, where a run does not say.
+PHOTO_AREA = 0.25
+SAMPLED = 32  # Examples whose bytes are part of a fingerprint.
+SMALL = 16  # Numbers per example up to which all examples are.
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """Data that a model is measured on.
+
+    Args:
+        dataset: Dataset of batches, distributed where there are several replicas.
+        steps: Number of batches; None where it ends by itself.
+        once: Whether the data can be read only once, as a generator: every measurement then takes up where the last one ended.
+    """
+
+    dataset: Any
+    steps: int | None
+    once: bool = False
+    _iterator: Any = None
+
+    def batches(self) -> Iterator[tuple[int, Iterator]]:
+        """`(number, iterator to take the batch from)` for every batch; without `steps` it goes on until the data ends."""
+        if self._iterator is None or not self.once:
+            self._iterator = iter(self.dataset)
+        number = 0
+        while self.steps is None or number < self.steps:
+            yield number, self._iterator
+            number += 1
+
+
+class Feed:
+    """The data of a run.
+
+    Attributes:
+        name: Name for the log.
+        size: Training examples; None where that is not known.
+        batch: Examples per step.
+        steps: Steps per epoch.
+        resumes_anywhere: Whether a run can resume within an epoch: the order of the examples is a function of seed and epoch.
+        validation: What is measured after every epoch; None for nothing.
+        final: What is measured at the end, by the prefix of its figures.
+        facts: Further entries of the summary.
+        spec: One batch, or its `element_spec`.
+        labels: Class names for the trained model; None where they are not known.
+        fingerprint: Figures by which the data of a run are told from other data.
+    """
+
+    name: str = "data"
+    size: int | None = None
+    batch: int
+    steps: int
+    resumes_anywhere = True
+    validation: Evaluation | None = None
+    final: dict[str, Evaluation] = {}
+    facts: dict[str, Any] = {}
+    labels: list[str] | None = None
+    spec: Any
+    fingerprint: dict[str, Any]
+
+    def iterator(self, step: int, segment: Segment) -> Iterator:
+        """The batches of the run from a step on, at least to the end of its epoch."""
+        raise NotImplementedError
+
+    def check(self, model: keras.Model, segment: Segment) -> None:
+        """Refuse a segment whose images the model does not take."""
+
+    def end_epoch(self) -> None:
+        """An epoch is done."""
+
+    def describe(self) -> list[str]:
+        """Lines for the log."""
+        size = "" if self.size is None else f": {self.size:,} training examples"
+        return [f"{self.name}{size}"]
+
+    def label(self, model: keras.Model) -> keras.Model:
+        """Write class names into the trained model, where there are some."""
+        return model if self.labels is None else with_labels(model, self.labels)
+
+
+class ImageFeed(Feed):
+    """Images of a `keras_resnet.data.Source`, augmented; the same on any number of replicas.
+
+    Args:
+        source: The data set.
+        model: The model that is trained on it.
+        run: The run.
+        placement: Where its replicas are.
+        class_weight: Weight of each class number in the loss; None for 1.
+    """
+
+    def __init__(
+        self,
+        source: datasets.Source,
+        model: keras.Model,
+        run: Run,
+        placement: Placement,
+        class_weight: dict[int, float] | None = None,
+    ) -> None:
+        source = _with_channels(source, model)
+        self.source, self.run, self.placement = source, run, placement
+        self.train, self.held_out = source.train, None
+        if run.holdout:
+            try:
+                self.train, self.held_out = datasets.hold_out(source.train, run.holdout)
+            except ValueError as error:
+                raise TrainingError(str(error)) from error
+        self.name, self.size, self.batch = source.name, self.train.size, run.batch_size
+        self.share = placement.share(run.batch_size)
+        if run.batch_size > self.train.size:
+            raise TrainingError(
+                f"`batch_size` must be at most the number of training images ({self.train.size}), got {run.batch_size}"
+            )
+        self.steps = self.train.size // run.batch_size
+        self.image_size, self.units = _shape_of(model, source)
+        self.class_weight = _class_weights(class_weight, max(self.units, len(source.classes)))
+        self.facts = {"classes": list(map(str, source.classes))}
+        self.fingerprint = {"data": source.name, "images": self.train.size, "content": _checksum(self.train)}
+        split = self._validation_split()
+        self.validation = None if split is None else self._evaluation(split)
+        found = {"holdout": self.held_out, "val": _validation_of(source), "test": source.test}
+        self.final = {name: self._evaluation(split) for name, split in found.items() if split is not None}
+        self._iterator, self._next, self._last = None, None, None
+
+    @property
+    def spec(self) -> Any:
+        labels = tf.TensorSpec((None, self.units), tf.float32)
+        images = tf.TensorSpec((None, *self.image_size, self.train.channels), tf.float32)
+        weights = tf.TensorSpec((None,), tf.float32)
+        return (images, labels) if self.class_weight is None else (images, labels, weights)
+
+    def iterator(self, step: int, segment: Segment) -> Iterator:
+        # One pipeline per segment: starting one for every epoch would wait for its first batches.
+        last = segment.end * self.steps
+        if step != self._next or last != self._last:
+            self._iterator = iter(self.placement.distribute(self._batches(segment, step, last)))
+        self._next, self._last = (step // self.steps + 1) * self.steps, last
+        return self._iterator
+
+    def check(self, model: keras.Model, segment: Segment) -> None:
+        if not segment.small:
+            return
+        crop = self._crop(segment)
+        try:
+            model(tf.zeros((1, *crop, self.train.channels)))
+        except (ValueError, tf.errors.OpError) as error:
+            size = "×".join(map(str, crop))
+            raise TrainingError(f"{model.name!r} does not take images of {size}; set `small_crops` to 1") from error
+
+    def describe(self) -> list[str]:
+        held_out = f", {self.held_out.size:,} held out" if self.held_out else ""
+        if hasattr(self.source, "describe"):
+            return [self.source.describe() + held_out]
+        return [f"{self.name}: {self.size:,} training images, {len(self.source.classes)} classes{held_out}"]
+
+    def label(self, model: keras.Model) -> keras.Model:
+        if self.labels is None and self.source.name == "arrays":
+            return model
+        return with_labels(model, self.labels or list(self.source.classes), self.image_size, self.source.crop)
+
+    def _batches(self, segment: Segment, first: int, last: int) -> tf.data.Dataset:
+        run = self.run
+        area = run.random_area or (PHOTO_AREA if self.source.crop else 0.0)
+        augmentation = datasets.Augmentation(run.crop_padding, area, run.flip, run.randaugment, run.magnitude, run.erasing)
+        batches = datasets.training_batches(
+            self.train, batch=run.batch_size, size=self._crop(segment), num_classes=self._classes, augmentation=augmentation,
+            fill=self.source.mean, seed=run.seed, first=first, last=last, share=self.share,
+            replicas=self.placement.local_replicas, mixup=run.mixup, cutmix=run.cutmix, shuffle=run.shuffle,
+        )  # fmt: skip
+        if not (run.label_smoothing or self.class_weight is not None or self.units == 1):
+            return batches
+        return batches.map(self._with_labels)
+
+    def _with_labels(self, images: tf.Tensor, labels: tf.Tensor) -> tuple:
+        """Smooth labels: all classes get the same share, also under binary cross-entropy, where Keras moves them to a half."""
+        weights = None if self.class_weight is None else tf.linalg.matvec(labels, self.class_weight)
+        share = self.run.label_smoothing
+        labels = self._column(labels * (1 - share) + share / self._classes)
+        return (images, labels) if weights is None else (images, labels, weights)
+
+    @property
+    def _classes(self) -> int:
+        """Length of one-hot labels in the pipeline."""
+        return max(2, self.units)
+
+    def _column(self, labels: tf.Tensor) -> tf.Tensor:
+        """One-hot labels as a model with one unit takes them: how far an image belongs to class 1."""
+        return labels[:, 1:2] if self.units == 1 else labels
+
+    def _crop(self, segment: Segment) -> tuple[int, ...]:
+        """Size of the training images of a segment."""
+        if not segment.small:
+            return self.image_size
+        return tuple(max(8, round(self.run.small_crops * side)) for side in self.image_size)
+
+    def _validation_split(self) -> Any:
+        if self.run.validate == "none":
+            return None
+        if self.run.validate == "test":
+            return self.source.test
+        return next((split for split in (self.held_out, _validation_of(self.source)) if split is not None), self.source.test)
+
+    def _evaluation(self, split: Any) -> Evaluation:
+        batches = datasets.evaluation_batches(
+            split, batch=self.run.batch_size, size=self.image_size, num_classes=self._classes, share=self.share,
+            replicas=self.placement.local_replicas, crop=self.source.crop,
+        ).map(lambda images, labels, weights: {PADDED: weights, "data": (images, self._column(labels))})  # fmt: skip
+        return Evaluation(self.placement.distribute(batches), math.ceil(split.size / self.run.batch_size))
+
+
+def _validation_of(source: datasets.Source) -> Any:
+    """The validation split of a data set that has one."""
+    return getattr(source, "validation", None)
+
+
+def _with_channels(source: datasets.Source, model: keras.Model) -> datasets.Source:
+    """The data set with as many channels as the model takes, where its images can be decoded so."""
+    shape = model.inputs[0].shape
+    if len(shape) != 4 or shape[-1] in (None, source.train.channels) or not hasattr(source, "with_channels"):
+        return source
+    try:
+        return source.with_channels(shape[-1])
+    except ValueError:  # Said with the model's shape, below.
+        return source
+
+
+def _shape_of(model: keras.Model, source: datasets.Source) -> tuple[tuple[int, int], int]:
+    """`((height, width), units)` of a model on images, checked against the data."""
+    shape, channels = model.inputs[0].shape, source.train.channels
+    if len(model.inputs) != 1 or len(shape) != 4 or shape[-1] != channels:
+        takes = ", ".join(str(tensor.shape[1:]) for tensor in model.inputs)
+        raise TrainingError(f"the model must take one image (height, width, {channels}), it takes {takes}")
+    units, classes = model.outputs[0].shape[-1], len(source.classes)
+    fits = units >= classes or (units == 1 and classes == 2)
+    if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2 or not fits:
+        gives = ", ".join(str(tensor.shape[1:]) for tensor in model.outputs)
+        raise TrainingError(
+            f"the model must give one output of at least {classes} logits, it gives {gives}; "
+            f"kr.replace_head(model, {classes}) makes a new head"
+        )
+    size = tuple(shape[1:3])
+    if None in size:
+        if source.image_size is None:
+            raise TrainingError("images differ in size and the model takes any; set `image_size`")
+        size = tuple(source.image_size)
+    return size, units
+
+
+class ArrayFeed(Feed):
+    """Arrays of any kind in a run's order: a function of seed and epoch, so that the run resumes anywhere.
+
+    Differs from Keras in nothing but the order: the last batch of an epoch is smaller where the examples do not divide. With
+    several replicas it loses the examples that cannot be shared evenly.
+
+    Args:
+        arrays: `(x,)`, `(x, y)` or `(x, y, sample_weight)`, nested as the model's inputs and outputs are.
+        run: The run.
+        placement: Where its replicas are.
+        steps: Steps per epoch; None for all examples.
+    """
+
+    def __init__(self, arrays: tuple, run: Run, placement: Placement, steps: int | None = None) -> None:
+        self.arrays, self.run, self.placement = arrays, run, placement
+        self.name, self.batch = "arrays", run.batch_size
+        self.size = number_of_examples(arrays)
+        placement.share(run.batch_size)
+        whole, rest = divmod(self.size, run.batch_size)
+        available = whole + (rest >= placement.replicas)
+        if not available:
+            raise TrainingError(f"there are {self.size} training examples for {placement.replicas} replicas; give more")
+        self.steps = available if steps is None else steps
+        if self.steps > available:
+            raise TrainingError(f"`steps_per_epoch` must be at most {available}, all batches of the data, got {self.steps}")
+        self.fingerprint = {"data": self.name, "examples": self.size, "content": _checksum_of_arrays(arrays)}
+        self._iterator, self._next, self._last = None, None, None
+
+    @property
+    def spec(self) -> Any:
+        return keras.tree.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), self.arrays)
+
+    def iterator(self, step: int, segment: Segment) -> Iterator:
+        last = segment.end * self.steps
+        if step != self._next or last != self._last:
+            self._iterator = iter(self.placement.distribute(self._batches(step, last)))
+        self._next, self._last = (step // self.steps + 1) * self.steps, last
+        return self._iterator
+
+    def _batches(self, first: int, last: int) -> tf.data.Dataset:
+        run, replicas, local = self.run, self.placement.replicas, self.placement.local_replicas
+        get = _gathering(self.arrays)
+        steps, batch, size, offset = self.steps, run.batch_size, self.size, self.placement.index * local
+
+        def of_part(part: tf.Tensor) -> Any:
+            step, replica = part // local, offset + part % local
+            epoch, start = step // steps, (step % steps) * batch
+            own = tf.minimum(tf.cast(batch, tf.int64), size - start) // replicas
+            places = start + replica * own + tf.range(own)
+            return get(permuted(places, run.seed, epoch, size) if run.shuffle else places)
+
+        parts = tf.data.Dataset.range(first * local, last * local)
+        return with_options(parts.map(of_part, num_parallel_calls=2, deterministic=True).prefetch(2))
+
+
+class AdapterFeed(Feed):
+    """Data whose order is not ours: `tf.data.Dataset`, `keras.utils.PyDataset`, generators, PyTorch `DataLoader`s.
+
+    Args:
+        data: The data, which yield `(x, y)` or `(x, y, sample_weight)`.
+        model: The model that is trained on them.
+        run: The run.
+        placement: Where its replicas are.
+        steps: Steps per epoch; None for all batches.
+        class_weight: Weight of each class number; None for 1.
+    """
+
+    resumes_anywhere = False
+
+    def __init__(
+        self,
+        data: Any,
+        model: keras.Model,
+        run: Run,
+        placement: Placement,
+        steps: int | None = None,
+        class_weight: dict[int, float] | None = None,
+    ) -> None:
+        self.name = type(data).__name__
+        if class_weight is not None:
+            # Keras takes a missing class for an error, here and there.
+            weights = _class_weights(class_weight, max(2, model.outputs[0].shape[-1]))
+            class_weight = dict(enumerate(map(float, weights)))
+        self._adapter = adapter_of(data, run.shuffle, class_weight)
+        self._dataset = self._adapter.get_tf_dataset()
+        self.spec = self._dataset.element_spec
+        self._given_steps, self._length = steps, self._adapter.num_batches
+        self.steps = steps or self._length or _counted(self._dataset, data, "steps_per_epoch")
+        self.batch = self._adapter.batch_size or _batch_of(self.spec) or run.batch_size
+        self.fingerprint = {"data": self.name, "content": self.steps}
+        self._distributed = distribute_foreign(self._dataset, data, placement)
+        self._iterator, self._seen = None, 0
+
+    def iterator(self, step: int, segment: Segment) -> Iterator:
+        self._adapter.on_epoch_begin()
+        if self._iterator is None or self._given_steps is None or (self._length and self._seen + self.steps > self._length):
+            self._iterator, self._seen = iter(self._distributed), 0
+        self._seen += self.steps
+        return self._iterator
+
+    def end_epoch(self) -> None:
+        self._adapter.on_epoch_end()
+
+    def describe(self) -> list[str]:
+        return [f"{self.name}: {self.steps} batches per epoch, in an order of its own; the run resumes after whole epochs"]
+
+
+def adapter_of(data: Any, shuffle: bool = False, class_weight: dict[int, float] | None = None) -> Any:
+    """Keras' own adapter for data that are not arrays. Private in Keras 3.15, where `fit` uses it.
+
+    Raises:
+        TrainingError: Keras does not take such data.
+    """
+    from keras.src.trainers import data_adapters
+
+    try:
+        is_py_dataset = isinstance(data, keras.utils.PyDataset)
+        return data_adapters.get_data_adapter(data, shuffle=shuffle and is_py_dataset, class_weight=class_weight)
+    except ValueError as error:
+        if "Unrecognized data type" not in str(error):
+            raise TrainingError(str(error)) from error
+        if hasattr(data, "__iter__") and class_weight is None:
+            return _Batches(data)
+        raise TrainingError(
+            f"data of type {type(data).__name__} cannot be trained on; give arrays, a tf.data.Dataset, a keras.utils.PyDataset, "
+            "a generator, a PyTorch DataLoader, or the name or path of a data set"
+        ) from error
+
+
+class _Batches:
+    """The part of Keras' adapters that feeds need, for an object that yields batches each time it is iterated over.
+
+    Args:
+        data: Iterable of `(x, y)` or `(x, y, sample_weight)`; its length, if it has one, is the number of batches.
+    """
+
+    batch_size = None
+
+    def __init__(self, data: Iterable) -> None:
+        self._data = data
+        self.num_batches = len(data) if hasattr(data, "__len__") else None
+        first = next(iter(data), None)
+        if not isinstance(first, (tuple, list)) or len(first) not in (2, 3):
+            kind = "nothing" if first is None else type(first).__name__
+            raise TrainingError(f"{type(data).__name__} must yield batches (x, y) or (x, y, sample_weight), it yields {kind}")
+        self._spec = keras.tree.map_structure(
+            lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), as_arrays(*first)
+        )
+
+    def get_tf_dataset(self) -> tf.data.Dataset:
+        """The batches as a data set."""
+        return tf.data.Dataset.from_generator(lambda: (as_arrays(*batch) for batch in self._data), output_signature=self._spec)
+
+    def on_epoch_begin(self) -> None:
+        """Nothing: the data hear of an epoch when they are iterated over."""
+
+    on_epoch_end = on_epoch_begin
+
+
+def distribute_foreign(dataset: tf.data.Dataset, data: Any, placement: Placement) -> Any:
+    """Share the batches of a data set that is not ours over the replicas; TensorFlow divides every batch.
+
+    Raises:
+        TrainingError: Several processes cannot share such data.
+    """
+    if placement.replicas == 1:
+        return dataset
+    if placement.multi_worker and not isinstance(data, tf.data.Dataset):
+        raise TrainingError(f"several workers cannot share a {type(data).__name__}; give arrays, a tf.data.Dataset, or a folder")
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return placement.strategy.experimental_distribute_dataset(dataset.with_options(options))
+
+
+def evaluation_of(data: Any, run: Run, placement: Placement, steps: int | None = None) -> Evaluation:
+    """Validation data as Keras' `fit` takes it.
+
+    Args:
+        data: `(x, y)` or `(x, y, sample_weight)` of arrays, or anything that `AdapterFeed` takes.
+        run: The run.
+        placement: Where its replicas are.
+        steps: Batches to measure; None for all.
+    """
+    if not isinstance(data, (tuple, list)):
+        adapter = adapter_of(data)
+        dataset, once = adapter.get_tf_dataset(), type(adapter).__name__ == "GeneratorDataAdapter"
+        steps = steps or adapter.num_batches
+        if once and steps is None:
+            raise TrainingError("the length of a generator is not known; give `validation_steps`")
+        return Evaluation(distribute_foreign(dataset, data, placement), steps, once)
+    arrays = as_arrays(*data)
+    size, replicas, local = number_of_examples(arrays), placement.replicas, placement.local_replicas
+    placement.share(run.batch_size)
+    own, offset, get = run.batch_size // replicas, placement.index * local, _gathering(arrays)
+
+    def of_part(part: tf.Tensor) -> dict:
+        step, replica = part // local, offset + part % local
+        places = step * run.batch_size + replica * own + tf.range(tf.cast(own, tf.int64))
+        return {PADDED: tf.cast(places < size, tf.float32), "data": get(tf.minimum(places, size - 1))}
+
+    total = math.ceil(size / run.batch_size)
+    parts = tf.data.Dataset.range(total * local).map(of_part, num_parallel_calls=2, deterministic=True)
+    return Evaluation(placement.distribute(with_options(parts.prefetch(2))), min(total, steps or total))
+
+
+def as_arrays(x: Any, y: Any = None, sample_weight: Any = None) -> tuple:
+    """NumPy arrays of `fit`'s arguments, without what is missing at the end; floats in Keras' float type, as `fit` makes them.
+
+    Raises:
+        TrainingError: They differ in length, or are no arrays of numbers.
+    """
+
+    def convert(array: Any) -> np.ndarray:
+        array = np.asarray(array)
+        if array.dtype.kind not in "biuf" or array.ndim == 0:
+            raise TrainingError(f"data must be arrays of numbers, got {array.dtype} of shape {array.shape}")
+        return array.astype(keras.config.floatx()) if array.dtype.kind == "f" else array
+
+    parts = [x, y, sample_weight]
+    while parts[-1] is None:
+        parts.pop()
+    if any(part is None for part in parts):
+        raise TrainingError("`sample_weight` needs labels `y`")
+    # Lists and tuples are several arrays where their parts are arrays; lists of numbers are one.
+    arrays = tuple(_converted(part, convert) for part in parts)
+    lengths = {len(array) for array in keras.tree.flatten(arrays)}
+    if len(lengths) > 1:
+        raise TrainingError(f"arrays must have the same number of examples, got {', '.join(map(str, sorted(lengths)))}")
+    return arrays
+
+
+def split_arrays(arrays: tuple, share: float) -> tuple[tuple, tuple]:
+    """Split off the last examples for validation, as Keras does.
+
+    Args:
+        arrays: See `as_arrays`.
+        share: Share of the examples to validate on.
+
+    Raises:
+        TrainingError: One of the parts would be empty.
+    """
+    size = number_of_examples(arrays)
+    at = math.floor(size * (1 - share)) if 0 < share < 1 else 0
+    if not 0 < at < size:
+        raise TrainingError(f"`validation_split` must be between 0 and 1 and leave examples on both sides, got {share} of {size}")
+    return tuple(
+        keras.tree.map_structure(lambda array, part=part: array[part], arrays) for part in (slice(0, at), slice(at, None))
+    )
+
+
+def _converted(part: Any, convert: Callable[[Any], np.ndarray]) -> Any:
+    """Arrays of a structure; tuples stand for lists, which tf.data would take for one tensor."""
+    if isinstance(part, dict):
+        return {key: _converted(value, convert) for key, value in part.items()}
+    if isinstance(part, (list, tuple)) and part and all(hasattr(value, "shape") for value in part):
+        return tuple(convert(value) for value in part)
+    return convert(part)
+
+
+def number_of_examples(arrays: tuple) -> int:
+    """Examples of arrays of one length."""
+    return len(keras.tree.flatten(arrays)[0])
+
+
+def weighted_by_class(arrays: tuple, class_weight: dict[int, float]) -> tuple:
+    """Arrays with the weights of their classes as sample weights.
+
+    Raises:
+        TrainingError: The labels are not class numbers or one-hot vectors.
+    """
+    if len(arrays) < 2 or keras.tree.is_nested(arrays[1]):
+        raise TrainingError("`class_weight` needs labels of one output; give `sample_weight` for several")
+    x, y, *given = arrays
+    numbers = y.reshape(len(y), -1)
+    numbers = numbers.argmax(-1) if numbers.shape[1] > 1 else np.round(numbers[:, 0]).astype(int)
+    weights = _class_weights(class_weight, int(max(numbers.max(initial=0), *map(_number_or_zero, class_weight), 0)) + 1)[numbers]
+    return x, y, weights if not given else weights * given[0]
+
+
+def _number_or_zero(key: Any) -> int:
+    return key if isinstance(key, (int, np.integer)) and not isinstance(key, bool) else 0
+
+
+def _gathering(arrays: tuple) -> Any:
+    """A function that takes examples out of arrays by their numbers; the arrays are captured, not copied into its graph."""
+    with tf.device("CPU:0"):
+        tensors = keras.tree.map_structure(tf.constant, arrays)
+    return lambda places: keras.tree.map_structure(lambda tensor: tf.gather(tensor, places), tensors)
+
+
+def _counted(dataset: tf.data.Dataset, data: Any, option: str) -> int:
+    """The number of batches of a data set that does not say it; it is read once for that."""
+    if not isinstance(data, tf.data.Dataset) or data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise TrainingError(f"the length of {type(data).__name__} is not known; give `{option}`")
+    return sum(1 for _ in dataset)
+
+
+def _batch_of(spec: Any) -> int | None:
+    """Examples of a batch, where its shape says it."""
+    shape = keras.tree.flatten(spec)[0].shape
+    return shape[0] if shape.rank else None
+
+
+def _class_weights(weights: dict[int, float] | None, classes: int) -> np.ndarray | None:
+    """Weights by class number, 1 where none is given.
+
+    Raises:
+        TrainingError: A key that is no class number, or a value that is no number of at least 0.
+    """
+    if weights is None:
+        return None
+    if not isinstance(weights, dict):
+        raise TrainingError(f"`class_weight` must be a dict of class number and weight, got {type(weights).__name__}")
+    values = np.ones(classes, "float32")
+    for key, value in weights.items():
+        if isinstance(key, bool) or not isinstance(key, (int, np.integer)) or not 0 <= key < classes:
+            raise TrainingError(f"`class_weight` has the key {key!r}, which is no class number from 0 to {classes - 1}")
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < math.inf:
+            raise TrainingError(f"`class_weight` of class {key} must be a number of at least 0, got {value!r}")
+        values[key] = value
+    return values
+
+
+def _checksum(split: Any) -> int:
+    """A checksum over labels and a sample of the images of a split."""
+    found = np.asarray(getattr(split, "labels", np.zeros(1)), "int64").tobytes()
+    if isinstance(split, datasets.Records):
+        sample = split.in_order().take(SAMPLED)
+    else:
+        chosen = np.unique(np.linspace(0, split.size - 1, min(SAMPLED, split.size)).astype(int))
+        sample = split.take(chosen).in_order()
+    checksum = zlib.crc32(found)
+    for _, _, image, label in sample:
+        image = image.numpy()
+        checksum = zlib.crc32(image if isinstance(image, bytes) else image.tobytes(), checksum)
+        checksum = zlib.crc32(label.numpy().tobytes(), checksum)
+    return checksum
+
+
+def _checksum_of_arrays(arrays: tuple) -> int:
+    """A checksum over labels and other small arrays, and over a sample of the examples of large ones."""
+    size = number_of_examples(arrays)
+    sample = np.unique(np.linspace(0, size - 1, min(SAMPLED, size)).astype(int))
+    checksum = 0
+    for array in keras.tree.flatten(arrays):
+        is_small = array.size <= SMALL * size
+        checksum = zlib.crc32(np.ascontiguousarray(array if is_small else array[sample]).tobytes(), checksum)
+    return checksum
+
+
+def with_labels(
+    model: keras.Model, labels: Iterable[str], size: tuple[int, int] | None = None, crop: bool = False
+) -> keras.Model:
+    """Write class names into a model's card; a model without one gets a card.
+
+    Args:
+        model: Trained model, not used elsewhere.
+        labels: Class names in the order of the outputs.
+        size: Size of the images that it was trained on.
+        crop: Whether test images were resized and cropped in the middle.
+    """
+    labels = list(map(str, labels))
+    try:
+        if card_layer(model) is not None:
+            set_card(model, labels=labels)
+            return model
+        units = model.outputs[0].shape[-1]
+        labels = labels if units == 1 else check_labels(labels, units)
+    except ValueError:  # More outputs than classes: the names of the others are not known.
+        return model
+    if len(model.inputs) != 1 or graph_of(model) is None:
+        return model
+    resize = round(min(size) * 8 / 7) if crop and size else None
+    treatment = preprocessing_card("none", None if size is None else list(size), resize)
+    card = ModelCard(model.name, preprocessing=treatment, labels=labels)
+    graph = graph_of(model)
+    given = keras.Input(batch_shape=graph.inputs[0].shape, dtype=graph.inputs[0].dtype, name=graph.inputs[0].name)
+    outputs = replay(
+        graph, [Card(card.to_dict(), name="card")(given)], lambda node, args, kwargs: node.operation(*args, **kwargs)
+    )
+    return keras.Model(given, outputs, name=model.name)

@@ -1,0 +1,135 @@
+"""Compiled training and evaluation steps: Keras' own `train_step` and `test_step`, run under any strategy.
+
+Checked against Keras 3.15. Keras' `fit` is not used itself, because a run has several segments but one `on_train_begin`, and
+because under `MultiWorkerMirroredStrategy` it reduces scalar outputs along an axis that they do not have.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from .strategies import Placement
+
+
+class Steps:
+    """Runs steps of a compiled model on distributed batches.
+
+    Args:
+        model: Compiled model whose variables were created under the placement's strategy.
+        placement: Where the replicas are.
+        per_call: Training steps per call of `train`.
+        jit: Whether to compile training steps with XLA.
+    """
+
+    def __init__(self, model: keras.Model, placement: Placement, per_call: int = 1, jit: bool = False) -> None:
+        self.model, self.placement, self.per_call = model, placement, per_call
+        strategy = placement.strategy
+        with strategy.scope():
+            # The number of steps before the first loss that is not finite. The running mean stays non-finite from there on.
+            self._finite = keras.metrics.Sum(name="finite", dtype="float64")
+            self._stop = tf.Variable(0.0, trainable=False) if placement.multi_worker else None
+
+        def train_step(data: Any) -> dict:
+            logs = model.train_step(without_optionals(data))
+            self._finite.update_state(ops.cast(ops.isfinite(logs["loss"]), "float64") / placement.replicas)
+            return logs
+
+        compiled = tf.function(train_step, jit_compile=True) if jit else train_step
+
+        @tf.function(reduce_retracing=True)
+        def train(iterator: Iterator) -> dict:
+            for _ in tf.range(per_call - 1):
+                strategy.run(compiled, args=(next(iterator),))
+            return strategy.run(lambda data: self._shared(compiled(data)), args=(next(iterator),))
+
+        @tf.function(reduce_retracing=True)
+        def evaluate(iterator: Iterator) -> dict:
+            return strategy.run(lambda data: self._shared(model.test_step(without_padding(data))), args=(next(iterator),))
+
+        self._train, self._evaluate = train, evaluate
+
+    def build(self, batch: Any) -> None:
+        """Create the state of metrics and losses: Keras cannot create it inside a replica, and a checkpoint may hold it.
+
+        Args:
+            batch: One batch as the data gives it, or its `element_spec`.
+        """
+        with self.placement.strategy.scope():
+            self.model._symbolic_build(data_batch=batch)
+
+    def train(self, iterator: Iterator) -> dict:
+        """Run `per_call` training steps.
+
+        Returns:
+            The running means of loss and metrics, over the local replicas, or over all replicas of several processes.
+        """
+        return self._local(self._train(iterator))
+
+    def evaluate(self, iterator: Iterator) -> dict:
+        """Run one evaluation step; see `train`."""
+        return self._local(self._evaluate(iterator))
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of all replicas since the last reset; every process must call it."""
+        return {name: float(np.mean(ops.convert_to_numpy(value))) for name, value in self._results().items()}
+
+    def reset(self) -> None:
+        """Begin an epoch or an evaluation."""
+        self.model.reset_metrics()
+        self._finite.reset_state()
+
+    @property
+    def metric_variables(self) -> list[keras.Variable]:
+        """What an epoch accumulates: the variables of all metrics."""
+        return [variable for metric in [*self.model.metrics, self._finite] for variable in metric.variables]
+
+    def finite_steps(self) -> int:
+        """Steps of this epoch before the first whose loss was not finite."""
+        return round(float(np.sum(ops.convert_to_numpy(self._finite.result()))))
+
+    def ask_to_stop(self) -> None:
+        """Tell the other processes, with the next step, that this one was asked to stop."""
+        if self._stop is not None:
+            self._stop.assign(1.0)
+
+    def _results(self) -> dict:
+        return self.model.get_metrics_result()
+
+    def _shared(self, logs: dict) -> dict:
+        """In a replica: the mean over the replicas of all processes, plus how many were asked to stop."""
+        if self._stop is None:
+            return logs
+        values = tf.stack([tf.cast(value, tf.float32) for value in logs.values()] + [self._stop.read_value()])
+        means = tf.unstack(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values))
+        return dict(zip([*logs, "stop"], means, strict=True))
+
+    def _local(self, logs: dict) -> dict:
+        if self.placement.replicas == 1:
+            return logs
+        local = self.placement.strategy.experimental_local_results
+        return {name: tf.reduce_mean(tf.stack([tf.cast(v, tf.float32) for v in local(value)])) for name, value in logs.items()}
+
+
+PADDED = "padding"
+
+
+def without_padding(data: Any) -> Any:
+    """Take off what fills up the last batch of an evaluation, so that every replica gets a part of it.
+
+    Args:
+        data: A batch as Keras takes it, or `{"padding": weights, "data": batch}` where the images to leave out come last and
+            have weight 0.
+    """
+    if not (isinstance(data, dict) and PADDED in data):
+        return without_optionals(data)
+    count = tf.cast(tf.reduce_sum(data[PADDED]), tf.int32)
+    return tf.nest.map_structure(lambda part: part[:count], data["data"])
+
+
+def without_optionals(data: Any) -> Any:
+    """A batch with None where Keras' adapters put an empty optional for a missing part."""
+    return tf.nest.map_structure(lambda part: None if isinstance(part, tf.experimental.Optional) else part, data)

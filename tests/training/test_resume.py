@@ -1,0 +1,111 @@
+"""Resuming: what may differ when a run resumes, what a finished run does, and data whose order is not ours."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_resnet as kr
+from keras_resnet import training
+from keras_resnet.training import checkpoint
+
+from .models import At
+from .test_like_keras import CLASSES, SPARSE, Batches, X, same, vector
+
+COMMON = dict(batch_size=8, learning_rate=0.3, base_batch=8, schedule="constant", quiet=True)
+
+
+class Broken(Exception):
+    pass
+
+
+def broken_at(step):
+    def stop(model):
+        raise Broken
+
+    return At(step, stop)
+
+
+def test_a_finished_run_may_get_more_epochs(tmp_path):
+    training.fit(vector(), X, CLASSES, epochs=2, out=tmp_path, **COMMON)
+    longer = training.fit(vector(), X, CLASSES, epochs=4, out=tmp_path, **COMMON)
+    at_once = training.fit(vector(), X, CLASSES, epochs=4, **COMMON)
+    same(longer.model, at_once.model)
+    assert [row["epoch"] for row in longer.history] == [1, 2, 3, 4] and longer.summary["steps"] == 12
+    with pytest.raises(training.TrainingError, match="epochs 4 there, 3 here"):
+        training.fit(vector(), X, CLASSES, epochs=3, out=tmp_path, **COMMON)
+
+
+def test_a_run_that_a_callback_ended_may_get_more_epochs(tmp_path):
+    enough = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: setattr(enough.model, "stop_training", True))
+    first = training.fit(vector(), X, CLASSES, epochs=2, out=tmp_path, callbacks=[enough], **COMMON)
+    assert first.summary["steps"] == 1 and len(first.history) == 1
+    longer = training.fit(vector(), X, CLASSES, epochs=3, out=tmp_path, **COMMON)
+    assert [row["epoch"] for row in longer.history] == [1, 2, 3]
+
+
+def test_a_finished_run_is_neither_measured_nor_written_again(tmp_path):
+    first = training.fit(vector(), X, CLASSES, epochs=2, out=tmp_path, validation_split=0.3, **COMMON)
+    written = lambda: {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if p.name != checkpoint.LOCK}  # noqa: E731
+    files = written()
+    again = training.fit(vector(), X, CLASSES, epochs=2, out=tmp_path, validation_split=0.3, **COMMON)
+    assert files == written() and len(files) >= 5
+    assert again.summary == first.summary and again.history == first.history
+    same(again.model, first.model)
+
+
+def test_a_new_head_without_a_seed_does_not_hinder_resuming(tmp_path):
+    def model(seed):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((6,))
+        return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(4, activation="relu")(inputs)))
+
+    whole = training.fit(model(1), X, CLASSES, epochs=3, **COMMON)
+    with pytest.raises(Broken):
+        training.fit(model(1), X, CLASSES, epochs=3, out=tmp_path, save_every=1, callbacks=[broken_at(5)], **COMMON)
+    assert checkpoint.read(tmp_path)[1]["step"] == 4
+    same(training.fit(model(2), X, CLASSES, epochs=3, out=tmp_path, save_every=1, **COMMON).model, whole.model)
+
+
+def test_changed_examples_with_equal_labels_are_noticed(tmp_path):
+    training.fit(vector(), X, CLASSES, epochs=1, out=tmp_path, **COMMON)
+    for x, y in ((X + 1e-3, CLASSES), (X, CLASSES[::-1].copy())):
+        with pytest.raises(training.TrainingError, match="holds another run.*content"):
+            training.fit(vector(), x, y, epochs=1, out=tmp_path, **COMMON)
+
+
+@pytest.mark.parametrize("kind", ["tf.data", pytest.param("PyDataset", marks=pytest.mark.slow)])
+def test_data_in_an_order_of_their_own_resume_after_whole_epochs(tmp_path, kind):
+    data = {"tf.data": lambda: tf.data.Dataset.from_tensor_slices((X, CLASSES)).batch(8), "PyDataset": Batches}[kind]
+    options = dict(epochs=3, loss=SPARSE, shuffle=False, **{k: v for k, v in COMMON.items() if k != "batch_size"})
+    whole = training.fit(vector(), data(), **options)
+    with pytest.raises(Broken):
+        training.fit(vector(), data(), out=tmp_path, save_every=1, callbacks=[broken_at(5)], **options)
+    assert checkpoint.read(tmp_path)[1]["step"] == 3
+    same(training.fit(vector(), data(), out=tmp_path, save_every=1, **options).model, whole.model)
+
+
+def test_callbacks_whose_memory_keras_does_not_show_are_named(tmp_path, capsys):
+    class Counting(keras.callbacks.Callback):
+        pass
+
+    options = {**COMMON, "quiet": False, "out": tmp_path, "epochs": 2}
+    early = lambda: keras.callbacks.EarlyStopping("loss", patience=9)  # noqa: E731
+    with pytest.raises(Broken):
+        training.fit(vector(), X, CLASSES, callbacks=[early(), Counting(), broken_at(4)], **options)
+    capsys.readouterr()
+    training.fit(vector(), X, CLASSES, callbacks=[early(), Counting()], **options)
+    said = capsys.readouterr().err
+    assert "callback Counting restarts" in said and "EarlyStopping" not in said and "resuming from step 3 of 6" in said
+
+
+def test_class_names_are_kept_without_a_card(tmp_path):
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(keras.layers.Rescaling(0.01)(inputs))), name="own")
+    result = training.fit(model, "digits", out=tmp_path, epochs=1, batch_size=256, quiet=True)
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert kr.card(loaded).labels == list("0123456789") == result.summary["classes"] and kr.card(model) is None
+    x = np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 1)).astype("float32")
+    np.testing.assert_allclose(loaded(x), result.model(x), rtol=1e-6)
+    named = training.fit(vector(), X, CLASSES, labels=["a", "b", "c"], epochs=1, **COMMON).model
+    assert kr.card(named).labels == ["a", "b", "c"]
