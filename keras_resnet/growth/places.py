@@ -62,7 +62,7 @@ def find_places(model, after, node=None):
 
 
 # Parts of blocks grown before: patterns and predicates mean the trunk; an exact name reaches them all the same.
-_GROWN_PART = re.compile(r"_grow\d+_(norm|relu|conv|shift|scale|add|out)\d*$")
+_GROWN_PART = re.compile(r"_grow\d+_(norm|relu|conv|dense|shift|scale|unmask|add|out)\d*$")
 
 
 def _matching(calls, after):
