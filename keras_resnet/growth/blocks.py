@@ -1,6 +1,7 @@
 """Residual blocks that start as the identity: a Keras layer, functional builders, and how to find them again."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import keras
@@ -204,19 +205,27 @@ class ResidualBlock(keras.layers.Layer):
 
     def call(self, inputs):
         check_fits(inputs.shape, keras.backend.standardize_dtype(inputs.dtype), self.data_format, self.name)
-        shortcut, branch = self.parts(inputs)
+        return self.run(inputs)
+
+    def run(self, inputs, training: bool | None = None, visit: Callable | None = None):
+        """Return the block's output; `visit(layer, inputs, output)` is called after each of its layers."""
+        shortcut, branch = self.parts(inputs, training, visit)
         if self.add is None:
             return branch
         total = self.add([shortcut, branch])
+        if visit is not None:
+            visit(self.add, [shortcut, branch], total)
         return ops.relu(total) if self.spec.kind.kind == "postact" else total
 
-    def parts(self, inputs):
+    def parts(self, inputs, training: bool | None = None, visit: Callable | None = None) -> tuple:
         """Return what `ResidualAdd` takes, `(x, F(x))`."""
         y = inputs
         for layer in self.branch:
             if mask_of(y) is not None and not layer.supports_masking:
                 y = ops.copy(y)
-            y = layer(y)
+            before, y = y, layer(y, training=training)
+            if visit is not None:
+                visit(layer, before, y)
         return inputs, y
 
     def compute_output_shape(self, input_shape):

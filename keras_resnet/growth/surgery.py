@@ -300,7 +300,9 @@ def _scaled(model, stacks, scale, data):
         scales = scale
     else:
         scales = {stack.block_path(name): scale for stack in stacks.values() for name, _ in stack.blocks}
-    if missing := [path for stack in stacks.values() for name, _ in stack.blocks if (path := stack.block_path(name)) not in scales]:
+    if missing := [
+        path for stack in stacks.values() for name, _ in stack.blocks if (path := stack.block_path(name)) not in scales
+    ]:
         raise ValueError(f'`scale` has no number for block "{missing[0]}"{nearest(missing[0], scales)}')
 
     def with_scale(stack):
