@@ -131,9 +131,9 @@ def growth_scores(
 
     A probe block with a closed gate and a matched scale is put at every point. Its score is the inner product of the loss
     gradients with respect to the gate over two disjoint halves of the batches, averaged over several random draws of the
-    branch and divided by the block's multiply-adds. (The squared norm of one mean gradient would be biased upwards by noise.) The model runs
-    in inference mode, only the norms of the probes use batch statistics. The scores say *where* a block helps most, not
-    whether growing is better than training further.
+    branch and divided by the block's multiply-adds. (The squared norm of one mean gradient would be biased upwards by
+    noise.) The model runs in inference mode; only the norms of the probes use batch statistics. The scores say *where* a
+    block helps most, not whether growing is better than training further.
 
     Args:
         model: Functional or Sequential model. It is not changed.

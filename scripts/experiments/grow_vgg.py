@@ -240,7 +240,9 @@ class ImageNetStudy(Study):
         except (OSError, ValueError, KeyError) as error:
             raise TrainingError(f"{self.weights} does not hold VGG16's convolutions as arrays: {error}") from error
         cut = whole.get_layer(CUT)
-        inputs = x = keras.Input(cut.output.shape[1:])
+        inputs = keras.Input(cut.output.shape[1:])
+        # Blocks follow a layer, not an input: this one makes the cut an insertion point.
+        x = keras.layers.Activation("linear", name=CUT)(inputs)
         for layer in whole.layers[whole.layers.index(cut) + 1 :]:
             x = layer(x)
         return keras.Model(whole.input, cut.output), keras.Model(inputs, x)
