@@ -11,7 +11,8 @@ import lab
 import numpy as np
 from lab import Cell, markdown, panels, pick, size
 
-LAYERS = 26
+# 13 blocks, 26 layers: in proportion to the three convolutions before each of the two points.
+POINTS = ["block3_pool"] * 6 + ["block4_pool"] * 7
 SCALES = {"none": None, "match": "match"}
 LABELS = {"none": "branches as they are", "match": 'scale="match"'}
 OPTIMIZERS = ("sgd", "adamw")
@@ -27,8 +28,8 @@ class Sizes:
     trunk_epochs: int = size(2, "Epochs of the VGG with its new head, before it grows.")
     trunk_rate: float = size(0.005, "Learning rate of those epochs, with SGD.")
     epochs: int = size(3, "Epochs after the growth.")
-    sgd_rates: tuple = size((0.002, 0.005), "Learning rates of SGD with Nesterov momentum 0.9.", plan=True)
-    adamw_rates: tuple = size((0.0001, 0.0003), "Learning rates of AdamW.", plan=True)
+    sgd_rates: tuple = size((0.005,), "Learning rates of SGD with Nesterov momentum 0.9.", plan=True)
+    adamw_rates: tuple = size((0.0003,), "Learning rates of AdamW.", plan=True)
     block: str = size("preact", "Kind of the residual blocks.")
     batch: int = size(16, "Images per step.")
 
@@ -46,7 +47,7 @@ QUICK = Sizes(32, 16, trunk_epochs=1, epochs=1, sgd_rates=(0.005,), adamw_rates=
     ),
 )
 def main(lab_, weights):
-    """Grow the ImageNet VGG16 by 26 layers after block 3 and block 4, train on, and log the drift of every block.
+    """Grow the ImageNet VGG16 by 26 layers after blocks 3 and 4, train on, and log the drift of every block.
 
     Blocks 1 to 3 are frozen: their features are computed once. All arms of a seed start from the same VGG, whose new head and
     upper blocks were trained before.
@@ -88,7 +89,8 @@ def main(lab_, weights):
 class Study(grow_vgg.ImageNetStudy):
     """The ImageNet VGG16 on CIFAR-10, grown with and without a matched scale."""
 
-    places = ["block3_pool", "block4_pool"]
+    def grown(self, trunk, seed, **arm):
+        return self.lab.grow(trunk, POINTS, **{"seed": 1000 * seed + 1, "block": self.lab.sizes.block} | arm)
 
     def train_scaled(self, scale, optimizer, rate, seed, folder):
         """The function of an arm: a row per epoch."""
@@ -142,7 +144,7 @@ def facts(results):
         last = max((row["epoch"] for row in drift), default=0)
         ends = [row for row in drift if row["epoch"] == last]
         places = []
-        for point in ("block3_pool", "block4_pool"):
+        for point in dict.fromkeys(POINTS):
             values = [row["mean"] for row in ends if row["block"].startswith(point)]
             spread = f"{min(values):.1e} / {np.median(values):.1e} / {max(values):.1e}" if values else "–"
             places.append(spread)
