@@ -94,7 +94,7 @@ class GrowPretrained(contest.Contest):
         """`(features to train and validate on, features of the test images)`."""
         if self._images is None:
             source, test = contest.split(self.lab.source(), self.lab.sizes.held_out)
-            lower, _ = self.vgg._halves()
+            lower, _ = self.vgg.halves()
             train = [self._features(lower, source.train, mirrored) for mirrored in range(self.lab.sizes.views)]
             labels = np.concatenate([np.asarray(source.train.labels)] * len(train))
             held_out, test = (

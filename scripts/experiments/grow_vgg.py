@@ -212,7 +212,7 @@ class ImageNetStudy(Study):
         import keras
         from keras import layers
 
-        _, upper = self._halves()
+        _, upper = self.halves()
         keras.utils.set_random_seed(seed)
         x = layers.GlobalAveragePooling2D(name="avg_pool")(upper.output)
         logits = layers.Dense(len(self.lab.source().classes), name="predictions", dtype="float32")(x)
@@ -223,7 +223,7 @@ class ImageNetStudy(Study):
             self._features = self._computed()
         return self._features
 
-    def _halves(self):
+    def halves(self):
         """VGG16 up to `CUT`, images 0–255 in, and what follows, features in."""
         import keras
 
@@ -252,7 +252,7 @@ class ImageNetStudy(Study):
 
         from keras_resnet.data import Source
 
-        lower, _ = self._halves()
+        lower, _ = self.halves()
         side, source = self.lab.sizes.image_size, self.lab.source()
 
         def split(images):
