@@ -202,3 +202,65 @@ def test_repeated_names_get_several_blocks():
     assert len(kr.find_blocks(kr.grow(model, ["act_b", "act_b", "act_*"], blocks=2))) == 6
     with pytest.raises(ValueError, match="cannot be combined with `total_blocks`"):
         kr.grow(model, ["act_b", "act_b"], total_blocks=4)
+
+
+def test_an_exported_file_holds_the_scale(tmp_path):
+    """The file computes what Keras computes; that the scale matters shows in the same network without it."""
+    import onnxruntime
+
+    import resnet_export as rx
+
+    model = backbone(size=30.0)
+    x = batch(model)
+    outputs = {}
+    for name, options in {"plain": {}, "scaled": {"scale": "match", "data": x}}.items():
+        deep = kr.grow(model, ["act", "head"] if name == "plain" else "act", gate="rezero", seed=0, **options)
+        deep.get_layer("act_grow1_scale").scale.assign(0.3)
+        path = tmp_path / f"{name}.onnx"
+        rx.to_onnx(deep, str(path))
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        feed = {session.get_inputs()[0].name: x}
+        outputs[name] = session.run(None, feed)[0]
+        np.testing.assert_allclose(outputs[name], np.asarray(deep(x)), rtol=1e-4, atol=1e-3)
+    assert np.abs(outputs["scaled"] - outputs["plain"]).max() > 1
+
+
+FAMILIES = [
+    ("VGG16", "block[3-5]_pool"),
+    ("ResNet50V2", "conv[34]_block1_out"),
+    ("MobileNetV2", "block_[36]_project_BN"),
+    ("MobileNetV3Small", "expanded_conv_[47]_add"),
+    ("EfficientNetB0", "block3a_project_bn"),
+    ("DenseNet121", "pool[23]_relu"),
+    ("ConvNeXtTiny", "*/convnext_tiny_downsampling_conv_1"),
+    ("MobileNet", "conv_pw_[36]_relu"),
+    ("NASNetMobile", "activation_10*"),
+    ("Xception", "block[3-5]_pool"),
+    ("InceptionV3", "mixed[0-2]"),
+    ("ResNet50", "conv[23]_block1_out"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("name,after", FAMILIES)
+def test_applications_stay_equal_with_a_matched_scale(name, after, policy):
+    from tests.helpers import images
+
+    size = 96
+    keras.config.set_dtype_policy(policy)
+    try:
+        make = getattr(keras.applications, name)
+        model = make(weights=None, include_top=False, input_shape=(size, size, 3))
+        x = images(2, size)
+        deep = kr.grow(model, after, scale="match", data=x, seed=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    blocks = kr.find_blocks(deep)
+    assert blocks and all(block.add.scale != 1 for block in blocks if block.add.grown)
+    np.testing.assert_array_equal(np.asarray(deep(x)), np.asarray(model(x)))
+    with np.errstate(all="ignore"):
+        graph = [m.predict(x, verbose=0).astype("float64") for m in (model, deep)]
+    bound = 1e-6 if policy == "float32" else 4e-3
+    assert np.abs(graph[0] - graph[1]).max() <= bound * np.abs(graph[0]).max()
+    np.testing.assert_array_equal(np.asarray(kr.without_blocks(deep)(x)), np.asarray(model(x)))
