@@ -10,7 +10,18 @@ from . import blocks, layers
 from ._version import __version__
 from .assembly import feature_info
 from .config import Growth, ResNetConfig, VGGConfig, config_from_dict
-from .growth import ResidualBlock, drift, find_blocks, grow, identity_report, prune, residual_stack
+from .growth import (
+    ResidualBlock,
+    block_scales,
+    drift,
+    find_blocks,
+    grow,
+    growth_scores,
+    identity_report,
+    prune,
+    residual_stack,
+    without_blocks,
+)
 from .loading import load_model_file
 from .modelcard import ModelCard, card, set_card
 from .preprocessing import Preprocessing

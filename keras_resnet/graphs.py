@@ -104,6 +104,11 @@ def producer(tensor):
     return None if history is None or history.operation is None else history.operation._inbound_nodes[history.node_index]
 
 
+def mask_of(tensor):
+    """Return the Keras mask of a tensor, symbolic or real, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
 def is_convolution(operation):
     """Whether an operation is a layer with a kernel over space: `Conv*`, `DepthwiseConv*`, `SeparableConv*`."""
     named = "Conv" in type(operation).__name__ and "LSTM" not in type(operation).__name__

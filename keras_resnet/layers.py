@@ -26,34 +26,53 @@ def __getattr__(name):
 
 @register
 class ResidualAdd(keras.layers.Layer):
-    """`shortcut + branch`: the one mark by which drift, prune, parameter groups and reports find a residual block.
+    """`shortcut + scale · branch`: the one mark by which drift, prune, parameter groups and reports find a residual block.
 
-    Differs from `keras.layers.Add`: exactly two inputs, shortcut first; the sum has the shortcut's dtype (only the
-    branch is cast), so that a block built under a mixed policy does not round a float32 trunk.
+    Differs from `keras.layers.Add`: exactly two inputs, shortcut first. The sum has the shortcut's dtype (only the
+    branch is cast), so that a block built under a mixed policy does not round a float32 backbone.
 
     Args:
-        block: name of the block; the prefix of its layers' names.
-        gate: what holds the branch at zero in the beginning (a key of `keras_resnet.growth.GATES`), or None.
+        block: Name of the block, which is the prefix of its layers' names.
+        gate: What holds the branch at zero in the beginning (a key of `keras_resnet.growth.GATES`), or None.
         kind: `"preact"` if nothing follows the addition, `"postact"` if a ReLU that belongs to the block does.
-        grown: whether `grow`, `residual_stack` or `ResidualBlock` put the block there (and not an architecture).
+        grown: Whether `grow`, `residual_stack` or `ResidualBlock` added the block (and not an architecture).
+        scale: Constant factor of the branch, a positive number. It is applied after the gate, in the shortcut's dtype, so that
+            a closed gate gives exactly zero whatever the factor. Default 1.
 
     Call arguments:
         inputs: `[shortcut, branch]`, two tensors of the same shape.
 
+    Raises:
+        ValueError: `kind` is unknown, or `scale` is not a positive finite number.
+
     Source: He et al. 2015 (arXiv 1512.03385), equation 1.
     """
 
-    def __init__(self, block=None, gate=None, kind="preact", grown=False, **kwargs):
+    def __init__(
+        self,
+        block: str | None = None,
+        gate: str | None = None,
+        kind: str = "preact",
+        grown: bool = False,
+        scale: float = 1.0,
+        **kwargs,
+    ):
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         if kind not in ("preact", "postact"):
             raise ValueError(f'`kind` must be "preact" or "postact", got {kind!r}')
         self.block, self.gate, self.kind, self.grown = block, gate, kind, bool(grown)
+        self.scale = positive_number("scale", scale)
         self.supports_masking = True
 
     def call(self, inputs):
         shortcut, branch = inputs
-        return shortcut + ops.cast(branch, shortcut.dtype)
+        return shortcut + self.scaled(branch, shortcut.dtype)
+
+    def scaled(self, branch, dtype):
+        """Return what is added to the shortcut: the branch in the given dtype, times `scale`."""
+        branch = ops.cast(branch, dtype)
+        return branch if self.scale == 1 else branch * self.scale
 
     def compute_output_spec(self, inputs):
         shortcut, branch = inputs
@@ -66,11 +85,45 @@ class ResidualAdd(keras.layers.Layer):
         return keras.KerasTensor(shortcut.shape, dtype=shortcut.dtype)
 
     def compute_mask(self, inputs, previous_mask=None):
-        # The block is to change nothing, so the mask of what it is added to goes on.
+        # The block changes nothing at first, so the shortcut's mask stays valid.
         return previous_mask[0] if isinstance(previous_mask, (list, tuple)) else previous_mask
 
     def get_config(self):
-        return {**super().get_config(), "block": self.block, "gate": self.gate, "kind": self.kind, "grown": self.grown}
+        own = {"block": self.block, "gate": self.gate, "kind": self.kind, "grown": self.grown, "scale": self.scale}
+        return {**super().get_config(), **own}
+
+
+def positive_number(name: str, value: object) -> float:
+    """Return `value` as a float.
+
+    Raises:
+        ValueError: It is not a positive finite number; the message names the argument.
+    """
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < np.inf:
+        raise ValueError(f"`{name}` must be a positive finite number, got {value!r}")
+    return float(value)
+
+
+@register
+class IgnoreMask(keras.layers.Layer):
+    """Pass a tensor on without its mask; convolutions warn about masks, which they cannot use.
+
+    A residual branch needs it where the tensor it starts from has a mask. The shortcut keeps the mask, and so does the block.
+    """
+
+    def call(self, inputs):
+        return ops.copy(inputs)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return None
+
+    def get_config(self):
+        # Keras' automatic config does not take a dtype policy.
+        return super().get_config()
 
 
 @register

@@ -3,11 +3,15 @@
 from .blocks import ResidualBlock, append_block, find_blocks, residual_stack
 from .drift import BlockDrift, DriftReport, drift
 from .gates import GATES, KINDS, BlockSpec
-from .prune import PruneReport, prune
+from .onednn import check_backward
+from .prune import PruneReport, prune, without_blocks
 from .report import IdentityReport, identity_report
+from .scale import block_scales
+from .scores import GrowthScores, PointScore, growth_scores
 from .surgery import copy_model, grow
 
 __all__ = [
-    "GATES", "KINDS", "BlockDrift", "BlockSpec", "DriftReport", "IdentityReport", "PruneReport", "ResidualBlock",
-    "append_block", "copy_model", "drift", "find_blocks", "grow", "identity_report", "prune", "residual_stack",
+    "GATES", "KINDS", "BlockDrift", "BlockSpec", "DriftReport", "GrowthScores", "IdentityReport", "PointScore", "PruneReport",
+    "ResidualBlock", "append_block", "block_scales", "check_backward", "copy_model", "drift", "find_blocks", "grow",
+    "growth_scores", "identity_report", "prune", "residual_stack", "without_blocks",
 ]  # fmt: skip

@@ -1,13 +1,14 @@
 """Residual blocks that start as the identity: a Keras layer, functional builders, and how to find them again."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import keras
-from keras import ops
+from keras import ops, tree
 
-from ..graphs import producer, walk
-from ..layers import ResidualAdd, register
+from ..graphs import mask_of, producer, walk
+from ..layers import IgnoreMask, ResidualAdd, register
 from .gates import BlockSpec, branch_layers, whole_number
 from .places import data_format_at
 from .signs import is_non_negative
@@ -15,34 +16,38 @@ from .signs import is_non_negative
 
 def addition(spec, name, dtype=None):
     """The `ResidualAdd` that closes a block of this spec."""
-    return ResidualAdd(name, spec.gate, spec.kind.kind, grown=True, name=f"{name}_add", dtype=dtype)
+    return ResidualAdd(name, spec.gate, spec.kind.kind, grown=True, scale=spec.scale, name=f"{name}_add", dtype=dtype)
 
 
 def closing_relu(name, dtype):
-    """The ReLU behind a post-activation block, in the trunk's own dtype, so that it rounds nothing."""
+    """The ReLU after a post-activation block, in the backbone's own dtype, so that it rounds nothing."""
     return keras.layers.Activation("relu", name=f"{name}_out", dtype=dtype)
 
 
-def append_block(x, spec, name, data_format=None, dtype=None):
-    """Put one residual block behind a symbolic tensor; what `grow` and `residual_stack` do at each place.
+def append_block(
+    x: keras.KerasTensor, spec: BlockSpec, name: str, data_format: str | None = None, dtype: object = None
+) -> keras.KerasTensor:
+    """Append one residual block to a symbolic tensor; `grow` and `residual_stack` do this at each insertion point.
 
     Args:
-        x: KerasTensor `(batch, *space, channels)` (or channels first) with 1 to 3 spatial axes, of a float dtype.
-        spec: `BlockSpec`.
-        name: prefix of the new layers' names.
-        data_format: None for that of the layers before `x`.
-        dtype: dtype policy of the branch; None for the global policy.
+        x: Tensor `(batch, *space, channels)` (or channels first) with up to 3 spatial axes, of a float dtype.
+        spec: What the block is made of.
+        name: Prefix of the new layers' names.
+        data_format: `"channels_last"` or `"channels_first"`. Default: that of the layers before `x`.
+        dtype: Dtype policy of the branch. Default: the global policy.
 
     Returns:
-        KerasTensor of the shape and dtype of `x`.
+        Tensor of the shape and dtype of `x`.
 
     Raises:
-        ValueError: no block fits there; says why.
+        ValueError: No block fits there; the message says why.
     """
     data_format = data_format or data_format_at(x)
     rank, channels = check_fits(x.shape, x.dtype, data_format, name)
     y = x
     for layer in branch_layers(spec, channels, rank, data_format, name, dtype):
+        if mask_of(y) is not None and not layer.supports_masking:
+            y = IgnoreMask(name=f"{name}_unmask", dtype=dtype)(y)
         y = layer(y)
     if not spec.kind.residual:
         return y
@@ -50,11 +55,15 @@ def append_block(x, spec, name, data_format=None, dtype=None):
     return closing_relu(name, x.dtype)(y) if spec.kind.kind == "postact" else y
 
 
-def check_fits(shape, dtype, data_format, where):
-    """Spatial rank and channels of a tensor that a block can follow, or a sentence why none can."""
-    if len(shape) not in (3, 4, 5):
+def check_fits(shape: tuple, dtype: object, data_format: str, where: str) -> tuple[int, int]:
+    """Return the number of spatial axes and of channels of a tensor that a block can follow.
+
+    Raises:
+        ValueError: No block can follow it; the message says why.
+    """
+    if len(shape) not in (2, 3, 4, 5):
         raise ValueError(
-            f'no block fits at "{where}": its tensor has shape {tuple(shape)}, a block needs 1 to 3 spatial axes and channels'
+            f'no block fits at "{where}": its tensor has shape {tuple(shape)}, a block needs channels and at most 3 spatial axes'
         )
     channels = shape[1 if data_format == "channels_first" else -1]
     if channels is None:
@@ -73,37 +82,50 @@ def check_post_activation(x, spec, where, outer=None):
         )
 
 
-def residual_stack(x, blocks, block="preact", gate=None, *, seed=None, name="residual", data_format=None, dtype=None):
-    """A stack of residual blocks that start as the identity, as a functional builder.
+def residual_stack(
+    x: keras.KerasTensor,
+    blocks: int,
+    block: str = "preact",
+    gate: str | None = None,
+    *,
+    scale: float = 1.0,
+    seed: int | None = None,
+    name: str = "residual",
+    data_format: str | None = None,
+    dtype: object = None,
+) -> keras.KerasTensor:
+    """Append a stack of residual blocks that start as the identity, in the style of Keras' functional API.
 
-    Differs from He et al.: no block changes shape, so that each can be the identity, and the default is the
+    Differs from He et al.: no block changes the shape, so that each can be the identity, and the default is the
     pre-activation form with a zero last convolution, which needs no non-negative input.
 
     Args:
-        x: KerasTensor, e.g. `VGG16(include_top=False).output`; 1 to 3 spatial axes, known number of channels.
-        blocks: number of blocks.
-        block: a key of `KINDS`: `"preact"`, `"bottleneck"`, `"depthwise"`, `"postact"`, or the control `"plain"`.
-        gate: a key of `GATES`, or None for the block's default.
-        seed: integer for reproducible weights.
-        name: prefix of the layers' names: `{name}1_…`, `{name}2_…`; numbers go on where a stack of that name is before `x`.
-        data_format: `"channels_last"` or `"channels_first"`; None for that of the layers before `x`.
-        dtype: dtype policy of the branches; None for the global policy. The skip keeps the dtype of `x`.
+        x: Symbolic tensor, e.g. `VGG16(include_top=False).output`, with up to 3 spatial axes and a known number of channels.
+        blocks: Number of blocks.
+        block: A key of `KINDS`: `"preact"`, `"bottleneck"`, `"depthwise"`, `"postact"`, or the control `"plain"`.
+        gate: A key of `GATES`. Default: the block's own.
+        scale: Constant factor of the branches, applied after the gates; see `grow`. Default 1.
+        seed: Integer for reproducible weights.
+        name: Prefix of the layers' names: `{name}1_…`, `{name}2_…`. Numbers are counted on where `x` already follows a stack of
+            that name.
+        data_format: `"channels_last"` or `"channels_first"`. Default: that of the layers before `x`.
+        dtype: Dtype policy of the branches. Default: the global policy. The skip keeps the dtype of `x`.
 
     Returns:
-        KerasTensor of the shape and dtype of `x`.
+        Tensor of the shape and dtype of `x`.
 
     Raises:
-        ValueError: a refused pair of block and gate, or a tensor that no block fits.
+        ValueError: The pair of block and gate is refused, or no block fits the tensor.
 
     Source: He et al. 2016 (arXiv 1603.05027), figure 4e.
     """
     if not isinstance(x, keras.KerasTensor):
         raise TypeError(f"`x` must be a symbolic Keras tensor, such as `model.output`, got {type(x).__name__}")
     blocks = whole_number("blocks", blocks, 0)
-    BlockSpec(block, gate, seed)
+    BlockSpec(block, gate, seed, scale=scale)
     first = 1 + _last_number(x, name)
     for index in range(blocks):
-        spec = BlockSpec(block, gate, None if seed is None else seed + index, blocks)
+        spec = BlockSpec(block, gate, None if seed is None else seed + index, max(1, blocks), scale)
         check_post_activation(x, spec, name)
         x = append_block(x, spec, f"{name}{first + index}", data_format, dtype)
     return x
@@ -111,7 +133,7 @@ def residual_stack(x, blocks, block="preact", gate=None, *, seed=None, name="res
 
 def _last_number(tensor, name):
     """The highest number of a block called `{name}{number}` before a tensor, 0 if there is none."""
-    pattern = re.compile(re.escape(name) + r"(\d+)_(conv1|norm1|shift1)$")
+    pattern = re.compile(re.escape(name) + r"(\d+)_(conv1|dense1|norm1|shift1)$")
     names = (producer_name(t) for t in _ancestors(tensor).values())
     return max((int(match.group(1)) for found in names if (match := pattern.match(found))), default=0)
 
@@ -127,29 +149,40 @@ class ResidualBlock(keras.layers.Layer):
     """One residual block that starts as the identity, as a layer for Sequential and subclassed models.
 
     Args:
-        filters: number of channels of the input, checked when the layer is built; None takes what comes.
-        kind: a key of `KINDS`: `"preact"` (default), `"bottleneck"`, `"depthwise"`, `"postact"`, `"plain"`.
-        gate: a key of `GATES`, or None for the kind's default.
-        seed: integer for reproducible weights.
-        depth: number of blocks in the stack that this one is part of; only gate `"fixup"` uses it.
-        data_format: None for Keras' default.
+        filters: Number of channels of the input, checked when the layer is built. Default: whatever the input has.
+        kind: A key of `KINDS`: `"preact"` (default), `"bottleneck"`, `"depthwise"`, `"postact"`, `"plain"`.
+        gate: A key of `GATES`. Default: the kind's own.
+        seed: Integer for reproducible weights.
+        depth: Number of blocks in the stack that this one is part of; only gate `"fixup"` uses it.
+        data_format: `"channels_last"` or `"channels_first"`. Default: Keras' setting.
+        scale: Constant factor of the branch, applied after the gate; see `grow`. Default 1.
 
-    Input shape: `(batch, *space, channels)` with 1 to 3 spatial axes. Output shape: the same, same dtype.
+    Input shape: `(batch, *space, channels)` with up to 3 spatial axes. Output shape: the same, same dtype.
 
-    A `"postact"` block is the identity only on non-negative inputs. In a Functional model the graph must prove that; called
-    eagerly or in a subclassed model there is no graph, and it is the caller's to know. `drift` and `prune` likewise see
+    A `"postact"` block is the identity only on non-negative inputs. In a Functional model the graph must prove that. Called
+    eagerly or in a subclassed model there is no graph, and the caller has to know. `drift` and `prune` likewise see
     the blocks of Functional and Sequential models only.
 
     Raises:
-        ValueError: a refused pair of kind and gate; `filters` that differ from the input's channels, since a block that
+        ValueError: The pair of kind and gate is refused, or `filters` differ from the input's channels, since a block that
             changes width cannot be the identity.
     """
 
-    def __init__(self, filters=None, kind="preact", gate=None, seed=None, depth=1, data_format=None, **kwargs):
+    def __init__(
+        self,
+        filters: int | None = None,
+        kind: str = "preact",
+        gate: str | None = None,
+        seed: int | None = None,
+        depth: int = 1,
+        data_format: str | None = None,
+        scale: float = 1.0,
+        **kwargs,
+    ):
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self.filters, self.data_format = filters, data_format or keras.config.image_data_format()
-        self.spec = BlockSpec(kind, gate, seed, depth)
+        self.spec = BlockSpec(kind, gate, seed, depth, scale)
         self.supports_masking = True
 
     @property
@@ -172,17 +205,27 @@ class ResidualBlock(keras.layers.Layer):
 
     def call(self, inputs):
         check_fits(inputs.shape, keras.backend.standardize_dtype(inputs.dtype), self.data_format, self.name)
-        shortcut, branch = self.parts(inputs)
+        return self.run(inputs)
+
+    def run(self, inputs, training: bool | None = None, visit: Callable | None = None):
+        """Return the block's output; `visit(layer, inputs, output)` is called after each of its layers."""
+        shortcut, branch = self.parts(inputs, training, visit)
         if self.add is None:
             return branch
         total = self.add([shortcut, branch])
+        if visit is not None:
+            visit(self.add, [shortcut, branch], total)
         return ops.relu(total) if self.spec.kind.kind == "postact" else total
 
-    def parts(self, inputs):
-        """The two summands, `(x, F(x))`."""
+    def parts(self, inputs, training: bool | None = None, visit: Callable | None = None) -> tuple:
+        """Return what `ResidualAdd` takes, `(x, F(x))`."""
         y = inputs
         for layer in self.branch:
-            y = layer(y)
+            if mask_of(y) is not None and not layer.supports_masking:
+                y = ops.copy(y)
+            before, y = y, layer(y, training=training)
+            if visit is not None:
+                visit(layer, before, y)
         return inputs, y
 
     def compute_output_shape(self, input_shape):
@@ -197,7 +240,7 @@ class ResidualBlock(keras.layers.Layer):
     def get_config(self):
         spec = self.spec
         own = {"filters": self.filters, "kind": spec.block, "gate": spec.gate, "seed": spec.seed, "depth": spec.depth}
-        return {**super().get_config(), **own, "data_format": self.data_format}
+        return {**super().get_config(), **own, "data_format": self.data_format, "scale": spec.scale}
 
 
 # ---------------------------------------------------------------- finding blocks
@@ -251,22 +294,31 @@ def find_blocks(model):
 
 
 def _branch(shortcut, branch):
-    """Layers with weights of the branch alone, in order; whether the branch starts at the shortcut and nowhere else."""
-    trunk = _ancestors(shortcut)
+    """Layers with weights of the branch alone, in order; whether the branch starts at the shortcut and nowhere else.
+
+    Masks do not count as a start: they say which values are valid, and are not values themselves.
+    """
+    backbone = _ancestors(shortcut)
     layers, seen, starts = [], set(), set()
 
     def visit(tensor):
-        if id(tensor) in trunk or (node := producer(tensor)) is None or node.is_input:
+        if id(tensor) in backbone or (node := producer(tensor)) is None or node.is_input:
             starts.add(id(tensor))
         elif id(tensor) not in seen:
             seen.add(id(tensor))
-            for parent in node.arguments.keras_tensors:
+            for parent in _values_into(node):
                 visit(parent)
             if getattr(node.operation, "weights", None):
                 layers.append(node.operation)
 
     visit(branch)
     return layers, starts == {id(shortcut)}
+
+
+def _values_into(node):
+    """The symbolic tensors that a call takes, without its mask."""
+    kwargs = {key: value for key, value in node.arguments.kwargs.items() if key != "mask"}
+    return [x for x in tree.flatten((node.arguments.args, kwargs)) if isinstance(x, keras.KerasTensor)]
 
 
 def _ancestors(tensor):

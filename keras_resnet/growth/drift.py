@@ -1,6 +1,7 @@
 """How far each residual block has drifted from the identity."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
@@ -83,18 +84,25 @@ def drift(model, data, batch_size=32):
     return DriftReport([_block_drift(block, seen[id(block.add)]) for block in found], images)
 
 
-def batches(model, data, batch_size=32):
+def batches(model: keras.Model, data: object, batch_size: int | None = 32) -> Iterator[tuple[object, object]]:
     """Yield `(inputs, labels or None)` batches from what `drift` takes as `data`.
 
+    Args:
+        model: Functional or Sequential model that takes the inputs.
+        data: See `drift`.
+        batch_size: Number of inputs per batch, for arrays; None yields them as one batch.
+
     Raises:
-        TypeError: neither arrays nor something to iterate over.
+        TypeError: `data` is neither arrays nor something to iterate over.
     """
     x, y = _split(model, data)
     several = (
         isinstance(x, dict) or len(require_graph(model).inputs) > 1 and isinstance(x, (list, tuple)) and hasattr(x[0], "shape")
     )
     if several or hasattr(x, "shape"):
-        for start in range(0, len(tree.flatten(x)[0]), batch_size):
+        size = len(tree.flatten(x)[0])
+        batch_size = batch_size or max(1, size)
+        for start in range(0, size, batch_size):
             part = slice(start, start + batch_size)
             cut = lambda array, part=part: np.asarray(array)[part]  # noqa: E731
             yield tree.map_structure(cut, x), None if y is None else tree.map_structure(cut, y)
@@ -132,13 +140,18 @@ def run_observed(model, x, observe):
         if isinstance(operation, keras.Model) and (graph := graph_of(operation)) is not None:
             return replay(graph, flat_inputs(graph, call_inputs(args, kwargs)), call)
         if isinstance(operation, ResidualBlock) and operation.add is not None:
-            observe(operation.add, *operation.parts(call_inputs(args, kwargs)))
+            observe(operation.add, *_summands(operation.add, *operation.parts(call_inputs(args, kwargs))))
         elif isinstance(operation, ResidualAdd):
-            observe(operation, *call_inputs(args, kwargs))
+            observe(operation, *_summands(operation, *call_inputs(args, kwargs)))
         return operation(*args, **kwargs)
 
     graph = require_graph(model)
     return replay(graph, flat_inputs(graph, tree.map_structure(ops.convert_to_tensor, x)), call)
+
+
+def _summands(add, shortcut, branch):
+    """What a residual addition adds: the shortcut, and the branch times its scale."""
+    return shortcut, add.scaled(branch, shortcut.dtype)
 
 
 class _Totals:

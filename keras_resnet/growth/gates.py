@@ -11,11 +11,14 @@ import keras
 import numpy as np
 
 from ..hints import nearest
-from ..layers import Affine
+from ..layers import Affine, positive_number
 
 
 class Conv(NamedTuple):
-    """A convolution of a branch: kernel `size`, its share `width` of the block's channels, depthwise or not."""
+    """A convolution of a branch: kernel `size`, its share `width` of the block's channels, depthwise or not.
+
+    On vectors `[batch, features]`, which have no space, it is a dense layer.
+    """
 
     size: int
     width: float = 1.0
@@ -43,7 +46,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Gate:
-    """A row of `GATES`. `exact`: output at the start is `==` the input; otherwise |y - x| ≤ `bound` · |F(x)|."""
+    """A row of `GATES`. `exact`: the output is `==` the input at first; otherwise |y - x| ≤ `bound` · scale · |F(x)|."""
 
     summary: str
     exact: bool = True
@@ -106,19 +109,21 @@ class BlockSpec:
     """What a residual block is made of; refuses the pairs of block and gate that cannot work.
 
     Args:
-        block: a key of `KINDS`.
-        gate: a key of `GATES`, or None for the block's default.
-        seed: integer for reproducible weights, or None.
-        depth: number of blocks in the stack; only `fixup` uses it.
+        block: A key of `KINDS`.
+        gate: A key of `GATES`, or None for the block's default.
+        seed: Integer for reproducible weights, or None.
+        depth: Number of blocks in the stack; only `fixup` uses it.
+        scale: Constant factor of the branch, applied after its gate; a positive number.
 
     Raises:
-        ValueError: unknown block or gate, or a pair that is dead or explosive.
+        ValueError: The block, gate or scale is invalid, or the pair of block and gate is dead or explosive.
     """
 
     block: str = "preact"
     gate: str | None = None
     seed: int | None = None
     depth: int = 1
+    scale: float = 1.0
 
     def __post_init__(self):
         if not isinstance(self.block, str) or self.block not in KINDS:
@@ -137,10 +142,23 @@ class BlockSpec:
         object.__setattr__(self, "depth", whole_number("depth", self.depth, 1))
         if self.seed is not None:
             object.__setattr__(self, "seed", whole_number("seed", self.seed, 0))
+        object.__setattr__(self, "scale", positive_number("scale", self.scale))
+        if self.scale != 1 and not self.kind.residual:
+            raise ValueError(f'`scale` needs a shortcut to be measured against; block "{self.block}" has none')
 
     @property
-    def kind(self):
+    def kind(self) -> Kind:
         return KINDS[self.block]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the block's output is `==` its input before training."""
+        return GATES[self.gate].exact
+
+    @property
+    def bound(self) -> float:
+        """Largest share of |F(x)| that the block adds before training; F is the branch without gate and scale."""
+        return GATES[self.gate].bound * self.scale
 
     def steps(self):
         """The branch's steps with the gate's own layers in place."""
@@ -170,7 +188,7 @@ def branch_layers(spec, channels, rank, data_format, name, dtype=None):
     Args:
         spec: `BlockSpec`.
         channels: channels of the input, and so of the output.
-        rank: number of spatial axes, 1, 2 or 3.
+        rank: number of spatial axes, 0 (vectors) to 3.
         data_format: `"channels_last"` or `"channels_first"`.
         name: prefix of the layers' names.
         dtype: dtype policy of the layers.
@@ -179,7 +197,7 @@ def branch_layers(spec, channels, rank, data_format, name, dtype=None):
         List of Keras layers, to be called one after the other.
 
     Raises:
-        ValueError: a depthwise block on 3-D data, for which Keras has no layer.
+        ValueError: a depthwise block on vectors or 3-D data, for which Keras has no layer.
     """
     steps = spec.steps()
     convs = [step for step in steps if isinstance(step, Conv)]
@@ -223,7 +241,7 @@ def branch_layers(spec, channels, rank, data_format, name, dtype=None):
                     data_format,
                     initializer,
                     use_bias=not normed and spec.gate != "fixup",
-                    name=label("conv"),
+                    name=label("conv" if rank else "dense"),
                     **common,
                 )
             )
@@ -237,10 +255,13 @@ def _seeds(seed, count):
 
 
 def _conv(step, channels, rank, data_format, initializer, **kwargs):
+    if step.depthwise and rank in (0, 3):
+        data = "3-D data" if rank else "vectors"
+        raise ValueError(f'Keras has no depthwise convolution for {data}; use block "preact" or "bottleneck"')
+    if rank == 0:
+        return keras.layers.Dense(max(1, int(channels * step.width)), kernel_initializer=initializer, **kwargs)
     kwargs |= {"padding": "same", "data_format": data_format}
     if step.depthwise:
-        if rank == 3:
-            raise ValueError('Keras has no depthwise convolution for 3-D data; use block "preact" or "bottleneck"')
         layer = getattr(keras.layers, f"DepthwiseConv{rank}D")
         return layer(step.size, depthwise_initializer=initializer, **kwargs)
     filters = max(1, int(channels * step.width))

@@ -1,6 +1,13 @@
 """Gradients by GradientTape: the only module outside training and data that imports TensorFlow."""
 
+from collections.abc import Callable, Sequence
+
 import keras
+import numpy as np
+
+from .blocks import Block
+from .gates import gate_parameters
+from .probing import run_with_fresh_branches
 
 
 def parameters_without_gradient(model, inputs, vectors):
@@ -35,3 +42,39 @@ def parameters_without_gradient(model, inputs, vectors):
         for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
         if gradient is None or not bool(tf.reduce_any(tf.not_equal(gradient, 0)))
     ]
+
+
+def gate_gradients(model: keras.Model, blocks: Sequence[Block], loss: Callable) -> Callable[[object, object], list]:
+    """Make a function that computes the gradient of a loss with respect to the gates of fresh blocks.
+
+    Args:
+        model: Functional or Sequential model with the blocks. Grown branches run in training mode, everything else in
+            inference mode, and only the gates are differentiated.
+        blocks: Blocks whose gate is their last layer.
+        loss: `loss(labels, outputs)`, a tensor per sample or their mean.
+
+    Returns:
+        `function(inputs, labels)`, which returns one flat float32 array per block.
+
+    Raises:
+        RuntimeError: Keras' backend is not TensorFlow.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(f"gradients are computed with TensorFlow, but Keras' backend is {keras.backend.backend()}")
+    import tensorflow as tf
+
+    gates = [[variable.value for variable in gate_parameters(block.gate, block.branch)] for block in blocks]
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def compute(inputs, labels):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(gates)
+            outputs = run_with_fresh_branches(model, inputs, lambda layer, inputs, output: None)
+            value = tf.reduce_mean(tf.cast(loss(labels, outputs), "float32"))
+        return tape.gradient(value, gates, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    def function(inputs, labels):
+        gradients = compute(inputs, labels)
+        return [np.concatenate([np.asarray(part, "float32").ravel() for part in parts]) for parts in gradients]
+
+    return function

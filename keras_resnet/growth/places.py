@@ -61,13 +61,18 @@ def find_places(model, after, node=None):
     return chosen
 
 
-# Parts of blocks grown before: patterns and predicates mean the trunk; an exact name reaches them all the same.
-_GROWN_PART = re.compile(r"_grow\d+_(norm|relu|conv|shift|scale|add|out)\d*$")
+# Parts of blocks grown before: patterns and predicates match the backbone only; an exact name still reaches them.
+_GROWN_PART = re.compile(r"_grow\d+_(norm|relu|conv|dense|shift|scale|unmask|add|out)\d*$")
+
+
+def is_grown_part(path: str) -> bool:
+    """Whether a layer is named like a part of a block that `grow` added."""
+    return bool(_GROWN_PART.search(path))
 
 
 def _matching(calls, after):
     """Paths that `after` names, in order of execution."""
-    trunk = {path: found[0][1].operation for path, found in calls.items() if not _GROWN_PART.search(path)}
+    trunk = {path: found[0][1].operation for path, found in calls.items() if not is_grown_part(path)}
     if after is None:
         return [path for path, operation in trunk.items() if is_convolution(operation)]
     if isinstance(after, type):

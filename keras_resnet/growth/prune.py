@@ -1,9 +1,10 @@
-"""Take out the residual blocks that still are the identity, and measure what that changed."""
+"""Remove residual blocks that still are the identity, or that were grown, and measure what that changed."""
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 from keras import ops, tree
 
@@ -12,32 +13,40 @@ from ..layers import ResidualAdd
 from ..modelcard import card
 from .blocks import ResidualBlock, find_blocks
 from .drift import batches, drift, gate_value
+from .places import is_grown_part
 from .report import largest_difference
 from .surgery import copy_model
 
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What `prune` took out and what that changed.
+    """What `prune` removed and what that changed.
 
-    `change` is max |Δ| of the outputs, `scale` max |output| before; both None where no input could be made (unknown
-    sizes and no data). `accuracy` is `(before, after)` for a classifier and data with its labels (class indices or one-hot).
+    Attributes:
+        removed: Paths of the blocks that were removed.
+        kept: Paths of the other residual blocks.
+        criterion: What a block had to fulfil to be removed.
+        parameters_before: Number of parameters of the model.
+        parameters_after: Number of parameters of the pruned model.
+        change: Largest difference of the outputs, or None where no input could be made (unknown sizes and no data).
+        scale: Largest absolute output of the model, or None as `change`.
+        accuracy: `(before, after)` for a classifier and data with its labels (class indices or one-hot), else None.
     """
 
-    removed: list
-    kept: list
+    removed: list[str]
+    kept: list[str]
     criterion: str
     parameters_before: int
     parameters_after: int
     change: float | None
     scale: float | None
-    accuracy: tuple | None = None
+    accuracy: tuple[float, float] | None = None
 
-    def to_json(self):
-        """Plain JSON values."""
+    def to_json(self) -> dict:
+        """Return plain JSON values."""
         return dataclasses.asdict(self)
 
-    def __str__(self):
+    def __str__(self) -> str:
         change = "not measured" if self.change is None else f"{self.change:g} of {self.scale:g}"
         accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy[0]:.2%} -> {self.accuracy[1]:.2%}"
         return (
@@ -46,47 +55,97 @@ class PruneReport:
         )
 
 
-def prune(model, data=None, tolerance=0.0):
-    """Remove residual blocks that are the identity; with exact identities the output does not change at all.
+IDENTITY, GROWN = "identity", "grown"
 
-    Touches only blocks of one shape that were grown or are pre-activation: without its branch, any other block still is
+
+def prune(
+    model: keras.Model, data: object = None, tolerance: float = 0.0, blocks: str = IDENTITY
+) -> tuple[keras.Model, PruneReport]:
+    """Remove residual blocks that are the identity; if they are exactly that, the output does not change at all.
+
+    Only blocks of one shape that were grown or are pre-activation are removed: without its branch, any other block still is
     a projection or a ReLU.
 
     Args:
-        model: Functional or Sequential model; not changed.
-        data: None, or what `drift` takes. Without data a block goes if max |gate| ≤ `tolerance`; with data, if max
-            ‖F(x)‖/‖x‖ over the images is.
-        tolerance: Default 0.
+        model: Functional or Sequential model. It is not changed.
+        data: What `drift` takes. With data, a block is removed if its largest ‖F(x)‖/‖x‖ over the images is at most
+            `tolerance`. Without data, its largest |gate| counts instead.
+        tolerance: Largest size of a branch that counts as zero. Default 0.
+        blocks: `"identity"` (default) removes what is the identity within `tolerance`. `"grown"` removes all blocks that were
+            grown, whatever they compute, see `without_blocks`; `tolerance` is not used then.
 
     Returns:
         `(pruned model, PruneReport)`; the model is uncompiled.
 
     Raises:
-        ValueError: a negative tolerance.
+        ValueError: `tolerance` is negative, `blocks` is unknown, or a grown block cannot be removed.
     """
     if not isinstance(tolerance, (int, float)) or not tolerance >= 0:
         raise ValueError(f"`tolerance` must be a number of at least 0, got {tolerance!r}")
+    if blocks not in (IDENTITY, GROWN):
+        raise ValueError(f'`blocks` must be "identity" or "grown", got {blocks!r}')
     found = find_blocks(model)
     if isinstance(data, Iterator):
-        data = list(data)  # It is gone through twice.
-    if data is None:
-        distance = {id(block.add): gate_value(block) for block in found}
+        data = list(data)  # It is iterated over twice.
+    if blocks == GROWN:
+        gone, criterion = _grown(model, found), "grown"
     else:
-        distance = {id(block.add): d.max for block, d in zip(found, drift(model, data), strict=True)} if found else {}
-    gone = [b for b in found if b.removable and distance[id(b.add)] is not None and distance[id(b.add)] <= tolerance]
+        gone, criterion = _identities(model, found, data, tolerance)
     removed = {id(block.add) for block in gone}
     pruned = copy_model(model, _remover(removed, _closing_relus(model, removed)))
     change, scale, accuracy = _change(model, pruned, data)
     return pruned, PruneReport(
         removed=[block.path for block in gone],
         kept=[block.path for block in found if id(block.add) not in removed],
-        criterion=f"max {'|gate|' if data is None else '‖F‖/‖x‖'} ≤ {tolerance:g}",
+        criterion=criterion,
         parameters_before=model.count_params(),
         parameters_after=pruned.count_params(),
         change=change,
         scale=scale,
         accuracy=accuracy,
     )
+
+
+def without_blocks(model: keras.Model) -> keras.Model:
+    """Return a copy of a grown model without its grown blocks, trained or not: the network as it was before growth.
+
+    If the backbone was frozen while the blocks were trained, the copy computes exactly what the original did, bit by bit.
+
+    Args:
+        model: Functional or Sequential model. It is not changed.
+
+    Returns:
+        An uncompiled Functional model.
+
+    Raises:
+        ValueError: A grown block cannot be removed, because it has no shortcut (`block="plain"`) or was rewired.
+    """
+    return prune(model, blocks=GROWN)[0]
+
+
+def _identities(model, found, data, tolerance):
+    """The blocks that are the identity within a tolerance, and the criterion in words."""
+    if data is None:
+        distance = {id(block.add): gate_value(block) for block in found}
+    else:
+        distance = {id(block.add): d.max for block, d in zip(found, drift(model, data), strict=True)} if found else {}
+    gone = [b for b in found if b.removable and distance[id(b.add)] is not None and distance[id(b.add)] <= tolerance]
+    return gone, f"max {'|gate|' if data is None else '‖F‖/‖x‖'} ≤ {tolerance:g}"
+
+
+def _grown(model, found):
+    """All grown blocks."""
+    gone = [block for block in found if block.add.grown]
+    if fixed := [block.path for block in gone if not block.removable]:
+        raise ValueError(f'block "{fixed[0]}" cannot be removed: its branch does not start where its shortcut does')
+    inside = {id(layer) for block in gone for layer in block.branch}
+    for path, _, node in walk(model):
+        plain = isinstance(node.operation, ResidualBlock) and node.operation.add is None
+        if plain or (is_grown_part(path) and getattr(node.operation, "weights", None) and id(node.operation) not in inside):
+            raise ValueError(
+                f'layer "{path}" belongs to a plain block, which cannot be removed: without a shortcut it is no identity'
+            )
+    return gone
 
 
 def _closing_relus(model, removed):

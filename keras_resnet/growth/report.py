@@ -2,14 +2,20 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 
+import keras
 import numpy as np
 from keras import ops, tree
 
 from ..graphs import require_graph, state_kept
 from .blocks import find_blocks
+from .drift import batches, gate_value
+from .gates import GATES
 from .gradients import parameters_without_gradient
+from .onednn import backward_problem
+from .probing import gate_layer, run_with_fresh_branches
 
 GRAPH_BOUND = 1e-6
 
@@ -22,7 +28,12 @@ class IdentityReport:
     model that nothing was done to, and so the size of `graph` that means nothing.
 
     `without_gradient` lists the trainable parameters of the grown model that get no gradient at step 0 (paths), or is
-    None where the backend offers no gradient.
+    None where the backend offers no gradient or computing it could crash the process.
+
+    `small_branches` maps the blocks whose fresh branch is more than 100 times smaller than the tensor that it is added to, to the
+    ratio of their sizes (RMS); such blocks hardly learn, see `grow(scale="match")`.
+
+    `notes` are messages about what was not measured, and why.
     """
 
     eager: float
@@ -35,6 +46,8 @@ class IdentityReport:
     added_parameters: int
     added_trainable: int
     without_gradient: list | None
+    small_branches: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
 
     @property
     def exact(self):
@@ -55,74 +68,158 @@ class IdentityReport:
         """Plain JSON values."""
         return {**dataclasses.asdict(self), "exact": self.exact, "graph_exact": self.graph_exact, "holds": self.holds}
 
-    def __str__(self):
-        if self.graph_exact:
-            graph = "exact"
-        else:
-            bound = "within" if self.graph <= GRAPH_BOUND * self.scale else "ABOVE"
-            relative, noise = (value / (self.scale or 1) for value in (self.graph, self.graph_noise))
-            graph = f"{relative:.1e} relative, {bound} {GRAPH_BOUND:g}: other fusions"
-            graph += f"; the original's own graph mode is {noise:.1e} off"
-        gradient = (
-            "unknown on this backend" if self.without_gradient is None else f"{len(self.without_gradient)} parameter tensors"
-        )
+    def __str__(self) -> str:
+        unknown = "not measured" if self.notes else "unknown on this backend"
+        gradient = unknown if self.without_gradient is None else f"{len(self.without_gradient)} parameter tensors at step 0"
         wake = " (they wake up once the gates have moved)" if self.without_gradient else ""
-        return (
+        lines = [
             f"{self.blocks} residual blocks, {self.added_parameters:,} new parameters of {self.parameters:,}, "
-            f"{self.added_trainable:,} of them trainable\n"
-            f"max |Δ| eager      {self.eager:g}{' (exact)' if self.eager == 0 else ''}\n"
-            f"max |Δ| graph      {self.graph:g} ({graph})\n"
-            f"max |Δ| training   {self.training:g}{' (exact)' if self.training == 0 else ''}\n"
-            f"without gradient   {gradient} at step 0{wake}"
-        )
+            f"{self.added_trainable:,} of them trainable",
+            f"max |Δ| eager      {self.eager:g}{' (exact)' if self.eager == 0 else ''}",
+            f"max |Δ| graph      {self.graph:g} ({self._graph_in_words()})",
+            f"max |Δ| training   {self.training:g}{' (exact)' if self.training == 0 else ''}",
+            f"without gradient   {gradient}{wake}",
+        ]
+        if self.small_branches:
+            lines.append(f"note: {_too_small(self.small_branches)}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _graph_in_words(self):
+        if self.graph_exact:
+            return "exact"
+        bound = "within" if self.graph <= GRAPH_BOUND * self.scale else "ABOVE"
+        relative, noise = (value / (self.scale or 1) for value in (self.graph, self.graph_noise))
+        # Fusions explain a difference only where there is none without them.
+        cause = "TensorFlow fuses other operations" if self.eager == 0 else "the models differ without graph mode too"
+        return f"{relative:.1e} relative, {bound} {GRAPH_BOUND:g}: {cause}; the original's own graph mode is {noise:.1e} off"
 
 
-def identity_report(model, grown, x, seed=0):
-    """Compare a model with its grown copy on one batch; moves no statistics, seeds or weights of either.
+def identity_report(model: keras.Model, grown: keras.Model, x: object, seed: int = 0) -> IdentityReport:
+    """Compare a model with its grown copy; statistics, seeds and weights of both stay as they are.
+
+    A warning names the blocks whose fresh branch is more than 100 times smaller than the tensor that it is added to.
 
     Args:
-        model: the original.
-        grown: what `grow` made of it.
-        x: one batch of inputs, as the model takes it (array, list or dict).
-        seed: of the random vector that the output is multiplied with for the gradients.
+        model: The original.
+        grown: What `grow` made of it.
+        x: Inputs as the model takes them (array, list or dict), which are compared as one batch; a tuple `(inputs, labels)`; or
+            an iterable of batches such as a `tf.data.Dataset`. Gradients and sizes are those of the first batch.
+        seed: Seed of the random vector that the output is multiplied with for the gradients.
 
     Returns:
-        `IdentityReport` with max |Δ| when called eagerly, in graph mode (`predict`) and in training mode, and the
+        `IdentityReport` with the largest differences when called eagerly, in graph mode (`predict`) and in training mode, and the
         parameters without gradient of ⟨output before a final softmax, random vector⟩ at step 0.
 
     Raises:
-        ValueError: the two models have different outputs, or `x` holds no batch.
+        ValueError: The two models have different outputs, or `x` contains no inputs.
     """
     for each in (model, grown):
         require_graph(each)
-    if x is None or not tree.flatten(x) or not all(hasattr(leaf, "shape") and len(leaf) for leaf in tree.flatten(x)):
-        raise ValueError("`x` must be one batch of inputs (array, list or dict of arrays) with at least one row")
+    refusal = "`x` must be inputs of the model (array, list or dict of arrays, dataset) with at least one row"
+    if x is None:
+        raise ValueError(refusal)
+    problem = backward_problem(grown)
+    total = None
     with state_kept(model, grown):
-        return _compare(model, grown, tree.map_structure(ops.convert_to_tensor, x), seed)
+        for inputs, _ in batches(model, x, None):
+            leaves = tree.flatten(inputs)
+            if not leaves or not all(hasattr(leaf, "shape") and len(leaf) for leaf in leaves):
+                raise ValueError(refusal)
+            seen = _differences(model, grown, tree.map_structure(ops.convert_to_tensor, inputs))
+            if total is None:
+                total, first = seen, inputs
+            else:
+                total = {key: max(value, seen[key]) for key, value in total.items()}
+        if total is None:
+            raise ValueError(refusal)
+        first = tree.map_structure(ops.convert_to_tensor, first)
+        silent = None if problem else _without_gradient(grown, first, seed)
+        ratios = branch_ratios(grown, first)
+    small = {path: ratio for path, ratio in ratios.items() if ratio < SMALL_BRANCH}
+    if small:
+        warnings.warn(_too_small(small), stacklevel=2)
+    new_blocks = [block for block in find_blocks(grown) if block.add.grown]
+    return IdentityReport(
+        **total,
+        blocks=len(new_blocks),
+        parameters=grown.count_params(),
+        added_parameters=grown.count_params() - model.count_params(),
+        added_trainable=sum(_trainable(layer) for block in new_blocks for layer in block.branch),
+        without_gradient=silent,
+        small_branches=small,
+        notes=[problem] if problem else [],
+    )
 
 
-def _compare(model, grown, x, seed):
+def _differences(model, grown, x):
+    """The largest differences on one batch, by the field of the report."""
     before, after = (_arrays(_stateless(m, x, training=False)) for m in (model, grown))
     if [a.shape for a in before] != [a.shape for a in after]:
         raise ValueError(f"the models differ in their outputs: shapes {[a.shape for a in before]} and {[a.shape for a in after]}")
     numpy_x = tree.map_structure(ops.convert_to_numpy, x)
     graph = [_arrays(m.predict_on_batch(numpy_x)) for m in (model, grown)]
     training = [_arrays(_stateless(m, x, training=True)) for m in (model, grown)]
-    new_blocks = [block for block in find_blocks(grown) if block.add.grown]
+    return {
+        "eager": largest_difference(before, after),
+        "graph": largest_difference(*graph),
+        "graph_noise": largest_difference(before, graph[0]),
+        "training": largest_difference(*training),
+        "scale": max((float(np.max(np.abs(a), initial=0)) for a in before), default=0.0),
+    }
+
+
+def _without_gradient(grown, x, seed):
     rng = np.random.default_rng(seed)
-    vectors = [rng.standard_normal(a.shape).astype("float32") for a in after]
-    silent = parameters_without_gradient(grown, x, vectors)
-    return IdentityReport(
-        eager=largest_difference(before, after),
-        graph=largest_difference(*graph),
-        graph_noise=largest_difference(before, graph[0]),
-        training=largest_difference(*training),
-        scale=max((float(np.max(np.abs(a), initial=0)) for a in before), default=0.0),
-        blocks=len(new_blocks),
-        parameters=grown.count_params(),
-        added_parameters=grown.count_params() - model.count_params(),
-        added_trainable=sum(_trainable(layer) for block in new_blocks for layer in block.branch),
-        without_gradient=silent,
+    outputs = _arrays(_stateless(grown, x, training=False))
+    return parameters_without_gradient(grown, x, [rng.standard_normal(a.shape).astype("float32") for a in outputs])
+
+
+SMALL_BRANCH = 1 / 100
+
+
+def branch_ratios(grown: keras.Model, x: object) -> dict[str, float]:
+    """Compare the size (RMS) of each fresh branch, before its gate, with the tensor that it is added to.
+
+    Args:
+        grown: Functional or Sequential model with grown blocks. Moving statistics of its new blocks change.
+        x: One batch of inputs.
+
+    Returns:
+        `{block: size of the scaled branch / size of the shortcut}` of the grown blocks whose gates are closed.
+    """
+    blocks = {id(gate_layer(block)): block for block in find_blocks(grown) if _is_fresh(block)}
+    adds = {id(block.add): block for block in blocks.values()}
+    branch, shortcut = {}, {}
+
+    def visit(layer, inputs, output):
+        if (block := blocks.get(id(layer))) is not None:
+            # A closing norm gives values of size 1 to its γ.
+            branch[block.path] = 1.0 if block.gate == "zero_gamma" else _rms(inputs)
+        elif (block := adds.get(id(layer))) is not None:
+            shortcut[block.path] = _rms(inputs[0])
+
+    run_with_fresh_branches(grown, x, visit)
+    scales = {block.path: block.add.scale for block in blocks.values()}
+    return {path: scales[path] * size / shortcut[path] for path, size in branch.items() if shortcut.get(path)}
+
+
+def _is_fresh(block):
+    value = gate_value(block) if block.add.grown else None
+    return value is not None and value <= GATES[block.gate].bound
+
+
+def _rms(tensor):
+    values = np.asarray(ops.convert_to_numpy(ops.cast(tensor, "float32")), "float64")
+    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+
+
+def _too_small(small):
+    path, ratio = min(small.items(), key=lambda item: item[1])
+    count = "1 new branch is" if len(small) == 1 else f"{len(small)} new branches are"
+    times = f"{1 / max(ratio, 1e-30):.0f} times for {path!r}"
+    return (
+        f"{count} more than {1 / SMALL_BRANCH:g} times smaller than the tensor it is added to ({times}) and would hardly learn; "
+        'use grow(..., scale="match", data=x)'
     )
 
 

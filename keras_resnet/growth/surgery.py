@@ -1,16 +1,21 @@
 """The only code that rewrites a model's graph: copy it, and on the way put blocks in or take blocks out."""
 
+import dataclasses
 import re
 import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import keras
 from keras import ops, tree
 
 from ..graphs import graph_of, is_weighted, nodes, replay, require_graph, state_variables, walk
-from ..hints import first_line
+from ..hints import first_line, nearest
 from .blocks import BlockSpec, append_block, check_fits, check_post_activation, find_blocks
-from .gates import KINDS, whole_number
+from .gates import whole_number
 from .places import data_format_at, find_places
+from .scale import MATCH, check_scale, measure_rms
 from .signs import callers
 
 
@@ -123,6 +128,9 @@ def _copy_state(old, new):
             store = {}
             source.save_own_variables(store)
             target.load_own_variables(store)
+        if isinstance(source, keras.layers.Normalization):
+            # It computes with constants that `adapt` and loading derive from its variables, but `set_weights` does not.
+            target.mean, target.variance = source.mean, source.variance
         if hasattr(source, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 source.save_assets(folder)
@@ -149,52 +157,67 @@ def _copy_trainable(containers, leaves):
 
 
 def grow(
-    model, after=None, *, blocks=None, total_blocks=None, total_layers=None, every=None, node=None,
-    block="preact", gate=None, seed=None, name=None,
-):  # fmt: skip
-    """Make a deeper copy of any model by residual blocks that do nothing at first: its output is `==` the original's.
+    model: keras.Model, after: object = None, *, blocks: int | None = None, total_blocks: int | None = None,
+    total_layers: int | None = None, every: int | None = None, node: int | None = None, block: str = "preact",
+    gate: str | None = None, scale: str | float | Mapping[str, float] | None = None, data: object = None,
+    seed: int | None = None, name: str | None = None,
+) -> keras.Model:  # fmt: skip
+    """Make a deeper copy of any model with residual blocks that do nothing at first: its output is `==` the original's.
 
-    Net2Net (arXiv 1511.05641) deepens only in front of ReLUs and not across batch norm; this needs neither, since a
-    block's identity is its skip connection. Exact on the CPU when called eagerly; in graph mode TensorFlow may fuse other
-    operations than before, which changes the trunk's last bits (≤ 1e-6 relative): see `identity_report`. In float16 the
-    identity ends where a branch overflows (activations of about 10⁴ in front of fresh norms): 0 · ∞ is not 0.
+    Net2Net (arXiv 1511.05641) deepens only before ReLUs and not across batch norm. This function needs neither, since a
+    block's identity is its skip connection. The copy is exact on the CPU when called eagerly. In graph mode TensorFlow may fuse
+    other operations than before, which changes the backbone's last bits (at most 1e-6 relative), see `identity_report`. In
+    float16 the identity ends where a branch overflows (activations of about 10⁴ before fresh norms), because 0 · ∞ is not 0.
 
     Args:
-        model: Functional or Sequential model, nested or not, of any number of inputs and outputs. Not changed.
-        after: where blocks go: a layer's name; a path into a nested model (`"trunk/block5_pool"`); a pattern
-            (`"block*_pool"`); a list of those; a layer; a predicate of a layer. None stands for every convolution.
-            Patterns, predicates and None mean the trunk, not the parts of blocks grown before.
-        blocks: blocks per place. Default 1.
-        total_blocks: instead, a number for all places, spread in proportion to the weighted layers before each place.
-        total_layers: instead, a number of weighted layers (a `"preact"` block has two).
-        every: use each `every`-th of the places only.
-        node: index of the call, for a layer that is called more than once.
-        block: `"preact"` (default), `"bottleneck"`, `"depthwise"`, `"postact"`, or the control `"plain"`.
-        gate: what holds a block at zero; None for the block's default, `"none"` for the control.
-        seed: integer for reproducible new weights.
-        name: name of the new model; None keeps the model's.
+        model: Functional or Sequential model, nested or not, with any number of inputs and outputs. It is not changed.
+        after: Where blocks are inserted: a layer's name, a path into a nested model (`"backbone/block5_pool"`), a pattern
+            (`"block*_pool"`), a list of those, a layer, or a predicate of a layer. A name that a list repeats gets as many
+            times the blocks. None means every convolution. Patterns, predicates and None match the backbone only, not the
+            parts of blocks that were grown before.
+        blocks: Number of blocks per insertion point. Default 1.
+        total_blocks: Instead of `blocks`, a number for all insertion points, spread in proportion to the weighted layers
+            before each of them.
+        total_layers: Instead of `blocks`, a number of weighted layers (a `"preact"` block has two).
+        every: Use each `every`-th insertion point only.
+        node: Index of the call, for a layer that is called more than once.
+        block: `"preact"` (default), `"bottleneck"`, `"depthwise"`, `"postact"`, or the control `"plain"`. On vectors
+            `[batch, features]` a block has dense layers instead of convolutions.
+        gate: What holds a block at zero; None means the block's default, and `"none"` is the control.
+        scale: Constant factor of each branch, applied after its gate. `"match"` uses the RMS of the tensor that the branch is
+            added to, measured on `data` (one number per block): in networks without norms, whose features are in the
+            hundreds, the new layers then learn as fast as their neighbours. Otherwise a positive number, or a mapping of block
+            names to numbers as `block_scales` returns it. The factors are stored in the model. Default None: 1.
+        data: Inputs that `scale="match"` is measured on, as `drift` takes them; a few hundred are enough.
+        seed: Integer for reproducible new weights.
+        name: Name of the new model. Default: the name of `model`.
 
     Returns:
-        An uncompiled Functional model (also of a subclass with a `train_step` of its own). What was frozen stays frozen,
-        layer by layer; new layers are trainable. They are called `{place}_grow{k}_…`; `k` goes on counting when a model is
-        grown again, and the new blocks come behind the earlier ones.
+        An uncompiled Functional model (also for a subclass with its own `train_step`). What was frozen stays frozen,
+        layer by layer; new layers are trainable. They are called `{layer}_grow{k}_…`. When a model is grown again, `k` is
+        counted on, and the new blocks follow the earlier ones.
 
     Raises:
-        ValueError: no such place, no block fits there, a refused pair of block and gate, or a total that does not divide.
+        ValueError: An insertion point does not exist or fits no block, the pair of block and gate is refused, a total does not
+            divide, or the scale cannot be measured.
 
     Source: He et al. 2016 (arXiv 1603.05027); Chen et al. 2016 (arXiv 1511.05641).
     """
-    BlockSpec(block, gate, seed)
+    template = BlockSpec(block, gate, seed)
+    check_scale(scale, data)
     places = _places(model, after, every, node)
-    counts = _counts(model, places, KINDS[block].weighted_layers, blocks, total_blocks, total_layers)
-    plan = _plan(model, places, counts, block, gate, seed)
+    counts = _counts(model, places, template.kind.weighted_layers, blocks, total_blocks, total_layers)
+    counts = _repeated(after, places, counts, total_blocks is None and total_layers is None)
+    stacks = _stacks(model, places, counts, template)
+    if scale is not None:
+        stacks = _scaled(model, stacks, scale, data)
 
     def rewrite(graph, call, inputs, outputs):
-        if id(call) in plan:
-            new_blocks, data_format, policy = plan[id(call)]
+        if id(call) in stacks:
+            stack = stacks[id(call)]
             x = tree.flatten(outputs)[0]
-            for block_name, spec in new_blocks:
-                x = append_block(x, spec, block_name, data_format, policy)
+            for block_name, spec in stack.blocks:
+                x = append_block(x, spec, block_name, stack.data_format, stack.policy)
             outputs = tree.pack_sequence_as(outputs, [x])
         return outputs
 
@@ -202,40 +225,90 @@ def grow(
 
 
 def _places(model, after, every, node):
-    """The places of `grow`, checked."""
+    """The insertion points of `grow`, checked."""
     if after is None and every is None:
         raise ValueError('say where blocks go: `after="block*_pool"` (a name, pattern, list or predicate), or `every=n`')
     if not (places := find_places(model, after, node)):
-        raise ValueError("`after` names no place; give a layer's name, a pattern, a list of those or a predicate")
+        raise ValueError("`after` names no insertion point; give a layer's name, a pattern, a list of those or a predicate")
     if every is None:
         return places
     every = whole_number("every", every, 1)
     if not (kept := places[every - 1 :: every]):
-        raise ValueError(f"`every` must be at most the number of places ({len(places)}), got {every}")
+        raise ValueError(f"`every` must be at most the number of insertion points ({len(places)}), got {every}")
     return kept
 
 
-def _plan(model, places, counts, block, gate, seed):
-    """For the id of each call that blocks go behind: `([(name, spec), …], data format, dtype policy)`."""
-    depth, outer, plan, used = max(1, sum(counts)), callers(model), {}, {}
+def _repeated(after, places, counts, per_place):
+    """The blocks per insertion point, where a list may repeat a name."""
+    times = Counter(after) if isinstance(after, (list, tuple)) else {}
+    if max(times.values(), default=1) > 1 and not per_place:
+        raise ValueError("a name that `after` repeats cannot be combined with `total_blocks` or `total_layers`; use `blocks`")
+    return [count * times.get(place.path, 1) for place, count in zip(places, counts, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """The blocks that are inserted after one call: `(name, spec)` of each, the data format and the dtype policy."""
+
+    path: str
+    blocks: list
+    data_format: str
+    policy: object
+
+    def block_path(self, block_name):
+        """The path by which `find_blocks` finds a block of the stack."""
+        return "/".join(filter(None, (self.path.rpartition("/")[0], block_name)))
+
+
+def _stacks(model, places, counts, template):
+    """`{id of a call: the stack that follows it}`."""
+    outer, stacks = callers(model), {}
     taken = {id(place.graph): {call.operation.name for call in nodes(place.graph)} for place in places}
+    depth = max(1, sum(counts))
     for index, (place, count) in enumerate(zip(places, counts, strict=True)):
         data_format = data_format_at(place.tensor, place.graph)
         check_fits(place.tensor.shape, place.tensor.dtype, data_format, place.path)
-        check_post_activation(place.tensor, BlockSpec(block, gate), place.path, outer)
+        check_post_activation(place.tensor, template, place.path, outer)
         siblings = taken[id(place.graph)]
         first = 1 + max(_number(place.name, sibling) for sibling in siblings)
         numbers = range(first, first + count)
         siblings.update(f"{place.name}_grow{number}_" for number in numbers)
-        seeds = [None if seed is None else seed + 1000 * index + number for number in numbers]
-        new_blocks = [
-            (f"{place.name}_grow{number}", BlockSpec(block, gate, own, depth)) for number, own in zip(numbers, seeds, strict=True)
+        blocks = [
+            (f"{place.name}_grow{number}", dataclasses.replace(template, depth=depth, seed=_seed(template, index, number)))
+            for number in numbers
         ]
         end = id(_end_of_stack(place))
-        if (other := used.setdefault(end, place.path)) != place.path:
-            raise ValueError(f'places "{other}" and "{place.path}" are one point of the model, behind the same blocks; name one')
-        plan[end] = (new_blocks, data_format, _policy(place))
-    return plan
+        if end in stacks:
+            raise ValueError(
+                f'insertion points "{stacks[end].path}" and "{place.path}" are one point of the model, after the same blocks; '
+                "name only one of them"
+            )
+        stacks[end] = _Stack(place.path, blocks, data_format, _policy(place))
+    return stacks
+
+
+def _seed(template, index, number):
+    return None if template.seed is None else template.seed + 1000 * index + number
+
+
+def _scaled(model, stacks, scale, data):
+    """The stacks with the scale of every block."""
+    if scale == MATCH:
+        measured = measure_rms(model, {call: stack.path for call, stack in stacks.items()}, data)
+        scales = {stack.block_path(name): measured[call] for call, stack in stacks.items() for name, _ in stack.blocks}
+    elif isinstance(scale, Mapping):
+        scales = scale
+    else:
+        scales = {stack.block_path(name): scale for stack in stacks.values() for name, _ in stack.blocks}
+    if missing := [
+        path for stack in stacks.values() for name, _ in stack.blocks if (path := stack.block_path(name)) not in scales
+    ]:
+        raise ValueError(f'`scale` has no number for block "{missing[0]}"{nearest(missing[0], scales)}')
+
+    def with_scale(stack):
+        return [(name, dataclasses.replace(spec, scale=scales[stack.block_path(name)])) for name, spec in stack.blocks]
+
+    return {call: dataclasses.replace(stack, blocks=with_scale(stack)) for call, stack in stacks.items()}
 
 
 def _number(place, layer_name):

@@ -212,7 +212,7 @@ class ImageNetStudy(Study):
         import keras
         from keras import layers
 
-        _, upper = self._halves()
+        _, upper = self.halves()
         keras.utils.set_random_seed(seed)
         x = layers.GlobalAveragePooling2D(name="avg_pool")(upper.output)
         logits = layers.Dense(len(self.lab.source().classes), name="predictions", dtype="float32")(x)
@@ -223,7 +223,7 @@ class ImageNetStudy(Study):
             self._features = self._computed()
         return self._features
 
-    def _halves(self):
+    def halves(self):
         """VGG16 up to `CUT`, images 0–255 in, and what follows, features in."""
         import keras
 
@@ -240,7 +240,9 @@ class ImageNetStudy(Study):
         except (OSError, ValueError, KeyError) as error:
             raise TrainingError(f"{self.weights} does not hold VGG16's convolutions as arrays: {error}") from error
         cut = whole.get_layer(CUT)
-        inputs = x = keras.Input(cut.output.shape[1:])
+        inputs = keras.Input(cut.output.shape[1:])
+        # Blocks follow a layer, not an input: this one makes the cut an insertion point.
+        x = keras.layers.Activation("linear", name=CUT)(inputs)
         for layer in whole.layers[whole.layers.index(cut) + 1 :]:
             x = layer(x)
         return keras.Model(whole.input, cut.output), keras.Model(inputs, x)
@@ -250,7 +252,7 @@ class ImageNetStudy(Study):
 
         from keras_resnet.data import Source
 
-        lower, _ = self._halves()
+        lower, _ = self.halves()
         side, source = self.lab.sizes.image_size, self.lab.source()
 
         def split(images):

@@ -23,6 +23,10 @@ EXPERIMENTS = {
     "grow_vgg": "grow_vgg",
     "grow_imagenet": "grow_vgg",
     "gates": "gates",
+    "match_scale": "match_scale",
+    "grow_resnet": "grow_resnet",
+    "grow_pretrained": "grow_pretrained",
+    "no_forgetting": "no_forgetting",
 }
 SECTION = re.compile(r"<!-- with (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 

@@ -387,14 +387,14 @@ def test_total_blocks_count_only_the_trunk_when_grown_again():
 BAD = [
     ({"after": "blok1_pool"}, r'no layer of the model matches "blok1_pool"; did you mean "block1_pool"\?'),
     ({"after": "block9*"}, r'no layer of the model matches "block9\*"'),
-    ({"after": []}, r"names no place"),
+    ({"after": []}, r"names no insertion point"),
     ({"after": lambda layer: False}, r"holds for no layer"),
     ({}, r"say where blocks go"),
     ({"after": "block1_pool", "blocks": 1, "total_blocks": 2}, r"one of `blocks`"),
     ({"after": "block1_pool", "blocks": -1}, r"at least 0, got -1"),
     ({"after": "block1_pool", "total_layers": 25}, r"divide by the 2 .* got 25; nearest are 24 and 26"),
     ({"after": "block1_pool", "total_layers": 26, "block": "bottleneck"}, r"nearest are 24 and 27"),
-    ({"after": "block1_pool", "every": 2}, r"`every` must be at most the number of places \(1\), got 2"),
+    ({"after": "block1_pool", "every": 2}, r"`every` must be at most the number of insertion points \(1\), got 2"),
     ({"after": "block1_pool", "every": 0}, r"at least 1, got 0"),
     ({"after": "block1_pool", "every": "2"}, r"`every` must be a whole number of at least 1, got '2'"),
     ({"after": "block1_pool", "blocks": 1.5}, r"`blocks` must be a whole number"),
@@ -434,8 +434,9 @@ def test_places_given_as_layers_classes_and_inputs():
 
 
 def test_places_where_no_block_fits():
-    with pytest.raises(ValueError, match=r'no block fits at "head": its tensor has shape \(None, 5\)'):
-        kr.grow(small(), "head")
+    x = keras.Input(())
+    with pytest.raises(ValueError, match=r'no block fits at "r": its tensor has shape \(None,\)'):
+        kr.grow(keras.Model(x, layers.ReLU(name="r")(x)), "r")
     x = keras.Input((8, 8, None))
     with pytest.raises(ValueError, match="number of channels .* is not known"):
         kr.grow(keras.Model(x, layers.ReLU(name="r")(x)), "r")

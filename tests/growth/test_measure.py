@@ -78,7 +78,7 @@ def test_report_tells_of_frozen_blocks_and_bad_input():
     deep.trainable = False
     assert "0 of them trainable" in str(kr.identity_report(model, deep, noise(model)))
     for bad in (None, np.zeros((0, 16, 16, 3), "float32"), []):
-        with pytest.raises(ValueError, match="`x` must be one batch"):
+        with pytest.raises(ValueError, match="`x` must be inputs of the model"):
             kr.identity_report(model, deep, bad)
 
 
@@ -286,3 +286,149 @@ def test_bad_arguments():
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             call()
+
+
+def test_report_takes_labels_and_datasets():
+    import tensorflow as tf
+
+    model = small()
+    deep = kr.grow(model, "act_a", gate="zero_gamma")
+    x = noise(model, 6)
+    given = (x, (x, np.arange(6)), [x[:4], x[4:]], tf.data.Dataset.from_tensor_slices((x, np.arange(6))).batch(4))
+    for data in given:
+        report = kr.identity_report(model, deep, data)
+        assert report.exact and report.scale > 0 and report.without_gradient
+    kernel = deep.get_layer("head").kernel
+    kernel.assign(np.array(kernel) + 1)
+    quiet = np.zeros_like(x[:4])
+    biases = [deep.get_layer(name).bias for name in ("conv_a", "conv_b")]
+    assert all(np.any(b) for b in biases)
+    assert kr.identity_report(model, deep, [quiet, x[4:]]).eager >= kr.identity_report(model, deep, x[4:]).eager > 0
+
+
+def test_report_explains_a_difference_by_fusions_only_where_eager_agrees():
+    model = small()
+    deep = kr.grow(model, "act_a")
+    bias = deep.get_layer("head").bias
+    bias.assign(np.array(bias) + np.arange(5))
+    text = str(kr.identity_report(model, deep, noise(model)))
+    assert "the models differ without graph mode too" in text and "fuses" not in text
+
+
+def test_report_warns_of_branches_that_are_too_small():
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="c", activation="relu")(x)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    kernel = model.get_layer("c").kernel
+    images_ = noise(model, 8)
+    kernel.assign(1000 * np.array(kernel))
+    for gate in ("zero_conv", "zero_gamma", "rezero", "layerscale"):
+        with pytest.warns(UserWarning, match='1 new branch is more than 100 times smaller .*scale="match"'):
+            report = kr.identity_report(model, kr.grow(model, "c", gate=gate), images_)
+        assert list(report.small_branches) == ["c_grow1"] and 1e-4 < report.small_branches["c_grow1"] < 1e-2
+        assert 'use grow(..., scale="match"' in str(report)
+        matched = kr.grow(model, "c", gate=gate, scale="match", data=images_)
+        assert not kr.identity_report(model, matched, images_).small_branches
+
+
+def test_without_blocks_is_the_network_before_growth():
+    model = small()
+    deep = randomise_new(kr.grow(model, "act_*", blocks=2, gate="zero_gamma", scale=3.0))
+    deep = randomise_new(kr.grow(deep, "act_b", block="postact", gate="rezero"))
+    x = noise(model)
+    assert not np.array_equal(np.asarray(deep(x)), np.asarray(model(x)))
+    bare = kr.without_blocks(deep)
+    np.testing.assert_array_equal(np.asarray(bare(x)), np.asarray(model(x)))
+    assert [layer.name for layer in bare.layers] == [layer.name for layer in model.layers]
+    assert bare.count_params() == model.count_params() and len(kr.find_blocks(deep)) == 5
+    pruned, report = kr.prune(deep, x, blocks="grown")
+    assert len(report.removed) == 5 and report.change > 0 and not report.kept
+    np.testing.assert_array_equal(np.asarray(pruned(x)), np.asarray(model(x)))
+    assert kr.without_blocks(model).count_params() == model.count_params()
+
+
+def test_without_blocks_keeps_what_was_there_before():
+    zoo = kr.create_model("resnet20", num_classes=3)
+    deep = kr.grow(zoo, "stage1_block1_out", gate="rezero")
+    deep.get_layer("stage1_block1_out_grow1_scale").scale.assign(0.5)
+    bare = kr.without_blocks(deep)
+    x = images(2, 32)
+    assert len(kr.find_blocks(bare)) == len(kr.find_blocks(zoo)) == 9
+    np.testing.assert_array_equal(np.asarray(bare(x)), np.asarray(zoo(x)))
+    with pytest.raises(ValueError, match="belongs to a plain block"):
+        kr.without_blocks(kr.grow(small(), "act_a", block="plain"))
+    with pytest.raises(ValueError, match='`blocks` must be "identity" or "grown"'):
+        kr.prune(zoo, blocks="all")
+
+
+def masked(first="embedding"):
+    if first == "embedding":
+        inputs = keras.Input((10,), dtype="int32")
+        x = layers.Embedding(20, 8, mask_zero=True, name="first")(inputs)
+    else:
+        inputs = keras.Input((10, 8))
+        x = layers.Masking(name="first")(inputs)
+    return keras.Model(inputs, layers.Dense(3)(layers.LSTM(4)(x)))
+
+
+@pytest.mark.parametrize("first", ["embedding", "masking"])
+@pytest.mark.parametrize("gate", ["zero_conv", "rezero", "fixup"])
+def test_blocks_on_masked_tensors(first, gate, tmp_path):
+    import warnings
+
+    model = masked(first)
+    x = np.random.default_rng(0).integers(1, 20, (4, 10, 8)[: 2 + (first == "masking")]).astype(model.inputs[0].dtype)
+    x[:, 6:] = 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mask.*")
+        deep = kr.grow(model, "first", blocks=2, gate=gate, block="preact")
+        np.testing.assert_array_equal(np.asarray(deep(x)), np.asarray(model(x)))
+        deep.save(tmp_path / "deep.keras")
+        loaded = keras.saving.load_model(tmp_path / "deep.keras")
+        for each in (deep, loaded):
+            pruned, report = kr.prune(each)
+            assert len(report.removed) == 2 and pruned.count_params() == model.count_params()
+            np.testing.assert_array_equal(np.asarray(pruned(x)), np.asarray(model(x)))
+        sequential = keras.Sequential(
+            [*model.layers[:-1], kr.ResidualBlock(gate=gate, name="b")][:2] + [kr.ResidualBlock(gate=gate)]
+        )
+        sequential(x)
+
+
+def test_normalization_set_by_set_weights_is_copied_as_it_computes():
+    x = inputs = keras.Input((6, 6, 3))
+    norm = layers.Normalization(name="n")
+    x = layers.Conv2D(4, 3, name="c")(norm(x))
+    model = keras.Model(inputs, x)
+    norm.set_weights([np.array([1.0, 2, 3]), np.array([4.0, 5, 6]), np.array(7)])
+    deep = kr.grow(model, "c")
+    assert kr.identity_report(model, deep, noise(model)).exact
+    norm.finalize_state()
+    assert kr.identity_report(model, kr.grow(model, "c"), noise(model)).exact
+    assert not kr.identity_report(model, deep, noise(model)).exact, "only now the layer uses what was set"
+
+
+@pytest.mark.parametrize(
+    "channels,size,stride,kernel,crashes",
+    [(8, 32, 2, 1, True), (15, 32, 2, 1, True), (1, 33, 3, 1, True), (16, 32, 2, 1, False), (8, 33, 2, 1, False),
+     (8, 32, 2, 3, False), (8, 32, 1, 1, False)],
+)  # fmt: skip
+def test_convolutions_that_crash_in_onednn_are_named_before_they_do(monkeypatch, channels, size, stride, kernel, crashes):
+    from keras_resnet.growth import check_backward, onednn
+
+    x = inputs = keras.Input((size, size, 3))
+    x = layers.Conv2D(channels, 3, padding="same", name="a")(x)
+    x = layers.Conv2D(8, kernel, strides=stride, padding="same", name="b")(x)
+    model = keras.Model(inputs, layers.Dense(2, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
+    monkeypatch.setattr(onednn, "is_enabled", lambda: True)
+    assert onednn.crashing_convolutions(model) == (["b"] if crashes else [])
+    if not crashes:
+        return check_backward(model)
+    with pytest.raises(ValueError, match="layer 'b' can crash the process: .*TF_ENABLE_ONEDNN_OPTS=0"):
+        check_backward(model)
+    report = kr.identity_report(model, kr.grow(model, "a"), noise(model, 2))
+    assert report.exact and report.without_gradient is None and "TF_ENABLE_ONEDNN_OPTS=0" in str(report)
+    with pytest.raises(ValueError, match="can crash the process"):
+        kr.growth_scores(model, (noise(model, 4), np.zeros(4, int)), after="a")
+    monkeypatch.setattr(onednn, "is_enabled", lambda: False)
+    assert not onednn.crashing_convolutions(model)

@@ -1,0 +1,299 @@
+"""What experiments A and B share: arms that compete at equal compute, tuned on held-out images, tested once.
+
+The backbone never saw the held-out training images. Every arm gets the same number of trials, and its recipe is the one with
+the best accuracy on those images. An untouched arm is always there. The test set is read once per finished run. Runs of
+one seed are compared in pairs, and the spread over seeds and a bootstrap over images are reported apart.
+"""
+
+import dataclasses
+import functools
+
+import lab
+import numpy as np
+from lab import Cell, band, markdown, panels, pick, plus_minus
+
+HELD_OUT_SEED = 2026
+UNTOUCHED = "untouched"
+
+
+def split(source, held_out):
+    """Hold out some training images of every class; the test images of the result are the held-out ones.
+
+    Args:
+        source: `keras_resnet.data.Source`.
+        held_out: Number of images to hold out.
+
+    Returns:
+        `(source to train and validate on, test images)`.
+    """
+    rng = np.random.default_rng(HELD_OUT_SEED)
+    labels = np.asarray(source.train.labels)
+    classes = np.unique(labels)
+    each = max(1, held_out // len(classes))
+    held = np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == value))[:each] for value in classes]))
+    rest = np.setdiff1d(np.arange(source.train.size), held)
+    return dataclasses.replace(source, train=source.train.take(rest), test=source.train.take(held)), source.test
+
+
+class Contest:
+    """Arms that start from one backbone and compete at equal compute.
+
+    Subclasses set `arms`, `labels` and `layers`, and define `backbone`, `train_backbone`, `grown` and `images`.
+
+    Args:
+        lab_: `Lab`; its sizes have `budgets`, `trial_budget`, `rates`, `decays`, `gate_rates`, `batch`.
+    """
+
+    arms: dict = {}
+    labels: dict = {}
+    augmentation: dict = {}
+
+    def __init__(self, lab_):
+        self.lab = lab_
+        self._images = None
+
+    # ------------------------------------------------------------ what differs
+
+    def train_backbone(self, seed, folder):
+        """The function of the cell that all arms begin from."""
+        raise NotImplementedError
+
+    def backbone(self, seed):
+        """The trained backbone."""
+        raise NotImplementedError
+
+    def model(self, arm, seed):
+        """The untrained model of an arm."""
+        raise NotImplementedError
+
+    def images(self):
+        """`(source to train and validate on, test images)`."""
+        if self._images is None:
+            self._images = split(self.lab.source(), self.lab.sizes.held_out)
+        return self._images
+
+    # ------------------------------------------------------------ cells
+
+    def recipes(self, arm):
+        """The recipes that an arm may try; every arm has as many."""
+        sizes = self.lab.sizes
+        grid = [{"learning_rate": rate, "weight_decay": decay} for rate in sizes.rates for decay in sizes.decays]
+        gates = sizes.gate_rates if arm == "identity" else (1.0,)
+        found = [{**recipe, "gate_lr_multiplier": gate} for gate in gates for recipe in grid]
+        return found[:: max(1, len(found) // len(grid))][: len(grid)]
+
+    def cells(self):
+        """All sub-runs before the choice of recipes: backbones and trials."""
+        seeds, sizes = self.lab.seeds, self.lab.sizes
+        backbones = [
+            Cell(self.backbone_key(seed), functools.partial(self.train_backbone, seed), sizes.backbone_epochs, ("model.keras",))
+            for seed in seeds[: 1 if sizes.one_backbone == "yes" else None]
+        ]
+        trials = [
+            Cell(
+                {"phase": "trial", "arm": arm, "recipe": number, "seed": seeds[0]},
+                functools.partial(self.train, arm, seeds[0], sizes.trial_budget, recipe, None),
+                sizes.trial_budget,
+            )
+            for arm in self.arms
+            if arm != UNTOUCHED
+            for number, recipe in enumerate(self.recipes(arm))
+        ]
+        return backbones, trials
+
+    def finals(self, trials):
+        """The sub-runs that are tested, with each arm's best recipe."""
+        cells = []
+        for budget in self.lab.sizes.budgets:
+            for seed in self.lab.seeds:
+                for arm in self.arms:
+                    recipe = self.best_recipe(arm, trials)
+                    cells.append(
+                        Cell(
+                            {"phase": "final", "arm": arm, "budget": budget, "seed": seed},
+                            functools.partial(self.train, arm, seed, budget, recipe, self.images()[1]),
+                            0.01 if arm == UNTOUCHED else budget,
+                            ("right.npy", "drift.csv"),
+                        )
+                    )
+        return cells
+
+    def best_recipe(self, arm, trials):
+        """The recipe of an arm with the best held-out accuracy."""
+        if arm == UNTOUCHED:
+            return None
+        ends = {row["recipe"]: row["held_out_accuracy"] for row in pick(trials, arm=arm)}
+        return self.recipes(arm)[max(ends, key=ends.get)]
+
+    def backbone_key(self, seed):
+        """Key of the cell of a backbone."""
+        seed = self.lab.seeds[0] if self.lab.sizes.one_backbone == "yes" else seed
+        return {"phase": "backbone", "arm": "backbone", "seed": seed}
+
+    def train(self, arm, seed, budget, recipe, test, folder):
+        """The function of an arm's cell: one row.
+
+        Args:
+            arm: Key of `arms`.
+            seed: Seed of new weights, order and augmentation.
+            budget: Compute, in epochs of the backbone.
+            recipe: Fields of `Run`; None leaves the backbone untouched.
+            test: Test images, which are read once at the end; None for a trial.
+            folder: Of the cell.
+        """
+        import keras
+
+        import keras_resnet as kr
+        from keras_resnet.counting import count_macs
+        from keras_resnet.training import DriftLogger, fit
+
+        source, _ = self.images()
+        model = self.model(arm, seed)
+        macs, backbone_macs = count_macs(model), count_macs(self.backbone(seed))
+        row = {"macs_per_image": macs, "parameters": model.count_params(), **(recipe or {})}
+        if recipe is not None:
+            epochs = max(1, round(self.budget_of(arm, budget) * backbone_macs / macs))
+            probe = source.test.images[:64].astype("float32")
+            watch = [DriftLogger(probe, folder / "drift.csv")] if kr.find_blocks(model) and test is not None else []
+            batch = self.lab.sizes.batch
+            options = {
+                "batch_size": batch, "base_batch": batch, "nesterov": True, "warmup_epochs": min(2.0, 0.05 * epochs),
+                "clip_norm": 5.0, **self.augmentation, **self.options_of(arm), **recipe,
+            }  # fmt: skip
+            if self.lab.data_name == "digits":
+                options |= {"flip": False, "crop_padding": 0}
+            if self.frozen(arm):
+                options["frozen_epochs"] = epochs
+            result = fit(
+                model, source, out=folder, validate="none", epochs=epochs, seed=1000 * seed + 1, callbacks=watch, **options
+            )  # fmt: skip
+            model = result.model
+            row |= {
+                "epochs": epochs,
+                "macs": 3 * macs * epochs * source.train.size,
+                "train_accuracy": result.history[-1]["accuracy"],
+            }
+        row["held_out_accuracy"] = float(self.right(model, source.test).mean())
+        if test is not None:
+            right = self.right(model, test)
+            np.save(folder / "right.npy", right)
+            row["test_accuracy"] = float(right.mean())
+            if kr.find_blocks(model) and arm != UNTOUCHED:
+                grown = {block.path for block in kr.find_blocks(model) if block.add.grown}
+                drifts = [d.mean for d in kr.drift(model, source.test.images[:64].astype("float32")) if d.block in grown]
+                if drifts:
+                    row |= {"smallest_drift": min(drifts), "median_drift": float(np.median(drifts)), "largest_drift": max(drifts)}
+        keras.backend.clear_session()
+        return [row]
+
+    def budget_of(self, arm, budget):
+        """The budget of an arm; the network from scratch also gets what the backbone cost."""
+        return budget + (self.lab.sizes.backbone_epochs if arm == "scratch" else 0)
+
+    def options_of(self, arm):
+        """Further fields of `Run` for an arm."""
+        return {}
+
+    def frozen(self, arm):
+        """Whether the arm trains new blocks and the head only."""
+        return False
+
+    def right(self, model, images):
+        """Whether each image is classified correctly."""
+        parts = [
+            np.asarray(model.predict_on_batch(images.images[start : start + 250].astype("float32"))).argmax(-1)
+            for start in range(0, images.size, 250)
+        ]
+        return np.concatenate(parts) == np.asarray(images.labels)
+
+    # ------------------------------------------------------------ run
+
+    def run(self, module):
+        """Run everything that is not done, write the tables, draw the figures."""
+        backbones, trials = self.cells()
+        rows = self.lab.run([*backbones, *trials])
+        finals = self.finals([row for row in rows if row.get("phase") == "trial"])
+        rows += self.lab.run(finals)
+        drifts = [
+            {**cell.key, **row}
+            for cell in finals
+            if (path := self.lab.folder(cell.key) / "drift.csv").exists()
+            for row in lab.read_csv(path)
+        ]
+        self.lab.write(rows, drift=drifts, comparison=self.comparisons(finals))
+        self.lab.publish(module)
+
+    def comparisons(self, finals):
+        """Differences of every arm to the better of untouched and trained further, with both kinds of uncertainty."""
+        right = {tuple(cell.key.values())[1:]: np.load(self.lab.folder(cell.key) / "right.npy") for cell in finals}
+        rows = []
+        for budget in self.lab.sizes.budgets:
+            means = {a: np.mean([right[a, budget, s].mean() for s in self.lab.seeds]) for a in (UNTOUCHED, "further")}
+            better = max(means, key=means.get)
+            for arm in self.arms:
+                if arm == better:
+                    continue
+                pairs = [(right[arm, budget, seed], right[better, budget, seed]) for seed in self.lab.seeds]
+                gains = np.array([100 * (a.mean() - b.mean()) for a, b in pairs])
+                error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else float("nan")
+                low, high = bootstrap(np.mean([a.astype(float) - b for a, b in pairs], axis=0))
+                rows.append(
+                    {
+                        "budget": budget, "arm": arm, "against": better, "gain": round(float(gains.mean()), 4),
+                        "standard_error": round(float(error), 4), "low": round(100 * low, 4), "high": round(100 * high, 4),
+                    }
+                )  # fmt: skip
+        return rows
+
+
+def bootstrap(differences, draws=2000):
+    """The 95 % interval of the mean of differences per image, resampled over images."""
+    rng = np.random.default_rng(0)
+    means = [rng.choice(differences, len(differences)).mean() for _ in range(draws)]
+    return tuple(float(value) for value in np.quantile(means, (0.025, 0.975)))
+
+
+# ---------------------------------------------------------------- what the tables say
+
+
+def figures(results, labels):
+    """Test accuracy over compute, on an axis that shows the differences."""
+    rows = [row for row in results.rows if row["phase"] == "final"]
+    figure, axes = panels(1, 1, width=6.4, height=4.2)
+    axis = axes[0, 0]
+    for (arm, label), colour in zip(labels.items(), lab.COLOURS, strict=False):
+        band(axis, pick(rows, arm=arm), "budget", "test_accuracy", 100, color=colour, label=label, marker="o")
+    axis.set(xlabel="compute after growth, in epochs of the backbone", ylabel="test accuracy, %")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return {"": figure}
+
+
+def facts(results, labels):
+    """The tables of finals, comparisons and trials."""
+    finals = [row for row in results.rows if row["phase"] == "final"]
+    body = []
+    for budget, arm in dict.fromkeys((row["budget"], row["arm"]) for row in finals):
+        rows = pick(finals, budget=budget, arm=arm)
+        drift = f"{rows[0]['smallest_drift']:.2g} to {rows[0]['largest_drift']:.2g}" if "smallest_drift" in rows[0] else "–"
+        body.append(
+            [
+                labels[arm], budget, rows[0].get("epochs", 0), plus_minus([r["test_accuracy"] for r in rows], ".2f", 100),
+                plus_minus([r["held_out_accuracy"] for r in rows], ".2f", 100), drift, len(rows),
+            ]
+        )  # fmt: skip
+    header = ["network", "budget", "epochs", "test accuracy, %", "held-out accuracy, %", "drift", "seeds"]
+    gains = [
+        [labels[r["arm"]], r["budget"], labels[r["against"]], f"{r['gain']:+.2f}", f"{r['standard_error']:.2f}",
+         f"{r['low']:+.2f} to {r['high']:+.2f}"]
+        for r in results.more["comparison"]
+    ]  # fmt: skip
+    gain_header = ["network", "budget", "against", "gain, points", "standard error over seeds", "95 % over images"]
+    trials = [
+        [labels[r["arm"]], r["learning_rate"], r["weight_decay"], r["gate_lr_multiplier"], f"{100 * r['held_out_accuracy']:.2f}"]
+        for r in results.rows
+        if r["phase"] == "trial"
+    ]
+    trial_header = ["network", "learning rate", "weight decay", "factor for gates", "held-out accuracy, %"]
+    return {
+        "table": markdown(header, body), "gains": markdown(gain_header, gains), "trials": markdown(trial_header, trials),
+    }  # fmt: skip
