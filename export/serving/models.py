@@ -1,7 +1,10 @@
 """Models that are served: loaded from files, warmed up, fed in batches, replaced while requests go on."""
 
+import asyncio
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +78,18 @@ class ServedModel:
         self.batched = all(isinstance(v.shape[0], str) if v.shape else False for v in self.session.inputs + self.session.outputs)
         self.statistics = Statistics()
         self.batcher = Batcher(self._run, options.batch, self.statistics.executed, self.batched)
+        self._holders, self._released = 0, None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator["ServedModel"]:
+        """Keep the model open until the block ends: `close` waits for it."""
+        self._holders += 1
+        try:
+            yield self
+        finally:
+            self._holders -= 1
+            if self._released and not self._holders and not self._released.done():
+                self._released.set_result(None)
 
     @property
     def labels(self):
@@ -186,7 +201,10 @@ class ServedModel:
         return shape
 
     async def close(self):
-        """Finish what was submitted, then let go."""
+        """Wait for those who hold the model, finish what was submitted, then let go."""
+        if self._holders:
+            self._released = self._released or asyncio.get_running_loop().create_future()
+            await self._released
         await self.batcher.close()
 
     def _check_input(self, spec, array):
