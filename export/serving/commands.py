@@ -91,6 +91,9 @@ server_options = _options(
     click.option("--host", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 for all."),
     click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."),
     _number(float, "--grace", 60.0, "Seconds a shutdown waits for what is in flight."),
+    _number(
+        int, "--max-connections-per-address", None, "Connections from one client address; by default half the open files allowed."
+    ),
     click.option("--access-log", is_flag=True, help="One line per request on standard error."),
     click.option("--ssl-certfile", type=click.Path(), help="TLS certificate."),
     click.option("--ssl-keyfile", type=click.Path(), help="TLS key."),
@@ -231,7 +234,13 @@ def _serve_here(files, repository, tell, options):
 
     tls = _tls(options["ssl_certfile"], options["ssl_keyfile"])
     listen = server.ServerOptions(
-        options["host"], options["port"], options["grace"], options["body_timeout"], options["access_log"], tls
+        host=options["host"],
+        port=options["port"],
+        grace=options["grace"],
+        head_timeout=options["body_timeout"],
+        max_connections_per_address=options["max_connections_per_address"],
+        access_log=options["access_log"],
+        tls=tls,
     )
     models = Repository(parse_sources(files), repository, _model_options(options))
     app = create_app(models, _app_options(options), version(), on_ready=lambda: tell("ready", "ready"))
