@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -13,47 +14,70 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from . import protocol
+from .edge import Edge, Receive, Scope, Send
 from .models import RETRY
 from .openapi import describe
 from .protocol import HEADER_LENGTH, ProtocolError
+from .repository import Repository
 from .service import DEFAULTS, EXTENSIONS, MAX_TOP, NAME, Admission, Service, ServiceOptions, decode_raw
 from .statistics import render_metrics
 from .triton import model_config
 
 PAGE = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'"
-PUBLIC = ("/", "/page.css", "/page.js", "/v2/health/live", "/v2/health/ready")
-# Up to here decoding takes less time than handing it to a thread is worth.
-INLINE_BYTES = 64 * 1024
+# An answer is written in pieces of this size, each once the client has taken most of the one before.
+PIECE_BYTES = 256 * 1024
+WHOLE_BYTES = 64 * 1024
 
 log = logging.getLogger("resnet_export.serving")
 
 AppOptions = ServiceOptions
 
 
-def create_app(repository, options=DEFAULTS, version="0", on_ready=lambda: None):
-    """An ASGI application that serves a repository.
+def create_app(
+    repository: Repository,
+    options: ServiceOptions = DEFAULTS,
+    version: str = "0",
+    on_ready: Callable[[], None] = lambda: None,
+    root_path: str = "",
+) -> Starlette:
+    """Make an ASGI application that serves a repository.
 
     Args:
-        repository: `Repository`, opened; it is warmed up when the application starts and closed when it ends.
+        repository: The models, opened. They are warmed up when the application starts and closed when it ends.
         options: `ServiceOptions`.
-        version: the server's version, as its metadata give it.
-        on_ready: called when all models have been warmed up.
+        version: The server's version, as its metadata reports it.
+        on_ready: Called when all models have been warmed up.
+        root_path: Path under which a proxy publishes the server.
 
     Returns:
-        Starlette; its `state.service` is the `Service`.
+        The application; its `state.service` is the `Service`.
     """
     service = Service(repository, options, version)
     handlers = _Handlers(service, on_ready)
-    app = Starlette(
-        routes=[Route(path, _guarded(getattr(handlers, name)), methods=[method]) for method, path, name in _routes()],
+    app = _Application(
+        routes=[
+            Route(path, _Endpoint(service, name, getattr(handlers, name)), methods=[method]) for method, path, name in _routes()
+        ],
         exception_handlers={HTTPException: _http_error, Exception: _bug},
         lifespan=handlers.lifespan,
     )
     app.router.redirect_slashes = False
     app.state.service = service
-    app.add_middleware(_KeyCheck, keys=service.keys)
+    app.edge = Edge(app.inner, service, root_path)
     return app
+
+
+class _Application(Starlette):
+    """Starlette with an `Edge` around everything, its own handling of internal errors included."""
+
+    edge: Edge
+
+    async def __call__(self, scope, receive, send):
+        await self.edge(scope, receive, send)
+
+    async def inner(self, scope, receive, send):
+        await super().__call__(scope, receive, send)
 
 
 def _routes():
@@ -178,17 +202,28 @@ class _Handlers:
         return JSONResponse({})
 
     async def infer(self, request):
-        with self.service.admit() as admission:
-            with self.service.announced(*_named(request)):
-                body = await self._body(request, admission)
-                length = protocol.header_length(request.headers.get(HEADER_LENGTH), len(body))
-                asked = None if length == 0 else await self._decoded(body, length)
-            with self.service.hold(*_named(request)) as model:
-                asked = asked or decode_raw(body, model)
-                outputs = await _unless_hung_up(request, self.service.infer(model, asked))
-        tensors = [(output.name, output.array, output.binary) for output in outputs]
-        encoded, length = protocol.encode_response(model.source.name, model.source.version, tensors, asked.id)
-        return _encoded(request, encoded, length)
+        admission = request.state.admission
+        with self.service.announced(*_named(request)):
+            body = await self._body(request)
+            length = protocol.header_length(request.headers.get(HEADER_LENGTH), len(body))
+            asked = None if length == 0 else await self.service.codec.decode_request(body, length)
+        with self.service.hold(*_named(request)) as model:
+            asked = asked or decode_raw(body, model)
+            tensors = await _unless_hung_up(request, self.service.infer(model, asked, admission))
+        names, identifier = (model.source.name, model.source.version), asked.id
+        # From here on only the answer is in memory.
+        del body, asked, model
+        parts, length = await self.service.codec.encode_response(*names, tensors, identifier)
+        del tensors
+        admission.settle(sum(map(len, parts)))
+        headers = {"Content-Type": "application/json" if length is None else "application/octet-stream"}
+        if length is not None:
+            headers[HEADER_LENGTH] = str(length)
+        encoding = protocol.accepted_encoding(request.headers.get("accept-encoding", ""))
+        if encoding:
+            parts = [await self.service.codec.compress(parts, encoding)]
+            headers |= {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
+        return _Parts(parts, headers)
 
     async def classify(self, request):
         """The best classes of one encoded image, for people with curl."""
@@ -196,11 +231,10 @@ class _Handlers:
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise ProtocolError("send the image itself as the body (curl --data-binary @FILE), not a form", 415)
         started = time.perf_counter()
-        with self.service.admit() as admission:
-            with self.service.announced(*_named(request)):
-                body = await self._body(request, admission)
-            with self.service.hold(*_named(request)) as model:
-                found = await _unless_hung_up(request, self.service.classify(model, body, top, admission))
+        with self.service.announced(*_named(request)):
+            body = await self._body(request)
+        with self.service.hold(*_named(request)) as model:
+            found = await _unless_hung_up(request, self.service.classify(model, body, top, request.state.admission))
         return JSONResponse(
             {
                 "model_name": model.source.name,
@@ -213,20 +247,14 @@ class _Handlers:
     def _model(self, request):
         return self.service.find(*_named(request))
 
-    async def _decoded(self, body, length):
-        if (len(body) if length is None else length) > INLINE_BYTES:
-            return await self.service.in_thread(protocol.decode_request, body, length)
-        return protocol.decode_request(body, length)
-
     async def _message(self, request):
         """The JSON object in the body; `{}` for none."""
-        with self.service.admit() as admission:
-            body = await self._body(request, admission)
+        body = await self._body(request)
         return protocol.parse_json(body) if body else {}
 
-    async def _body(self, request, admission):
-        """The request's body, decompressed, accounted for in `admission`."""
-        options = self.service.options
+    async def _body(self, request):
+        """The request's body, decompressed and accounted for."""
+        options, admission = self.service.options, request.state.admission
         try:
             async with asyncio.timeout(options.body_timeout):
                 body = await _received(request, admission, options.max_body)
@@ -235,52 +263,84 @@ class _Handlers:
             raise ProtocolError(reason, 408, {"Connection": "close"}) from error
         encoding = request.headers.get("content-encoding")
         if encoding:
-            packed, body = body, await self.service.in_thread(protocol.decompress, body, encoding, options.max_body)
+            packed, body = body, await self.service.codec.decompress(body, encoding, options.max_body)
             admission.take(len(body) - len(packed))
         return body
 
 
-async def _received(request: Request, admission: Admission, limit: int) -> bytes:
+async def _received(request: Request, admission: Admission, limit: int) -> bytearray:
     announced = request.headers.get("content-length", "")
-    size, chunks = int(announced) if announced.isdigit() else 0, []
+    # Refused before the body is asked for: a client that sends `Expect: 100-continue` then keeps it.
+    _check_size(int(announced) if announced.isdigit() else 0, limit)
+    body = bytearray()
     async for chunk in request.stream():
-        if max(size, admission.taken + len(chunk)) > limit:
-            raise ProtocolError(f"the body has more than {limit:,} bytes", 413)
+        _check_size(len(body) + len(chunk), limit)
         admission.take(len(chunk))
-        chunks.append(chunk)
-    return b"".join(chunks)
+        body += chunk
+    return body
 
 
-class _KeyCheck:
-    """ASGI middleware: everything but the page and the health checks needs a key."""
-
-    def __init__(self, app, keys):
-        self.app, self.keys = app, keys
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http" or self._public(scope) or self.keys.accept(dict(scope["headers"]).get(b"authorization", b"")):
-            await self.app(scope, receive, send)
-        else:
-            error = ProtocolError("an API key is needed: Authorization: Bearer KEY", 401, {"WWW-Authenticate": "Bearer"})
-            await _error(error)(scope, receive, send)
-
-    def _public(self, scope):
-        return scope["path"].removeprefix(scope.get("root_path", "")) in PUBLIC
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise ProtocolError(f"the body has more than {limit:,} bytes", 413)
 
 
-def _guarded(handler):
-    async def endpoint(request):
-        try:
-            return await handler(request)
-        except ProtocolError as error:
-            if error.status == 500:
-                log.error("%s %s: %s", request.method, request.url.path, error)
-            return _error(error)
-        except ClientDisconnect:
-            # Nobody will read this answer; the status is for the access log.
-            return Response(status_code=499)
+class _Endpoint:
+    """One route as an ASGI application: errors become answers, and what the request holds is given back once it is sent.
 
-    return endpoint
+    Args:
+        service: The `Service`.
+        name: Name of the route, for the counts.
+        handler: Coroutine function from a request to a response.
+    """
+
+    def __init__(self, service: Service, name: str, handler: Callable[[Request], Awaitable[Response]]):
+        self.service, self.name, self.handler = service, name, handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request, record = Request(scope, receive, send), scope["record"]
+        record.route = self.name
+        with self.service.admit() as admission:
+            request.state.admission = admission
+            try:
+                response = await self.handler(request)
+                record.model = scope["path_params"].get("name")
+            except ProtocolError as error:
+                record.reason = error.reason
+                if error.status == 500:
+                    log.error("%s %s: %s", request.method, scope["path"], error)
+                response = _error(error)
+            except ClientDisconnect:
+                # Nobody would read an answer.
+                return
+            await response(scope, receive, send)
+
+
+class _Parts:
+    """A response made of buffers that are written one after the other, in pieces, without copying them.
+
+    Args:
+        parts: The buffers.
+        headers: Header names and values.
+    """
+
+    def __init__(self, parts: list[bytes | memoryview], headers: dict[str, str]):
+        self.parts = parts
+        self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        self.size = sum(map(len, parts))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [*self.headers, (b"content-length", str(self.size).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self.size <= WHOLE_BYTES:
+            await send({"type": "http.response.body", "body": b"".join(self.parts)})
+            return
+        for part in map(memoryview, self.parts):
+            for start in range(0, len(part), PIECE_BYTES):
+                body = bytes(part[start : start + PIECE_BYTES])
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        # The engine takes this once the client has room for it: until then the answer counts as memory in use.
+        await send({"type": "http.response.body", "body": b""})
 
 
 def _error(error):
@@ -312,19 +372,6 @@ async def _unless_hung_up(request, coroutine):
 
 def _named(request):
     return request.path_params["name"], request.path_params.get("version")
-
-
-def _encoded(request, body, length):
-    """The response, packed if the client takes gzip or deflate."""
-    headers = {"Content-Type": "application/json" if length is None else "application/octet-stream"}
-    if length is not None:
-        headers[HEADER_LENGTH] = str(length)
-    accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept-encoding", "").split(",")]
-    encoding = next((name for name in ("gzip", "deflate") if name in accepted), None)
-    if encoding:
-        body = protocol.compress(body, encoding)
-        headers |= {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
-    return Response(body, headers=headers)
 
 
 def _top(text):

@@ -154,8 +154,8 @@ class Connection(HttpToolsProtocol):
     def _feed(self, data: bytes) -> bytes:
         """Parse `data`; returns what is to be parsed next.
 
-        The parser stops after the head of a request with `Upgrade`, whose body it takes for another protocol. The head is then
-        parsed again without `Upgrade`.
+        The parser stops after the head of a request with `Upgrade`, whose body it takes for another protocol. A new parser then
+        reads the head again without `Upgrade`.
         """
         try:
             self.parser.feed_data(data)
@@ -166,6 +166,9 @@ class Connection(HttpToolsProtocol):
                 raise httptools.HttpParserError("this is not a proxy") from stopped
             line = b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())
             fields = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            # As the base class does: what follows a request with `Connection: close` is ignored.
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             return b"\r\n".join([line, *fields, b"", b""]) + data[stopped.args[0] :]
 
     def _is_answering(self) -> bool:

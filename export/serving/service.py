@@ -4,26 +4,24 @@ Nothing here knows a web framework. HTTP (`app`) and gRPC call a `Service` and o
 into messages of their own.
 """
 
-import asyncio
 import contextlib
 import hmac
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from . import protocol
+from .codec import INLINE_BYTES, Codec, Tensors
 from .models import RETRY, ServedModel
 from .protocol import InferRequest, ProtocolError, RequestedOutput
 from .repository import Repository
+from .statistics import RequestCounts
 
 NAME = "resnet-export"
 EXTENSIONS = ("binary_tensor_data", "classification", "statistics", "model_repository", "model_configuration", "metrics")
 MAX_TOP = 1000
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class ServiceOptions:
 
     Args:
         max_body: Largest request, in bytes, also after decompression.
+        max_json: Largest JSON part of a request or an answer, in bytes; larger ones must be binary.
         max_buffered: Memory that all requests and their answers may hold together, in bytes.
         body_timeout: Time in which the body of a request must arrive, and in which the client must take the answer, in seconds.
         allow_control: Whether clients may load and unload models.
@@ -41,6 +40,7 @@ class ServiceOptions:
     """
 
     max_body: int = 64 * 2**20
+    max_json: int = 64 * 2**20
     max_buffered: int = 2**30
     body_timeout: float = 30.0
     allow_control: bool = False
@@ -49,15 +49,6 @@ class ServiceOptions:
 
 
 DEFAULTS = ServiceOptions()
-
-
-@dataclass(frozen=True)
-class Output:
-    """One output of an answer, ready to be encoded: its name, the values, and whether the client wants raw bytes."""
-
-    name: str
-    array: np.ndarray
-    binary: bool
 
 
 class Keys:
@@ -106,7 +97,15 @@ class Admission:
         self.taken += size
         self._service.buffered += size
         if size > 0 and self._service.buffered > self._service.options.max_buffered:
-            raise ProtocolError("too many requests at once; try again later", 503, RETRY)
+            raise ProtocolError("too many requests at once; try again later", 503, RETRY, "out_of_memory")
+
+    def settle(self, size: int) -> None:
+        """Count `size` bytes instead of what was counted so far, once the request has been exchanged for its answer.
+
+        Raises:
+            ProtocolError: As `take`.
+        """
+        self.take(size - self.taken)
 
 
 class Service:
@@ -123,7 +122,8 @@ class Service:
         self.keys = Keys(options.api_keys)
         self.buffered = 0
         self.is_draining = False
-        self._decoders = ThreadPoolExecutor(options.decoders, thread_name_prefix="decode")
+        self.requests = RequestCounts()
+        self.codec = Codec(options.decoders, options.max_json)
 
     @property
     def ready(self) -> bool:
@@ -137,7 +137,7 @@ class Service:
     async def close(self) -> None:
         """Finish what the models have taken and let go of them."""
         await self.repository.close()
-        self._decoders.shutdown()
+        self.codec.close()
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[Admission]:
@@ -181,15 +181,16 @@ class Service:
         with self.find(name, version).batcher.announced():
             yield
 
-    async def infer(self, model: ServedModel, asked: InferRequest) -> list[Output]:
+    async def infer(self, model: ServedModel, asked: InferRequest, admission: Admission) -> Tensors:
         """Run a decoded request.
 
         Args:
             model: What `hold` gave.
             asked: The request.
+            admission: Where the answer is accounted for, in place of the request.
 
         Returns:
-            The outputs that were asked for, in that order.
+            `(name, array, whether the client wants raw bytes)` for every output that was asked for, in that order.
 
         Raises:
             ProtocolError: The request does not fit the model (400, 413), the queue is full or its time is over (503), or the
@@ -197,7 +198,10 @@ class Service:
         """
         wanted = wanted_outputs(asked, model)
         answer = await model.infer(model.prepare(asked.inputs), asked.timeout)
-        return [_converted(output, answer.outputs[output.name], model) for output in wanted]
+        admission.settle(sum(answer.outputs[output.name].nbytes for output in wanted))
+        if sum(answer.outputs[output.name].nbytes for output in wanted if output.classes) > INLINE_BYTES:
+            return await self.codec.in_thread(_converted, wanted, answer.outputs, model)
+        return _converted(wanted, answer.outputs, model)
 
     async def classify(self, model: ServedModel, body: bytes, top: int, admission: Admission) -> list[dict[str, Any]]:
         """Classify one encoded image.
@@ -216,7 +220,7 @@ class Service:
         """
         if not body:
             raise ProtocolError("the body must be an image, it is empty")
-        inputs = await self.in_thread(model.read_image, body)
+        inputs = await self.codec.in_thread(model.read_image, body)
         admission.take(sum(array.nbytes for array in inputs.values()))
         answer = await model.infer(model.prepare(inputs))
         return model.ranking(answer.outputs, top)
@@ -253,10 +257,6 @@ class Service:
         self._check_control()
         await self.repository.unload(name)
 
-    async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call a function in one of the decoding threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
-
     def _check_control(self) -> None:
         if not self.options.allow_control:
             raise ProtocolError("loading and unloading is off; start the server with --allow-control", 403)
@@ -287,11 +287,15 @@ def wanted_outputs(asked: InferRequest, model: ServedModel) -> tuple[RequestedOu
     return asked.outputs
 
 
-def _converted(output: RequestedOutput, array: np.ndarray, model: ServedModel) -> Output:
-    """The output's values, or its best classes if the client asked for those."""
-    if output.classes:
-        if not np.issubdtype(array.dtype, np.number) or not array.size:
-            raise ProtocolError(f"output {output.name!r} holds no scores to be classified")
-        labels = model.labels if model.labels and array.shape[-1] == len(model.labels) else None
-        array = protocol.classify(array, output.classes, labels, model.batched)
-    return Output(output.name, array, output.binary)
+def _converted(wanted: tuple[RequestedOutput, ...], arrays: dict[str, np.ndarray], model: ServedModel) -> Tensors:
+    """The values of every output, or its best classes if the client asked for those."""
+    return [(output.name, _values(output, arrays[output.name], model), output.binary) for output in wanted]
+
+
+def _values(output: RequestedOutput, array: np.ndarray, model: ServedModel) -> np.ndarray:
+    if not output.classes:
+        return array
+    if not np.issubdtype(array.dtype, np.number) or not array.size:
+        raise ProtocolError(f"output {output.name!r} holds no scores to be classified")
+    labels = model.labels if model.labels and array.shape[-1] == len(model.labels) else None
+    return protocol.classify(array, output.classes, labels, model.batched)
