@@ -185,7 +185,8 @@ class _Handlers:
 
     async def card(self, request):
         model = self._model(request)
-        return JSONResponse({"device": model.session.device, "rows": model.options.batch.max_rows, **model.session.metadata})
+        about = {"device": model.session.device, "rows": model.options.batch.max_rows}
+        return JSONResponse({**about, "classifies_images": model.classifies_images, **model.session.metadata})
 
     async def index(self, request):
         """The repository index; `{"ready": true}` in the body asks for models that are ready only."""

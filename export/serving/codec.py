@@ -7,7 +7,10 @@ parsed, so that a thread would not help: above `PROCESS_BYTES` it goes to a proc
 import asyncio
 import contextlib
 import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -115,6 +118,13 @@ def _begin_worker() -> None:
     # Ctrl-C reaches every process of a terminal; the server says when this one ends.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End when the server has been killed; the executor's own pipes would stay open for ever."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(0)
 
 
 def _response(*arguments: Any) -> tuple[list[bytes], int | None]:

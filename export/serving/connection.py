@@ -25,7 +25,8 @@ class ConnectionLimits:
 
     Args:
         head_timeout: Time in which the head of a request must arrive, in seconds.
-        write_timeout: Time in which the client must make room for more of an answer, in seconds.
+        write_timeout: Time in which the client must take an answer that does not fit into the socket's buffers, in
+            seconds.
         per_address: Largest number of connections from one address; None for no bound.
         counts: Number of open connections by address.
     """
@@ -114,11 +115,13 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._set_deadline("write", self._limits.write_timeout)
+        # One deadline for all of an answer, however many times the client takes a little of it.
+        self._keep_deadline("write", self._limits.write_timeout, wanted=True)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._clear_deadline("write")
+        if not self._is_answering():
+            self._clear_deadline("write")
 
     # Called by the parser.
 
@@ -146,6 +149,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self.transport.is_closing():
+            self._keep_deadline("write", self._limits.write_timeout, wanted=self.flow.write_paused)
             self._update_deadlines()
 
     def send_400_response(self, msg: str) -> None:

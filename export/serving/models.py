@@ -155,7 +155,9 @@ class ServedModel:
         except BaseException as error:
             self.statistics.failed(time.monotonic_ns() - started)
             if isinstance(error, QueueFull | DeadlineExceeded):
-                raise ProtocolError(f"model {self.source.name!r} is busy: {error}; try again later", 503, RETRY) from error
+                reason = "queue_full" if isinstance(error, QueueFull) else "deadline"
+                message = f"model {self.source.name!r} is busy: {error}; try again later"
+                raise ProtocolError(message, 503, RETRY, reason) from error
             if isinstance(error, Exception):
                 raise ProtocolError(f"model {self.source.name!r} failed: {first_line(error)}", 500) from error
             raise
@@ -174,6 +176,16 @@ class ServedModel:
             return {spec.name: stacked([load_pixels(body, self.session.card, spec, self.options.max_pixels)], spec)}
         except UsageError as error:
             raise ProtocolError(str(error)) from error
+
+    @property
+    def classifies_images(self) -> bool:
+        """Whether `read_image` and `ranking` work: one image input and an output that ranks classes."""
+        try:
+            image_input(self.session)
+            scores_output(self.session)
+        except UsageError:
+            return False
+        return True
 
     def ranking(self, outputs, top):
         """The best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
@@ -212,6 +224,8 @@ class ServedModel:
             raise ProtocolError(f"input {spec.name!r} must be {spec.datatype}, got {datatype_of(array.dtype)}")
         same_rank = array.ndim == len(spec.shape)
         fits = same_rank and all(want in (-1, have) for want, have in zip(spec.shape, array.shape, strict=True))
+        if self.batched and fits and not len(array):
+            raise ProtocolError(f"input {spec.name!r} has no rows; send at least one row")
         if not fits or not array.size:
             raise ProtocolError(f"input {spec.name!r} must have shape {list(spec.shape)}, got {list(array.shape)}")
         if self.batched and len(array) > self.options.max_request_rows:
