@@ -24,8 +24,10 @@ REQUIRES = [
     "pillow>=10",
 ]
 SERVE = [
-    "starlette>=0.40",
-    "uvicorn>=0.30",
+    # Below 1.0.1 a malformed `Host` reaches the application (CVE-2026-48710).
+    "starlette>=1.0.1",
+    "uvicorn>=0.40",
+    "orjson>=3.10",
     "httptools>=0.6.3",
     'uvloop>=0.19; sys_platform != "win32"',
     "prometheus-client>=0.20",

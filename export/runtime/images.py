@@ -48,9 +48,7 @@ def decode(source, channels=3, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES):
             width, height = image.size
             if width * height > max_pixels:
                 raise UsageError(f"{name} is {width}×{height} pixels; at most {max_pixels:,} pixels are read")
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+            image = ImageOps.exif_transpose(_eight_bits(image, name))
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except UsageError:
         raise
@@ -61,6 +59,21 @@ def decode(source, channels=3, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES):
     except Exception as error:
         raise UsageError(f"{name} is a damaged image: {error}") from error
     return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
+
+
+def _eight_bits(image, name):
+    """The image with 8 bits per channel; Pillow itself would clip the values of deeper greyscale images.
+
+    Raises:
+        UsageError: The range of the values is not known: 32-bit integers and floats.
+    """
+    # 16-bit PNG and PGM files may come as 32-bit integers, within 16 bits.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+    if image.mode in ("I", "F"):
+        kind = "32-bit integer" if image.mode == "I" else "floating-point"
+        raise UsageError(f"{name} is a {kind} image, whose range of values is not known; convert it to 8 or 16 bits")
+    return image
 
 
 @functools.cache

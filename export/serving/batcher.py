@@ -46,7 +46,7 @@ class BatchOptions:
             raise ValueError(f"`max_delay` must be between 0 and 60 seconds, got {self.max_delay}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Timing:
     """Nanoseconds that one run took: gathering its rows, the model itself, handing out the results."""
 
@@ -267,18 +267,19 @@ class Batcher:
         # Clients that ask one question after the other will be back at once; without them a batch would split in two for good.
         self._freed, self._expected = time.monotonic_ns(), self._waiting + sum(item.rows for item in batch)
         error = None if job.cancelled() else job.exception()
-        results, began, timing = ({}, 0, None) if job.cancelled() or error else job.result()
+        done = {} if job.cancelled() or error else job.result()
         for item in batch:
             item.state, item.inputs = "done", None
             if item.future.done():
                 continue
             if job.cancelled():
                 item.future.cancel()
-            elif error:
-                item.future.set_exception(error)
+            elif error or isinstance(done[item].outcome, Exception):
+                item.future.set_exception(error or done[item].outcome)
             else:
-                item.future.set_result((results[item], began - item.arrived, timing))
-        if timing:
+                found = done[item]
+                item.future.set_result((found.outcome, found.began - item.arrived, found.timing))
+        for timing in dict.fromkeys(found.timing for found in done.values() if found.timing):
             self._observe(timing)
         self._pump()
         self._check_drained()
@@ -293,17 +294,42 @@ def _joined(parts):
     return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+@dataclass(frozen=True)
+class _Done:
+    """What became of one request of a batch: its outputs or the error, when its run began, and the `Timing` of that run."""
+
+    outcome: dict[str, np.ndarray] | Exception
+    began: int
+    timing: Timing | None
+
+
 def _execute(run, batch, batched, begun):
-    """Run a batch (in a thread): `({item: outputs}, nanosecond at which it began, Timing)`, the latter None if nobody was left.
+    """Run a batch (in a thread): `{item: _Done}`, without those whose client has gone.
 
     `begun` is called first, if the batch had to wait for its turn: who has gone meanwhile has taken the inputs along.
     """
     if begun:
         begun()
-    began = time.monotonic_ns()
     live = [(item, inputs) for item in batch if (inputs := item.inputs) is not None]
     if not live:
-        return {}, began, None
+        return {}
+    try:
+        return _run_together(run, live, batched)
+    except Exception as error:
+        if len(live) == 1:
+            return {live[0][0]: _Done(error, 0, None)}
+    # One request of several cannot be run, or all together are too much: each gets its own answer, or its own error.
+    done = {}
+    for pair in live:
+        try:
+            done |= _run_together(run, [pair], batched)
+        except Exception as error:
+            done[pair[0]] = _Done(error, 0, None)
+    return done
+
+
+def _run_together(run, live, batched):
+    began = time.monotonic_ns()
     items = [item for item, _ in live]
     inputs = _joined([inputs for _, inputs in live])
     gathered = time.monotonic_ns()
@@ -312,7 +338,7 @@ def _execute(run, batch, batched, begun):
     counts = [item.rows for item in items]
     results = _shares(outputs, counts) if batched else [outputs]
     timing = Timing(sum(counts), gathered - began, inferred - gathered, time.monotonic_ns() - inferred)
-    return dict(zip(items, results, strict=True)), began, timing
+    return {item: _Done(result, began, timing) for item, result in zip(items, results, strict=True)}
 
 
 def _shares(outputs, counts):

@@ -4,15 +4,22 @@ What is done is kept in numbered parts beside the output (`OUT.partial/`), each 
 put together at the end.
 """
 
+import contextlib
 import csv
 import itertools
 import json
 import os
 import shutil
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 from ..artifact import check_target, publishing
 from ..errors import UsageError
@@ -50,13 +57,18 @@ def read_items(arguments):
             paths = _walk(argument)
             if (first := next(paths, None)) is None:
                 raise UsageError(f"{argument} holds no images; give a folder that does")
-            yield from (Item(str(path), path) for path in itertools.chain([first], paths))
+            yield from (Item(printable(path), path) for path in itertools.chain([first], paths))
         elif argument.suffix == ".txt":
             yield from _listed(argument)
         elif argument.suffix == ".parquet":
             yield from _tabulated(argument)
         else:
-            yield Item(str(argument), argument)
+            yield Item(printable(argument), argument)
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """Write a path as text that every output can hold: bytes of a file name that are not UTF-8 become `\\xNN`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class LocalClassifier:
@@ -160,30 +172,57 @@ def run(items, classifier, out, *, resume=False, overwrite=False, on_rows=lambda
     target = check_target(out, overwrite)
     folder = target.with_name(target.name + ".partial")
     settings = {**classifier.settings, "top": classifier.top}
-    done, last = _begin(folder, settings, resume, overwrite)
-    items = iter(items)
-    for index, item in enumerate(itertools.islice(items, done), 1):
-        if index == done and item.name != last:
-            raise UsageError(f"image {done} is now {item.name}, in {folder} it is {last}; begin anew with --force")
-    kept = itertools.count(len(list(_part_files(folder))))
-    for rows in batched(classifier.rows(items), PART_ROWS):
-        _keep(folder / f"part-{next(kept):08d}.jsonl", rows)
-        on_rows(rows)
-    counted = {"images": 0, "errors": 0}
-    with publishing(target, overwrite) as place:
-        _WRITERS[out.suffix](place, _counting(_kept_rows(folder), counted), classifier.top)
-    shutil.rmtree(folder)
+    with _locked(folder, resume or overwrite):
+        done, last = _begin(folder, settings, resume)
+        items = iter(items)
+        for index, item in enumerate(itertools.islice(items, done), 1):
+            if index == done and item.name != last:
+                raise UsageError(f"image {done} is now {item.name}, in {folder} it is {last}; begin anew with --force")
+        kept = itertools.count(len(list(_part_files(folder))))
+        for rows in batched(classifier.rows(items), PART_ROWS):
+            _keep(folder / f"part-{next(kept):08d}.jsonl", rows)
+            on_rows(rows)
+        counted = {"images": 0, "errors": 0}
+        with publishing(target, overwrite) as place:
+            _WRITERS[out.suffix](place, _counting(_kept_rows(folder), counted), classifier.top)
+        shutil.rmtree(folder)
     return {"file": str(out), **counted, "resumed": done}
 
 
-def _begin(folder, settings, resume, overwrite):
-    """`(rows kept, name of the last)`, after making or checking the folder of parts."""
-    if folder.is_dir() and not resume:
-        if not overwrite:
-            raise UsageError(f"{folder} holds an interrupted run; go on with --resume, or begin anew with --force")
-        shutil.rmtree(folder)
-    if not folder.is_dir():
-        folder.mkdir()
+@contextlib.contextmanager
+def _locked(folder: Path, may_exist: bool) -> Iterator[None]:
+    """Make the folder of parts, or take the one that is there, for this process alone (where the system has `flock`).
+
+    Raises:
+        UsageError: Another process is working in it, or it holds a run that was to be neither resumed nor replaced.
+    """
+    if (folder / "settings.json").exists() and not may_exist:
+        raise UsageError(f"{folder} holds an interrupted run; resume it with --resume, or restart with --force")
+    folder.mkdir(exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"another process is writing to {folder}; wait for it, or choose another --out") from error
+        if not folder.exists() or os.fstat(handle).st_ino != folder.stat().st_ino:
+            raise UsageError(f"another process has just finished {folder}; start again if its output is not what you want")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _begin(folder: Path, settings: dict, resume: bool) -> tuple[int, str | None]:
+    """Return the number of rows kept and the name of the last, after writing or checking the settings of the run.
+
+    A folder without settings is that of a run that ended before it began.
+    """
+    if not resume or not (folder / "settings.json").exists():
+        for path in folder.iterdir():
+            path.unlink()
         _keep(folder / "settings.json", [settings])
         return 0, None
     before = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
@@ -248,10 +287,10 @@ def _walk(folder):
 def _listed(path):
     """The paths in a text file; relative ones are meant from the file's folder."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 if line := line.strip():
-                    yield Item(line, path.parent / line)
+                    yield Item(printable(line), path.parent / line)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the list {path}: {error}") from error
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import time
 from collections import deque
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -155,10 +156,20 @@ class RemoteClassifier:
         return kind(**settings, verify=trusted, trust_env=False)
 
     def _ask(self, client, method, path, content=None):
-        try:
-            return client.request(method, path, content=content)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise UsageError(f"{self.url} does not answer: {error}") from error
+        """An answer; a server that is busy or restarting is asked again, after pauses that grow."""
+        for attempt in itertools.count():
+            answer = None
+            try:
+                answer = client.request(method, path, content=content)
+                if answer.status_code not in TRANSIENT or attempt >= self.options.retries:
+                    return answer
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                # A certificate that is not trusted will not be trusted in a moment.
+                for_good = isinstance(error, httpx.UnsupportedProtocol) or "CERTIFICATE" in str(error)
+                transient = isinstance(error, httpx.TransportError) and not for_good
+                if not transient or attempt >= self.options.retries:
+                    raise UsageError(f"{self.url} does not answer: {error}") from error
+            time.sleep(_pause(attempt, answer))
 
     def _get(self, client, path):
         answer = self._ask(client, "GET", path)

@@ -82,8 +82,9 @@ model_options = _options(
 )
 app_options = _options(
     _number(int, "--max-body-mb", 64, "MiB of one request."),
-    _number(int, "--max-buffered-mb", 1024, "MiB of all requests together."),
-    _number(float, "--body-timeout", 30.0, "Seconds in which a request's head, and its body, must come."),
+    _number(int, "--max-json-mb", 64, "MiB of JSON in one request or answer; larger tensors must be binary."),
+    _number(int, "--max-buffered-mb", 1024, "MiB of all requests and answers together."),
+    _number(float, "--body-timeout", 30.0, "Seconds in which a head or a body must arrive, and an answer be taken."),
     click.option("--allow-control", is_flag=True, help="Let clients load and unload models."),
     click.option("--api-key-file", type=click.Path(), help="Keys, one a line; requests need `Authorization: Bearer KEY`."),
 )
@@ -91,6 +92,9 @@ server_options = _options(
     click.option("--host", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 for all."),
     click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."),
     _number(float, "--grace", 60.0, "Seconds a shutdown waits for what is in flight."),
+    _number(
+        int, "--max-connections-per-address", None, "Connections from one client address; by default half the open files allowed."
+    ),
     click.option("--access-log", is_flag=True, help="One line per request on standard error."),
     click.option("--ssl-certfile", type=click.Path(), help="TLS certificate."),
     click.option("--ssl-keyfile", type=click.Path(), help="TLS key."),
@@ -231,7 +235,13 @@ def _serve_here(files, repository, tell, options):
 
     tls = _tls(options["ssl_certfile"], options["ssl_keyfile"])
     listen = server.ServerOptions(
-        options["host"], options["port"], options["grace"], options["body_timeout"], options["access_log"], tls
+        host=options["host"],
+        port=options["port"],
+        grace=options["grace"],
+        head_timeout=options["body_timeout"],
+        max_connections_per_address=options["max_connections_per_address"],
+        access_log=options["access_log"],
+        tls=tls,
     )
     models = Repository(parse_sources(files), repository, _model_options(options))
     app = create_app(models, _app_options(options), version(), on_ready=lambda: tell("ready", "ready"))
@@ -311,6 +321,7 @@ def _app_options(options):
 
     return AppOptions(
         max_body=options["max_body_mb"] * MIB,
+        max_json=options["max_json_mb"] * MIB,
         max_buffered=options["max_buffered_mb"] * MIB,
         body_timeout=options["body_timeout"],
         allow_control=options["allow_control"],
@@ -326,12 +337,15 @@ def read_keys(path):
         UsageError: the file cannot be read, or holds no key: a server without keys would be open.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        # Some editors begin a file with a byte-order mark.
+        with open(path, encoding="utf-8-sig") as file:
             keys = tuple(line.strip() for line in file if line.strip() and not line.startswith("#"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the API keys in {path}: {getattr(error, 'strerror', None) or error}") from error
     if not keys:
         raise UsageError(f"{path} holds no API key; write one a line")
+    if wrong := [number for number, key in enumerate(keys, 1) if not (key.isascii() and key.isprintable())]:
+        raise UsageError(f"key {wrong[0]} in {path} cannot be sent in an HTTP header; use printable ASCII characters only")
     return keys
 
 

@@ -1,7 +1,10 @@
 """Models that are served: loaded from files, warmed up, fed in batches, replaced while requests go on."""
 
+import asyncio
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +78,18 @@ class ServedModel:
         self.batched = all(isinstance(v.shape[0], str) if v.shape else False for v in self.session.inputs + self.session.outputs)
         self.statistics = Statistics()
         self.batcher = Batcher(self._run, options.batch, self.statistics.executed, self.batched)
+        self._holders, self._released = 0, None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator["ServedModel"]:
+        """Keep the model open until the block ends: `close` waits for it."""
+        self._holders += 1
+        try:
+            yield self
+        finally:
+            self._holders -= 1
+            if self._released and not self._holders and not self._released.done():
+                self._released.set_result(None)
 
     @property
     def labels(self):
@@ -140,7 +155,9 @@ class ServedModel:
         except BaseException as error:
             self.statistics.failed(time.monotonic_ns() - started)
             if isinstance(error, QueueFull | DeadlineExceeded):
-                raise ProtocolError(f"model {self.source.name!r} is busy: {error}; try again later", 503, RETRY) from error
+                reason = "queue_full" if isinstance(error, QueueFull) else "deadline"
+                message = f"model {self.source.name!r} is busy: {error}; try again later"
+                raise ProtocolError(message, 503, RETRY, reason) from error
             if isinstance(error, Exception):
                 raise ProtocolError(f"model {self.source.name!r} failed: {first_line(error)}", 500) from error
             raise
@@ -159,6 +176,16 @@ class ServedModel:
             return {spec.name: stacked([load_pixels(body, self.session.card, spec, self.options.max_pixels)], spec)}
         except UsageError as error:
             raise ProtocolError(str(error)) from error
+
+    @property
+    def classifies_images(self) -> bool:
+        """Whether `read_image` and `ranking` work: one image input and an output that ranks classes."""
+        try:
+            image_input(self.session)
+            scores_output(self.session)
+        except UsageError:
+            return False
+        return True
 
     def ranking(self, outputs, top):
         """The best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
@@ -186,7 +213,10 @@ class ServedModel:
         return shape
 
     async def close(self):
-        """Finish what was submitted, then let go."""
+        """Wait for those who hold the model, finish what was submitted, then let go."""
+        if self._holders:
+            self._released = self._released or asyncio.get_running_loop().create_future()
+            await self._released
         await self.batcher.close()
 
     def _check_input(self, spec, array):
@@ -194,6 +224,8 @@ class ServedModel:
             raise ProtocolError(f"input {spec.name!r} must be {spec.datatype}, got {datatype_of(array.dtype)}")
         same_rank = array.ndim == len(spec.shape)
         fits = same_rank and all(want in (-1, have) for want, have in zip(spec.shape, array.shape, strict=True))
+        if self.batched and fits and not len(array):
+            raise ProtocolError(f"input {spec.name!r} has no rows; send at least one row")
         if not fits or not array.size:
             raise ProtocolError(f"input {spec.name!r} must have shape {list(spec.shape)}, got {list(array.shape)}")
         if self.batched and len(array) > self.options.max_request_rows:

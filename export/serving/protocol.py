@@ -6,12 +6,14 @@ then gives the length of the JSON. Whatever the bytes are, a reader returns a va
 Source: kserve/open-inference-protocol, `inference_rest.md`; Triton's `extension_binary_data.md`, `extension_classification.md`.
 """
 
-import json
 import math
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from . import json_text
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DTYPES = {
@@ -34,18 +36,37 @@ MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**40
 
 
+# Numbers that are written as JSON at a time.
+PIECE = 65_536
+REASONS = {
+    400: "invalid",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "slow_body",
+    413: "too_large",
+    415: "unsupported_encoding",
+    499: "client_gone",
+    500: "model_failed",
+    501: "unsupported_datatype",
+    503: "unavailable",
+}
+
+
 class ProtocolError(Exception):
     """A message that cannot be answered as asked.
 
     Args:
-        message: one sentence for the client.
+        message: One sentence for the client.
         status: HTTP status of the answer.
-        headers: further headers of the answer.
+        headers: Further headers of the answer.
+        reason: One word for metrics and logs; by default the usual one of the status.
     """
 
-    def __init__(self, message, status=400, headers=None):
+    def __init__(self, message: str, status: int = 400, headers: dict[str, str] | None = None, reason: str | None = None):
         super().__init__(message)
-        self.status, self.headers = status, headers or {}
+        self.status, self.headers, self.reason = status, headers or {}, reason or REASONS.get(status, "other")
 
 
 @dataclass(frozen=True)
@@ -121,16 +142,12 @@ def parse_json(text):
         ProtocolError: anything else.
     """
     try:
-        value = json.loads(str(text, "utf-8"), parse_constant=_no_constant)
+        value = json_text.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the body is not valid JSON: {str(error) or type(error).__name__}") from error
     if not isinstance(value, dict):
         raise ProtocolError(f"the body must be a JSON object, got {_kind(value)}")
     return value
-
-
-def _no_constant(name):
-    raise ValueError(f"{name} is not JSON; send such values as binary data")
 
 
 def header_length(value, size):
@@ -177,10 +194,37 @@ def decompress(body, encoding, limit):
     return data
 
 
-def compress(body, encoding):
-    """`body` as gzip or (zlib-wrapped) deflate, at the fastest level: tensors hardly shrink further."""
+def compress(parts: Iterable[bytes | memoryview], encoding: str) -> bytes:
+    """Compress buffers as one gzip or (zlib-wrapped) deflate stream, at the fastest level: tensors hardly shrink further."""
     packer = zlib.compressobj(1, zlib.DEFLATED, {"gzip": 31, "deflate": 15}[encoding])
-    return packer.compress(body) + packer.flush()
+    return b"".join([*map(packer.compress, parts), packer.flush()])
+
+
+def accepted_encoding(header: str) -> str | None:
+    """Choose how to compress an answer from the value of `Accept-Encoding`.
+
+    Args:
+        header: The value; empty for none.
+
+    Returns:
+        `"gzip"` or `"deflate"`, whichever the client prefers (gzip among equals), or None if it takes neither, or likes to
+        have the answer as it is better.
+    """
+    weights = {}
+    for entry in header.lower().split(","):
+        name, *parameters = (part.strip() for part in entry.split(";"))
+        weights[name] = next((_weight(text[2:]) for text in parameters if text.startswith("q=")), 1.0)
+    rest = weights.get("*", 0.0)
+    offered = {name: weights.get(name, rest) for name in ("gzip", "deflate")}
+    best = max(offered, key=offered.get)
+    return best if offered[best] > 0 and offered[best] >= weights.get("identity", 0.0) else None
+
+
+def _weight(text: str) -> float:
+    try:
+        return min(max(float(text), 0.0), 1.0)
+    except ValueError:
+        return 0.0
 
 
 def decode_request(body, json_length=None):
@@ -232,24 +276,43 @@ def decode_raw_request(body, spec):
     return InferRequest({spec.name: array}, binary=True)
 
 
-def encode_response(model_name, model_version, outputs, request_id=None):
-    """An inference response.
+def encode_response(
+    model_name: str,
+    model_version: str,
+    outputs: list[tuple[str, np.ndarray, bool]],
+    request_id: str | None = None,
+    max_json: int | None = None,
+) -> tuple[bytes, int | None]:
+    """Encode an inference response; see `response_parts`, of which this is the concatenation."""
+    parts, length = response_parts(model_name, model_version, outputs, request_id, max_json)
+    return b"".join(parts), length
+
+
+def response_parts(
+    model_name: str,
+    model_version: str,
+    outputs: list[tuple[str, np.ndarray, bool]],
+    request_id: str | None = None,
+    max_json: int | None = None,
+) -> tuple[list[bytes | memoryview], int | None]:
+    """Encode an inference response as buffers that follow each other; binary tensors are not copied.
 
     Args:
-        model_name, model_version: strings.
-        outputs: list of `(name, array, binary)`.
-        request_id: the request's id, echoed.
+        model_name, model_version: Names of the model.
+        outputs: List of `(name, array, binary)`.
+        request_id: The request's id, echoed.
+        max_json: Largest JSON part, in bytes.
 
     Returns:
-        `(body, length of the JSON part)`; the length is None where all outputs are JSON.
+        `(buffers, length of the JSON part)`; the length is None where all outputs are JSON.
 
     Raises:
-        ProtocolError: an output that JSON cannot express (FP16, NaN, infinity, bytes that are no UTF-8).
+        ProtocolError: JSON cannot express an output (FP16, NaN, infinity, bytes that are not UTF-8), or needs too many bytes.
     """
     message = {"model_name": model_name, "model_version": model_version}
     if request_id is not None:
         message["id"] = request_id
-    return _encode(message, "outputs", [_write_tensor(*output) for output in outputs])
+    return _encoded(message, "outputs", outputs, max_json)
 
 
 def encode_request(inputs, outputs=None, request_id=None, binary=True, parameters=None):
@@ -273,7 +336,8 @@ def encode_request(inputs, outputs=None, request_id=None, binary=True, parameter
         message["id"] = request_id
     if outputs is not None:
         message["outputs"] = [_output_entry(output) for output in outputs]
-    return _encode(message, "inputs", [_write_tensor(name, array, binary) for name, array in inputs.items()])
+    parts, length = _encoded(message, "inputs", [(name, array, binary) for name, array in inputs.items()])
+    return b"".join(parts), length
 
 
 def _output_entry(output):
@@ -350,9 +414,6 @@ def _parameters(message):
         return {}
     if not isinstance(parameters, dict):
         raise ProtocolError(f"`parameters` must be an object, got {_kind(parameters)}")
-    for name, value in parameters.items():
-        if not isinstance(value, str | bool | int | float):
-            raise ProtocolError(f"parameter {name[:80]!r} must be a string, number or boolean, got {_kind(value)}")
     return parameters
 
 
@@ -535,15 +596,30 @@ def _strings(data, shape, label):
         raise ProtocolError(f"`data` of {label} holds a string that is no valid Unicode") from error
 
 
-def _write_tensor(name, array, binary):
-    """The JSON entry and the raw bytes (None: JSON data) of one tensor."""
-    array = np.asarray(array)
-    datatype = "BYTES" if array.dtype.kind in "SU" else datatype_of(array.dtype)
-    entry = {"name": name, "datatype": datatype, "shape": list(array.shape)}
-    if not binary:
-        return {**entry, "data": _json_data(array, datatype, name)}, None
-    raw = _bytes_data(array) if datatype == "BYTES" else np.ascontiguousarray(array, DTYPES[datatype]).tobytes()
-    return {**entry, "parameters": {"binary_data_size": len(raw)}}, raw
+def _encoded(
+    message: dict, key: str, tensors: list[tuple[str, np.ndarray, bool]], max_json: int | None = None
+) -> tuple[list[bytes | memoryview], int | None]:
+    entries, raw = [], []
+    for name, array, binary in tensors:
+        array = np.asarray(array)
+        datatype = "BYTES" if array.dtype.kind in "SU" else datatype_of(array.dtype)
+        entry = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+        if binary:
+            raw.append(_raw(array, datatype))
+            entry["parameters"] = {"binary_data_size": len(raw[-1])}
+            entries.append(json_text.dumps(entry))
+        else:
+            pieces = _bounded(_json_data(array, datatype, name), max_json, name)
+            entries.append(json_text.dumps(entry)[:-1] + b',"data":[' + b",".join(pieces) + b"]}")
+    head = json_text.dumps(message)[:-1] + f',"{key}":['.encode() + b",".join(entries) + b"]}"
+    return [head, *raw], (len(head) if raw else None)
+
+
+def _raw(array: np.ndarray, datatype: str) -> bytes | memoryview:
+    if datatype == "BYTES":
+        return _bytes_data(array)
+    array = np.ascontiguousarray(array, DTYPES[datatype])
+    return memoryview(array.reshape(-1).view("u1")) if array.size else b""
 
 
 def _bytes_data(array):
@@ -551,21 +627,29 @@ def _bytes_data(array):
     return b"".join(len(item).to_bytes(4, "little") + item for item in elements)
 
 
-def _json_data(array, datatype, name):
+def _json_data(array: np.ndarray, datatype: str, name: str) -> Iterator[bytes]:
+    """The elements as JSON, in pieces."""
     if datatype == "FP16":
         raise ProtocolError(f"{name!r} is FP16, which has no JSON form; ask for binary data")
-    if datatype == "BYTES":
-        try:
-            return [item if isinstance(item, str) else bytes(item).decode() for item in array.ravel()]
-        except UnicodeDecodeError as error:
-            raise ProtocolError(f"{name!r} holds bytes that are no UTF-8; ask for binary data") from error
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    flat = array.ravel()
+    if datatype != "BYTES" and flat.dtype.kind == "f" and not np.isfinite(flat).all():
         raise ProtocolError(f"{name!r} holds NaN or infinity, which JSON cannot express; ask for binary data")
-    return array.ravel().tolist()
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        yield json_text.dumps(_texts(piece, name))[1:-1] if datatype == "BYTES" else json_text.dump_numbers(piece)
 
 
-def _encode(message, key, tensors):
-    message[key] = [entry for entry, _ in tensors]
-    head = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
-    raw = [data for _, data in tensors if data is not None]
-    return (b"".join([head, *raw]), len(head)) if raw else (head, None)
+def _texts(elements: np.ndarray, name: str) -> list[str]:
+    try:
+        return [item if isinstance(item, str) else bytes(item).decode() for item in elements]
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"{name!r} holds bytes that are not UTF-8; ask for binary data") from error
+
+
+def _bounded(pieces: Iterator[bytes], limit: int | None, name: str) -> Iterator[bytes]:
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if limit is not None and size > limit:
+            raise ProtocolError(f"{name!r} has more than {limit:,} bytes as JSON; ask for binary data", 413)
+        yield piece

@@ -100,12 +100,12 @@ class _Worker:
 
     def __call__(self, batch):
         fields = zip(batch["name"], batch["path"], batch["image"], strict=True)
-        items = [Item(str(name), bytes(image) if path == "" else Path(path)) for name, path, image in fields]
+        items = [Item(str(name), bytes(image) if path == b"" else Path(os.fsdecode(path))) for name, path, image in fields]
         return {"row": [json.dumps(row) for row in self.classifier.rows(items)]}
 
 
 def _packed(item):
     """An item as a row of a table, in which every column has one type."""
     if isinstance(item.source, bytes):
-        return {"name": item.name, "path": "", "image": item.source}
-    return {"name": item.name, "path": str(Path(item.source).absolute()), "image": b""}
+        return {"name": item.name, "path": b"", "image": item.source}
+    return {"name": item.name, "path": os.fsencode(Path(item.source).absolute()), "image": b""}

@@ -1,6 +1,7 @@
 """The set of models a server has: which names and versions there are, which are ready, and how they are exchanged."""
 
 import asyncio
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ NAME = re.compile(r"(?!stats$)(?!\.+$)[A-Za-z0-9_.-]{1,128}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 UNLOADED = "unloaded"
+
+log = logging.getLogger("resnet_export.serving")
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,11 @@ class Repository:
             raise ProtocolError("the model repository cannot be read", 500) from error
 
     def _find(self):
-        sources = self._files + (find_models(self._folder) if self._folder else [])
-        for source in sources:
+        for source in self._files:
             check_name(source)
+        found = find_models(self._folder) if self._folder else []
+        # One folder that cannot be served must not make all the others unavailable.
+        sources = self._files + [source for source in found if _has_good_name(source)]
         keys = [(source.name, source.version) for source in sources]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise UsageError(f"version {twice[0][1]} of model {twice[0][0]!r} is given twice")
@@ -215,6 +220,15 @@ def check_name(source):
     if not NAME.fullmatch(source.name):
         rule = "letters, digits, `_`, `.` and `-`, and is not `stats`"
         raise UsageError(f"a model's name has {rule}; got {source.name!r}: write NAME={source.path.name}")
+
+
+def _has_good_name(source: Source) -> bool:
+    try:
+        check_name(source)
+    except UsageError as error:
+        log.warning("%s is not served: %s", source.path, error)
+        return False
+    return True
 
 
 def find_models(folder):

@@ -3,19 +3,16 @@
 import asyncio
 import contextlib
 import functools
-import json
 import logging
 import signal
 import socket
 from dataclasses import dataclass
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from ..errors import UsageError
+from .connection import KEEP_ALIVE, Connection, ConnectionLimits
 
-HEAD_BYTES = 64 * 1024
-KEEP_ALIVE = 75
 OPEN_FILES = 65_536
 
 
@@ -26,7 +23,10 @@ class ServerOptions:
     Args:
         host, port: address; port 0 takes a free one.
         grace: seconds for which a shutdown waits for what is in flight.
-        head_timeout: seconds in which the head of a request must come.
+        head_timeout: Time in which the head of a request must arrive, and in which a client must take a piece of its answer, in
+            seconds.
+        max_connections_per_address: Largest number of connections from one client address. By default half the number of files
+            that the server may open, so that no single address can take all of them.
         access_log: one line per request on standard error.
         tls: uvicorn's `ssl_…` options.
     """
@@ -35,6 +35,7 @@ class ServerOptions:
     port: int = 8000
     grace: float = 60.0
     head_timeout: float = 30.0
+    max_connections_per_address: int | None = None
     access_log: bool = False
     tls: tuple = ()
 
@@ -75,9 +76,12 @@ def configure(app, options):
     Raises:
         UsageError: the TLS files cannot be used.
     """
+    files = allow_connections()
+    per_address = options.max_connections_per_address or (files // 2 if files else None)
+    limits = ConnectionLimits(options.head_timeout, options.head_timeout, per_address)
     config = uvicorn.Config(
         app,
-        http=functools.partial(_Connection, head_timeout=options.head_timeout),
+        http=functools.partial(Connection, limits=limits),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -105,25 +109,30 @@ def run(config, bound):
     Returns:
         the signal that ended it.
     """
-    _allow_connections()
     server = _Server(config)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[bound]))
     return server.ended_by
 
 
-def _allow_connections():
-    """Every connection is an open file, and shells often allow no more than 256 or 1024: take what the system would give."""
+def allow_connections() -> int | None:
+    """Allow as many open files as the system permits: every connection is one, and shells often allow no more than 256 or 1024.
+
+    Returns:
+        The number of files that may be open, or None where there is no limit.
+    """
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return
+        return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         # Some systems have a further limit that they do not tell.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def log_to_stderr(access_log=False):
@@ -154,56 +163,3 @@ class _Server(uvicorn.Server):
     def _stop(self, number, frame):
         self.ended_by = self.ended_by or number
         self.handle_exit(number, frame)
-
-
-class _Connection(AutoHTTPProtocol):
-    """A connection that must send the head of its request in time and in bounds; refusals are JSON like all others."""
-
-    def __init__(self, *args, head_timeout, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._head_timeout, self._deadline, self._head = head_timeout, None, 0
-
-    def connection_made(self, transport):
-        super().connection_made(transport)
-        # Clients may open connections ahead; a head that has begun is another matter.
-        self._watch(KEEP_ALIVE)
-
-    def connection_lost(self, exc):
-        super().connection_lost(exc)
-        self._unwatch()
-
-    def data_received(self, data):
-        super().data_received(data)
-        if not self._in_head():
-            self._unwatch()
-            self._head = 0
-            return
-        if not self._head:
-            self._watch(self._head_timeout)
-        self._head += len(data)
-        if self._head > HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"the head of the request has more than {HEAD_BYTES:,} bytes")
-
-    def send_400_response(self, msg):
-        body = json.dumps({"error": msg}).encode()
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
-        self.transport.close()
-
-    def _in_head(self):
-        # After an early refusal the rest of the body still comes, and is passed over.
-        return self.cycle is None or (self.cycle.response_complete and not self.cycle.more_body)
-
-    def _watch(self, seconds):
-        self._unwatch()
-        self._deadline = self.loop.call_later(seconds, self._expire)
-
-    def _unwatch(self):
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _expire(self):
-        self._deadline = None
-        if self._in_head() and not self.transport.is_closing():
-            self.transport.close()

@@ -3,8 +3,10 @@
 import time
 from dataclasses import dataclass, field
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 
+# Upper bounds of the histograms, in seconds.
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output")
 # There is no cache here, but Triton's clients read what one would count.
 CACHE = ("cache_hit", "cache_miss")
@@ -73,6 +75,35 @@ class Statistics:
                 for rows, phases in sorted(self.batches.items())
             ],
         }
+
+
+class RequestCounts:
+    """How often each route was asked, by HTTP status and reason, and how long the answers took."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("route", "method", "status", "reason")
+        self._requests = Counter("resnet_export_http_requests", "HTTP requests", labels, registry=self.registry)
+        self._seconds = Histogram(
+            "resnet_export_http_request_duration_seconds",
+            "From the head of a request to the end of its answer",
+            ("route",),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+
+    def count(self, route: str, method: str, status: int, reason: str, seconds: float) -> None:
+        """Count one request.
+
+        Args:
+            route: Name of the route, "none" if there is none.
+            method: HTTP method.
+            status: HTTP status of the answer; 499 if the client went away first.
+            reason: One word that says why it was not answered as asked, or "ok".
+            seconds: Time that it took.
+        """
+        self._requests.labels(route, method, str(status), reason).inc()
+        self._seconds.labels(route).observe(seconds)
 
 
 # Metric name, what it says, and how it is read off the statistics.

@@ -16,7 +16,7 @@ httpx = pytest.importorskip("httpx", reason="needs the extra `client`")
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
-from tiny_models import LABELS, classifier, classifier_logits, infer_json
+from tiny_models import LABELS, TABLE, classifier, classifier_logits, gatherer, infer_json
 
 from resnet_export.runtime.sessions import Session
 from resnet_export.serving import protocol
@@ -547,6 +547,29 @@ def test_model_failure_is_500_and_harms_nobody_else(models, monkeypatch):
         assert response_of(post(client, "bytes", *good))
         [entry] = client.get("/v2/models/bytes/stats").json()["model_stats"]
         assert entry["inference_stats"]["fail"]["count"] == 1 and entry["inference_stats"]["success"]["count"] == 1
+
+
+def test_one_bad_request_does_not_fail_its_batch(tmp_path):
+    """An index out of range is found only when the model runs, together with what other clients sent."""
+    path = gatherer(tmp_path / "table.onnx")
+
+    async def work(client):
+        async def one(index):
+            body, length = protocol.encode_request({"ids": np.array([[index]])})
+            headers = {protocol.HEADER_LENGTH: str(length), "Accept-Encoding": "identity"}
+            return await client.post("/v2/models/table/infer", content=body, headers=headers)
+
+        indices = [*range(8), 4242, *range(7)]
+        answers = await asyncio.gather(*map(one, indices))
+        for index, answer in zip(indices, answers, strict=True):
+            if index == 4242:
+                assert_error(answer, 500, "4242")
+            else:
+                assert np.array_equal(response_of(answer).outputs["y"], TABLE[[[index]]])
+        [entry] = (await client.get("/v2/models/table/stats")).json()["model_stats"]
+        assert (entry["inference_stats"]["fail"]["count"], entry["inference_count"]) == (1, 15)
+
+    asynchronously(application({"table": path}, batch=BatchOptions(max_rows=16, max_delay=0.05)), work)
 
 
 def test_server_is_alive_but_not_ready_while_it_warms_up(models, monkeypatch):

@@ -287,6 +287,46 @@ def test_failing_run_fails_its_own_requests_only():
     run(main())
 
 
+@pytest.mark.parametrize("how", ["raises", "loses-rows"])
+def test_request_that_cannot_run_fails_alone(how):
+    """One bad request (or one too many for the memory) fails the run of a batch; the others are run again without it."""
+
+    async def main():
+        gate = threading.Event()
+
+        def model(inputs):
+            assert gate.wait(10)
+            values = inputs["x"]
+            if (values < 0).any():
+                if how == "raises":
+                    raise ValueError(f"negative: {values[values < 0][0]}")
+                return {"y": values[:0]}
+            return {"y": values * 2}
+
+        seen = []
+        batcher = Batcher(model, options(max_rows=8), seen.append)
+        first = asyncio.create_task(batcher.submit(rows(0)))
+        values = [1, -2, 3, 4, -5, 6]
+        tasks = [asyncio.create_task(batcher.submit(rows(value, value))) for value in values[:3]]
+        tasks += [asyncio.create_task(batcher.submit(rows(value))) for value in values[3:]]
+        await until(lambda: batcher.waiting == 9)
+        gate.set()
+        await first
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        for value, answer in zip(values, answers, strict=True):
+            if value < 0:
+                # Each is told about its own value, never about a stranger's.
+                assert isinstance(answer, ValueError) and (how != "raises" or str(float(value)) in str(answer))
+            else:
+                assert answer.outputs["y"].tolist() == [[2 * value] * 3] * (2 if value in (1, 3) else 1)
+                assert answer.queued > 0 and len(answer.runs) == 1
+        assert sorted(timing.rows for timing in seen) == [1, 1, 1, 2, 2]
+        assert (await batcher.submit(rows(7))).outputs["y"][0, 0] == 14
+        await batcher.close()
+
+    run(main())
+
+
 def test_output_without_rows_is_refused_instead_of_cut_wrongly():
     async def main():
         batcher = Batcher(lambda inputs: {"y": np.zeros((1, 2))}, options())

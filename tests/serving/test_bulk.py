@@ -150,7 +150,7 @@ def test_interrupted_run_is_gone_on_with(models, folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         bulk.run(bulk.read_items([folder]), Stopping(local, 13), out)
     assert not out.exists()
-    with pytest.raises(UsageError, match="go on with --resume"):
+    with pytest.raises(UsageError, match="resume it with --resume"):
         bulk.run(bulk.read_items([folder]), local, out)
     with pytest.raises(UsageError, match="was begun with"):
         bulk.run(bulk.read_items([folder]), bulk.LocalClassifier(models["tiny"], "cpu", top=1), out, resume=True)

@@ -10,6 +10,7 @@ from resnet_export.artifact import encode_metadata
 
 LABELS = ["red", "green", "blue", "dark: night", "grün"]
 WEIGHTS = np.random.default_rng(7).normal(size=(3, 5)).astype("f4")
+TABLE = np.arange(30, dtype="f4").reshape(10, 3)
 BIAS = np.array([0.1, -0.2, 0.3, 1.5, -1.0], "f4")
 
 
@@ -63,6 +64,17 @@ def doubler(path, dtype="float16"):
         [helper.make_tensor_value_info("x", kind, ["batch", 4])],
         [helper.make_tensor_value_info("y", kind, ["batch", 4]), helper.make_tensor_value_info("n", kind, ["batch", 1])],
         [("axis", np.array([1]))],
+    )
+
+
+def gatherer(path):
+    """`y = TABLE[ids]`, row by row; ids beyond the table make the run fail."""
+    return save(
+        path,
+        [helper.make_node("Gather", ["table", "ids"], ["y"])],
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1, 3])],
+        [("table", TABLE)],
     )
 
 

@@ -39,10 +39,21 @@ async function listModels() {
       setTimeout(listModels, 1000);
     } else {
       say("Nothing classified yet.");
+      await preselect(names);
       await showCard();
     }
   } catch (error) {
     say(error.message, true);
+  }
+}
+
+async function preselect(names) {
+  for (const name of names.slice(0, 50)) {
+    const found = await call(`v2/models/${encodeURIComponent(name)}/card`);
+    if (found.classifies_images) {
+      model.value = name;
+      return;
+    }
   }
 }
 
