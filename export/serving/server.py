@@ -40,8 +40,12 @@ class ServerOptions:
     tls: tuple = ()
 
 
-def bind(options):
+def bind(options, flag="--port"):
     """A socket bound to the address, not yet listening.
+
+    Args:
+        options: `ServerOptions`.
+        flag: The option that chose the port, for the error message.
 
     Raises:
         UsageError: the address is taken, not ours, or unknown.
@@ -55,7 +59,7 @@ def bind(options):
         bound.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot listen on {options.host}:{options.port}: {reason}; choose another --host or --port") from error
+        raise UsageError(f"cannot listen on {options.host}:{options.port}: {reason}; choose another --host or {flag}") from error
     return bound
 
 
