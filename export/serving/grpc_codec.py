@@ -13,14 +13,12 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from . import protocol
+from .codec import INLINE_BYTES, Tensors
 from .grpc_messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from .protocol import DTYPES, InferRequest, ProtocolError
-from .service import Output
 
 # Of a request, all but raw tensors: names, parameters and typed contents. Beyond this, parsing would hold up other requests.
 MAX_TYPED = 8 * 2**20
-# Up to here decoding takes less time than handing it to a thread is worth.
-INLINE_BYTES = 64 * 1024
 # Tensors, parameters and other fields of a request, all together.
 MAX_FIELDS = 4096
 # Memory that parsing takes per byte of typed contents, at worst (64-bit integers of one byte each).
@@ -82,23 +80,34 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     return head, raw
 
 
-def decode_request(rest: bytes, raw: list[memoryview]) -> tuple[str, str | None, InferRequest]:
+def parse(rest: bytes) -> Any:
+    """Parse what `split` has left of a request.
+
+    Returns:
+        `ModelInferRequest`, without its raw tensors.
+
+    Raises:
+        ProtocolError: The message is damaged.
+    """
+    try:
+        return ModelInferRequest.FromString(rest)
+    except DecodeError as error:
+        raise _damaged() from error
+
+
+def decode_request(message: Any, raw: list[memoryview]) -> tuple[str, str | None, InferRequest]:
     """Decode an inference request.
 
     Args:
-        rest: What `split` returned.
-        raw: What `split` returned.
+        message: What `parse` returned.
+        raw: The raw tensors that `split` returned.
 
     Returns:
-        `(model name, version or None, request)`. Raw tensors are read-only views of the message.
+        `(model name, version or None, request)`. Raw tensors are read-only views of the message that was received.
 
     Raises:
         ProtocolError: The message is not an inference request.
     """
-    try:
-        message = ModelInferRequest.FromString(rest)
-    except DecodeError as error:
-        raise _damaged() from error
     if raw and len(raw) != len(message.inputs):
         raise ProtocolError(
             f"`raw_input_contents` has {len(raw)} entries for {len(message.inputs)} inputs; it must have one for each"
@@ -121,23 +130,16 @@ def decode_request(rest: bytes, raw: list[memoryview]) -> tuple[str, str | None,
     return message.model_name, message.model_version or None, protocol.build_request(form, read, binary=True)
 
 
-def request_id(rest: bytes) -> str:
-    """Return the id of a request that could perhaps not be answered; `""` if it has none or cannot be parsed."""
-    try:
-        return ModelInferRequest.FromString(rest).id
-    except DecodeError:
-        return ""
-
-
 def encode_response(
-    model_name: str, model_version: str, outputs: list[Output], request_id: str | None = None, streamed: bool = False
+    model_name: str, model_version: str, tensors: Tensors, request_id: str | None = None, streamed: bool = False
 ) -> bytes:
     """Encode the answer to an inference request.
 
     Args:
         model_name: Name of the model that answered.
         model_version: Its version.
-        outputs: The outputs. They are sent raw unless the client asked for one of them not to be.
+        tensors: `(name, array, whether the client wants raw bytes)` for every output. All are sent raw unless one is not wanted
+            raw.
         request_id: The request's id, which is repeated.
         streamed: Whether the answer is one of a stream: a `ModelStreamInferResponse`.
 
@@ -145,15 +147,15 @@ def encode_response(
         ProtocolError: An output is FP16, which has no typed form, and the client did not want it raw (400).
     """
     message = ModelInferResponse(model_name=model_name, model_version=model_version, id=request_id or "")
-    is_raw = all(output.binary for output in outputs)
+    is_raw = all(binary for _, _, binary in tensors)
     raw = []
-    for output in outputs:
-        datatype = protocol.wire_datatype(output.array)
-        entry = message.outputs.add(name=output.name, datatype=datatype, shape=output.array.shape)
+    for name, array, _ in tensors:
+        datatype = protocol.wire_datatype(array)
+        entry = message.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if is_raw:
-            raw.append(protocol.to_bytes(output.array))
+            raw.append(protocol.to_bytes(array))
         else:
-            _set_typed(entry.contents, output.array, datatype, output.name)
+            _set_typed(entry.contents, array, datatype, name)
     if streamed:
         # Triton's clients of models that answer several times look for the last answer; here each is the only one.
         message.parameters["triton_final_response"].bool_param = True

@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -25,8 +25,9 @@ from google.protobuf.message import DecodeError
 from ..errors import UsageError
 from . import grpc_codec as codec
 from .batcher import DeadlineExceeded
+from .codec import INLINE_BYTES
 from .grpc_messages import METHODS, STREAM_METHOD, TRITON_SERVICE
-from .protocol import ProtocolError
+from .protocol import InferRequest, ProtocolError
 from .service import EXTENSIONS, NAME, Admission, Service
 from .triton import served_config
 
@@ -86,11 +87,19 @@ class GrpcOptions:
 
 @dataclass(eq=False)
 class _Held:
-    """The memory that a request and its answer are accounted with, until the client has taken the answer."""
+    """One request.
+
+    Args:
+        admission: The memory that it and its answer are accounted with.
+        release: Ends that, once the client has taken the answer.
+        request_id: The request's id, as soon as it is known.
+        task: What answers it, if it is one of a stream.
+    """
 
     admission: Admission
     release: Callable[[], None]
-    task: asyncio.Task | None = field(default=None)
+    request_id: str = ""
+    task: asyncio.Task | None = None
 
 
 class GrpcServer:
@@ -181,7 +190,7 @@ class GrpcServer:
             log.exception("gRPC %s: internal error", name)
             await context.abort(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__})")
 
-    async def _read(self, context: Any) -> bytes:
+    async def _read(self, context: Any, held: _Held) -> bytes:
         """The call's only request message, which must arrive in time."""
         try:
             async with asyncio.timeout(self.service.options.body_timeout):
@@ -190,6 +199,7 @@ class GrpcServer:
             raise ProtocolError(f"the request did not arrive within {self.service.options.body_timeout:g} s", 408) from error
         if message is grpc.aio.EOF:
             raise ProtocolError("the call has no request message")
+        held.admission.take(len(message))
         return message
 
     def _hold(self) -> _Held:
@@ -217,30 +227,41 @@ class GrpcServer:
         """ModelInfer."""
         held = self._hold()
         try:
-            message = await self._read(context)
-            held.admission.take(len(message))
-            rest, raw = codec.split(message)
-            return await self._inferred(rest, raw, held.admission)
+            return await self._inferred(await self._read(context, held), held)
         finally:
             self._watch(context, held)
 
-    async def _inferred(self, rest: bytes, raw: list[memoryview], admission: Admission, streamed: bool = False) -> bytes:
-        if len(rest) > codec.INLINE_BYTES:
-            parsed = codec.PARSED_FACTOR * len(rest)
-            admission.take(parsed)
-            name, version, asked = await self.service.in_thread(codec.decode_request, rest, raw)
-            admission.take(-parsed)
-            admission.take(sum(array.nbytes for array in asked.inputs.values()))
-        else:
-            name, version, asked = codec.decode_request(rest, raw)
+    async def _inferred(self, message: bytes, held: _Held, streamed: bool = False) -> bytes:
+        """The encoded answer to an encoded request. No caller keeps the request, which may be large."""
+        rest, raw = codec.split(message)
+        del message
+        name, version, asked = await self._decoded(rest, raw, held)
         with self.service.hold(name, version) as model:
-            outputs = await self.service.infer(model, asked)
-            size = sum(output.array.nbytes for output in outputs)
-            admission.take(size)
-            arguments = (model.source.name, model.source.version, outputs, asked.id, streamed)
-            if size > codec.INLINE_BYTES:
-                return await self.service.in_thread(codec.encode_response, *arguments)
-            return codec.encode_response(*arguments)
+            tensors = await self.service.infer(model, asked, held.admission)
+        source, identifier = model.source, asked.id
+        # From here on only the answer is in memory.
+        del rest, raw, asked, model
+        arguments = (source.name, source.version, tensors, identifier, streamed)
+        if any(array.dtype.kind == "O" or array.nbytes > INLINE_BYTES for _, array, _ in tensors):
+            encoded = await self.service.codec.in_thread(codec.encode_response, *arguments)
+        else:
+            encoded = codec.encode_response(*arguments)
+        held.admission.settle(len(encoded))
+        return encoded
+
+    async def _decoded(self, rest: bytes, raw: list[memoryview], held: _Held) -> tuple[str, str | None, InferRequest]:
+        if len(rest) <= INLINE_BYTES:
+            parsed = codec.parse(rest)
+            held.request_id = parsed.id
+            return codec.decode_request(parsed, raw)
+        taken = codec.PARSED_FACTOR * len(rest)
+        held.admission.take(taken)
+        parsed = await self.service.codec.in_thread(codec.parse, rest)
+        held.request_id = parsed.id
+        decoded = await self.service.codec.in_thread(codec.decode_request, parsed, raw)
+        held.admission.take(-taken)
+        held.admission.take(sum(array.nbytes for array in decoded[2].inputs.values()))
+        return decoded
 
     async def stream(self, context: Any) -> None:
         """ModelStreamInfer: requests are answered in their order, but run together."""
@@ -275,24 +296,25 @@ class GrpcServer:
                 if message is grpc.aio.EOF:
                     return
                 held = self._hold()
-                held.task = asyncio.create_task(self._streamed(message, held.admission))
+                held.task = asyncio.create_task(self._streamed(message, held))
                 answers.put_nowait(held)
+                del message, held
         finally:
             answers.put_nowait(None)
 
-    async def _streamed(self, message: bytes, admission: Admission) -> tuple[bytes, ProtocolError | None]:
+    async def _streamed(self, message: bytes, held: _Held) -> tuple[bytes, ProtocolError | None]:
         """The answer to one request of a stream, and the error if it is one."""
-        rest = b""
         try:
-            admission.take(len(message))
-            rest, raw = codec.split(message)
-            return await self._inferred(rest, raw, admission, streamed=True), None
+            held.admission.take(len(message))
+            work = self._inferred(message, held, streamed=True)
+            del message
+            return await work, None
         except ProtocolError as error:
             failure = error
         except Exception as error:
             log.exception("gRPC ModelStreamInfer: internal error")
             failure = ProtocolError(f"internal error ({type(error).__name__})", 500)
-        return codec.encode_stream_error(str(failure)[:MAX_DETAILS], codec.request_id(rest)), failure
+        return codec.encode_stream_error(str(failure)[:MAX_DETAILS], held.request_id), failure
 
     async def _streamed_answer(self, held: _Held, ends_with_status: bool) -> bytes:
         encoded, error = await held.task
@@ -366,8 +388,7 @@ class GrpcServer:
         """Answer a call that carries no tensors, whose answer is the HTTP front end's JSON as a message."""
         held = self._hold()
         try:
-            message = await self._read(context)
-            held.admission.take(len(message))
+            message = await self._read(context, held)
             if len(message) > MAX_CONTROL_BYTES:
                 raise ProtocolError(
                     f"the message has {len(message):,} bytes; {method.name} takes at most {MAX_CONTROL_BYTES:,}", 413

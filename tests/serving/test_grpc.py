@@ -20,7 +20,6 @@ from resnet_export.runtime.sessions import Session
 from resnet_export.serving import grpc_codec as codec
 from resnet_export.serving import grpc_messages as messages
 from resnet_export.serving.protocol import DTYPES, ProtocolError, to_bytes, wire_datatype
-from resnet_export.serving.service import Output
 
 Request = messages.ModelInferRequest
 CODE = grpc.StatusCode
@@ -41,7 +40,7 @@ def request(model, inputs, raw=True, outputs=(), version="", **parameters):
         datatype = wire_datatype(array)
         entry = message.inputs.add(name=name, datatype=datatype, shape=array.shape)
         if raw:
-            message.raw_input_contents.append(to_bytes(array))
+            message.raw_input_contents.append(bytes(to_bytes(array)))
         else:
             getattr(entry.contents, TYPED[datatype]).extend(array.ravel().tolist())
     for name, values in outputs:
@@ -113,6 +112,11 @@ def blocked(monkeypatch):
 # The codec.
 
 
+def decoded(message):
+    rest, raw = codec.split(message)
+    return codec.decode_request(codec.parse(rest), raw)
+
+
 def example(draw_raw=True):
     inputs = {"a": np.arange(6, dtype="f4").reshape(2, 3), "b": np.array([[b"x", b"yz"]], dtype=object)}
     return request("net", inputs, draw_raw, [("c", {"classification": 2})], "7", priority=3, text="t", part=0.5, flag=True)
@@ -121,7 +125,7 @@ def example(draw_raw=True):
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_request_is_decoded(raw):
     message = example(raw).SerializeToString()
-    name, version, asked = codec.decode_request(*codec.split(message))
+    name, version, asked = decoded(message)
     assert (name, version, asked.id) == ("net", "7", "abc")
     assert asked.parameters == {"priority": 3, "text": "t", "part": 0.5, "flag": True}
     assert np.array_equal(asked.inputs["a"], np.arange(6, dtype="f4").reshape(2, 3)) and asked.inputs["a"].dtype == np.float32
@@ -132,7 +136,7 @@ def test_a_request_is_decoded(raw):
 
 def test_raw_tensors_are_views_of_the_message():
     message = request("net", {"x": np.zeros(1000)}).SerializeToString()
-    array = codec.decode_request(*codec.split(message))[2].inputs["x"]
+    array = decoded(message)[2].inputs["x"]
     assert np.shares_memory(array, np.frombuffer(message, "u1"))
 
 
@@ -164,12 +168,11 @@ def test_damaged_requests_are_refused_and_nothing_else_happens(data):
         if not message:
             break
     try:
-        name, version, asked = codec.decode_request(*codec.split(bytes(message)))
+        name, version, asked = decoded(bytes(message))
     except ProtocolError as error:
         assert error.status in (400, 413) and str(error)
     else:
         assert isinstance(name, str) and asked.inputs
-    codec.request_id(bytes(message))
 
 
 def nested(tag, payload):
@@ -191,7 +194,7 @@ def test_what_would_swell_when_parsed_is_not_parsed(kind, monkeypatch):
     message, text = HOSTILE[kind]
     monkeypatch.setattr(codec, "ModelInferRequest", None)
     with pytest.raises(ProtocolError, match=text) as caught:
-        codec.decode_request(*codec.split(message))
+        decoded(message)
     assert caught.value.status == 413
 
 
@@ -203,7 +206,7 @@ def test_answers_are_what_the_library_would_write(binary, streamed):
         "b": np.array(["ü", b"\xff"], dtype=object),
         "c": np.array([True]),
     }
-    encoded = codec.encode_response("net", "2", [Output(n, a, binary) for n, a in arrays.items()], "i", streamed)
+    encoded = codec.encode_response("net", "2", [(n, a, binary) for n, a in arrays.items()], "i", streamed)
     answer = messages.ModelStreamInferResponse.FromString(encoded).infer_response if streamed else None
     answer = answer or messages.ModelInferResponse.FromString(encoded)
     assert (answer.model_name, answer.model_version, answer.id) == ("net", "2", "i")
@@ -215,11 +218,11 @@ def test_answers_are_what_the_library_would_write(binary, streamed):
 
 def test_fp16_has_no_typed_form():
     with pytest.raises(ProtocolError, match="FP16"):
-        codec.encode_response("net", "1", [Output("y", np.zeros(1, "f2"), False)])
+        codec.encode_response("net", "1", [("y", np.zeros(1, "f2"), False)])
     message = Request(model_name="net")
     message.inputs.add(name="x", datatype="FP16", shape=[1])
     with pytest.raises(ProtocolError, match="raw_input_contents"):
-        codec.decode_request(*codec.split(message.SerializeToString()))
+        decoded(message.SerializeToString())
 
 
 # Questions about the server and its models.
@@ -673,12 +676,12 @@ def test_a_client_that_does_not_take_its_answer(impatient, method, caplog):
     """The answer is larger than the window that the client grants; it answers pings, but never grants more."""
     model = impatient.service.find("wide")
     rows = model.options.max_request_rows
-    one = Output("y", np.ones((rows * 40, 4), "f4"), True)
-    model_infer, impatient.service.infer = impatient.service.infer, answer_with([one] * 4)
+    one = np.ones((rows * 40, 4), "f4")
+    model_infer, impatient.service.infer = impatient.service.infer, answer_with([("y", one, True)] * 4)
     try:
         with connected(impatient.address) as connection:
             connection.sendall(opening(method) + data_frames(wide(rows)))
-            impatient.eventually(lambda: impatient.service.buffered > 4 * one.array.nbytes)
+            impatient.eventually(lambda: impatient.service.buffered > 4 * one.nbytes)
             assert answer_pings(connection, 5)
     finally:
         impatient.service.infer = model_infer
@@ -688,9 +691,9 @@ def test_a_client_that_does_not_take_its_answer(impatient, method, caplog):
         assert client("ModelInfer", wide(3)).outputs
 
 
-def answer_with(outputs):
-    async def infer(model, asked):
-        return outputs
+def answer_with(tensors):
+    async def infer(model, asked, admission):
+        return tensors
 
     return infer
 
