@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
+from prometheus_client import Counter, Histogram
 
 from ..errors import UsageError
 from . import grpc_codec as codec
@@ -29,9 +31,11 @@ from .codec import INLINE_BYTES
 from .grpc_messages import METHODS, STREAM_METHOD, TRITON_SERVICE
 from .protocol import InferRequest, ProtocolError
 from .service import EXTENSIONS, NAME, Admission, Service
+from .statistics import BUCKETS
 from .triton import served_config
 
 log = logging.getLogger("resnet_export.serving")
+access_log = logging.getLogger("resnet_export.access")
 
 # Requests of one stream that are being answered at a time; further ones wait in the connection.
 STREAM_WINDOW = 256
@@ -85,6 +89,15 @@ class GrpcOptions:
     key: str | None = None
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """How a call ended, for the counts and the log."""
+
+    code: grpc.StatusCode
+    reason: str
+    sent: int = 0
+
+
 @dataclass(eq=False)
 class _Held:
     """One request.
@@ -119,6 +132,14 @@ class GrpcServer:
         self.failure: UsageError | None = None
         self._server: Any = None
         self._readers: set[asyncio.Task] = set()
+        self._stopping: asyncio.Future | None = None
+        # The names that other gRPC servers use, so that their dashboards work.
+        registry = service.requests.registry
+        labels = ("grpc_method", "grpc_code", "reason")
+        self._calls = Counter("grpc_server_handled", "gRPC calls by status", labels, registry=registry)
+        self._seconds = Histogram(
+            "grpc_server_handling_seconds", "From a call to its answer", ("grpc_method",), buckets=BUCKETS, registry=registry
+        )
         self._certificates = _certificates(options)
 
     @property
@@ -150,8 +171,16 @@ class GrpcServer:
             raise UsageError(f"cannot listen on {self.target} for gRPC; choose another --host or --grpc-port") from error
         await self._server.start()
 
+    def begin_stop(self) -> None:
+        """Take no more calls from now on, and end streams; `stop` waits for what is in flight."""
+        self._stopping = self._stopping or asyncio.ensure_future(self._stop())
+
     async def stop(self) -> None:
         """Take no more calls, finish those in flight for at most `grace` seconds, and return."""
+        self.begin_stop()
+        await self._stopping
+
+    async def _stop(self) -> None:
         # A stream may stay open for ever. It ends when its requests so far have been answered.
         for reader in list(self._readers):
             reader.cancel()
@@ -168,27 +197,44 @@ class GrpcServer:
     # How calls are received and answered.
 
     async def answer(self, name: str, context: Any, respond: Callable[[Any], Awaitable[bytes | None]]) -> bytes | None:
-        """Answer one call: check its key, and turn errors into a status.
+        """Answer one call: check its key, turn errors into a status, count and log it.
 
         Args:
             name: The method's name, for the log.
             context: The call.
             respond: Coroutine function that reads the request from the context and returns the encoded answer.
         """
+        started = time.perf_counter()
+        outcome = _Outcome(grpc.StatusCode.CANCELLED, "client_gone")
         try:
             if name not in PUBLIC and not self.service.keys.accept(_metadata(context, "authorization").encode()):
                 raise ProtocolError("an API key is needed: metadata `authorization` with `Bearer KEY`", 401)
-            return await respond(context)
+            encoded = await respond(context)
+            outcome = _Outcome(grpc.StatusCode.OK, "ok", len(encoded or b""))
+            return encoded
         except ProtocolError as error:
+            outcome = _Outcome(_code(error), error.reason)
             if error.status == 500:
                 log.error("gRPC %s: %s", name, error)
-            await context.abort(_code(error), str(error)[:MAX_DETAILS], _retry(error))
+            await context.abort(outcome.code, str(error)[:MAX_DETAILS], _retry(error))
         except grpc.aio.BaseError:
             # The call has been ended already.
             raise
         except Exception as error:
+            outcome = _Outcome(grpc.StatusCode.INTERNAL, "internal_error")
             log.exception("gRPC %s: internal error", name)
-            await context.abort(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__})")
+            await context.abort(outcome.code, f"internal error ({type(error).__name__})")
+        finally:
+            self._record(name, context, outcome, time.perf_counter() - started)
+
+    def _record(self, name: str, context: Any, outcome: _Outcome, seconds: float) -> None:
+        self._calls.labels(name, outcome.code.name, outcome.reason).inc()
+        self._seconds.labels(name).observe(seconds)
+        if access_log.isEnabledFor(logging.INFO):
+            fields = {"client": unquote(context.peer()), "method": "gRPC", "path": name, "status": outcome.code.name}
+            fields |= {"reason": outcome.reason, "bytes_sent": outcome.sent, "milliseconds": round(1000 * seconds, 3)}
+            text = '{client} "{method} {path}" {status} {reason} {bytes_sent} B {milliseconds} ms'.format(**fields)
+            access_log.info("%s", text, extra={"fields": fields})
 
     async def _read(self, context: Any, held: _Held) -> bytes:
         """The call's only request message, which must arrive in time."""

@@ -103,17 +103,19 @@ def configure(app, options):
     return config
 
 
-def run(config, bound):
+def run(config, bound, on_stop=()):
     """Serve until SIGTERM or SIGINT: stop accepting, finish what is in flight, return.
 
     Args:
         config: what `configure` returned.
         bound: what `bind` returned.
+        on_stop: Functions that are called, on the event loop, when the server stops accepting.
 
     Returns:
         the signal that ended it.
     """
     server = _Server(config)
+    server.on_stop = on_stop
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[bound]))
     return server.ended_by
@@ -154,6 +156,12 @@ class _Server(uvicorn.Server):
     """uvicorn's server, but a signal ends it with a return instead of being raised again: a clean stop exits with 0."""
 
     ended_by = None
+    on_stop = ()
+
+    async def shutdown(self, sockets=None):
+        for begin in self.on_stop:
+            begin()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self):

@@ -1,9 +1,13 @@
 """gRPC: the codec by itself, and a server in this process with good, bad and hostile clients."""
 
 import itertools
+import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -14,8 +18,11 @@ for module in ("starlette", "uvicorn", "prometheus_client"):
 from grpc_running import Client, GrpcRunner, answer_pings, connected, data_frames, grpc_running, opening
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import self_signed, serving
 from tiny_models import LABELS, classifier, classifier_logits, doubler, identity
 
+from resnet_export.cli import main
+from resnet_export.errors import UsageError
 from resnet_export.runtime.sessions import Session
 from resnet_export.serving import grpc_codec as codec
 from resnet_export.serving import grpc_messages as messages
@@ -280,6 +287,24 @@ def test_statistics_count_grpc_requests(client, pixels):
     assert after.inference_stats.success.count - before.inference_stats.success.count == 1
     assert after.batch_stats and after.last_inference
     assert {entry.name for entry in client("ModelStatistics").model_stats} >= {"tiny", "bytes", "echo"}
+
+
+def test_calls_are_counted_and_logged(running, client, pixels, caplog):
+    def counted(**labels):
+        labels = {"grpc_method": "ModelInfer"} | labels
+        return running.service.requests.registry.get_sample_value("grpc_server_handled_total", labels) or 0
+
+    good = {"grpc_code": "OK", "reason": "ok"}
+    missing = {"grpc_code": "NOT_FOUND", "reason": "not_found"}
+    before = counted(**good), counted(**missing)
+    with caplog.at_level("INFO", "resnet_export.access"):
+        client("ModelInfer", request("bytes", {"images": pixels}))
+        assert_refused(lambda: client("ModelInfer", request("none", {"images": pixels})), CODE.NOT_FOUND)
+        running.eventually(lambda: len(caplog.records) == 2)
+    assert (counted(**good), counted(**missing)) == (before[0] + 1, before[1] + 1)
+    lines = [record.getMessage() for record in caplog.records]
+    assert '"gRPC ModelInfer" OK ok' in lines[0] and '"gRPC ModelInfer" NOT_FOUND not_found' in lines[1], lines
+    assert lines[0].startswith("ipv4:127.0.0.1:") and caplog.records[0].fields["bytes_sent"] > 120
 
 
 def test_what_triton_has_and_this_server_has_not(client):
@@ -731,6 +756,12 @@ def test_length_prefixes_that_lie(impatient):
 # The end.
 
 
+def stays_open(message, until):
+    """The requests of a stream whose client has no more to ask for now."""
+    yield message
+    until.wait(20)
+
+
 def test_a_shutdown_finishes_calls_and_ends_streams(models, blocked, pixels):
     server = GrpcRunner(models)
     closed = False
@@ -739,11 +770,7 @@ def test_a_shutdown_finishes_calls_and_ends_streams(models, blocked, pixels):
             more = threading.Event()
             good = request("bytes", {"images": pixels})
 
-            def requests():
-                yield good
-                more.wait(20)
-
-            answers = client.stream(requests())
+            answers = client.stream(stays_open(good, more))
             assert next(answers).infer_response.outputs
             release = blocked()
             call = client.start("ModelInfer", good)
@@ -762,3 +789,71 @@ def test_a_shutdown_finishes_calls_and_ends_streams(models, blocked, pixels):
     finally:
         if not closed:
             server.close()
+
+
+# The command.
+
+
+def test_the_command_serves_both_and_finishes_what_is_in_flight(models, pixels):
+    with serving(models["bytes"], "--grpc-port", "0") as server, Client(server.grpc) as client:
+        good = request("bytes", {"images": pixels})
+        np.testing.assert_allclose(
+            outputs_of(client("ModelInfer", good))["logits"], classifier_logits(pixels), rtol=1e-5, atol=1e-6
+        )
+        assert_refused(lambda: client("ModelInfer", request("none", {"images": pixels})), CODE.NOT_FOUND)
+        metrics = urlopen(f"{server.url}/metrics").read().decode()
+        assert 'nv_inference_request_success{model="bytes",version="1"} 1' in metrics
+        more = threading.Event()
+        answers = client.stream(stays_open(good, more))
+        assert next(answers).infer_response.outputs
+        calls = [client.start("ModelInfer", request("bytes", {"images": np.repeat(pixels, 40, 0)})) for _ in range(5)]
+        time.sleep(0.05)
+        assert server.stop() == 0
+        codes = {call.code() for call in calls}
+        assert codes <= {CODE.OK, CODE.UNAVAILABLE} and CODE.OK in codes, codes
+        more.set()
+
+
+def test_the_command_refuses_what_cannot_be(models, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, text in (
+            (["--port", "0", "--grpc-port", port], f"cannot listen on 127.0.0.1:{port}"),
+            (["--grpc-port", "7", "--port", "7"], "choose two ports"),
+            (["--grpc-port", "0", "--engine", "ray"], "--grpc-port do not go with --engine ray"),
+        ):
+            assert main(["serve", str(models["bytes"]), "--device", "cpu", *arguments]) == 2
+            output, errors = capsys.readouterr()
+            assert text in errors and "Traceback" not in errors and "serving" not in output, (arguments, errors)
+
+
+def test_grpc_needs_neither_keras_nor_tensorflow():
+    code = (
+        "import sys, resnet_export.serving.grpc_server; print(sorted({'keras', 'tensorflow', 'keras_resnet'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_certificate_is_read_again(models, tmp_path):
+    certificate, key = self_signed(tmp_path)
+    with grpc_running({"bytes": models["bytes"]}, tls=(str(certificate), str(key))) as server:
+
+        def trusts(path):
+            with Client(server.address, grpc.ssl_channel_credentials(path.read_bytes())) as client:
+                try:
+                    return client("ServerLive", timeout=5).live
+                except grpc.RpcError as error:
+                    assert error.code() == CODE.UNAVAILABLE
+                    return False
+
+        assert trusts(certificate)
+        other, other_key = self_signed(tmp_path, "other")
+        assert not trusts(other)
+        other.rename(certificate)
+        other_key.rename(key)
+        server.server.reload_certificate()
+        assert trusts(certificate)
+        key.unlink()
+        with pytest.raises(UsageError, match="cannot be used"):
+            server.server.reload_certificate()
+        assert trusts(certificate)
