@@ -283,11 +283,12 @@ def _with_grpc(app, listen, port):
         raise UsageError(f"--port and --grpc-port are both {port}; choose two ports")
     # Said before anything starts: that the port is taken, or which one is free.
     bound = server.bind(dataclasses.replace(listen, port=port), "--grpc-port")
-    tls = dict(listen.tls)
+    tls, files = dict(listen.tls), server.allow_connections()
     options = grpc_server.GrpcOptions(
         host=listen.host,
         port=bound.getsockname()[1],
         grace=listen.grace,
+        max_connections=files // 2 if files else None,
         certificate=tls.get("ssl_certfile"),
         key=tls.get("ssl_keyfile"),
     )

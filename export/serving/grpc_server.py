@@ -66,7 +66,8 @@ CHANNEL_OPTIONS = {
     "grpc.keepalive_timeout_ms": 20_000,
     # Clients may look whether the server is there, too.
     "grpc.http2.min_ping_interval_without_data_ms": 5_000,
-    "grpc.max_connection_idle_ms": 600_000,
+    # As long as the HTTP server keeps an idle connection; clients open another when they need one.
+    "grpc.max_connection_idle_ms": 75_000,
 }
 
 
@@ -78,6 +79,7 @@ class GrpcOptions:
         host: Address or host name.
         port: Port, or 0 for a free one.
         grace: Time for which a shutdown waits for calls in flight, in seconds.
+        max_connections: Largest number of connections, so that those to other ports find open files left. None for no bound.
         certificate: Path of the TLS certificate, or None to serve without TLS.
         key: Path of the certificate's private key; None if the certificate's file holds it.
     """
@@ -85,6 +87,7 @@ class GrpcOptions:
     host: str = "127.0.0.1"
     port: int = 8001
     grace: float = 60.0
+    max_connections: int | None = None
     certificate: str | None = None
     key: str | None = None
 
@@ -158,6 +161,8 @@ class GrpcServer:
             "grpc.max_receive_message_length": self.service.options.max_body,
             "grpc.server_handshake_timeout_ms": round(1000 * self.service.options.body_timeout),
         }
+        if self.options.max_connections:
+            options["grpc.max_allowed_incoming_connections"] = self.options.max_connections
         self._server = grpc.aio.server(
             handlers=[_Router(self)], options=tuple(options.items()), maximum_concurrent_rpcs=MAX_CALLS
         )

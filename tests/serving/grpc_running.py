@@ -23,13 +23,13 @@ END_STREAM, END_HEADERS, ACK = 1, 4, 1
 class GrpcRunner:
     """A server over some models: `{name: path}`, or a repository folder."""
 
-    def __init__(self, paths=None, folder=None, options=None, grace=10.0, tls=(), **model):
+    def __init__(self, paths=None, folder=None, options=None, grace=10.0, listen=None, **model):
         batch = BatchOptions(max_rows=4, **model.pop("batch", {}))
         sources = [Source(name, "1", path) for name, path in (paths or {}).items()]
         repository = Repository(sources, folder, ModelOptions(device="cpu", threads=1, batch=batch, **model))
         repository.open(warm_up=True)
         self.service = Service(repository, ServiceOptions(**(options or {})), "9.9")
-        self.server = GrpcServer(self.service, GrpcOptions("127.0.0.1", 0, grace, *tls))
+        self.server = GrpcServer(self.service, GrpcOptions("127.0.0.1", 0, grace, **(listen or {})))
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()

@@ -15,7 +15,7 @@ import pytest
 grpc = pytest.importorskip("grpc", reason="needs the extra `grpc`")
 for module in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(module, reason="needs the extra `serve`")
-from grpc_running import Client, GrpcRunner, answer_pings, connected, data_frames, grpc_running, opening
+from grpc_running import PREFACE, SETTINGS, Client, GrpcRunner, answer_pings, connected, data_frames, frame, grpc_running, opening
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import self_signed, serving
@@ -731,6 +731,28 @@ def test_other_connections_stay_when_one_is_closed(impatient, caplog):
         assert client("ModelInfer", wide(rows)).outputs
 
 
+def test_connections_are_bounded_and_silent_ones_end(models):
+    with grpc_running(models, options={"body_timeout": 0.5}, listen={"max_connections": 3}) as server:
+        silent = [connected(server.address) for _ in range(3)]
+        server.eventually(lambda: not opens(server.address))
+        # Without HTTP/2 settings within the time that a request has, a connection is closed.
+        server.eventually(lambda: opens(server.address))
+        for connection in silent:
+            connection.close()
+        with Client(server.address) as client:
+            assert client("ServerLive").live
+
+
+def opens(address):
+    """Whether the server takes a connection, and says so."""
+    with connected(address) as connection:
+        connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
+        try:
+            return bool(connection.recv(100))
+        except OSError:
+            return False
+
+
 def test_nonsense_on_the_port(impatient):
     for data in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(5000), b"\x16\x03\x01" + bytes(100), opening("ModelInfer")[:30]):
         with connected(impatient.address) as connection:
@@ -836,7 +858,7 @@ def test_grpc_needs_neither_keras_nor_tensorflow():
 
 def test_a_certificate_is_read_again(models, tmp_path):
     certificate, key = self_signed(tmp_path)
-    with grpc_running({"bytes": models["bytes"]}, tls=(str(certificate), str(key))) as server:
+    with grpc_running({"bytes": models["bytes"]}, listen={"certificate": str(certificate), "key": str(key)}) as server:
 
         def trusts(path):
             with Client(server.address, grpc.ssl_channel_credentials(path.read_bytes())) as client:
