@@ -71,10 +71,8 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
             rest.append(view[start:end])
     head = b"".join(rest)
     if len(head) > MAX_TYPED:
-        raise ProtocolError(
-            f"the request has more than {MAX_TYPED // 2**20} MiB beside its raw tensors; send tensors in `raw_input_contents`",
-            413,
-        )
+        size = f"{MAX_TYPED // 2**20} MiB"
+        raise ProtocolError(f"the request has more than {size} without its raw tensors; use `raw_input_contents`", 413)
     if len(head) > INLINE_BYTES:
         _check_field_count(head)
     return head, raw

@@ -107,15 +107,17 @@ class _Held:
 
     Args:
         admission: The memory that it and its answer are accounted with.
-        release: Ends that, once the client has taken the answer.
         request_id: The request's id, as soon as it is known.
         task: What answers it, if it is one of a stream.
     """
 
     admission: Admission
-    release: Callable[[], None]
     request_id: str = ""
     task: asyncio.Task | None = None
+
+    def release(self) -> None:
+        """Account for nothing any longer: the client has taken the answer, or will not get one."""
+        self.admission.settle(0)
 
 
 class GrpcServer:
@@ -140,6 +142,7 @@ class GrpcServer:
         registry = service.requests.registry
         labels = ("grpc_method", "grpc_code", "reason")
         self._calls = Counter("grpc_server_handled", "gRPC calls by status", labels, registry=registry)
+        self._counters: dict[tuple[str, str, str], tuple[Any, Any]] = {}
         self._seconds = Histogram(
             "grpc_server_handling_seconds", "From a call to its answer", ("grpc_method",), buckets=BUCKETS, registry=registry
         )
@@ -233,8 +236,12 @@ class GrpcServer:
             self._record(name, context, outcome, time.perf_counter() - started)
 
     def _record(self, name: str, context: Any, outcome: _Outcome, seconds: float) -> None:
-        self._calls.labels(name, outcome.code.name, outcome.reason).inc()
-        self._seconds.labels(name).observe(seconds)
+        counted = (name, outcome.code.name, outcome.reason)
+        if counted not in self._counters:
+            self._counters[counted] = (self._calls.labels(*counted), self._seconds.labels(name))
+        calls, durations = self._counters[counted]
+        calls.inc()
+        durations.observe(seconds)
         if access_log.isEnabledFor(logging.INFO):
             fields = {"client": unquote(context.peer()), "method": "gRPC", "path": name, "status": outcome.code.name}
             fields |= {"reason": outcome.reason, "bytes_sent": outcome.sent, "milliseconds": round(1000 * seconds, 3)}
@@ -252,10 +259,6 @@ class GrpcServer:
             raise ProtocolError("the call has no request message")
         held.admission.take(len(message))
         return message
-
-    def _hold(self) -> _Held:
-        stack = contextlib.ExitStack()
-        return _Held(stack.enter_context(self.service.admit()), stack.close)
 
     def _watch(self, context: Any, held: _Held) -> None:
         """Once the answer is being sent: give the client so much time to take it, then account for it no longer."""
@@ -276,7 +279,7 @@ class GrpcServer:
 
     async def infer(self, context: Any) -> bytes:
         """ModelInfer."""
-        held = self._hold()
+        held = _Held(Admission(self.service))
         try:
             return await self._inferred(await self._read(context, held), held)
         finally:
@@ -346,7 +349,7 @@ class GrpcServer:
                 message = await context.read()
                 if message is grpc.aio.EOF:
                     return
-                held = self._hold()
+                held = _Held(Admission(self.service))
                 held.task = asyncio.create_task(self._streamed(message, held))
                 answers.put_nowait(held)
                 del message, held
@@ -437,7 +440,7 @@ class GrpcServer:
 
     async def control(self, context: Any, method: Any, respond: Callable[[Any], Awaitable[dict[str, Any]]]) -> bytes:
         """Answer a call that carries no tensors, whose answer is the HTTP front end's JSON as a message."""
-        held = self._hold()
+        held = _Held(Admission(self.service))
         try:
             message = await self._read(context, held)
             if len(message) > MAX_CONTROL_BYTES:
@@ -565,7 +568,9 @@ def close_connection(peer: str, port: int) -> None:
     """
     host, _, number = unquote(peer).partition(":")[2].rpartition(":")
     wanted = (host.strip("[]"), int(number))
-    for name in os.listdir("/dev/fd"):
+    # Windows has no such folder: there, the client is gone when it likes.
+    names = os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else []
+    for name in names:
         with contextlib.suppress(OSError):
             if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
                 continue

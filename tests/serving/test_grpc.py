@@ -407,6 +407,7 @@ def clear_raw(message, **contents):
 BAD = {
     "no model": (lambda m: m.ClearField("model_name"), CODE.NOT_FOUND, "no model ''"),
     "unknown model": (lambda m: setattr(m, "model_name", "x" * 5000), CODE.NOT_FOUND, "no model"),
+    "name beyond ASCII": (lambda m: setattr(m, "model_name", "grün\n"), CODE.NOT_FOUND, r"no model 'grün\n'"),
     "unknown version": (lambda m: setattr(m, "model_version", "2"), CODE.NOT_FOUND, "no version '2'"),
     "no input": (lambda m: (m.ClearField("inputs"), clear_raw(m)), CODE.INVALID_ARGUMENT, "at least one tensor"),
     "input without a name": (lambda m: m.inputs[0].ClearField("name"), CODE.INVALID_ARGUMENT, "name"),
@@ -663,6 +664,34 @@ def test_loading_and_unloading(tmp_path, pixels):
                 assert_refused(
                     lambda name=name, method=method: client(method, of(method, model_name=name)), CODE.NOT_FOUND, "no model"
                 )
+
+
+def test_no_request_fails_while_its_model_is_reloaded(tmp_path, pixels):
+    path = tmp_path / "net" / "1" / "model.onnx"
+    classifier(path, dtype="uint8")
+    done, failed = threading.Event(), []
+    with grpc_running(folder=tmp_path, options={"allow_control": True}) as server:
+
+        def ask(number):
+            with Client(server.address) as client:
+                while not done.is_set():
+                    rows = pixels[number : number + 1 + number % 2]
+                    try:
+                        answer = client("ModelInfer", request("net", {"images": rows}, outputs=[("logits", {})]))
+                        np.testing.assert_allclose(outputs_of(answer)["logits"], classifier_logits(rows), rtol=1e-5, atol=1e-5)
+                    except Exception as error:
+                        failed.append(error)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        with Client(server.address) as client:
+            for _ in range(30):
+                client("RepositoryModelLoad", of("RepositoryModelLoad", model_name="net"))
+        done.set()
+        for thread in threads:
+            thread.join(20)
+    assert not failed, failed[:3]
 
 
 # Clients that stop half-way.
