@@ -263,7 +263,7 @@ def _serve_here(files, repository, tell, options):
         )
     else:
         tell("listening", f"serving {names} on {url}", url=url, models=models.index())
-    ended_by = server.run(config, bound, on_stop=[grpc.begin_stop] if grpc else ())
+    ended_by = server.run(config, bound, companions=[grpc] if grpc else ())
     if grpc and grpc.failure:
         raise grpc.failure
     tell("stopped", "stopped")

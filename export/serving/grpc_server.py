@@ -138,6 +138,7 @@ class GrpcServer:
         self._server: Any = None
         self._readers: set[asyncio.Task] = set()
         self._stopping: asyncio.Future | None = None
+        self._cutting: asyncio.Future | None = None
         # The names that other gRPC servers use, so that their dashboards work.
         registry = service.requests.registry
         labels = ("grpc_method", "grpc_code", "reason")
@@ -182,6 +183,10 @@ class GrpcServer:
     def begin_stop(self) -> None:
         """Take no more calls from now on, and end streams; `stop` waits for what is in flight."""
         self._stopping = self._stopping or asyncio.ensure_future(self._stop())
+
+    def cut(self) -> None:
+        """End all calls now instead of waiting for them."""
+        self._cutting = asyncio.ensure_future(self._server.stop(None))
 
     async def stop(self) -> None:
         """Take no more calls, finish those in flight for at most `grace` seconds, and return."""

@@ -103,19 +103,20 @@ def configure(app, options):
     return config
 
 
-def run(config, bound, on_stop=()):
+def run(config, bound, companions=()):
     """Serve until SIGTERM or SIGINT: stop accepting, finish what is in flight, return.
 
     Args:
         config: what `configure` returned.
         bound: what `bind` returned.
-        on_stop: Functions that are called, on the event loop, when the server stops accepting.
+        companions: Other servers on the event loop, started and stopped by the application. Their `begin_stop` is called when
+            this one stops accepting, and their `cut` when it is told not to wait any longer.
 
     Returns:
         the signal that ended it.
     """
     server = _Server(config)
-    server.on_stop = on_stop
+    server.companions = companions
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[bound]))
     return server.ended_by
@@ -156,12 +157,22 @@ class _Server(uvicorn.Server):
     """uvicorn's server, but a signal ends it with a return instead of being raised again: a clean stop exits with 0."""
 
     ended_by = None
-    on_stop = ()
+    companions = ()
 
     async def shutdown(self, sockets=None):
-        for begin in self.on_stop:
-            begin()
-        await super().shutdown(sockets)
+        for companion in self.companions:
+            companion.begin_stop()
+        impatient = asyncio.create_task(self._cut_when_forced())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            impatient.cancel()
+
+    async def _cut_when_forced(self):
+        while not self.force_exit:
+            await asyncio.sleep(0.1)
+        for companion in self.companions:
+            companion.cut()
 
     @contextlib.contextmanager
     def capture_signals(self):

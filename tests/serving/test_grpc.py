@@ -1,6 +1,7 @@
 """gRPC: the codec by itself, and a server in this process with good, bad and hostile clients."""
 
 import itertools
+import signal
 import socket
 import struct
 import subprocess
@@ -863,6 +864,18 @@ def test_the_command_serves_both_and_finishes_what_is_in_flight(models, pixels):
         codes = {call.code() for call in calls}
         assert codes <= {CODE.OK, CODE.UNAVAILABLE} and CODE.OK in codes, codes
         more.set()
+
+
+def test_a_second_interrupt_does_not_wait_for_calls(models):
+    with serving(models["bytes"], "--grpc-port", "0", "--grace", "60") as server, connected(server.grpc) as connection:
+        # No window for the answer, so that the call cannot end.
+        connection.sendall(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0)))
+        connection.sendall(opening("ServerLive").removeprefix(PREFACE) + data_frames(b""))
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        assert server.stop(signal.SIGINT) == 130
 
 
 def test_the_command_refuses_what_cannot_be(models, capsys):
