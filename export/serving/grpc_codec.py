@@ -142,10 +142,13 @@ def encode_response(
         streamed: Whether the answer is one of a stream: a `ModelStreamInferResponse`.
 
     Raises:
-        ProtocolError: An output is FP16, which has no typed form, and the client did not want it raw (400).
+        ProtocolError: The client does not want the outputs raw, but one is FP16, which has no typed form (400), or they are too
+            large for it (413).
     """
     message = ModelInferResponse(model_name=model_name, model_version=model_version, id=request_id or "")
     is_raw = all(binary for _, _, binary in tensors)
+    if not is_raw and sum(array.nbytes for _, array, _ in tensors) > MAX_TYPED:
+        raise ProtocolError(f"the outputs have more than {MAX_TYPED // 2**20} MiB; ask for binary data", 413)
     raw = []
     for name, array, _ in tensors:
         datatype = protocol.wire_datatype(array)
@@ -274,7 +277,9 @@ def _typed_values(contents: Any, datatype: str, shape: tuple[int, ...], label: s
 def _set_typed(contents: Any, array: np.ndarray, datatype: str, name: str) -> None:
     if datatype == "FP16":
         raise ProtocolError(f"output {name!r} is FP16, which has no typed form; ask for binary data")
-    values = array.ravel().tolist()
-    if datatype == "BYTES":
-        values = [value.encode() if isinstance(value, str) else bytes(value) for value in values]
-    getattr(contents, TYPED[datatype][0]).extend(values)
+    field, flat = getattr(contents, TYPED[datatype][0]), array.ravel()
+    for start in range(0, flat.size, CHUNK):
+        values = flat[start : start + CHUNK].tolist()
+        if datatype == "BYTES":
+            values = [value.encode() if isinstance(value, str) else bytes(value) for value in values]
+        field.extend(values)

@@ -8,8 +8,9 @@ Source: kserve/open-inference-protocol, `inference_rest.md`; Triton's `extension
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -247,7 +248,9 @@ def decode_request(body, json_length=None):
     return request
 
 
-def build_request(message, read, binary=False):
+def build_request(
+    message: dict[str, Any], read: Callable[[dict[str, Any], str, tuple[int, ...], str], np.ndarray], binary: bool = False
+) -> InferRequest:
     """Check a request that has been taken out of its encoding, JSON or protocol buffers, and read its tensors.
 
     Args:
@@ -543,7 +546,7 @@ def _shape(entry, label):
     return shape
 
 
-def from_bytes(raw, datatype, shape, label):
+def from_bytes(raw: bytes | memoryview, datatype: str, shape: tuple[int, ...], label: str) -> np.ndarray:
     """Read one tensor from its raw little-endian bytes.
 
     Args:

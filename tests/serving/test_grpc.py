@@ -224,6 +224,13 @@ def test_answers_are_what_the_library_would_write(binary, streamed):
     assert found["b"].tolist() == ["ü".encode(), b"\xff"]
 
 
+def test_typed_answers_are_bounded():
+    with pytest.raises(ProtocolError, match="ask for binary") as caught:
+        codec.encode_response("net", "1", [("y", np.zeros(2**20 + 1), False)])
+    assert caught.value.status == 413
+    assert len(codec.encode_response("net", "1", [("y", np.zeros(2**20 + 1), True)])) > 2**23
+
+
 def test_fp16_has_no_typed_form():
     with pytest.raises(ProtocolError, match="FP16"):
         codec.encode_response("net", "1", [("y", np.zeros(1, "f2"), False)])
