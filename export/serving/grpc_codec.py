@@ -23,6 +23,8 @@ MAX_TYPED = 8 * 2**20
 MAX_FIELDS = 4096
 # Memory that parsing takes per byte of typed contents, at worst (64-bit integers of one byte each).
 PARSED_FACTOR = 16
+# Memory that one element of a BYTES tensor takes, in addition to its bytes.
+STRING_SIZE = 64
 # Elements that are turned into numpy values at a time; between, other threads may run.
 CHUNK = 16_384
 
@@ -76,6 +78,19 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     if len(head) > INLINE_BYTES:
         _check_field_count(head)
     return head, raw
+
+
+def parsed_size(rest: bytes) -> int:
+    """Return the memory that `parse` may take for what `split` has left of a request; 0 for a request that is parsed at once."""
+    return PARSED_FACTOR * len(rest) if len(rest) > INLINE_BYTES else 0
+
+
+def strings_size(message: Any, raw: list[memoryview]) -> int:
+    """Return the memory that `decode_request` takes for elements of BYTES tensors; 0 for a request that is decoded at once."""
+    sizes = [len(data) for entry, data in zip(message.inputs, raw, strict=False) if entry.datatype == "BYTES"]
+    # Every element has its length in front, of four bytes; reading stops where there are more elements than the shape has.
+    most = sum(math.prod(max(dim, 0) for dim in entry.shape) for entry in message.inputs if entry.datatype == "BYTES")
+    return STRING_SIZE * (1 + min(sum(sizes) // 4, most)) if sum(sizes) > INLINE_BYTES else 0
 
 
 def parse(rest: bytes) -> Any:

@@ -311,17 +311,17 @@ class GrpcServer:
         return encoded
 
     async def _decoded(self, rest: bytes, raw: list[memoryview], held: _Held) -> tuple[str, str | None, InferRequest]:
-        if len(rest) <= INLINE_BYTES:
-            parsed = codec.parse(rest)
-            held.request_id = parsed.id
-            return codec.decode_request(parsed, raw)
-        taken = codec.PARSED_FACTOR * len(rest)
-        held.admission.take(taken)
-        parsed = await self.service.codec.in_thread(codec.parse, rest)
+        admission, in_thread = held.admission, self.service.codec.in_thread
+        taken = codec.parsed_size(rest)
+        admission.take(taken)
+        parsed = await in_thread(codec.parse, rest) if taken else codec.parse(rest)
         held.request_id = parsed.id
-        decoded = await self.service.codec.in_thread(codec.decode_request, parsed, raw)
-        held.admission.take(-taken)
-        held.admission.take(sum(array.nbytes for array in decoded[2].inputs.values()))
+        strings = codec.strings_size(parsed, raw)
+        admission.take(strings)
+        decoded = codec.decode_request(parsed, raw) if not taken + strings else await in_thread(codec.decode_request, parsed, raw)
+        admission.take(-taken)
+        if not raw:
+            admission.take(sum(array.nbytes for array in decoded[2].inputs.values()))
         return decoded
 
     async def stream(self, context: Any) -> None:

@@ -581,6 +581,8 @@ def _length_prefixed(raw, count, label):
         end = start + int.from_bytes(raw[position:start], "little")
         if start > len(raw) or end > len(raw):
             raise ProtocolError(f"{label}: element {len(elements)} of the BYTES data is cut short")
+        if len(elements) == count:
+            raise ProtocolError(f"{label} takes {count} BYTES elements, got more")
         elements.append(bytes(raw[start:end]))
         position = end
     if len(elements) != count:

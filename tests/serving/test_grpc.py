@@ -702,6 +702,34 @@ def test_no_request_fails_while_its_model_is_reloaded(tmp_path, pixels):
     assert not failed, failed[:3]
 
 
+@pytest.mark.parametrize("typed", [False, True])
+def test_requests_that_are_decoded_in_a_thread(models, typed):
+    """Many strings, and many typed values: their memory is accounted for, and the answer is right."""
+    words = np.array([[b"ab%d" % (number % 7), b""] for number in range(20_000)], dtype=object)
+    inputs = {"a": words, "b": np.ones((len(words), 1), "f4")}
+    with grpc_running(models, max_request_rows=len(words)) as server, Client(server.address) as client:
+        peak = []
+        take = server.service.codec.in_thread
+
+        async def watched(function, *arguments):
+            peak.append(server.service.buffered)
+            return await take(function, *arguments)
+
+        server.service.codec.in_thread = watched
+        found = outputs_of(client("ModelInfer", request("echo", inputs, raw=not typed)))
+        assert found["c"].tolist() == words.tolist()
+        assert max(peak) > 64 * words.size
+        server.eventually(lambda: server.service.buffered == 0)
+        many = request("echo", {"a": words[:1], "b": inputs["b"][:1]})
+        many.raw_input_contents[0] = bytes(2**20)
+        assert_refused(lambda: client("ModelInfer", many), CODE.INVALID_ARGUMENT, "takes 2 BYTES elements, got more")
+        many.inputs[0].shape[0] = -(2**40)
+        assert_refused(lambda: client("ModelInfer", many), CODE.INVALID_ARGUMENT, "at least 0")
+        many.inputs[0].shape[0] = 2**40
+        assert_refused(lambda: client("ModelInfer", many), CODE.INVALID_ARGUMENT, "elements")
+        server.eventually(lambda: server.service.buffered == 0)
+
+
 # Clients that stop half-way.
 
 
