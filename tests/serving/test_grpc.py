@@ -299,7 +299,7 @@ def test_statistics_count_grpc_requests(client, pixels):
 
 def test_calls_are_counted_and_logged(running, client, pixels, caplog):
     def counted(**labels):
-        labels = {"grpc_method": "ModelInfer"} | labels
+        labels = {"grpc_type": "unary", "grpc_service": messages.TRITON_SERVICE, "grpc_method": "ModelInfer"} | labels
         return running.service.requests.registry.get_sample_value("grpc_server_handled_total", labels) or 0
 
     good = {"grpc_code": "OK", "reason": "ok"}
@@ -311,7 +311,8 @@ def test_calls_are_counted_and_logged(running, client, pixels, caplog):
         running.eventually(lambda: len(caplog.records) == 2)
     assert (counted(**good), counted(**missing)) == (before[0] + 1, before[1] + 1)
     lines = [record.getMessage() for record in caplog.records]
-    assert '"gRPC ModelInfer" OK ok' in lines[0] and '"gRPC ModelInfer" NOT_FOUND not_found' in lines[1], lines
+    path = f"/{messages.TRITON_SERVICE}/ModelInfer"
+    assert f'"gRPC {path}" OK ok' in lines[0] and f'"gRPC {path}" NOT_FOUND not_found' in lines[1], lines
     assert lines[0].startswith("ipv4:127.0.0.1:") and caplog.records[0].fields["bytes_sent"] > 120
 
 
