@@ -240,6 +240,35 @@ def test_fp16_has_no_typed_form():
         decoded(message.SerializeToString())
 
 
+def test_messages_of_tritonclient_are_read():
+    """Bytes that tritonclient wrote, with something in every field, so that the numbers in our tables have to be right."""
+    asked = Request.FromString(
+        bytes.fromhex(
+            "0a016d1201321a016922070a0161120208012a670a01781204465033321a0b01ffffffffffffffffff0122100a0162120b10ffffffffffffffffff01"
+            "2a3d0a0101120afeffffffffffffffff011a0afdffffffffffffffff012201042a0affffffffffffffffff0132040000003f3a08000000000000d03f"
+            "42017a320d0a017912080a016312031a01733a03726177"
+        )
+    )
+    expected = Request(model_name="m", model_version="2", id="i", raw_input_contents=[b"raw"])
+    expected.parameters["a"].bool_param = True
+    entry = expected.inputs.add(name="x", datatype="FP32", shape=[1, -1])
+    entry.parameters["b"].int64_param = -1
+    values = {"bool": True, "int": -2, "int64": -3, "uint": 4, "uint64": 2**64 - 1, "fp32": 0.5, "fp64": 0.25, "bytes": b"z"}
+    for name, value in values.items():
+        getattr(entry.contents, f"{name}_contents").append(value)
+    expected.outputs.add(name="y").parameters["c"].string_param = "s"
+    assert asked == expected
+    answer = messages.ModelStreamInferResponse.FromString(
+        bytes.fromhex(
+            "0a016512330a016d1201321a0169220e0a0164120921000000000000f83f2a150a01791204424f4f4c1a010122070a016512022807320172"
+        )
+    )
+    expected = messages.ModelInferResponse(model_name="m", model_version="2", id="i", raw_output_contents=[b"r"])
+    expected.parameters["d"].double_param = 1.5
+    expected.outputs.add(name="y", datatype="BOOL", shape=[1]).parameters["e"].uint64_param = 7
+    assert answer == messages.ModelStreamInferResponse(error_message="e", infer_response=expected)
+
+
 # Questions about the server and its models.
 
 
