@@ -956,6 +956,15 @@ def test_the_command_refuses_what_cannot_be(models, capsys):
             assert text in errors and "Traceback" not in errors and "serving" not in output, (arguments, errors)
 
 
+def test_the_command_names_the_extra(models, capsys, monkeypatch):
+    for name in ("grpc_server", "grpc_calls"):
+        monkeypatch.delitem(sys.modules, f"resnet_export.serving.{name}")
+        monkeypatch.delattr(f"resnet_export.serving.{name}")
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    assert main(["serve", str(models["bytes"]), "--device", "cpu", "--port", "0", "--grpc-port", "0"]) == 4
+    assert "grpc is not installed; pip install 'keras-resnet-export[grpc]'" in capsys.readouterr().err
+
+
 def test_grpc_needs_neither_keras_nor_tensorflow():
     code = (
         "import sys, resnet_export.serving.grpc_server; print(sorted({'keras', 'tensorflow', 'keras_resnet'} & set(sys.modules)))"
