@@ -37,6 +37,8 @@ EXTRAS = {
     # TensorFlow 2.21 is built for CUDA 12; 1.26 is the last onnxruntime-gpu that is.
     "train-gpu": ["tensorflow[and-cuda]>=2.21,<2.22", "onnxruntime-gpu[cuda,cudnn]==1.26.*"],
     "serve": SERVE,
+    # Before 1.80, its asyncio server logs errors where a process has several event loops.
+    "grpc": ["grpcio>=1.80", "protobuf>=6.31", *SERVE],
     "cluster": ["ray[serve,data]>=2.60", *SERVE],
     "data": ["tensorflow-datasets>=4.9"],
     "train": ["pyyaml>=6", "matplotlib>=3.8"],
@@ -49,7 +51,7 @@ EXTRAS = {
 }
 EXTRAS["dev"] = sorted(
     {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.20", "schemathesis>=4", "ruff>=0.6", "build>=1.2"}.union(
-        *(EXTRAS[name] for name in ("demo", "train", "tensorboard", "serve", "client", "batch"))
+        *(EXTRAS[name] for name in ("demo", "train", "tensorboard", "serve", "grpc", "client", "batch"))
     )
 )
 

@@ -21,7 +21,7 @@ from .protocol import HEADER_LENGTH, ProtocolError
 from .repository import Repository
 from .service import DEFAULTS, EXTENSIONS, MAX_TOP, NAME, Admission, Service, ServiceOptions, decode_raw
 from .statistics import render_metrics
-from .triton import model_config
+from .triton import served_config
 
 PAGE = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'"
@@ -163,19 +163,7 @@ class _Handlers:
         return JSONResponse({"name": self._model(request).source.name, "ready": True})
 
     async def config(self, request):
-        model = self._model(request)
-        batch = model.options.batch
-        return JSONResponse(
-            model_config(
-                model.source.name,
-                model.inputs,
-                model.outputs,
-                max_batch_size=batch.max_rows if model.batched else 0,
-                max_delay=batch.max_delay,
-                instances=batch.instances,
-                gpu=model.session.device != "cpu",
-            )
-        )
+        return JSONResponse(served_config(self._model(request)))
 
     async def statistics(self, request):
         return JSONResponse({"model_stats": self.service.statistics(*_named(request))})

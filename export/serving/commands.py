@@ -91,6 +91,9 @@ app_options = _options(
 server_options = _options(
     click.option("--host", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 for all."),
     click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."),
+    click.option(
+        "--grpc-port", type=click.IntRange(0, 65535), help="Port for gRPC, which is off by default; 0 takes a free one."
+    ),
     _number(float, "--grace", 60.0, "Seconds a shutdown waits for what is in flight."),
     _number(
         int, "--max-connections-per-address", None, "Connections from one client address; by default half the open files allowed."
@@ -246,23 +249,62 @@ def _serve_here(files, repository, tell, options):
     models = Repository(parse_sources(files), repository, _model_options(options))
     app = create_app(models, _app_options(options), version(), on_ready=lambda: tell("ready", "ready"))
     config, bound = server.configure(app, listen), server.bind(listen)
+    grpc = _with_grpc(app, listen, options["grpc_port"]) if options["grpc_port"] is not None else None
     models.open()
     server.log_to_stderr(listen.access_log)
     url = server.url_of(bound, bool(tls))
     names = ", ".join(f"{entry['name']}/{entry['version']}" for entry in models.index())
-    tell("listening", f"serving {names} on {url}", url=url, models=models.index())
-    ended_by = server.run(config, bound)
+    if grpc:
+        tell(
+            "listening",
+            f"serving {names} on {url} and, for gRPC, {grpc.target}",
+            url=url,
+            grpc=grpc.target,
+            models=models.index(),
+        )
+    else:
+        tell("listening", f"serving {names} on {url}", url=url, models=models.index())
+    ended_by = server.run(config, bound, companions=[grpc] if grpc else ())
+    if grpc and grpc.failure:
+        raise grpc.failure
     tell("stopped", "stopped")
     # Ctrl-C is an interruption; SIGTERM is how a server is meant to be stopped.
     return 130 if ended_by == signal.SIGINT else 0
+
+
+def _with_grpc(app, listen, port):
+    """The gRPC server, which starts and stops with the application."""
+    import dataclasses
+
+    from . import server
+
+    with _needs_extra("grpc"):
+        from . import grpc_server
+    if port and port == listen.port:
+        raise UsageError(f"--port and --grpc-port are both {port}; choose two ports")
+    # Said before anything starts: that the port is taken, or which one is free.
+    bound = server.bind(dataclasses.replace(listen, port=port), "--grpc-port")
+    tls, files = dict(listen.tls), server.allow_connections()
+    options = grpc_server.GrpcOptions(
+        host=listen.host,
+        port=bound.getsockname()[1],
+        grace=listen.grace,
+        max_connections=files // 2 if files else None,
+        certificate=tls.get("ssl_certfile"),
+        key=tls.get("ssl_keyfile"),
+    )
+    bound.close()
+    made = grpc_server.GrpcServer(app.state.service, options)
+    grpc_server.attach(app, made)
+    return made
 
 
 def _serve_on_ray(files, repository, write_config, force, tell, options):
     from ..artifact import publishing
     from .repository import Repository, parse_sources
 
-    if options["ssl_certfile"] or options["access_log"] or options["allow_control"]:
-        raise UsageError("--ssl-certfile, --access-log and --allow-control do not go with --engine ray")
+    if options["ssl_certfile"] or options["access_log"] or options["allow_control"] or options["grpc_port"] is not None:
+        raise UsageError("--ssl-certfile, --access-log, --allow-control and --grpc-port do not go with --engine ray")
     with _needs_extra("cluster"):
         from . import cluster
     settings = cluster.ClusterSettings(

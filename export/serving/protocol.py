@@ -8,8 +8,9 @@ Source: kserve/open-inference-protocol, `inference_rest.md`; Triton's `extension
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -241,13 +242,35 @@ def decode_request(body, json_length=None):
         ProtocolError: the body is no inference request.
     """
     head, tail = _split(body, json_length)
-    message = parse_json(head)
+    read = _Tail(tail)
+    request = build_request(parse_json(head), read)
+    read.check_end()
+    return request
+
+
+def build_request(
+    message: dict[str, Any], read: Callable[[dict[str, Any], str, tuple[int, ...], str], np.ndarray], binary: bool = False
+) -> InferRequest:
+    """Check a request that has been taken out of its encoding, JSON or protocol buffers, and read its tensors.
+
+    Args:
+        message: dict in the protocol's JSON form; the tensors' data need not be in it.
+        read: Function `(entry, datatype, shape, label) -> array` that gives the data of one entry of `inputs`. It is called once
+            per input, in order; `label` names the tensor in error messages.
+        binary: Whether outputs are sent as raw bytes unless the request says otherwise.
+
+    Returns:
+        InferRequest
+
+    Raises:
+        ProtocolError: The message is not an inference request.
+    """
     parameters = _parameters(message)
     _check_timeout(parameters)
-    inputs = _read_tensors(_entries(message, "inputs"), tail, "input")
+    inputs = _read_tensors(_entries(message, "inputs"), read, "input")
     if not inputs:
         raise ProtocolError("`inputs` must name at least one tensor")
-    binary = _flag(parameters, "binary_data_output", False)
+    binary = _flag(parameters, "binary_data_output", binary)
     wanted = [] if message.get("outputs") is None else _entries(message, "outputs")
     outputs = tuple(_requested_output(entry, binary) for entry in wanted)
     _check_unique([output.name for output in outputs], "output")
@@ -272,7 +295,7 @@ def decode_raw_request(body, spec):
         if array.size != 1:
             raise ProtocolError(f"a raw binary request holds one element, {spec.name!r} takes {array.size}")
     else:
-        array = _from_bytes(memoryview(body), spec.datatype, shape, f"input {spec.name!r}")
+        array = from_bytes(memoryview(body), spec.datatype, shape, f"input {spec.name!r}")
     return InferRequest({spec.name: array}, binary=True)
 
 
@@ -359,7 +382,10 @@ def decode_response(body, json_length=None):
     name, version = message.get("model_name"), message.get("model_version")
     if not isinstance(name, str) or not isinstance(version, str | None):
         raise ProtocolError("`model_name` and `model_version` must be strings")
-    return InferResponse(name, version, _identifier(message), _read_tensors(_entries(message, "outputs"), tail, "output"))
+    read = _Tail(tail)
+    outputs = _read_tensors(_entries(message, "outputs"), read, "output")
+    read.check_end()
+    return InferResponse(name, version, _identifier(message), outputs)
 
 
 def classify(array, classes, labels=None, batched=True):
@@ -468,23 +494,37 @@ def _requested_output(entry, binary):
     return RequestedOutput(name, _flag(parameters, "binary_data", binary), classes)
 
 
-def _read_tensors(entries, tail, what):
+class _Tail:
+    """Reads tensors that are given as JSON, or as bytes that follow the JSON in the order of the tensors."""
+
+    def __init__(self, raw):
+        self._left = raw
+
+    def __call__(self, entry, datatype, shape, label):
+        parameters = entry.get("parameters") or {}
+        if "binary_data_size" not in parameters:
+            return _from_json(entry.get("data"), datatype, shape, label)
+        if "data" in entry:
+            raise ProtocolError(f"{label} has both `data` and `binary_data_size`")
+        size = _count(parameters["binary_data_size"], f"`binary_data_size` of {label}")
+        if size > len(self._left):
+            raise ProtocolError(f"{label} has `binary_data_size` {size}, but only {len(self._left)} bytes are left in the body")
+        raw, self._left = self._left[:size], self._left[size:]
+        return from_bytes(raw, datatype, shape, label)
+
+    def check_end(self):
+        if len(self._left):
+            raise ProtocolError(f"{len(self._left)} bytes are left in the body after the last tensor")
+
+
+def _read_tensors(entries, read, what):
     _check_unique([_name(entry, what) for entry in entries], what)
     tensors = {}
     for entry in entries:
         label = f"{what} {entry['name'][:80]!r}"
-        datatype, shape, parameters = _datatype(entry, label), _shape(entry, label), _tensor_parameters(entry, label)
-        if "binary_data_size" in parameters:
-            if "data" in entry:
-                raise ProtocolError(f"{label} has both `data` and `binary_data_size`")
-            size = _count(parameters["binary_data_size"], f"`binary_data_size` of {label}")
-            if size > len(tail):
-                raise ProtocolError(f"{label} has `binary_data_size` {size}, but only {len(tail)} bytes are left in the body")
-            tensors[entry["name"]], tail = _from_bytes(tail[:size], datatype, shape, label), tail[size:]
-        else:
-            tensors[entry["name"]] = _from_json(entry.get("data"), datatype, shape, label)
-    if len(tail):
-        raise ProtocolError(f"{len(tail)} bytes are left in the body behind the last tensor")
+        datatype, shape = _datatype(entry, label), _shape(entry, label)
+        _tensor_parameters(entry, label)
+        tensors[entry["name"]] = read(entry, datatype, shape, label)
     return tensors
 
 
@@ -506,7 +546,21 @@ def _shape(entry, label):
     return shape
 
 
-def _from_bytes(raw, datatype, shape, label):
+def from_bytes(raw: bytes | memoryview, datatype: str, shape: tuple[int, ...], label: str) -> np.ndarray:
+    """Read one tensor from its raw little-endian bytes.
+
+    Args:
+        raw: The bytes, or a memoryview of them, which the array then refers to.
+        datatype: The protocol's name of the datatype.
+        shape: Tuple of dimensions.
+        label: How error messages name the tensor, e.g. `input 'x'`.
+
+    Returns:
+        Read-only array; BYTES elements as an object array of `bytes`.
+
+    Raises:
+        ProtocolError: The bytes do not have the length of such a tensor.
+    """
     count = math.prod(shape)
     if datatype == "BYTES":
         return _object_array(_length_prefixed(raw, count, label), shape)
@@ -527,6 +581,8 @@ def _length_prefixed(raw, count, label):
         end = start + int.from_bytes(raw[position:start], "little")
         if start > len(raw) or end > len(raw):
             raise ProtocolError(f"{label}: element {len(elements)} of the BYTES data is cut short")
+        if len(elements) == count:
+            raise ProtocolError(f"{label} takes {count} BYTES elements, got more")
         elements.append(bytes(raw[start:end]))
         position = end
     if len(elements) != count:
@@ -602,10 +658,10 @@ def _encoded(
     entries, raw = [], []
     for name, array, binary in tensors:
         array = np.asarray(array)
-        datatype = "BYTES" if array.dtype.kind in "SU" else datatype_of(array.dtype)
+        datatype = wire_datatype(array)
         entry = {"name": name, "datatype": datatype, "shape": list(array.shape)}
         if binary:
-            raw.append(_raw(array, datatype))
+            raw.append(to_bytes(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
             entries.append(json_text.dumps(entry))
         else:
@@ -615,7 +671,17 @@ def _encoded(
     return [head, *raw], (len(head) if raw else None)
 
 
-def _raw(array: np.ndarray, datatype: str) -> bytes | memoryview:
+def wire_datatype(array: np.ndarray) -> str:
+    """Name the datatype with which an array is sent: as `datatype_of`, but fixed-width strings of NumPy go as BYTES."""
+    return "BYTES" if array.dtype.kind in "SU" else datatype_of(array.dtype)
+
+
+def to_bytes(array: np.ndarray) -> bytes | memoryview:
+    """Write an array as raw little-endian bytes, without a copy where it has that form; strings with their lengths in front.
+
+    The inverse of `from_bytes`.
+    """
+    datatype = wire_datatype(array)
     if datatype == "BYTES":
         return _bytes_data(array)
     array = np.ascontiguousarray(array, DTYPES[datatype])

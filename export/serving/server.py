@@ -40,8 +40,12 @@ class ServerOptions:
     tls: tuple = ()
 
 
-def bind(options):
+def bind(options, flag="--port"):
     """A socket bound to the address, not yet listening.
+
+    Args:
+        options: `ServerOptions`.
+        flag: The option that chose the port, for the error message.
 
     Raises:
         UsageError: the address is taken, not ours, or unknown.
@@ -55,7 +59,7 @@ def bind(options):
         bound.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot listen on {options.host}:{options.port}: {reason}; choose another --host or --port") from error
+        raise UsageError(f"cannot listen on {options.host}:{options.port}: {reason}; choose another --host or {flag}") from error
     return bound
 
 
@@ -99,17 +103,20 @@ def configure(app, options):
     return config
 
 
-def run(config, bound):
+def run(config, bound, companions=()):
     """Serve until SIGTERM or SIGINT: stop accepting, finish what is in flight, return.
 
     Args:
         config: what `configure` returned.
         bound: what `bind` returned.
+        companions: Other servers on the event loop, started and stopped by the application. Their `begin_stop` is called when
+            this one stops accepting, and their `cut` when it is told not to wait any longer.
 
     Returns:
         the signal that ended it.
     """
     server = _Server(config)
+    server.companions = companions
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[bound]))
     return server.ended_by
@@ -150,6 +157,22 @@ class _Server(uvicorn.Server):
     """uvicorn's server, but a signal ends it with a return instead of being raised again: a clean stop exits with 0."""
 
     ended_by = None
+    companions = ()
+
+    async def shutdown(self, sockets=None):
+        for companion in self.companions:
+            companion.begin_stop()
+        impatient = asyncio.create_task(self._cut_when_forced())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            impatient.cancel()
+
+    async def _cut_when_forced(self):
+        while not self.force_exit:
+            await asyncio.sleep(0.1)
+        for companion in self.companions:
+            companion.cut()
 
     @contextlib.contextmanager
     def capture_signals(self):

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..artifact import external_files, publishing
 from ..errors import UsageError
@@ -76,6 +77,24 @@ def model_config(name, inputs, outputs, *, max_batch_size, max_delay=0.0, instan
     if max_batch_size:
         config["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_delay * 1e6)}
     return config
+
+
+def served_config(model: ServedModel) -> dict[str, Any]:
+    """Return the configuration with which this server runs a model, as Triton would describe it.
+
+    Args:
+        model: The model that is served.
+    """
+    batch = model.options.batch
+    return model_config(
+        model.source.name,
+        model.inputs,
+        model.outputs,
+        max_batch_size=batch.max_rows if model.batched else 0,
+        max_delay=batch.max_delay,
+        instances=batch.instances,
+        gpu=model.session.device != "cpu",
+    )
 
 
 def write_repository(sources, folder, options=TritonOptions(), *, overwrite=False, add=False):

@@ -9,6 +9,7 @@ a request that lasts over several turns counts in each by its share.
 import asyncio
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -64,7 +65,7 @@ def _pixels(spec, rows):
 
 @parts.command()
 @click.argument("url")
-@click.argument("kind", type=click.Choice(["binary", "jpeg", "litserve"]))
+@click.argument("kind", type=click.Choice(["binary", "grpc", "jpeg", "litserve"]))
 @click.argument("clients", type=int)
 @click.option("--rate", type=float, default=0, help="Requests per second that come in any case; 0: each client waits.")
 @click.option("--requests", type=int, default=0, help="Stop after so many; 0: when told.")
@@ -77,13 +78,14 @@ def load(url, kind, clients, rate, requests):
 
 
 async def _load(url, kind, clients, rate, requests, told):
-    message = _message(url, kind)
+    connect = _GrpcConnection.open if kind == "grpc" else _HttpConnection.open
+    message = _grpc_message(url) if kind == "grpc" else _message(url, kind)
     host, port = urlsplit(url).hostname, urlsplit(url).port
     spans, state = [], {"left": requests or 10**9, "next": time.monotonic()}
     random = np.random.default_rng(1)
 
     async def client():
-        reader, writer = await asyncio.open_connection(host, port)
+        connection = await connect(host, port)
         while not told and state["left"] > 0:
             state["left"] -= 1
             begin = time.monotonic()
@@ -92,21 +94,100 @@ async def _load(url, kind, clients, rate, requests, told):
                 begin = state["next"]
                 state["next"] += random.exponential(1 / rate)
                 await asyncio.sleep(max(0, begin - time.monotonic()))
-            writer.write(message)
-            await _answer(reader)
+            await connection.ask(message)
             spans.append((begin, time.monotonic()))
-        writer.close()
+        connection.writer.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return spans
 
 
-async def _answer(reader):
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    body = await reader.readexactly(length)
-    if not head.startswith(b"HTTP/1.1 200"):
-        raise SystemExit(f"the server answered {head[:40]!r} {body[:400]!r}")
+@dataclasses.dataclass
+class _HttpConnection:
+    """HTTP/1.1 with as little work as possible, because the load shares the cores with the server."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @classmethod
+    async def open(cls, host, port):
+        return cls(*await asyncio.open_connection(host, port))
+
+    async def ask(self, message):
+        self.writer.write(message)
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        body = await self.reader.readexactly(length)
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"the server answered {head[:40]!r} {body[:400]!r}")
+
+
+@dataclasses.dataclass
+class _GrpcConnection:
+    """HTTP/2 as `_HttpConnection` has HTTP/1.1: the frames of one call after the other, without a client library."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    stream: int = 1
+
+    @classmethod
+    async def open(cls, host, port):
+        reader, writer = await asyncio.open_connection(host, port)
+        # The server may send as much as it likes, for all streams together too.
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0) + _frame(8, 0, 0, (2**31 - 2**16).to_bytes(4, "big")))
+        return cls(reader, writer)
+
+    async def ask(self, message):
+        head, chunks = message
+        frames = [_frame(0, chunk is chunks[-1], self.stream, chunk) for chunk in chunks]
+        self.writer.write(_frame(1, 4, self.stream, head) + b"".join(frames))
+        size, ended = 0, False
+        while not ended:
+            header = await self.reader.readexactly(9)
+            payload = await self.reader.readexactly(int.from_bytes(header[:3], "big"))
+            kind, flags = header[3], header[4]
+            if kind in (4, 6) and not flags & 1:
+                self.writer.write(_frame(kind, 1, 0, payload if kind == 6 else b""))
+            elif kind in (3, 7):
+                raise SystemExit(f"the server ended the call: {payload[:400]!r}")
+            size += len(payload) if kind == 0 else 0
+            ended = kind in (0, 1) and flags & 1
+        if not size:
+            raise SystemExit(f"the server refused the call: {payload[:400]!r}")
+        self.stream += 2
+
+
+def _frame(kind, flags, stream, payload=b""):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def _grpc_message(url):
+    """The header block of a call of ModelInfer, and its message in pieces as large as a frame may be."""
+    import grpc
+
+    from resnet_export.runtime.sessions import TensorInfo
+    from resnet_export.serving import grpc_messages, protocol
+
+    name, target = url.rsplit("/", 1)[1], urlsplit(url).netloc
+    path = f"/{grpc_messages.TRITON_SERVICE}/ModelMetadata"
+    with grpc.insecure_channel(target) as channel:
+        method = grpc_messages.METHODS[path]
+        found = method.response.FromString(channel.unary_unary(path)(method.request(name=name).SerializeToString())).inputs[0]
+    spec = TensorInfo(found.name, tuple(found.shape), protocol.DTYPES[found.datatype].name)
+    pixels = _pixels(spec, 1)
+    asked = grpc_messages.ModelInferRequest(model_name=name, raw_input_contents=[pixels.tobytes()])
+    asked.inputs.add(name=found.name, datatype=found.datatype, shape=pixels.shape)
+    fields = {
+        ":path": path.replace("Metadata", "Infer"),
+        ":authority": "bench",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    # POST and http by their numbers in HPACK's table, the rest in full.
+    head = b"\x83\x86" + b"".join(b"\x00%c%b%c%b" % (len(k), k.encode(), len(v), v.encode()) for k, v in fields.items())
+    data = asked.SerializeToString()
+    data = b"\x00" + len(data).to_bytes(4, "big") + data
+    return head, [data[start : start + 16384] for start in range(0, len(data), 16384)]
 
 
 def _message(url, kind):
@@ -221,9 +302,12 @@ def _serving(model, name, *arguments):
     command = [sys.executable, "-m", "resnet_export", "serve", f"{name}={model}", "--port", "0", "--json", "--device", "cpu"]
     with _started([*command, "--timeout", 600, *arguments]) as process:
         events = map(json.loads, process.stdout)
-        url = next(event["url"] for event in events if event["event"] == "listening")
+        listening = next(event for event in events if event["event"] == "listening")
         next(event for event in events if event["event"] == "ready")
-        yield Server(f"{url}/{name}", "binary", process)
+        if "grpc" in listening:
+            yield Server(f"grpc://{listening['grpc']}/{name}", "grpc", process)
+        else:
+            yield Server(f"{listening['url']}/{name}", "binary", process)
 
 
 @contextlib.contextmanager
@@ -272,7 +356,7 @@ def _metric(url, name):
 @click.option("--kserve-python", default=lambda: os.environ.get("KSERVE_PYTHON"), help="Python that has kserve.")
 @click.option("--out", type=click.Path(), help="JSON file for all numbers, with a diagram beside it; further turns are added.")
 def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, seconds, litserve_python, kserve_python, out):
-    """Serving against a bare onnxruntime loop, LitServe and KServe's SDK, closed and open loop; MODEL is an ONNX file."""
+    """Serving over HTTP and gRPC against a bare onnxruntime loop, LitServe and KServe's SDK; MODEL is an ONNX file."""
     settings = {"model": Path(model).name, "threads": threads, "max_batch": max_batch, "max_delay_ms": max_delay_ms}
     figures = _begun(out, settings)
     # Servers lead groups of their own: whoever ends this process would leave them behind.
@@ -285,6 +369,8 @@ def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, second
     for count in clients if turns else ():
         with contextlib.ExitStack() as stack:
             servers = {"binary": stack.enter_context(_serving(model, "net", *options))}
+            if importlib.util.find_spec("grpc"):
+                servers["gRPC"] = stack.enter_context(_serving(model, "net", *options, "--grpc-port", 0))
             servers["JPEG"] = dataclasses.replace(stack.enter_context(_serving(model, "net", *options)), kind="jpeg")
             for name, python, *peer in peers:
                 if python:
@@ -377,7 +463,11 @@ def _report(figures):
             p99 = np.quantile(entry["latencies"], 0.99)
             rate = statistics.mean(entry["rates"])
             lines.append(f"{count:<8} {name:12}  {rate:8.1f}   {middle:7.2f}   {low:.2f} – {high:.2f}   {p99:8.1f}")
-    for name in [name for name in names if name not in (BARE, AGAIN, "binary", "JPEG")]:
+    if "gRPC" in names:
+        for count in counts:
+            low, middle, high = _ratios(runs, "gRPC", "binary", count)
+            lines.append(f"gRPC over binary, {count} clients: {middle:.2f} ({low:.2f} – {high:.2f})")
+    for name in [name for name in names if name not in (BARE, AGAIN, "binary", "gRPC", "JPEG")]:
         for count in counts:
             low, middle, high = _ratios(runs, "binary", name, count)
             lines.append(f"binary over {name}, {count} clients: {middle:.2f} ({low:.2f} – {high:.2f})")

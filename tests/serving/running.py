@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from urllib.parse import urlsplit
+
+import pytest
 
 
 class Server:
@@ -20,6 +23,7 @@ class Server:
         for line in self.process.stdout:
             message = json.loads(line)
             self.url = message.get("url", getattr(self, "url", None))
+            self.grpc = message.get("grpc", getattr(self, "grpc", None))
             if message["event"] == event:
                 return self
         raise AssertionError(self.process.stderr.read())
@@ -42,3 +46,14 @@ def serving(*arguments, **popen):
     finally:
         server.process.kill()
         server.process.communicate()
+
+
+def self_signed(folder, name="certificate"):
+    """Paths of a certificate for 127.0.0.1 and of its key; skips where there is no openssl."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl")
+    certificate, key = folder / f"{name}.pem", folder / f"{name}-key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return certificate, key

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from PIL import Image
-from running import serving
+from running import self_signed, serving
 from tiny_models import LABELS, classifier_logits
 
 from resnet_export.cli import main
@@ -216,12 +215,7 @@ def test_address_without_scheme_and_server_with_key(models, folder, tmp_path, ca
 
 
 def test_https_with_a_certificate_of_ones_own(models, folder, tmp_path, capsys, monkeypatch):
-    if not shutil.which("openssl"):
-        pytest.skip("needs openssl")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    certificate, key = self_signed(tmp_path)
     image = str(next(iter(folder[1])))
     with serving(models["bytes"], "--ssl-certfile", certificate, "--ssl-keyfile", key) as server:
         assert server.url.startswith("https://")
