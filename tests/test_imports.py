@@ -22,6 +22,7 @@ ORDER = {
         "quantization",
         "exporters",
         "source",
+        "train",
         "serving",
         "cli",
     ],
