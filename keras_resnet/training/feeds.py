@@ -141,7 +141,7 @@ class ImageFeed(Feed):
         self.fingerprint = {"data": source.name, "images": self.train.size, "content": _checksum(self.train)}
         split = self._validation_split()
         self.validation = None if split is None else self._evaluation(split)
-        found = {"holdout": self.held_out, "val": _validation_of(source), "test": source.test}
+        found = {"holdout": self.held_out, "val": source.validation, "test": source.test}
         self.final = {name: self._evaluation(split) for name, split in found.items() if split is not None}
         self._iterator, self._next, self._last = None, None, None
 
@@ -172,9 +172,7 @@ class ImageFeed(Feed):
 
     def describe(self) -> list[str]:
         held_out = f", {self.held_out.size:,} held out" if self.held_out else ""
-        if hasattr(self.source, "describe"):
-            return [self.source.describe() + held_out]
-        return [f"{self.name}: {self.size:,} training images, {len(self.source.classes)} classes{held_out}"]
+        return [self.source.describe() + held_out]
 
     def label(self, model: keras.Model) -> keras.Model:
         if self.labels is None and self.source.name == "arrays":
@@ -221,7 +219,7 @@ class ImageFeed(Feed):
             return None
         if self.run.validate == "test":
             return self.source.test
-        return next((split for split in (self.held_out, _validation_of(self.source)) if split is not None), self.source.test)
+        return next((split for split in (self.held_out, self.source.validation) if split is not None), self.source.test)
 
     def _evaluation(self, split: Any) -> Evaluation:
         batches = datasets.evaluation_batches(
@@ -231,15 +229,10 @@ class ImageFeed(Feed):
         return Evaluation(self.placement.distribute(batches), math.ceil(split.size / self.run.batch_size))
 
 
-def _validation_of(source: datasets.Source) -> Any:
-    """The validation split of a data set that has one."""
-    return getattr(source, "validation", None)
-
-
 def _with_channels(source: datasets.Source, model: keras.Model) -> datasets.Source:
     """The data set with as many channels as the model takes, where its images can be decoded so."""
     shape = model.inputs[0].shape
-    if len(shape) != 4 or shape[-1] in (None, source.train.channels) or not hasattr(source, "with_channels"):
+    if len(shape) != 4 or shape[-1] in (None, source.train.channels):
         return source
     try:
         return source.with_channels(shape[-1])

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from .. import data as datasets
-from ..hints import first_line
+from ..loading import ModelFileError, load_model_file
 from ..modelcard import card_layer, set_card
 from ..registry import create_model
 from .callbacks import CallbackLike
@@ -77,9 +77,9 @@ def _load(run: Run) -> keras.Model:
     if run.precision != "float32":
         raise TrainingError(f"`precision` is for models of the zoo; {run.model} has the precision it was built with")
     try:
-        return keras.saving.load_model(run.model, compile=False)
-    except Exception as error:  # Whatever the file holds: Keras has no error of its own for it.
-        raise TrainingError(f"{run.model} cannot be loaded: {first_line(error)}") from error
+        return load_model_file(run.model)
+    except ModelFileError as error:
+        raise TrainingError(str(error)) from error
 
 
 def _create(run: Run, source: datasets.Source) -> keras.Model:
