@@ -15,7 +15,8 @@ from ..data.order import permuted
 from ..data.pipeline import with_options
 from ..graphs import graph_of, replay
 from ..layers import Card
-from ..modelcard import ModelCard, card_layer, check_labels, preprocessing_card, set_card
+from ..modelcard import ModelCard, check_labels, preprocessing_card, set_card
+from ..modelcard import card as card_of
 from .run import Run, TrainingError
 from .segments import Segment
 from .steps import PADDED
@@ -141,7 +142,7 @@ class ImageFeed(Feed):
         self.fingerprint = {"data": source.name, "images": self.train.size, "content": _checksum(self.train)}
         split = self._validation_split()
         self.validation = None if split is None else self._evaluation(split)
-        found = {"holdout": self.held_out, "val": _validation_of(source), "test": source.test}
+        found = {"holdout": self.held_out, "val": source.validation, "test": source.test}
         self.final = {name: self._evaluation(split) for name, split in found.items() if split is not None}
         self._iterator, self._next, self._last = None, None, None
 
@@ -172,9 +173,7 @@ class ImageFeed(Feed):
 
     def describe(self) -> list[str]:
         held_out = f", {self.held_out.size:,} held out" if self.held_out else ""
-        if hasattr(self.source, "describe"):
-            return [self.source.describe() + held_out]
-        return [f"{self.name}: {self.size:,} training images, {len(self.source.classes)} classes{held_out}"]
+        return [self.source.describe() + held_out]
 
     def label(self, model: keras.Model) -> keras.Model:
         if self.labels is None and self.source.name == "arrays":
@@ -221,7 +220,7 @@ class ImageFeed(Feed):
             return None
         if self.run.validate == "test":
             return self.source.test
-        return next((split for split in (self.held_out, _validation_of(self.source)) if split is not None), self.source.test)
+        return next((split for split in (self.held_out, self.source.validation) if split is not None), self.source.test)
 
     def _evaluation(self, split: Any) -> Evaluation:
         batches = datasets.evaluation_batches(
@@ -231,15 +230,10 @@ class ImageFeed(Feed):
         return Evaluation(self.placement.distribute(batches), math.ceil(split.size / self.run.batch_size))
 
 
-def _validation_of(source: datasets.Source) -> Any:
-    """The validation split of a data set that has one."""
-    return getattr(source, "validation", None)
-
-
 def _with_channels(source: datasets.Source, model: keras.Model) -> datasets.Source:
     """The data set with as many channels as the model takes, where its images can be decoded so."""
     shape = model.inputs[0].shape
-    if len(shape) != 4 or shape[-1] in (None, source.train.channels) or not hasattr(source, "with_channels"):
+    if len(shape) != 4 or shape[-1] in (None, source.train.channels):
         return source
     try:
         return source.with_channels(shape[-1])
@@ -632,8 +626,12 @@ def with_labels(
     """
     labels = list(map(str, labels))
     try:
-        if card_layer(model) is not None:
+        if (known := card_of(model)) is not None:
             set_card(model, labels=labels)
+            # How images were brought to the model's size in the evaluation, unless the card says it for this size.
+            old = known.preprocessing
+            if crop and size and not (old.get("resize") and old.get("size") == list(size)):
+                set_card(model, preprocessing={**old, "size": list(size), "resize": round(min(size) * 8 / 7)})
             return model
         units = model.outputs[0].shape[-1]
         labels = labels if units == 1 else check_labels(labels, units)
