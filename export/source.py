@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     import keras
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
+# The options of the commands for what `keras_resnet.loading.ModelFileError` tells apart.
+REMEDIES = {
+    "lambda": "if you trust the file, allow it with --unsafe-lambda, or replace the layer by one with a class",
+    "unknown class": "name the module that registers it with --import",
+}
 
 
 def load_model(
@@ -63,7 +68,8 @@ def load_model(
         try:
             loaded = kr.load_model_file(model, unsafe_lambda=unsafe_lambda)
         except (ValueError, OSError) as error:
-            raise UsageError(first_line(error)) from error
+            remedy = REMEDIES.get(getattr(error, "kind", ""))
+            raise UsageError(f"{error.problem}; {remedy}" if remedy else first_line(error)) from error
     else:
         if weights is None:
             keras.utils.set_random_seed(seed)

@@ -20,7 +20,17 @@ KERAS_2_CALLS = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceProper
 
 
 class ModelFileError(ValueError):
-    """A file from which no model can be loaded; the message says why and what to do."""
+    """A file from which no model can be loaded; the message says why and what to do.
+
+    Args:
+        problem: What is wrong, with the name of the file.
+        remedy: What to do, if it is not part of `problem`. Commands have options for it, and replace it by their names.
+        kind: `"lambda"` or `"unknown class"`, for those commands; else `""`.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", kind: str = "") -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem, self.kind = problem, kind
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ def load_model_file(path: str | os.PathLike[str], *, unsafe_lambda: bool = False
                 _named(file, folder), custom_objects=_compatible(file), compile=False, safe_mode=not unsafe_lambda
             )
     except Exception as error:  # Keras raises all kinds of errors for what it cannot rebuild.
-        raise ModelFileError(_reason(file, error)) from error
+        raise _explained(file, error) from error
 
 
 def recognise_model_file(path: str | os.PathLike[str]) -> ModelFile:
@@ -125,7 +135,7 @@ def _hdf5_version(path: Path) -> str:
             if "model_config" not in file.attrs:
                 raise ModelFileError(
                     f"{path} holds weights without a model; load them into the model they belong to (for a model of the zoo: "
-                    "--weights)"
+                    "`weights`)"
                 )
             version = file.attrs.get("keras_version", "")
     except OSError as error:
@@ -154,30 +164,32 @@ def _compatible(file: ModelFile) -> dict | None:
     return {"DepthwiseConv2D": _DepthwiseConv2D} if file.suffix == ".h5" else None
 
 
-def _reason(file: ModelFile, error: Exception) -> str:
+def _explained(file: ModelFile, error: Exception) -> ModelFileError:
     """Why a file cannot be loaded, and what to do."""
     text, path = str(error), file.path
     if "Lambda" in text and "safe_mode" in text:
-        return (
-            f"{path} has a Lambda layer, which is Python code in the file that would run here; if you trust the file, allow it "
-            "with --unsafe-lambda (`unsafe_lambda=True`), or replace the layer by one with a class"
+        return ModelFileError(
+            f"{path} has a Lambda layer, which is Python code in the file that would run here",
+            "if you trust the file, load it with `keras_resnet.load_model_file(path, unsafe_lambda=True)`",
+            "lambda",
         )
     unknown = re.search(r"(?:Could not locate \w+|Unknown \w+:) '(.+?)'", text)
     if file.is_keras_2 and unknown and unknown[1] in KERAS_2_CALLS:
-        return (
+        return ModelFileError(
             f"{path} was saved by Keras {file.version} and calls TensorFlow functions as layers ({unknown[1]}), which Keras 3 "
             "cannot rebuild; build the model with layers or `keras.ops` in their place, and save it again"
         )
     if file.is_keras_2 and file.suffix == ".keras":
-        return (
+        return ModelFileError(
             f"{path} was saved by Keras {file.version}, whose .keras files Keras {keras.__version__} cannot read; load it there "
             "and save it as .h5"
         )
     if unknown:
         name = unknown[1].rsplit(">", 1)[-1]
-        return f"{path} uses {name}, which is not known here; name the module that registers it with --import"
+        remedy = "import the module that registers it before loading the file"
+        return ModelFileError(f"{path} uses {name}, which is not known here", remedy, "unknown class")
     wrote = f" (saved by Keras {file.version}; {keras.__version__} is installed)" if file.version else ""
-    return f"{path} cannot be loaded{wrote}: {_summary(error)}"
+    return ModelFileError(f"{path} cannot be loaded{wrote}: {_summary(error)}")
 
 
 def _summary(error: Exception) -> str:

@@ -15,7 +15,8 @@ from ..data.order import permuted
 from ..data.pipeline import with_options
 from ..graphs import graph_of, replay
 from ..layers import Card
-from ..modelcard import ModelCard, card_layer, check_labels, preprocessing_card, set_card
+from ..modelcard import ModelCard, check_labels, preprocessing_card, set_card
+from ..modelcard import card as card_of
 from .run import Run, TrainingError
 from .segments import Segment
 from .steps import PADDED
@@ -625,8 +626,12 @@ def with_labels(
     """
     labels = list(map(str, labels))
     try:
-        if card_layer(model) is not None:
+        if (known := card_of(model)) is not None:
             set_card(model, labels=labels)
+            # How images were brought to the model's size in the evaluation, unless the card says it for this size.
+            old = known.preprocessing
+            if crop and size and not (old.get("resize") and old.get("size") == list(size)):
+                set_card(model, preprocessing={**old, "size": list(size), "resize": round(min(size) * 8 / 7)})
             return model
         units = model.outputs[0].shape[-1]
         labels = labels if units == 1 else check_labels(labels, units)

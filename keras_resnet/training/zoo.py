@@ -1,6 +1,7 @@
 """`train`: a run by its description, from a model of the zoo or a file."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 
 import keras
@@ -8,8 +9,10 @@ import tensorflow as tf
 
 from .. import data as datasets
 from ..loading import ModelFileError, load_model_file
-from ..modelcard import card_layer, set_card
+from ..modelcard import card, card_layer, set_card
+from ..pretrained import kept_classes
 from ..registry import create_model
+from ..transfer import replace_head
 from .callbacks import CallbackLike
 from .faults import errors_of
 from .fitting import run_training
@@ -53,15 +56,15 @@ def train(
         except (ValueError, OSError, ImportError) as error:
             raise TrainingError(str(error)) from error
         with placement.strategy.scope():
-            model = _model(run, source)
+            model = _model(run, source, report or _print)
         return run_training(model, source, run, placement, out, callbacks, quiet)
 
 
-def _model(run: Run, source: datasets.Source) -> keras.Model:
+def _model(run: Run, source: datasets.Source, report: Callable[[str], None]) -> keras.Model:
     former = keras.config.dtype_policy()
     keras.config.set_dtype_policy(run.precision)
     try:
-        return _load(run) if run.model.endswith(FILES) else _create(run, source)
+        return _with_head(_load(run), source, report) if run.model.endswith(FILES) else _create(run, source)
     except (ValueError, OSError) as error:
         raise TrainingError(str(error)) from error
     finally:
@@ -82,6 +85,27 @@ def _load(run: Run) -> keras.Model:
         raise TrainingError(str(error)) from error
 
 
+def _print(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _with_head(model: keras.Model, source: datasets.Source, report: Callable[[str], None]) -> keras.Model:
+    """The model itself if its classes are those of the data, else with a new head; classes of the same name keep theirs."""
+    if len(model.outputs) != 1:
+        return model
+    known, classes, shape = card(model), list(map(str, source.classes)), model.outputs[0].shape
+    units = shape[-1] if len(shape) == 2 else None
+    if units == len(classes) and (known is None or not known.labels or known.labels == classes):
+        return model
+    if units == 1 and len(classes) == 2:
+        return model
+    # A renamed class is still the same class where all others are in their places.
+    if known is not None and units == len(classes) and kept_classes(known.labels, classes) is None:
+        return model
+    report(f"{model.name}: new classifier for {len(classes)} classes; the model's own was for others")
+    return replace_head(model, len(classes), labels=classes)
+
+
 def _create(run: Run, source: datasets.Source) -> keras.Model:
     options = dict(run.model_options)
     for name, instead in (("weights", "`weights` (--weights)"), ("num_classes", "the classes of the data")):
@@ -95,7 +119,6 @@ def _create(run: Run, source: datasets.Source) -> keras.Model:
         options.setdefault("input_shape", (*source.image_size, source.train.channels))
     if run.weights is None:
         options.setdefault("preprocessing", source.preprocessing)
-    model = create_model(run.model, weights=run.weights, num_classes=len(source.classes), **options)
-    if card_layer(model) is not None:
-        set_card(model, labels=list(source.classes))
-    return model
+    # Classes that the weights know by name keep what was learned about them.
+    options.setdefault("labels", list(map(str, source.classes)))
+    return create_model(run.model, weights=run.weights, num_classes=len(source.classes), **options)
