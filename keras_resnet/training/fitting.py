@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from .. import data as datasets
 from ..graphs import graph_of
-from ..growth import grow
+from ..growth import check_backward, grow
 from .callbacks import CallbackLike, Callbacks, check_callbacks
 from .faults import StopRequest, errors_of
 from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluation_of, split_arrays, weighted_by_class
@@ -366,9 +366,10 @@ def _check_shared_folder(folder: Folder, placement: Placement, state: RunState) 
 
 
 def _check_growth(model: keras.Model, run: Run) -> None:
-    """Grow a copy as the run will, so that a missing insertion point is found before the first epoch."""
+    """Grow a copy as the run will: a missing insertion point or a layer that crashes is found before the first epoch."""
     for _, after, blocks in sorted(run.growth, key=lambda event: event[0]):
         model = _checked(grow, model, after, blocks=blocks, block=run.growth_block, gate=run.growth_gate)
+    _checked(check_backward, model)
 
 
 def _steps_per_call(run: Run, steps: int, done: int) -> int:

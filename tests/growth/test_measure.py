@@ -430,5 +430,9 @@ def test_convolutions_that_crash_in_onednn_are_named_before_they_do(monkeypatch,
     assert report.exact and report.without_gradient is None and "TF_ENABLE_ONEDNN_OPTS=0" in str(report)
     with pytest.raises(ValueError, match="can crash the process"):
         kr.growth_scores(model, (noise(model, 4), np.zeros(4, int)), after="a")
+    from keras_resnet.training import TrainingError, fit
+
+    with pytest.raises(TrainingError, match="TF_ENABLE_ONEDNN_OPTS=0"):
+        fit(model, (np.zeros((4, size, size, 3), "uint8"), np.array([0, 1, 0, 1])), epochs=1, batch_size=2, quiet=True)
     monkeypatch.setattr(onednn, "is_enabled", lambda: False)
     assert not onednn.crashing_convolutions(model)
