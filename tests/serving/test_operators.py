@@ -14,7 +14,7 @@ httpx = pytest.importorskip("httpx", reason="needs the extra `client`")
 if not hasattr(signal, "SIGHUP"):
     pytest.skip("needs POSIX", allow_module_level=True)
 from prometheus_client.parser import text_string_to_metric_families
-from tiny_models import classifier_logits
+from tiny_models import classifier_logits, gatherer
 
 from resnet_export.serving import protocol
 
@@ -123,13 +123,17 @@ def test_metrics_have_a_port_of_their_own_and_count_reasons_and_stages(models, p
 
 
 def test_logs_are_json_lines_and_hold_no_colours(models, pixels, tmp_path):
-    with serving(models["bytes"], "--access-log") as server:
+    # A model that fails while it runs makes onnxruntime talk.
+    with serving(models["bytes"], gatherer(tmp_path / "table.onnx"), "--access-log") as server:
         with httpx.Client(base_url=server.url) as client:
             infer(client, pixels)
+            body, length = protocol.encode_request({"ids": np.array([[4242]])})
+            answer = client.post("/v2/models/table/infer", content=body, headers={protocol.HEADER_LENGTH: str(length)})
+            assert answer.status_code == 500
             client.get("/no\u2028thing\x1b[31m".replace("\x1b", "%1b"))
         server.stop()
         lines = [json.loads(line) for line in server.process.stderr.read().splitlines()]
-    found = [line for line in lines if line["logger"] == "resnet_export.access" and line["path"].endswith("/infer")]
+    found = [line for line in lines if line["logger"] == "resnet_export.access" and line["path"].endswith("bytes/infer")]
     assert len(found) == 1
     assert {k: found[0][k] for k in ("method", "status", "reason", "model")} == {
         "method": "POST",
