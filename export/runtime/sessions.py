@@ -215,7 +215,8 @@ def session_options(threads=None, optimise=True, fallback=True):
         fallback: whether nodes that the device cannot run may go to the CPU.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # What fails is raised as an exception with the same text; the line of onnxruntime would be coloured, amid JSON logs.
+    options.log_severity_level = 4
     # Moves zero padding into a max pool, which pads with -inf: wrong in files that were not written by this package.
     options.add_session_config_entry("optimization.disable_specified_optimizers", "Pad_Fusion")
     if threads:

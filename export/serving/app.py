@@ -20,7 +20,6 @@ from .openapi import describe
 from .protocol import HEADER_LENGTH, ProtocolError
 from .repository import Repository
 from .service import DEFAULTS, EXTENSIONS, MAX_TOP, NAME, Admission, Service, ServiceOptions, decode_raw
-from .statistics import render_metrics
 from .triton import served_config
 
 PAGE = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
@@ -40,6 +39,7 @@ def create_app(
     version: str = "0",
     on_ready: Callable[[], None] = lambda: None,
     root_path: str = "",
+    with_metrics: bool = True,
 ) -> Starlette:
     """Make an ASGI application that serves a repository.
 
@@ -49,16 +49,17 @@ def create_app(
         version: The server's version, as its metadata reports it.
         on_ready: Called when all models have been warmed up.
         root_path: Path under which a proxy publishes the server.
+        with_metrics: Whether the metrics are served here; `metrics_app` serves them elsewhere.
 
     Returns:
         The application; its `state.service` is the `Service`.
     """
     service = Service(repository, options, version)
     handlers = _Handlers(service, on_ready)
+    table = [entry for entry in _routes() if with_metrics or entry[2] != "metrics"]
+    endpoints = {name: _Endpoint(service, name, getattr(handlers, name)) for _, _, name in table}
     app = _Application(
-        routes=[
-            Route(path, _Endpoint(service, name, getattr(handlers, name)), methods=[method]) for method, path, name in _routes()
-        ],
+        routes=[Route(path, endpoints[name], methods=[method]) for method, path, name in table],
         exception_handlers={HTTPException: _http_error, Exception: _bug},
         lifespan=handlers.lifespan,
     )
@@ -66,6 +67,18 @@ def create_app(
     app.state.service = service
     app.edge = Edge(app.inner, service, root_path)
     return app
+
+
+def metrics_app(service: Service) -> Starlette:
+    """Make an ASGI application that serves nothing but the metrics and the health checks, without keys.
+
+    Args:
+        service: The service of the main application.
+    """
+    handlers = _Handlers(service, lambda: None)
+    paths = {"/metrics": "metrics", "/v2/health/live": "live", "/v2/health/ready": "ready"}
+    routes = [Route(path, getattr(handlers, name), methods=["GET"]) for path, name in paths.items()]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, ProtocolError: _protocol_error})
 
 
 class _Application(Starlette):
@@ -140,8 +153,7 @@ class _Handlers:
         return JSONResponse(describe(self.service.version))
 
     async def metrics(self, request):
-        models = ((m.source.name, m.source.version, m.statistics, m.batcher.waiting) for m in self.service.repository.models())
-        text, media_type = render_metrics(models)
+        text, media_type = self.service.metrics()
         return Response(text, headers={"Content-Type": media_type})
 
     async def server_metadata(self, request):
@@ -334,6 +346,10 @@ class _Parts:
 
 def _error(error):
     return JSONResponse({"error": str(error)}, error.status, headers=error.headers)
+
+
+async def _protocol_error(request: Request, error: ProtocolError) -> Response:
+    return _error(error)
 
 
 async def _http_error(request, error):

@@ -72,6 +72,7 @@ class _Item:
     future: asyncio.Future
     arrived: int = field(default_factory=time.monotonic_ns)
     state: str = "queued"
+    is_last: bool = False
 
 
 class Batcher:
@@ -93,7 +94,7 @@ class Batcher:
         self.options, self.batched = options, batched
         self._run, self._observe = run, observe
         self._groups = {}
-        self._waiting = self._running = self._coming = 0
+        self._waiting = self._running = self._coming = self._pending = 0
         self._freed = self._expected = 0
         self._timer = self._drained = None
         self._threads = ThreadPoolExecutor(options.instances, thread_name_prefix="infer")
@@ -102,6 +103,11 @@ class Batcher:
     def waiting(self):
         """Rows in the queue."""
         return self._waiting
+
+    @property
+    def pending(self) -> int:
+        """Requests in the queue; a large one counts once however many parts it has."""
+        return self._pending
 
     @contextmanager
     def announced(self):
@@ -137,6 +143,8 @@ class Batcher:
         if self._waiting and self._waiting + rows > self.options.queue_rows:
             raise QueueFull(f"{self._waiting} rows wait already; at most {self.options.queue_rows} may")
         items = [self._enqueue(part) for part in _split(inputs, rows, self.options.max_rows)]
+        # The last part begins last; until then the request is in the queue.
+        items[-1].is_last, self._pending = True, self._pending + 1
         try:
             async with asyncio.timeout(timeout) as limit:
                 self._pump()
@@ -179,6 +187,7 @@ class Batcher:
         if item.state == "queued":
             item.state, item.inputs = "dropped", None
             self._waiting -= item.rows
+            self._pending -= item.is_last
             self._check_drained()
 
     def _check_drained(self):
@@ -261,6 +270,7 @@ class Batcher:
             if item.state == "queued":
                 item.state = "running"
                 self._waiting -= item.rows
+                self._pending -= item.is_last
 
     def _finish(self, batch, job):
         self._running -= 1

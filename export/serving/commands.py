@@ -98,6 +98,16 @@ server_options = _options(
     _number(
         int, "--max-connections-per-address", None, "Connections from one client address; by default half the open files allowed."
     ),
+    click.option("--uds", type=click.Path(), help="Unix socket to listen on instead of --host and --port."),
+    click.option("--root-path", default="", metavar="PATH", help="Path under which a proxy publishes the server."),
+    click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics on this port only, without a key."),
+    click.option(
+        "--shutdown-delay",
+        type=click.FloatRange(0),
+        default=0.0,
+        show_default=True,
+        help="Seconds for which a server that was told to stop still accepts requests while it reports not to be ready.",
+    ),
     click.option("--access-log", is_flag=True, help="One line per request on standard error."),
     click.option("--ssl-certfile", type=click.Path(), help="TLS certificate."),
     click.option("--ssl-keyfile", type=click.Path(), help="TLS key."),
@@ -227,13 +237,13 @@ def serve(files, repository, engine, write_config, force, as_json, **options):
         return _serve_on_ray(files, repository, write_config, force, tell, options)
     if wrong := [name for name in CLUSTER_DEFAULTS if options[name] != CLUSTER_DEFAULTS[name]]:
         raise UsageError(f"--{wrong[0].replace('_', '-')} needs --engine ray")
-    return _serve_here(files, repository, tell, options)
+    return _serve_here(files, repository, tell, options, as_json)
 
 
-def _serve_here(files, repository, tell, options):
+def _serve_here(files, repository, tell, options, as_json):
     with _needs_extra("serve"):
         from . import server
-        from .app import create_app
+        from .app import create_app, metrics_app
     from .repository import Repository, parse_sources
 
     tls = _tls(options["ssl_certfile"], options["ssl_keyfile"])
@@ -243,28 +253,36 @@ def _serve_here(files, repository, tell, options):
         grace=options["grace"],
         head_timeout=options["body_timeout"],
         max_connections_per_address=options["max_connections_per_address"],
+        shutdown_delay=options["shutdown_delay"],
+        uds=options["uds"],
         access_log=options["access_log"],
         tls=tls,
     )
     models = Repository(parse_sources(files), repository, _model_options(options))
-    app = create_app(models, _app_options(options), version(), on_ready=lambda: tell("ready", "ready"))
+    metrics_port = options["metrics_port"]
+    app = create_app(
+        models,
+        _app_options(options),
+        version(),
+        on_ready=lambda: tell("ready", "ready"),
+        root_path=options["root_path"],
+        with_metrics=metrics_port is None,
+    )
+    service = app.state.service
     config, bound = server.configure(app, listen), server.bind(listen)
     grpc = _with_grpc(app, listen, options["grpc_port"]) if options["grpc_port"] is not None else None
+    beside, details = None, {"grpc": grpc.target} if grpc else {}
+    if metrics_port is not None:
+        beside = metrics_app(service), server.bind(server.ServerOptions(options["host"], metrics_port))
+        details["metrics_url"] = server.url_of(beside[1]) + "/metrics"
+    server.log_to_stderr(listen.access_log, as_json)
     models.open()
-    server.log_to_stderr(listen.access_log)
     url = server.url_of(bound, bool(tls))
     names = ", ".join(f"{entry['name']}/{entry['version']}" for entry in models.index())
-    if grpc:
-        tell(
-            "listening",
-            f"serving {names} on {url} and, for gRPC, {grpc.target}",
-            url=url,
-            grpc=grpc.target,
-            models=models.index(),
-        )
-    else:
-        tell("listening", f"serving {names} on {url}", url=url, models=models.index())
-    ended_by = server.run(config, bound, companions=[grpc] if grpc else ())
+    shown = f"{url} and, for gRPC, {grpc.target}" if grpc else url
+    tell("listening", f"serving {names} on {shown}", url=url, models=models.index(), **details)
+    hooks = server.Hooks(service.drain, lambda: service.keys.replace(_keys(options)), listen.shutdown_delay)
+    ended_by = server.run(config, bound, hooks, beside, companions=[grpc] if grpc else ())
     if grpc and grpc.failure:
         raise grpc.failure
     tell("stopped", "stopped")
@@ -303,8 +321,10 @@ def _serve_on_ray(files, repository, write_config, force, tell, options):
     from ..artifact import publishing
     from .repository import Repository, parse_sources
 
-    if options["ssl_certfile"] or options["access_log"] or options["allow_control"] or options["grpc_port"] is not None:
-        raise UsageError("--ssl-certfile, --access-log, --allow-control and --grpc-port do not go with --engine ray")
+    alone = ("ssl_certfile", "access_log", "allow_control", "uds", "root_path", "metrics_port", "shutdown_delay")
+    wrong = [name for name in alone if options[name]] + ["grpc_port"] * (options["grpc_port"] is not None)
+    if wrong:
+        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --engine ray")
     with _needs_extra("cluster"):
         from . import cluster
     settings = cluster.ClusterSettings(
@@ -367,9 +387,13 @@ def _app_options(options):
         max_buffered=options["max_buffered_mb"] * MIB,
         body_timeout=options["body_timeout"],
         allow_control=options["allow_control"],
-        api_keys=read_keys(options["api_key_file"]) if options["api_key_file"] else (),
+        api_keys=_keys(options),
         decoders=max(2, os.cpu_count() or 2),
     )
+
+
+def _keys(options):
+    return read_keys(options["api_key_file"]) if options["api_key_file"] else ()
 
 
 def read_keys(path):

@@ -2,10 +2,15 @@
 
 import asyncio
 import contextlib
+import datetime
 import functools
+import json
 import logging
+import os
 import signal
 import socket
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import uvicorn
@@ -14,6 +19,8 @@ from ..errors import UsageError
 from .connection import KEEP_ALIVE, Connection, ConnectionLimits
 
 OPEN_FILES = 65_536
+
+log = logging.getLogger("resnet_export.serving")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,9 @@ class ServerOptions:
             seconds.
         max_connections_per_address: Largest number of connections from one client address. By default half the number of files
             that the server may open, so that no single address can take all of them.
+        shutdown_delay: Time for which the server still accepts requests after a signal to stop, while it reports that it is not
+            ready, in seconds.
+        uds: Path of a Unix socket to listen on instead of an address.
         access_log: one line per request on standard error.
         tls: uvicorn's `ssl_…` options.
     """
@@ -36,6 +46,8 @@ class ServerOptions:
     grace: float = 60.0
     head_timeout: float = 30.0
     max_connections_per_address: int | None = None
+    shutdown_delay: float = 0.0
+    uds: str | None = None
     access_log: bool = False
     tls: tuple = ()
 
@@ -50,6 +62,8 @@ def bind(options, flag="--port"):
     Raises:
         UsageError: the address is taken, not ours, or unknown.
     """
+    if options.uds:
+        return _bind_unix(options.uds)
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -63,8 +77,27 @@ def bind(options, flag="--port"):
     return bound
 
 
+def _bind_unix(path: str) -> socket.socket:
+    """Bind a Unix socket; one that an earlier server left behind is replaced."""
+    bound = socket.socket(socket.AF_UNIX)
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(path) != 0:
+                    os.unlink(path)
+    except FileNotFoundError:
+        pass
+    try:
+        bound.bind(path)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {path}: {error.strerror or error}; choose another --uds") from error
+    return bound
+
+
 def url_of(bound, tls=False):
     """The address of a bound socket, as a URL."""
+    if bound.family == getattr(socket, "AF_UNIX", None):
+        return f"unix:{bound.getsockname()}"
     host, port = bound.getsockname()[:2]
     host = f"[{host}]" if bound.family == socket.AF_INET6 else host
     return f"{'https' if tls else 'http'}://{host}:{port}"
@@ -89,7 +122,7 @@ def configure(app, options):
         ws="none",
         lifespan="on",
         log_config=None,
-        access_log=options.access_log,
+        access_log=False,
         backlog=4096,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(options.grace)),
@@ -103,23 +136,62 @@ def configure(app, options):
     return config
 
 
-def run(config, bound, companions=()):
-    """Serve until SIGTERM or SIGINT: stop accepting, finish what is in flight, return.
+@dataclass(frozen=True)
+class Hooks:
+    """What the server calls when it gets signals.
+
+    Args:
+        drain: Called when it has been asked to stop, before it closes its listener.
+        reload: Called on SIGHUP, after the certificates have been read again.
+        delay: Seconds between `drain` and the end of the listener.
+    """
+
+    drain: Callable[[], None] = lambda: None
+    reload: Callable[[], None] = lambda: None
+    delay: float = 0.0
+
+
+def run(config, bound, hooks=None, metrics=None, companions=()):
+    """Serve until SIGTERM or SIGINT: report not ready, stop accepting, finish what is in flight, return.
 
     Args:
         config: what `configure` returned.
         bound: what `bind` returned.
+        hooks: `Hooks`.
+        metrics: `(application, bound socket)` of a second listener, for metrics.
         companions: Other servers on the event loop, started and stopped by the application. Their `begin_stop` is called when
             this one stops accepting, and their `cut` when it is told not to wait any longer.
 
     Returns:
         the signal that ended it.
     """
-    server = _Server(config)
+    server = _Server(config, hooks or Hooks())
     server.companions = companions
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(server.serve(sockets=[bound]))
+    path = bound.getsockname()
+
+    async def serve():
+        side = asyncio.create_task(_serve_beside(*metrics)) if metrics else None
+        try:
+            await server.serve(sockets=[bound])
+        finally:
+            if side:
+                side.cancel()
+                await asyncio.wait([side])
+
+    try:
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(serve())
+    finally:
+        if bound.family == getattr(socket, "AF_UNIX", None):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
     return server.ended_by
+
+
+async def _serve_beside(app, bound: socket.socket) -> None:
+    """Serve an application on a second socket, without signal handlers or a lifespan of its own."""
+    side = _SideServer(uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False))
+    await side.serve(sockets=[bound])
 
 
 def allow_connections() -> int | None:
@@ -142,22 +214,57 @@ def allow_connections() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def log_to_stderr(access_log=False):
-    """Send the server's log to standard error; a full disk behind it is no reason to stop serving."""
+def log_to_stderr(access_log: bool = False, as_json: bool = False) -> None:
+    """Send the server's log to standard error; a full disk behind it is no reason to stop serving.
+
+    Args:
+        access_log: Whether to write a line per request.
+        as_json: Write JSON lines.
+    """
     logging.raiseExceptions = False
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    names = ["resnet_export.serving", "uvicorn.error"] + (["uvicorn.access"] if access_log else [])
-    for name in names:
+    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    levels = {"resnet_export.serving": logging.INFO, "uvicorn.error": logging.WARNING}
+    levels["resnet_export.access"] = logging.INFO if access_log else logging.CRITICAL
+    for name, level in levels.items():
         logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).setLevel(logging.INFO if name != "uvicorn.error" else logging.WARNING)
+        logging.getLogger(name).setLevel(level)
+
+
+class _JsonLines(logging.Formatter):
+    """Log records as JSON objects; the fields of an access record follow the usual ones."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        line = {"time": time, "level": record.levelname, "logger": record.name}
+        fields = getattr(record, "fields", None) or {"message": record.getMessage()}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line | fields)
+
+
+class _SideServer(uvicorn.Server):
+    """uvicorn's server, which leaves signals to the main one."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        yield
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, but a signal ends it with a return instead of being raised again: a clean stop exits with 0."""
+    """uvicorn's server, but a signal ends it with a return instead of being raised again: a clean stop exits with 0.
+
+    Args:
+        config: uvicorn's configuration.
+        hooks: `Hooks`.
+    """
 
     ended_by = None
     companions = ()
+
+    def __init__(self, config: uvicorn.Config, hooks: Hooks):
+        super().__init__(config)
+        self._hooks = hooks
 
     async def shutdown(self, sockets=None):
         for companion in self.companions:
@@ -176,7 +283,11 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self):
-        old = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        wanted = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop}
+        if hasattr(signal, "SIGHUP"):
+            wanted[signal.SIGHUP] = self._reload
+        self._loop = asyncio.get_running_loop()
+        old = {number: signal.signal(number, handler) for number, handler in wanted.items()}
         try:
             yield
         finally:
@@ -184,5 +295,22 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _stop(self, number, frame):
-        self.ended_by = self.ended_by or number
-        self.handle_exit(number, frame)
+        first, self.ended_by = self.ended_by is None, self.ended_by or number
+        self._hooks.drain()
+        if first and self._hooks.delay:
+            self._loop.call_soon_threadsafe(self._loop.call_later, self._hooks.delay, self.handle_exit, number, frame)
+        else:
+            # A second signal ends the delay.
+            self.handle_exit(number, frame)
+
+    def _reload(self, number, frame):
+        self._loop.call_soon_threadsafe(self._read_again)
+
+    def _read_again(self):
+        try:
+            if self.config.ssl:
+                self.config.ssl.load_cert_chain(self.config.ssl_certfile, self.config.ssl_keyfile)
+            self._hooks.reload()
+            log.info("keys and certificates have been read again")
+        except (OSError, UsageError) as error:
+            log.error("keys and certificates stay as they were: %s", error)

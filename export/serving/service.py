@@ -17,7 +17,7 @@ from .codec import INLINE_BYTES, Codec, Tensors
 from .models import RETRY, ServedModel
 from .protocol import InferRequest, ProtocolError, RequestedOutput
 from .repository import Repository
-from .statistics import RequestCounts
+from .statistics import RequestCounts, render_metrics
 
 NAME = "resnet-export"
 EXTENSIONS = ("binary_tensor_data", "classification", "statistics", "model_repository", "model_configuration", "metrics")
@@ -129,6 +129,16 @@ class Service:
     def ready(self) -> bool:
         """Whether all models are ready and the server is not about to stop."""
         return self.repository.ready and not self.is_draining
+
+    def drain(self) -> None:
+        """Report that the server is not ready from now on, because it is about to stop; requests are still answered."""
+        self.is_draining = True
+
+    def metrics(self) -> tuple[bytes, str]:
+        """Return the metrics for Prometheus and their content type."""
+        models = self.repository.models()
+        found = ((m.source.name, m.source.version, m.statistics, m.batcher.pending) for m in models)
+        return render_metrics(found, self.requests)
 
     async def warm_up(self) -> list[str]:
         """Warm up all models; returns the reasons why some did not become ready."""

@@ -1,6 +1,8 @@
 """What a served model has done: counts and durations, as Triton's statistics extension and as its Prometheus metrics."""
 
+import bisect
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -8,6 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 # Upper bounds of the histograms, in seconds.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output")
+# The same under the names of the histograms.
+STAGES = ("queue", "input", "compute", "output")
 # There is no cache here, but Triton's clients read what one would count.
 CACHE = ("cache_hit", "cache_miss")
 
@@ -27,6 +31,19 @@ class Duration:
         return {"count": self.count, "ns": self.ns}
 
 
+@dataclass
+class Buckets:
+    """A histogram of durations, with the bounds of `BUCKETS`."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        """Count one duration, in nanoseconds."""
+        self.counts[bisect.bisect_left(BUCKETS, ns / 1e9)] += 1
+        self.ns += ns
+
+
 def _phases(names):
     return {name: Duration() for name in names}
 
@@ -40,6 +57,7 @@ class Statistics:
     last_inference: int = 0
     requests: dict = field(default_factory=lambda: _phases(("success", "fail", *PHASES, *CACHE)))
     batches: dict = field(default_factory=dict)
+    stages: dict[str, Buckets] = field(default_factory=lambda: {stage: Buckets() for stage in STAGES})
 
     def executed(self, timing):
         """Count one run (a `batcher.Timing`)."""
@@ -54,8 +72,9 @@ class Statistics:
         self.last_inference = time.time_ns() // 1_000_000
         parts = (answer.queued, *(sum(getattr(run, part) for run in answer.runs) for part in ("gather", "infer", "scatter")))
         self.requests["success"].add(ns)
-        for name, part in zip(PHASES, parts, strict=True):
+        for name, stage, part in zip(PHASES, STAGES, parts, strict=True):
             self.requests[name].add(part)
+            self.stages[stage].add(part)
 
     def failed(self, ns):
         """Count one request that ended in an error."""
@@ -120,26 +139,47 @@ COUNTERS = (
 )
 
 
-def render_metrics(models):
-    """The text that Prometheus reads: the models' counters, and the process's memory, time and files.
+def render_metrics(
+    models: Iterable[tuple[str, str, Statistics, int]], requests: RequestCounts | None = None
+) -> tuple[bytes, str]:
+    """Write the text that Prometheus reads: the models' counters, the HTTP counts, and the process's memory, time and files.
 
     Args:
-        models: iterable of `(name, version, Statistics, rows waiting)`.
+        models: `(name, version, Statistics, requests waiting)` of every model.
+        requests: The counts of HTTP requests, if there are any.
 
     Returns:
         `(bytes, content type)`.
     """
-    models = [(f'{{model="{name}",version="{version}"}}', statistics, waiting) for name, version, statistics, waiting in models]
+    models = [(f'model="{name}",version="{version}"', counts, waiting) for name, version, counts, waiting in models]
     lines = []
     # prometheus-client would append `_total` to the names that Triton's dashboards look for.
     for name, text, read in COUNTERS:
-        lines += _family(name, "counter", text, [(labels, read(statistics)) for labels, statistics, _ in models])
-    lines += _family("pending_request_count", "gauge", "Rows waiting in the queue", [(m[0], m[2]) for m in models])
+        lines += _family(
+            f"nv_inference_{name}", "counter", text, [(labels, read(statistics)) for labels, statistics, _ in models]
+        )
+    waiting = [(labels, count) for labels, _, count in models]
+    lines += _family("nv_inference_pending_request_count", "gauge", "Requests waiting in the queue", waiting)
+    lines += _stages(models)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    return "\n".join(lines + [""]).encode() + generate_latest(registry), CONTENT_TYPE_LATEST
+    of_requests = generate_latest(requests.registry) if requests else b""
+    return "\n".join(lines + [""]).encode() + of_requests + generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def _family(name, kind, text, samples):
-    name = f"nv_inference_{name}"
-    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *(f"{name}{labels} {value}" for labels, value in samples)]
+def _family(name: str, kind: str, text: str, samples: list[tuple[str, float]]) -> list[str]:
+    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *(f"{name}{{{labels}}} {value}" for labels, value in samples)]
+
+
+def _stages(models: list[tuple[str, Statistics, int]]) -> list[str]:
+    name = "resnet_export_stage_duration_seconds"
+    text = "Time of requests in the queue, and of their batches' input, compute and output"
+    lines = _family(name, "histogram", text, [])
+    for labels, statistics, _ in models:
+        for stage, histogram in statistics.stages.items():
+            inside, total = f'{labels},stage="{stage}"', 0
+            for bound, count in zip((*BUCKETS, "+Inf"), histogram.counts, strict=True):
+                total += count
+                lines.append(f'{name}_bucket{{{inside},le="{bound}"}} {total}')
+            lines += [f"{name}_sum{{{inside}}} {histogram.ns / 1e9}", f"{name}_count{{{inside}}} {total}"]
+    return lines

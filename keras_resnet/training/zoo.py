@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from .. import data as datasets
 from ..loading import ModelFileError, load_model_file
-from ..modelcard import card, card_layer, set_card
+from ..modelcard import card
 from ..pretrained import kept_classes
 from ..registry import create_model
 from ..transfer import replace_head

@@ -24,6 +24,7 @@ class Server:
             message = json.loads(line)
             self.url = message.get("url", getattr(self, "url", None))
             self.grpc = message.get("grpc", getattr(self, "grpc", None))
+            self.details = message if "url" in message else getattr(self, "details", {})
             if message["event"] == event:
                 return self
         raise AssertionError(self.process.stderr.read())

@@ -267,7 +267,7 @@ def test_tensor_of_open_size_has_no_endless_side(client):
         ("tiny", {"images": ("FP64", np.zeros((1, 8, 8, 3)))}, 400, "must be FP32, got FP64"),
         ("tiny", {"images": ("FP32", np.zeros((1, 8, 9, 3)))}, 400, "must have shape [-1, 8, 8, 3], got [1, 8, 9, 3]"),
         ("tiny", {"images": ("FP32", np.zeros((8, 8, 3)))}, 400, "must have shape"),
-        ("tiny", {"images": ("FP32", np.zeros((0, 8, 8, 3)))}, 400, "send at least one row"),
+        ("tiny", {"images": ("FP32", np.zeros((0, 8, 8, 3)))}, 400, "at least one row"),
         ("tiny", {"images": ("FP32", np.zeros((257, 8, 8, 3)))}, 413, "may have 256 rows, got 257"),
         ("echo", {"a": ("BYTES", np.array([["x", "y"]])), "b": ("FP32", np.zeros((2, 1)))}, 400, "same number of rows"),
     ],

@@ -60,6 +60,7 @@ def liveness(server):
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["in", "out", "both"])
 def test_liveness_is_answered_while_large_json_is_handled(path, direction):
     """As a share of what the request takes: parsing on the event loop's thread would make it nearly all."""
@@ -109,6 +110,7 @@ def test_worker_that_dies_is_replaced(path):
         assert "Traceback" not in server.process.stderr.read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressed", [False, True])
 def test_answers_that_nobody_takes_are_bounded_in_memory_and_time(path, compressed):
     """Twelve clients ask for 16 MiB each and do not read: the fourth is refused, and all are cut off in time."""
