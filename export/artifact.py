@@ -101,7 +101,7 @@ def find_scores(
         raise UsageError(f"the output kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if scores is not None and scores not in outputs:
         raise UsageError(f"{file} has no output {scores!r}; its outputs are {_listed(outputs)}")
-    kinds = _kinds(metadata, outputs)
+    kinds = output_kinds(metadata, outputs)
     if kind is not None:
         name = scores or (next(iter(outputs)) if len(outputs) == 1 else None)
         if name is None:
@@ -122,7 +122,7 @@ def find_scores(
     )
 
 
-def _kinds(metadata: dict, outputs: dict[str, list]) -> dict[str, str]:
+def output_kinds(metadata: dict, outputs: dict[str, list]) -> dict[str, str]:
     """`{output name: kind}` of the outputs whose kind is known."""
     if isinstance(stated := metadata.get("outputs"), dict):
         return {name: kind for name, kind in stated.items() if name in outputs and kind in KINDS}

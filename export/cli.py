@@ -118,6 +118,25 @@ def output_options(function):
     return model_options(functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function))
 
 
+def budget_options(function):
+    """How much int8 may change."""
+    drop = click.option(
+        "--max-drop",
+        default=1.0,
+        show_default=True,
+        metavar="PERCENT",
+        help="Maximum loss of agreement by int8, in percent of images.",
+    )
+    error = click.option(
+        "--max-error",
+        default=0.1,
+        show_default=True,
+        metavar="SHARE",
+        help="Maximum error by int8 of outputs that score no classes, as a share of the largest value.",
+    )
+    return drop(error(function))
+
+
 @command("list")
 @click.argument("pattern", default="*")
 def list_command(pattern, as_json):
@@ -146,7 +165,7 @@ def info_command(model, as_json, **source):
 @click.option("--int8", "precision", flag_value="int8", help="Static int8; needs --calibration.")
 @click.option("--calibration", help="Images that set int8's ranges: a folder, .npz or .npy.")
 @click.option("--target", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="What int8 is for.")
-@click.option("--max-drop", default=1.0, show_default=True, help="Allowed loss of top-1 agreement by int8, in percent.")
+@budget_options
 @click.option("--external-data", is_flag=True, default=None, help="Weights in a second file; automatic above 2 GB.")
 def onnx_command(**options):
     """Export MODEL, a .keras or .h5 file, or a zoo name, to the ONNX file OUT, and verify it."""
@@ -268,26 +287,28 @@ register(cli)
 @click.option("--calibration", help="Images that set the ranges: a folder, .npz or .npy.")
 @click.option("--samples", help="Images to check on: a folder, .npz or .npy.")
 @click.option("--target", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="What int8 is for.")
-@click.option("--max-drop", default=1.0, show_default=True, help="Allowed loss of top-1 agreement, in percent.")
+@budget_options
+@scores_options
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
-@click.option("--keep-failed", is_flag=True, help="Keep a file that failed as OUT.failed.")
-def quantize_command(file, out, fp16, int8, calibration, target, max_drop, force, as_json, **options):
-    """Make a float16 or int8 file OUT of the float32 ONNX file FILE, and check it against FILE."""
-    from .quantization.precision import side_by_side, to_float16, to_int8
+@click.option("--keep-failed", is_flag=True, help="Keep a file that failed verification as OUT.failed.")
+def quantize_command(file, out, fp16, int8, force, keep_failed, samples, as_json, **options):
+    """Make a float16 or int8 file OUT from the float32 ONNX file FILE, and verify it against FILE."""
+    from .quantization.float16 import to_float16
+    from .quantization.int8 import to_int8
+    from .quantization.source import open_source
+    from .quantization.table import side_by_side
 
     if fp16 == int8:
         raise click.UsageError("Give one of --fp16 and --int8.")
-    if int8 and not calibration:
+    if int8 and not options["calibration"]:
         raise click.UsageError("--int8 needs --calibration.")
-    report.check_apart(out, report.files(file, calibration, options["samples"]))
+    report.check_apart(out, report.files(file, options["calibration"], samples))
     with report.steps(as_json) as tell:
         tell("quantize")
-        if fp16:
-            result = to_float16(file, out, overwrite=force, **options)
-        else:
-            result = to_int8(file, out, calibration=calibration, target=target, max_drop=max_drop, overwrite=force, **options)
+        source, given = open_source(file), {"samples": samples, "overwrite": force, "keep_failed": keep_failed}
+        result = to_float16(source, out, **given) if fp16 else to_int8(source, out, **options, **given)
         tell("bench")
-        result = side_by_side(file, result)
+        result = side_by_side(source, result)
     report.show(result.to_json(), report.export_text(result), as_json)
 
 

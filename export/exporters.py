@@ -19,6 +19,7 @@ from .conversion.savedmodel import MARK, write_savedmodel
 from .errors import MismatchError, UsageError
 from .metadata import TOLERANCES, metadata_of, stamp
 from .options import ExportOptions
+from .quantization.int8 import Budget
 from .results import ExportResult, VerificationReport
 from .verification.inputs import read_samples
 from .verification.onnx_file import verify_onnx
@@ -50,6 +51,7 @@ def to_onnx(
     precision: str = "float32",
     calibration: Images | None = None,
     max_drop: float = 1.0,
+    max_error: float = 0.1,
     target: str = "cpu",
     samples: Images | None = None,
     overwrite: bool = True,
@@ -80,6 +82,7 @@ def to_onnx(
         precision: `"float32"`, `"float16"` or `"int8"`; see `to_float16` and `to_int8`, which get the verified float32 file.
         calibration: Images that set int8's ranges; see `to_int8`.
         max_drop: Allowed loss of agreement by int8, in percent; see `to_int8`.
+        max_error: Allowed relative error of int8 outputs that score no classes; see `to_int8`.
         target: What int8 is for; see `to_int8`.
         samples: Images to verify on in addition to random batches: a folder, or an array in the file's layout.
         overwrite: Whether `path` may exist.
@@ -112,7 +115,7 @@ def to_onnx(
     )
     artifact.check_target(path, overwrite)
     if precision != "float32":
-        lower = _lower_precision(precision, calibration, max_drop, target, external_data)
+        lower = _lower_precision(precision, calibration, Budget(max_drop, max_error), target, external_data)
         return _through_float32(model, path, options, labels, samples, lower, precision, overwrite, keep_failed, step)
     prepared = prepare(model, options, labels)
     notes = list(prepared.notes)
@@ -253,11 +256,13 @@ def _result(path, work: Path, report: VerificationReport, method: str, notes: li
     return ExportResult(str(path), report, artifact.digest(work), method, artifact.disk_size(work), tuple(notes))
 
 
-def _lower_precision(precision: str, calibration, max_drop: float, target: str, external_data: bool | None) -> Callable:
+def _lower_precision(precision: str, calibration, budget: Budget, target: str, external_data: bool | None) -> Callable:
     """The function that makes the file in lower precision, its arguments checked before the float32 export begins."""
     import functools
 
-    from .quantization.precision import check_int8, opened, to_float16, to_int8
+    from .quantization.float16 import to_float16
+    from .quantization.int8 import check_target, to_int8
+    from .quantization.samples import load
 
     if precision not in TOLERANCES:
         raise UsageError(f"`precision` must be one of {', '.join(TOLERANCES)}, got {precision!r}")
@@ -267,15 +272,18 @@ def _lower_precision(precision: str, calibration, max_drop: float, target: str, 
         return to_float16
     if calibration is None:
         raise UsageError("`precision` int8 needs `calibration` images")
-    check_int8(target, max_drop)
-    return functools.partial(to_int8, calibration=opened(calibration), max_drop=max_drop, target=target)
+    check_target(target)
+    return functools.partial(
+        to_int8, calibration=load(calibration), max_drop=budget.max_drop, max_error=budget.max_error, target=target
+    )
 
 
 def _through_float32(
     model, path, options: ExportOptions, labels, samples, lower: Callable, precision: str, overwrite, keep_failed, step
 ) -> ExportResult:
     """A float32 file in a temporary folder, and from it the file that was asked for."""
-    from .quantization.precision import side_by_side
+    from .quantization.source import open_source
+    from .quantization.table import side_by_side
 
     target = artifact.check_target(path, overwrite)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
@@ -283,7 +291,8 @@ def _through_float32(
         fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
         first = to_onnx(model, full, **fields, labels=labels, samples=samples, progress=step)
         step(precision)
-        result = lower(full, path, samples=samples, overwrite=overwrite, keep_failed=keep_failed)
+        source = open_source(full, name=f"the float32 form of {path}")
+        result = lower(source, path, samples=samples, overwrite=overwrite, keep_failed=keep_failed)
         step("bench")
-        result = side_by_side(full, result)
+        result = side_by_side(source, result)
     return dataclasses.replace(result, notes=(*first.notes, *result.notes))

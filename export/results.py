@@ -76,8 +76,10 @@ class VerificationReport:
             layer = f"; first layer that differs: {self.diverges}" if self.diverges else ""
             return f"{self.path} does not match the model: {self.problems[0]}{layer}"
         if self.precision == "int8":
-            share = self.comparisons[0].top1
-            return f"{self.path} agrees with float32 on {share:.2%} of the images (at least {1 - self.tolerance:.2%})"
+            shares = [comparison.top1 for comparison in self.comparisons if comparison.top1 is not None]
+            if not shares:
+                return f"{self.path} is within {self.worst():.2%} of the largest value of float32 (at most {self.tolerance:.2%})"
+            return f"{self.path} agrees with float32 on {min(shares):.2%} of the images (at least {1 - self.tolerance:.2%})"
         beyond = "; the rest is ill-conditioned, see the note" if self.worst() > self.tolerance else ""
         return f"{self.path} matches the model: max relative error {self.worst():.1e} (bound {self.tolerance:.0e}){beyond}"
 

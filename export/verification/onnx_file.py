@@ -19,12 +19,13 @@ from ..runtime import images
 from .cards import check_metadata
 from .copies import compare_copy
 from .divergence import first_layer_that_differs
+from .half_weights import compare_half_weights
 from .inputs import Case, find_cases
 from .outputs import OutputComparison, Runner
 from .reference import Reference
 from .refolding import compare_refolded
 from .reverification import Loaded, Reverification
-from .weights import compare_halved, compare_weights, file_weights
+from .weights import compare_weights, file_weights
 
 # onnxruntime with its default optimisations, which is what users will meet, and without any.
 RUNTIMES = {"onnxruntime, default": True, "onnxruntime, no optimisation": False}
@@ -85,7 +86,7 @@ def verify_onnx(
             figures, wrong, said = compare_weights(path, weights, signature.model)
             notes += said
         else:
-            figures, wrong = compare_halved(path, weights)
+            figures, wrong = compare_half_weights(path, weights)
         problems += wrong
     if not problems and float32:
         again = Reverification(reference, cases, lambda folder: with_present_weights(path, signature, opset, folder))

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import keras
 
 WEIGHT_TOLERANCE = 1e-6
-HALF_WEIGHT_TOLERANCE = 1e-3
 
 
 def compare_weights(
@@ -57,26 +56,6 @@ def _written_by_another_version(path: str | Path) -> bool:
     from keras_resnet._version import __version__
 
     return (artifact.read_metadata(path).get("versions") or {}).get("keras_resnet_export") != __version__
-
-
-def compare_halved(path: str | Path, expected: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Compare the float16 weights of a file with float32 ones of the same names, element by element.
-
-    Args:
-        path: float16 ONNX file.
-        expected: `{name: array}` in float32.
-
-    Returns:
-        `(figures, problems)`.
-    """
-    have = file_weights(path)
-    shared = {name: np.asarray(value) for name, value in expected.items() if name in have and np.asarray(value).dtype.kind == "f"}
-    problems = []
-    for name, want in shared.items():
-        error = weight_error(have[name], want)
-        if error > HALF_WEIGHT_TOLERANCE:
-            problems.append(f"weight {name!r} differs: max error {error:.3g} of its largest value")
-    return {"compared": len(shared), "elements": sum(want.size for want in shared.values())}, problems
 
 
 def file_weights(path: str | Path) -> dict[str, np.ndarray]:

@@ -103,7 +103,7 @@ def measured(python, way, name, path):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-PARTS = ("time", "depths", "latency", "openvino", "int8", "pruned")
+PARTS = ("time", "depths", "latency", "openvino", "int8", "nncf", "pruned")
 
 
 @click.command()
@@ -112,7 +112,7 @@ PARTS = ("time", "depths", "latency", "openvino", "int8", "pruned")
 @click.option("--models", default="resnet50,resnet152", show_default=True)
 @click.option("--pairs", default=31, show_default=True, help="Timed rounds of the files' latency.")
 @click.option("--peer-python", default=sys.executable, help="Python with torch and torchvision (extra `peers`).")
-@click.option("--openvino-python", default=sys.executable, help="Python with openvino (extra `peers`).")
+@click.option("--openvino-python", default=sys.executable, help="Python with openvino and nncf (extra `peers`).")
 @click.option("--folder", type=click.Path(path_type=Path), default="benchmark-export", show_default=True)
 def export(parts, rounds, models, pairs, peer_python, openvino_python, folder):
     """Time and peak memory of exports, and latency of the files, side by side."""
@@ -124,7 +124,7 @@ def export(parts, rounds, models, pairs, peer_python, openvino_python, folder):
         files = {way: folder / f"{name}-{way}.onnx" for way in WAYS}
         if "time" in wanted:
             timed(name, files, rounds, {"torch": peer_python})
-        if {"latency", "openvino", "int8"} & set(wanted) and not files["resnet_export"].is_file():
+        if {"latency", "openvino", "int8", "nncf"} & set(wanted) and not files["resnet_export"].is_file():
             measured(sys.executable, "resnet_export", name, files["resnet_export"])
         if "latency" in wanted:
             latency([file for file in files.values() if file.is_file()], pairs)
@@ -132,6 +132,8 @@ def export(parts, rounds, models, pairs, peer_python, openvino_python, folder):
             against_openvino(files["resnet_export"], pairs, openvino_python)
         if "int8" in wanted:
             quantised(files["resnet_export"], pairs)
+        if "nncf" in wanted:
+            against_nncf(files["resnet_export"], pairs, openvino_python)
     if "depths" in wanted:
         scaling(folder, rounds)
     if "pruned" in wanted:
@@ -247,6 +249,20 @@ def _openvino(python, file, batch, threads):
         process.communicate()
 
 
+def write_int8(file: Path, path: Path) -> None:
+    """Write an int8 file; the weights are random, so only its speed means something.
+
+    Args:
+        file: float32 ONNX file.
+        path: File to write.
+    """
+    import resnet_export as rx
+
+    size = [dim.dim_value for dim in rx.artifact.read_proto(file, external_data=False).graph.input[0].type.tensor_type.shape.dim]
+    images = np.random.default_rng(0).normal(size=(16, *size[1:])).astype("float32")
+    rx.to_int8(file, path, calibration=images, max_drop=100, max_error=100)
+
+
 INT8_BARS = {1: 3.0, 2: 2.5}
 
 
@@ -254,13 +270,10 @@ def quantised(file, pairs):
     """int8 against float32 at batch 8; the bars are for CPUs that multiply 8-bit numbers in one step (VNNI)."""
     from benchmarks.pairs import compare
 
-    import resnet_export as rx
-    from resnet_export.quantization.precision import has_vnni
+    from resnet_export.quantization.int8 import has_vnni
 
     path = file.with_name(f"{file.stem}-int8.onnx")
-    size = [dim.dim_value for dim in rx.artifact.read_proto(file, external_data=False).graph.input[0].type.tensor_type.shape.dim]
-    images = np.random.default_rng(0).normal(size=(16, *size[1:])).astype("float32")
-    rx.to_int8(file, path, calibration=images, max_drop=100)  # random weights: only its speed means something
+    write_int8(file, path)
     vnni = has_vnni()
     click.echo(f"{file.stem} int8, CPU {'with' if vnni else 'without'} VNNI")
     for threads, bar in INT8_BARS.items():
@@ -268,6 +281,43 @@ def quantised(file, pairs):
             f"batch 8, {threads} threads, int8 / float32", _runner(file, 8, threads), _runner(path, 8, threads), pairs
         )
         click.echo(f"  {found.line(1 / bar if vnni else None)}  {1 / found.ratio:.2f} × faster")
+
+
+NNCF = """
+import sys, numpy, nncf, openvino
+source, target = sys.argv[1:]
+model = openvino.Core().read_model(source)
+shape = [size.get_length() for size in list(model.input(0).partial_shape)[1:]]
+images = numpy.random.default_rng(0).normal(size=(16, 1, *shape)).astype("float32")
+openvino.save_model(nncf.quantize(model, nncf.Dataset(list(images)), subset_size=len(images)), target, compress_to_fp16=False)
+"""
+NNCF_BAR = 1.05
+
+
+def against_nncf(file: Path, pairs: int, python: str) -> None:
+    """Latency at batch 8 of our int8 file, in onnxruntime and in OpenVINO, against NNCF's int8 of the same float32 file.
+
+    Args:
+        file: float32 ONNX file.
+        pairs: Timed rounds.
+        python: Python that has openvino and nncf.
+    """
+    from benchmarks.pairs import compare
+
+    ours, peer = file.with_name(f"{file.stem}-int8.onnx"), file.with_name(f"{file.stem}-nncf.xml")
+    if not ours.is_file():
+        write_int8(file, ours)
+    done = subprocess.run([python, "-c", NNCF, str(file), str(peer)], capture_output=True, text=True)
+    if done.returncode:
+        click.echo(f"NNCF: {done.stderr.strip().splitlines()[-1]}", err=True)
+        return
+    for threads in (1, 2):
+        with _openvino(python, peer, 8, threads) as reference, _openvino(python, ours, 8, threads) as in_openvino:
+            if not (reference and in_openvino):
+                return
+            for name, runner in (("onnxruntime", _runner(ours, 8, threads)), ("OpenVINO", in_openvino)):
+                found = compare(f"batch 8, {threads} threads, int8 in {name} / NNCF", reference, runner, pairs)
+                click.echo("  " + found.line(NNCF_BAR))
 
 
 def pruned(folder, pairs):

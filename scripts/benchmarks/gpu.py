@@ -95,10 +95,11 @@ def table(files, batches, runs, engines):
         engines: folder for TensorRT's engines.
     """
     import resnet_export as rx
+    from resnet_export.runtime.benchmark import random_feeds
 
     yield "  ".join(f"{name:>12}" if index else f"{name:32}" for index, name in enumerate(HEAD))
     cpu = rx.session(files["float32"], "cpu")
-    feeds = {size: rx.runtime.benchmark.random_feeds(cpu, size) for size in batches}
+    feeds = {size: random_feeds(cpu, size) for size in batches}
     expected = cpu.run(feeds[batches[0]])
     for name, (precision, device, settings) in {"cpu": ("float32", "cpu", {}), **WAYS}.items():
         cache = {"cache": engines} if device == "tensorrt" else {}

@@ -1,0 +1,227 @@
+"""How far a file in lower precision may be from its float32 file: by the kind of each output, and which node adds the error."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from .. import artifact
+from ..artifact import Scores
+from ..errors import MismatchError, UsageError
+from ..results import Comparison, VerificationReport
+from ..runtime.sessions import Session, session
+from ..verification.metrics import measure
+from .samples import Feeds, Outputs
+from .source import Source, inner_values
+
+RUNTIME = "onnxruntime, default"
+
+DEQUANTISED = "_DequantizeLinear_Output"  # what onnxruntime's quantiser appends to a tensor's name
+
+
+def open_converted(work: Path, source: Source) -> Session:
+    """A session of a converted file that is not yet at its final path.
+
+    Raises:
+        MismatchError: The file is invalid, or onnxruntime does not load it.
+    """
+    try:
+        onnx.checker.check_model(str(work), full_check=True)
+        return session(work, "cpu")
+    except Exception as error:  # the checker's and onnxruntime's errors have no common class
+        reason = artifact.first_line(error).replace(str(work), "the file")
+        raise MismatchError(f"what was made from {source.name} is not a valid file: {reason}") from error
+
+
+def require(report: VerificationReport) -> None:
+    """Raise for a report that did not pass.
+
+    Raises:
+        MismatchError: Carries the report.
+    """
+    if not report.passed:
+        raise MismatchError(report.summary(), report)
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What a node of a converted file is off by, as shares ‖Δ‖ / ‖float32‖.
+
+    Attributes:
+        total: The error of its output.
+        added: What of it the node itself added.
+    """
+
+    total: float
+    added: float
+
+
+SUMMING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
+
+
+def layer_errors(model: ir.Model, converted: onnx.ModelProto, feeds: Feeds, *, every_node: bool = False) -> dict[str, LayerError]:
+    """`{node name: LayerError}` of every node that multiplies or adds, in the order of the graph.
+
+    Args:
+        model: The float32 graph.
+        converted: The graph that was made from it; its tensors keep their names.
+        feeds: One batch.
+        every_node: Take all other nodes as well.
+    """
+    names = {value.name for node in model.graph for value in node.outputs}
+    want = inner_values(model, feeds, names)
+    have = inner_values(converted, feeds, names | {name + DEQUANTISED for name in names})
+    # A ReLU may have become the range of the quantised tensor; the plain name then holds what goes into it.
+    have = {name: have.get(name + DEQUANTISED, have.get(name)) for name in want}
+    error = {
+        name: _share(have[name], value) for name, value in want.items() if have[name] is not None and value.dtype.kind == "f"
+    }
+    return _added(model, error, every_node)
+
+
+def _added(model: ir.Model, error: Mapping[str, float], every_node: bool) -> dict[str, LayerError]:
+    clipped = {node.inputs[0].name: node.outputs[0].name for node in model.graph if node.op_type in ("Relu", "Clip")}
+    found = {}
+    for node in model.graph:
+        output = node.outputs[0].name
+        output = output if output in error else clipped.get(output)
+        if output in error and (every_node or node.op_type in SUMMING):
+            before = max((error.get(value.name, 0.0) for value in node.inputs if value is not None), default=0.0)
+            found[node.name] = LayerError(error[output], error[output] - before)
+    return found
+
+
+def _share(have: np.ndarray, want: np.ndarray) -> float:
+    if have.shape != want.shape:
+        return float("inf")
+    return float(np.linalg.norm(have.astype("float64") - want) / max(float(np.linalg.norm(want.astype("float64"))), 1e-30))
+
+
+def worst_layers(errors: Mapping[str, LayerError]) -> list[str]:
+    """Node names, those that add most error first."""
+    return sorted(errors, key=lambda name: -errors[name].added)
+
+
+# ---------------------------------------------------------------- outputs
+
+
+@dataclass(frozen=True)
+class OutputJudge:
+    """How an output of a quantised file is compared with the float32 one.
+
+    Attributes:
+        output: Name of the output.
+        scores: What its numbers mean, or None for an output that scores no classes.
+        tolerance: Allowed loss of agreement as a share; for outputs that score no classes, the allowed relative error.
+    """
+
+    output: str
+    scores: Scores | None
+    tolerance: float
+
+    def compare(self, batches: list[Feeds], reference: list[Outputs], got: list[Outputs]) -> Comparison:
+        """Compare all batches at once.
+
+        Args:
+            batches: What was fed.
+            reference: What the float32 file computed.
+            got: What the quantised file computed.
+        """
+        want, have = ([outputs[self.output] for outputs in side] for side in (reference, got))
+        first = next(iter(batches[0].values()))
+        rows = sum(len(next(iter(feeds.values()))) for feeds in batches)
+        shape = [rows, *first.shape[1:]]
+        if self.scores is None:
+            figures = measure(*(np.concatenate([value.ravel() for value in side]) for side in (want, have)))
+            figures |= {"top1": None, "top5": None}
+            comparison = Comparison(self.output, rows, shape, "samples", RUNTIME, passed=False, **figures)
+        else:
+            want, have = np.concatenate(want), np.concatenate(have)
+            figures = measure(want, have) | {"top1": self.scores.agreement(want, have)}
+            comparison = Comparison(self.output, rows, shape, "samples", RUNTIME, passed=False, **figures)
+        return dataclasses.replace(comparison, passed=self.needed(comparison) <= self.tolerance)
+
+    def needed(self, comparison: Comparison) -> float:
+        """The tolerance that a comparison needs in order to pass."""
+        if self.scores is not None:
+            return math.inf if comparison.top1 is None else 1 - comparison.top1
+        return max(comparison.relative, 1 - comparison.cosine)
+
+    def described(self, comparison: Comparison) -> str:
+        """A comparison as a message."""
+        if self.scores is None:
+            return (
+                f"output `{self.output}` is off by {comparison.relative:.2%} of its largest value, with a cosine of "
+                f"{comparison.cosine:.5f}, on {comparison.batch} images"
+            )
+        kind = "top-1 agreement" if self.scores.kind in ("logits", "probabilities") else "agreement on the side of 0.5"
+        share = "not measurable" if comparison.top1 is None else f"{comparison.top1:.2%}"
+        return f"{kind} of `{self.output}` with float32 is {share} on {comparison.batch} images"
+
+    def option(self, comparison: Comparison) -> str:
+        """The option with which a comparison would pass."""
+        needed = self.needed(comparison)
+        if not math.isfinite(needed):
+            return "no option"
+        if self.scores is None:
+            return f"`--max-error {_rounded_up(needed)}`"
+        return f"`--max-drop {_rounded_up(100 * needed)}`"
+
+
+def _rounded_up(number: float) -> str:
+    """The next number with at most two digits: 1.95 → 2, 0.0312 → 0.032."""
+    if number <= 0:
+        return "0"
+    step = 10.0 ** (math.floor(math.log10(number)) - (1 if number < 1 or number >= 10 else 0))
+    return f"{math.ceil(number / step - 1e-9) * step:.6g}"
+
+
+def judges_of(
+    model: Session, scores: str | None, output_kind: str | None, max_drop: float, max_error: float
+) -> list[OutputJudge]:
+    """How the outputs of a file are judged: those that score classes by their decisions; all others, if there are none such.
+
+    Args:
+        model: The float32 file.
+        scores: Name of the only output to judge, or None.
+        output_kind: Its kind, or None to take what the file states.
+        max_drop: Allowed loss of agreement, in percent.
+        max_error: Allowed relative error of outputs that score no classes.
+
+    Raises:
+        UsageError: There is no such output, its kind is unknown, or it cannot have that kind.
+    """
+    shapes = {value.name: list(value.shape) for value in model.outputs if value.dtype.startswith("float")}
+    if scores is not None and scores not in shapes:
+        raise UsageError(f"{model.path.name} has no output {scores!r} of floats; it has {', '.join(shapes)}")
+    kinds = artifact.output_kinds(model.metadata, shapes)
+    if output_kind is not None:
+        kinds |= {_declared(model, shapes, scores, output_kind): output_kind}
+    ranked = [name for name in shapes if kinds.get(name, "other") != "other" and len(shapes[name]) == 2]
+    found = []
+    for name in [scores] if scores else ranked or list(shapes):
+        is_ranked = name in ranked
+        tolerance = max_drop / 100 if is_ranked else max_error
+        found.append(OutputJudge(name, Scores(name, kinds[name]) if is_ranked else None, tolerance))
+    return found
+
+
+def _declared(model: Session, shapes: Mapping[str, list], scores: str | None, kind: str) -> str:
+    """The output whose kind the user declares, checked."""
+    if kind not in artifact.KINDS:
+        raise UsageError(f"the output kind must be one of {', '.join(artifact.KINDS)}, got {kind!r}")
+    if scores is None and len(shapes) > 1:
+        raise UsageError(f"{model.path.name} has several outputs ({', '.join(shapes)}); name one with --scores NAME")
+    name = scores or next(iter(shapes))
+    if kind != "other" and len(shapes[name]) != 2:
+        raise UsageError(
+            f"output {name!r} of {model.path.name} has the shape {shapes[name]}; only [batch, classes] can be {kind}"
+        )
+    return name
