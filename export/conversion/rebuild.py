@@ -7,7 +7,8 @@ from ..errors import UsageError
 def in_float32(model):
     """The model under the float32 policy, itself if it has it already; weights are copied by position.
 
-    A mixed model's graph would hold casts around every layer, unfolded batch norms and half-precision errors.
+    A mixed model's graph would hold casts around every layer, unfolded batch norms and half-precision errors; a float64 model's
+    runs in few runtimes.
 
     Returns:
         `(model, note)`; the note is None if nothing was done.
@@ -21,15 +22,22 @@ def in_float32(model):
     return _rebuilt(model, "float32", _with_float32), f"rebuilt in float32 (the model uses {', '.join(policies)})"
 
 
+OTHER_FLOATS = ("float16", "float64")  # bfloat16 among them
+
+
 def _reduced(policy):
-    return "float16" in policy.name or "bfloat16" in policy.name or "float16" in str(policy.compute_dtype)
+    return _is_other_float(f"{policy.name} {policy.compute_dtype}")
+
+
+def _is_other_float(name):
+    return any(dtype in str(name) for dtype in OTHER_FLOATS)
 
 
 def _with_float32(node):
-    if node.get("class_name") == "DTypePolicy" and "float16" in str(node["config"].get("name")):
+    if node.get("class_name") == "DTypePolicy" and _is_other_float(node["config"].get("name")):
         return {**node, "config": {**node["config"], "name": "float32"}}
     return {
-        key: "float32" if key == "dtype" and isinstance(value, str) and "float16" in value else value
+        key: "float32" if key == "dtype" and isinstance(value, str) and _is_other_float(value) else value
         for key, value in node.items()
     }
 
@@ -77,7 +85,7 @@ def _opened(model):
 
     def clone(layer):
         inner = isinstance(layer, keras.Model) and len(layer.inputs) == 1 and len(layer.inputs[0].shape) == 4
-        return _opened(layer) if inner else type(layer).from_config(layer.get_config())
+        return _opened(layer) if inner else _again(layer)
 
     tensor = model.inputs[0]
     entry = keras.Input((None, None, tensor.shape[3]), dtype=tensor.dtype, name=tensor.name)
@@ -102,20 +110,51 @@ def _rebuilt(model, policy, change):
     """The model from its config with `change` applied to every dict in it, under a policy for layers that it does not list."""
     import keras
 
-    custom = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        config = _mapped(keras.saving.serialize_keras_object(model), change)
-        rebuilt = keras.saving.deserialize_keras_object(
-            {**config, "compile_config": None}, custom_objects=custom, safe_mode=False
-        )
+        try:
+            rebuilt = _from_config(model, change)
+        except Exception:  # a layer that cannot be made from its config
+            rebuilt = _layer_by_layer(model, policy, change)
         rebuilt.set_weights(model.get_weights())
     except Exception as error:
         raise UsageError(f"model {model.name!r} cannot be rebuilt in another precision: {first_line(error)}") from error
     finally:
         keras.config.set_dtype_policy(before)
     return rebuilt
+
+
+def _from_config(model, change):
+    import keras
+
+    custom = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
+    config = {**_mapped(keras.saving.serialize_keras_object(model), change), "compile_config": None}
+    return keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
+
+
+def _layer_by_layer(model, policy, change):
+    import keras
+
+    def clone(layer):
+        inner = isinstance(layer, keras.Model) and layer.inputs
+        return _layer_by_layer(layer, policy, change) if inner else _again(layer, policy, change)
+
+    return keras.models.clone_model(model, clone_function=clone)
+
+
+def _again(layer, policy=None, change=dict):
+    """A new layer with the changed config of another; a copy where that cannot be, as of a Lambda, and there are no weights."""
+    try:
+        return type(layer).from_config(_mapped(layer.get_config(), change))
+    except Exception:
+        if layer.weights:
+            raise
+        copied = object.__new__(type(layer))  # `copy.copy` would go through the config
+        vars(copied).update(vars(layer), _inbound_nodes=[], _outbound_nodes=[])
+        if policy:
+            copied.dtype_policy = policy
+        return copied
 
 
 def _mapped(node, change):

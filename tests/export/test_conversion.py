@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from resnet_export.conversion import rebuild
 from resnet_export.conversion.convert import convert
 from resnet_export.conversion.passes import finish
 from resnet_export.conversion.signature import signature_of
@@ -340,3 +341,65 @@ def test_order_and_names_do_not_depend_on_old_names():
         onnx.checker.check_model(ir.to_proto(model))
         texts.append(ir.to_proto(model).SerializeToString(deterministic=True))
     assert texts[0] == texts[1]
+
+
+# ---------------------------------------------------------------- copies
+
+
+class Unserialisable(layers.Layer):
+    def __init__(self, function, **options):
+        super().__init__(**options)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+def _with(policy, layer):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        return chain(
+            layers.Conv2D(4, 3, activation="relu"), layer(), layers.GlobalAveragePooling2D(), layers.Dense(2), shape=(9, 11, 3)
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+OWN_LAYERS = {
+    "unserialisable": lambda: Unserialisable(lambda x: 2 * x + 1),
+    "lambda": lambda: layers.Lambda(lambda x: 2 * x + 1),
+    "batch norm": lambda: layers.BatchNormalization(),
+}
+
+
+@pytest.mark.parametrize("own", OWN_LAYERS)
+@pytest.mark.parametrize("policy", ["float64", "mixed_bfloat16"])
+def test_other_precisions_are_rebuilt_in_float32(policy, own):
+    model = _with(policy, OWN_LAYERS[own])
+    before = model.get_weights()
+    copied, note = rebuild.in_float32(model)
+    assert policy in note and {layer.compute_dtype for layer in copied.layers} == {"float32"}
+    x = feeds_of(copied, (9, 11))[0]
+    tolerance = 1e-5 if policy == "float64" else 3e-2
+    np.testing.assert_allclose(np.asarray(model(x), "float32"), copied(x), rtol=tolerance, atol=tolerance)
+    check(copied)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        assert old.dtype == new.dtype and (old == new).all()
+
+
+@pytest.mark.parametrize("own", OWN_LAYERS)
+def test_dynamic_size_of_layers_without_a_config(own):
+    model = _with("float32", OWN_LAYERS[own])
+    opened = rebuild.with_open_size(model)
+    x = feeds_of(model, (9, 11))[0]
+    np.testing.assert_array_equal(model(x), opened(x))
+    check(opened, sizes=(14, 12))
+
+
+def test_layers_with_lora():
+    model = chain(layers.Conv2D(4, 3), layers.GlobalAveragePooling2D(), layers.Dense(3), shape=(9, 11, 3))
+    for layer in model.layers[1::2]:
+        layer.enable_lora(2)
+    randomise(model)
+    assert check(model) == check(rebuild.with_open_size(model)) == ["Transpose", "Conv", "GlobalAveragePool", "Flatten", "Gemm"]

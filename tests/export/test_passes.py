@@ -194,6 +194,65 @@ def test_sink_transposes(case):
     assert check(graph(body, **constants), lambda g: (passes.sink_transposes(g), drop_identities(g)), X) == left
 
 
+UNARY = ("Relu", "Neg", "Sigmoid", "Abs")
+
+
+def random_graph(rng):
+    """`(body, outputs, constants)` of a graph of random nodes on tensors of different layouts."""
+    known, lines, constants = [("x", (2, 3, 4, 5))], [], {}
+    for index in range(rng.integers(4, 12)):
+        name, (source, sizes) = f"v{index}", known[rng.integers(len(known))]
+        rank, kind = len(sizes), rng.integers(9)
+        if kind <= 2:
+            perm = [int(axis) for axis in rng.permutation(rank)]
+            lines.append(f"{name} = Transpose <perm = {perm}> ({source})")
+            sizes = tuple(sizes[axis] for axis in perm)
+        elif kind == 3:
+            others = [other for other, shape in known if shape == sizes]
+            lines.append(f"{name} = Add({source}, {others[rng.integers(len(others))]})")
+        elif kind == 4:
+            constants[f"c{index}"] = rng.normal(size=sizes[-1:]).astype("float32")
+            lines.append(f"{name} = Mul({source}, c{index})")
+        elif kind == 5 and rank > 2:
+            axis, keep = int(rng.integers(rank)), int(rng.integers(2))
+            lines.append(f"{name} = ReduceMean <axes = [{axis}], keepdims = {keep}> ({source})")
+            sizes = (*sizes[:axis], *[1] * keep, *sizes[axis + 1 :])
+        elif kind == 6:
+            axis = int(rng.integers(rank))
+            lines.append(f"{name} = Concat <axis = {axis}> ({source}, {source})")
+            sizes = (*sizes[:axis], 2 * sizes[axis], *sizes[axis + 1 :])
+        elif kind == 7:
+            lines.append(f"{name} = Softmax <axis = {int(rng.integers(rank)) - rank}> ({source})")
+        else:
+            lines.append(f"{name} = {UNARY[rng.integers(len(UNARY))]}({source})")
+        known.append((name, sizes))
+    outputs = [name for name, _ in known[-3:] if name != "x"]
+    return "\n".join(lines), ", ".join(f"float[] {name}" for name in outputs), constants
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sink_transposes_of_random_graphs(seed):
+    """onnxruntime computes the same before and after, and onnx agrees with the shapes that are recorded."""
+    rng = np.random.default_rng(seed)
+    feed = {"x": rng.normal(size=(2, 3, 4, 5)).astype("float32")}
+    for _ in range(25):
+        body, outputs, constants = random_graph(rng)
+        results = []
+        for sunk in (False, True):
+            model = graph(body, inputs="float[2, 3, 4, 5] x", outputs=outputs, **constants)
+            if sunk:
+                passes.sink_transposes(model.graph)
+                drop_identities(model.graph)
+            proto = ir.to_proto(model)
+            onnx.checker.check_model(proto, full_check=True)
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            results.append(session.run(None, feed))
+        for before, after in zip(*results, strict=True):
+            np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6, err_msg=body)
+
+
 def test_transpose_of_ones_is_a_reshape():
     model = graph(f"y = Transpose {TO_FIRST} (x)", inputs="float[N, 1, 1, 5] x")
     assert check(model, passes.sink_transposes, {"x": normal(2, 1, 1, 5)}, exact=True) == ["Reshape"]

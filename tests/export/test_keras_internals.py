@@ -1,0 +1,88 @@
+"""The private APIs that the conversion relies on are still what they were: each test names one and what would break."""
+
+import inspect
+
+import keras
+import keras.src.backend.tensorflow.core as keras_core
+import keras.src.backend.tensorflow.nn as keras_nn
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from resnet_export.conversion import keras_internals
+
+
+def ops_of(call, shape):
+    graph = tf.function(call).get_concrete_function(tf.TensorSpec(shape, "float32")).graph
+    return [operation.type for operation in graph.get_operations()]
+
+
+def test_modules_reach_tensorflow_through_a_global_name():
+    assert keras_nn.tf is tf and keras_core.tf is tf
+
+
+@pytest.mark.parametrize("name", ["convolution", "depthwise_conv2d", "separable_conv2d"])
+def test_replacements_take_what_keras_passes(name):
+    """Keras calls `tf.nn.convolution` and its kin by these names; the replacements have the same arguments."""
+    assert f"tf.nn.{name}(" in inspect.getsource(keras_nn)
+    theirs = list(inspect.signature(getattr(tf.nn, name)).parameters)
+    ours = list(inspect.signature(getattr(keras_internals, name)).parameters)
+    assert ours == theirs[: len(ours)]
+
+
+def test_grouped_convolutions_hide_in_a_function():
+    """As long as this holds, `plain_grouped_convolutions` is needed; and with it, the convolution is seen."""
+    layer = keras.layers.Conv2D(4, 3, groups=2)
+    layer.build((None, 8, 8, 4))
+    assert "Conv2D" not in ops_of(layer.call, (None, 8, 8, 4))
+    with keras_internals.plain_grouped_convolutions():
+        assert "Conv2D" in ops_of(layer.call, (None, 8, 8, 4))
+    assert keras_nn.tf is tf
+
+
+@pytest.mark.parametrize("kind", ["Conv2D", "DepthwiseConv2D", "SeparableConv2D"])
+def test_dilated_convolutions_go_through_batches(kind):
+    options = {"filters": 4} if kind != "DepthwiseConv2D" else {}
+    layer = getattr(keras.layers, kind)(kernel_size=3, dilation_rate=2, padding="same", **options)
+    layer.build((None, None, None, 4))
+    assert "SpaceToBatchND" in ops_of(layer.call, (None, None, None, 4))
+    with keras_internals.native_dilation():
+        assert "SpaceToBatchND" not in ops_of(layer.call, (None, None, None, 4))
+    assert keras_nn.tf is tf
+
+
+def test_native_dilation_computes_the_same():
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, 9, 11, 4)), "float32")
+    layer = keras.layers.Conv2D(4, (2, 3), dilation_rate=(2, 3), padding="same")
+    expected = layer(x)
+    with keras_internals.native_dilation():
+        np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_names_of_layers_become_scopes():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="a layer (of two)")])
+    with pytest.raises(ValueError, match="is not a valid"):
+        ops_of(model, (None, 4))
+    with keras_internals.clean_scope_names():
+        assert "MatMul" in ops_of(model, (None, 4))
+    assert keras_core.tf is tf
+
+
+def test_variables_have_a_name_that_can_be_set():
+    variable = keras.layers.Dense(2)
+    variable.build((None, 3))
+    inner = variable.kernel.value
+    before = inner._handle_name
+    with keras_internals.clean_variable_names([inner]):
+        assert inner._handle_name == ":".join(map(keras_internals.clean_name, before.split(":")))
+    assert inner._handle_name == before
+
+
+def test_layers_are_called_through_one_method():
+    seen = []
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")], name="inner")
+    model = keras.Sequential([keras.Input((4,)), inner], name="outer")
+    with keras_internals.calls_of_layers(lambda path, result: seen.append((path, tuple(result.shape)))):
+        model(np.ones((2, 4), "float32"))
+    assert ("inner/dense", (2, 3)) in seen and seen[-1] == ("outer", (2, 3))
+    assert keras.Layer.__call__.__qualname__ == "Layer.__call__"
