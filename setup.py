@@ -47,7 +47,15 @@ EXTRAS = {
     "batch": ["pyarrow>=15"],
     "client": ["httpx>=0.27"],
     "backends": ["jax>=0.4.30", "torch>=2.4"],
-    "peers": ["onnxscript>=0.3", "torch>=2.4", "torchvision>=0.19", "timm>=1.0", "keras-hub>=0.20", "openvino>=2024.4", "nncf>=3.0"],
+    "peers": [
+        "onnxscript>=0.3",
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "timm>=1.0",
+        "keras-hub>=0.20",
+        "openvino>=2024.4",
+        "nncf>=3.0",
+    ],
 }
 EXTRAS["dev"] = sorted(
     {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.20", "schemathesis>=4", "ruff>=0.6", "build>=1.2"}.union(
