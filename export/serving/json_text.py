@@ -29,7 +29,10 @@ def loads(text: bytes | bytearray | memoryview) -> Any:
         RecursionError: It is nested too deeply.
     """
     if orjson:
-        return orjson.loads(text)
+        try:
+            return orjson.loads(text)
+        except ValueError:  # Python's own module says better what is wrong
+            pass
     return json.loads(str(text, "utf-8"), parse_constant=_refuse_constant)
 
 
