@@ -1,6 +1,7 @@
 """Random Keras models for tests of the exporter, as source code that can be read, cut down and run again.
 
-`draw` writes a program from any `random.Random`: a seeded one, or the one that hypothesis hands out (`recipes`), which also shrinks.
+`draw` writes a program from any `random.Random`: a seeded one, or the one that hypothesis hands out (`recipes`),
+which also shrinks.
 `build(seed)` runs it. Every layer class of `keras.layers` is in `KINDS`, or in `EXCLUDED` with the reason.
 """
 
@@ -412,7 +413,7 @@ def _merge(d: Draw, rank: int, shape: tuple, name: str) -> str:
 @kind("Concatenate", ranks=ANY)
 def _concatenate(d: Draw, rank: int, shape: tuple, name: str) -> str:
     axis = d.maybe(25, 1) if rank else None
-    return f"{call('layers.Concatenate', axis=axis)}([x, {d.pick('ops.sin(x)', 'layers.Dense(%d)(x)' % shape[-1], 'x')}])"
+    return f"{call('layers.Concatenate', axis=axis)}([x, {d.pick('ops.sin(x)', f'layers.Dense({shape[-1]})(x)', 'x')}])"
 
 
 @kind("Dot", ranks=(0, 1))
@@ -532,7 +533,7 @@ def _stft(d: Draw, rank: int, shape: tuple, name: str) -> str:
 
 @kind("MelSpectrogram", ranks=(0,))
 def _mel(d: Draw, rank: int, shape: tuple, name: str) -> str:
-    return "layers.MelSpectrogram(num_mel_bins=4, fft_length=8, sequence_stride=4, sampling_rate=40, max_freq=20)(ops.repeat(x, 8, axis=1))"
+    return "layers.MelSpectrogram(num_mel_bins=4, fft_length=8, sequence_stride=4, sampling_rate=40, max_freq=20)(ops.repeat(x, 8, axis=1))"  # noqa: E501
 
 
 # The kinds that are no layers of Keras: functions, and what users build of layers.
@@ -567,7 +568,7 @@ def _reduction(d: Draw, rank: int, shape: tuple, name: str) -> str:
 @kind("ops of shapes", ranks=(2,))
 def _shapes(d: Draw, rank: int, shape: tuple, name: str) -> str:
     return d.pick(
-        "x[:, ::2, 1:]", "x[..., ::-1]", "ops.pad(x, [[0, 0], [1, 0], [0, 2], [0, 0]], mode='reflect')", "ops.repeat(x, 2, axis=1)",
+        "x[:, ::2, 1:]", "x[..., ::-1]", "ops.pad(x, [[0, 0], [1, 0], [0, 2], [0, 0]], mode='reflect')", "ops.repeat(x, 2, axis=1)",  # noqa: E501
         "ops.tile(x, [1, 1, 2, 1])", "ops.transpose(x, [0, 2, 1, 3])", "ops.concatenate(ops.split(x, [1], axis=1)[::-1], axis=1)",
         "ops.expand_dims(x, 1)[:, 0]", "ops.stack([x, 2 * x], axis=-1)[..., 1]", "ops.swapaxes(x, 1, 2)",
         "ops.einsum('bhwc,bhwd->bcd', x, x)", "ops.matmul(x, ops.transpose(x, [0, 1, 3, 2]))", "ops.moveaxis(x, 1, 2)",
@@ -626,7 +627,7 @@ STRINGS = "looks strings or sparse identifiers up in tables; no part of a CNN"
 EXCLUDED = {
     "Layer": CELL, "Wrapper": CELL, "InputSpec": "a description, not a layer", "InputLayer": "every model has one",
     "FlaxLayer": FOREIGN, "JaxLayer": FOREIGN, "TorchModuleWrapper": FOREIGN, "TFSMLayer": FOREIGN,
-    "Hashing": STRINGS, "HashedCrossing": STRINGS, "StringLookup": STRINGS, "IntegerLookup": STRINGS, "TextVectorization": STRINGS,
+    "Hashing": STRINGS, "HashedCrossing": STRINGS, "StringLookup": STRINGS, "IntegerLookup": STRINGS, "TextVectorization": STRINGS,  # noqa: E501
     "MaxNumBoundingBoxes": "changes lists of boxes while training data is prepared, not images",
 }  # fmt: skip
 
@@ -732,7 +733,7 @@ class Recipe:
     @property
     def description(self) -> str:
         """The program, and what else there is to say."""
-        facts = f"# policy {self.policy}, seed {self.seed}, {'random' if self.trained else 'fresh'} statistics, options {self.options}"
+        facts = f"# policy {self.policy}, seed {self.seed}, {'random' if self.trained else 'fresh'} statistics, options {self.options}"  # noqa: E501
         return "\n".join([facts, *self.lines])
 
     def model(self, policy: str | None = None, size: str | None = None) -> keras.Model:

@@ -4,11 +4,13 @@
 one line each. `judge_many` runs several of them, so that a crash of native code costs one model and is counted.
 """
 
+import ast
 import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -91,7 +93,7 @@ def judge(recipe: Any, twice: bool = True) -> Outcome:
             if second.kind != RIGHT:
                 outcome = dataclasses.replace(outcome, kind=OTHER_BYTES, detail=f"second export: {second.detail}")
             elif _digest(path) != _digest(other):
-                outcome = dataclasses.replace(outcome, kind=OTHER_BYTES, detail="another digest")
+                outcome = dataclasses.replace(outcome, kind=OTHER_BYTES, detail=_difference(path, other))
     return outcome
 
 
@@ -184,10 +186,9 @@ def _compare(recipe: Any, path: Path, batches: list, expected: list, model: Any)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            outputs = [value.name for value in session.get_outputs()]
             for feeds, want in zip(batches, expected, strict=True):
-                got = dict(
-                    zip([value.name for value in session.get_outputs()], session.run(None, _named(recipe, session, model, feeds)))
-                )
+                got = dict(zip(outputs, session.run(None, _named(recipe, session, model, feeds)), strict=True))
                 if wrong := _differs(recipe, model, feeds, want, got):
                     return f"{wrong} (optimised: {optimise}, batch {[value.shape for value in feeds]})"
             if recipe.options.get("resize") and (wrong := _resized(session, recipe, model)):
@@ -287,6 +288,25 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _difference(path: Path, other: Path) -> str:
+    """Where two files first differ."""
+    import onnx
+
+    one, two = onnx.load(path), onnx.load(other)
+    for name, get in {
+        "metadata": lambda proto: [(entry.key, entry.value) for entry in proto.metadata_props],
+        "node": lambda proto: [node.SerializeToString(deterministic=True) for node in proto.graph.node],
+        "initialiser": lambda proto: [tensor.SerializeToString(deterministic=True) for tensor in proto.graph.initializer],
+        "value info": lambda proto: [value.SerializeToString(deterministic=True) for value in proto.graph.value_info],
+    }.items():
+        for here, there in zip(get(one), get(two), strict=False):
+            if here != there:
+                return f"first difference: {name} {str(here)[:150]!r} became {str(there)[:150]!r}"
+        if len(get(one)) != len(get(two)):
+            return f"another number of {name}s"
+    return "elsewhere"
+
+
 def _line(error: object) -> str:
     return " ".join(str(error).split())[:400]
 
@@ -374,6 +394,72 @@ def judge_many(
         yield from pool.map(one, recipes)
     for worker in workers:
         worker.close()
+
+
+def signature(outcome: Outcome) -> str:
+    """What failures of one kind have in common: the detail without names and numbers."""
+    return f"{outcome.kind}: {re.sub(r'[`{].*?[`}]|[0-9][0-9.e+-]*|/[^ ]*|functional_[^ ]*', '…', outcome.detail)[:70]}"
+
+
+def smaller(recipe: Any) -> Iterator[Any]:
+    """Recipes that have less than this one: a line, an option, an argument."""
+    for option in recipe.options:
+        yield dataclasses.replace(recipe, options={name: value for name, value in recipe.options.items() if name != option})
+    if recipe.policy != "float32":
+        yield dataclasses.replace(recipe, policy="float32")
+    lines = recipe.lines
+    for number in range(1, len(lines) - 1):
+        yield dataclasses.replace(recipe, lines=(*lines[:number], *lines[number + 1 :]))
+    for number, line in enumerate(lines):
+        for shorter in _shorter(line):
+            yield dataclasses.replace(recipe, lines=(*lines[:number], shorter, *lines[number + 1 :]))
+
+
+def _shorter(line: str) -> Iterator[str]:
+    """A line of source without one keyword, with `x` for one call, or with the value of one expression for the whole."""
+    if line.startswith("outputs = ") and line != "outputs = x":
+        yield "outputs = x"
+    for position, node in enumerate(ast.walk(ast.parse(line))):
+        tree = ast.parse(line)
+        twin = list(ast.walk(tree))[position]
+        if isinstance(node, ast.Call):
+            for keyword in range(len(node.keywords)):
+                changed = ast.parse(line)
+                del list(ast.walk(changed))[position].keywords[keyword]
+                yield ast.unparse(changed)
+            for argument in range(len(node.args)):
+                if isinstance(node.args[argument], ast.Call):
+                    twin.args[argument] = ast.Name("x")
+                    yield ast.unparse(tree)
+                    tree = ast.parse(line)
+                    twin = list(ast.walk(tree))[position]
+
+
+def shrink(recipe: Any, outcome: Outcome, seconds: float = 300) -> Any:
+    """The smallest recipe found that fails in the same way.
+
+    Args:
+        recipe: `generator.Recipe` that fails.
+        outcome: How.
+        seconds: When to stop.
+    """
+    worker, deadline = _Worker(), time.monotonic() + seconds
+
+    def fails(candidate: Any) -> bool:
+        question = {"seed": 0, "recipe": dataclasses.asdict(candidate), "twice": outcome.kind == OTHER_BYTES}
+        return signature(worker.ask(question)) == signature(outcome)
+
+    progress = True
+    while progress and time.monotonic() < deadline:
+        progress = False
+        for candidate in smaller(recipe):
+            if time.monotonic() > deadline:
+                break
+            if fails(candidate):
+                recipe, progress = candidate, True
+                break
+    worker.close()
+    return recipe
 
 
 def recipe_of(fields: dict) -> Any:

@@ -1,0 +1,36 @@
+"""Random models through the exporter, judged by the untouched Keras model and plain onnxruntime."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+
+from . import generator, judging
+
+
+def test_every_layer_kind_of_keras_is_drawn_or_excluded_with_a_reason() -> None:
+    kinds = generator.layer_kinds()
+    assert kinds - set(generator.KINDS) - set(generator.EXCLUDED) == set(), "Keras has layer kinds that nobody decided on"
+    assert set(generator.EXCLUDED) <= kinds and all(generator.EXCLUDED.values())
+    assert not set(generator.KINDS) & set(generator.EXCLUDED)
+
+
+def test_a_seed_always_gives_the_same_recipe() -> None:
+    assert generator.recipe(7) == generator.recipe(7)
+    assert generator.draw(random.Random(1)) != generator.draw(random.Random(2))
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None)
+@given(generator.recipes())
+def test_hypothesis_draws_models(recipe: generator.Recipe) -> None:
+    assert recipe.model().outputs
+
+
+@pytest.mark.slow
+def test_random_models_export_right_or_are_refused_truly() -> None:
+    found = list(judging.judge_many(((seed, None) for seed in range(60)), processes=1))
+    failures = [
+        f"seed {one.number}: {one.outcome.kind}: {one.outcome.detail}" for one in found if one.outcome.kind not in judging.FINE
+    ]
+    assert not failures, "\n".join(failures)
