@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -34,6 +35,19 @@ def cifar_test(shared_data):
     finally:
         # The reader lifts Pillow's limit for its own sheets; other tests need it.
         Image.MAX_IMAGE_PIXELS = limit
+
+
+@pytest.fixture(autouse=True)
+def no_open_name_scope():
+    """A name scope of Keras that a test leaves open would name the variables of all later tests."""
+    yield
+    if "keras" in sys.modules:
+        from keras.src.backend.common import global_state
+
+        stack = global_state.get_global_attribute("name_scope_stack", [])
+        left = [scope.name for scope in stack]
+        stack.clear()
+        assert not left, f"open name scopes: {left}"
 
 
 def pytest_addoption(parser):
