@@ -6,7 +6,7 @@ import warnings
 from .runtime import installation as clash
 
 if (_rival := clash.installed_version()) is not None:
-    warnings.warn(f"{clash.sentence(_rival)}; mend: {clash.MEND}", stacklevel=2)
+    warnings.warn(f"{clash.sentence(_rival)}; to fix it: {clash.FIX}", stacklevel=2)
 
 _HOME = {
     "to_onnx": "exporters",

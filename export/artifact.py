@@ -198,15 +198,15 @@ def read_proto(path, external_data=True):
 
 
 def external_files(path):
-    """The names of the files beside an ONNX file that hold its external data.
+    """The names of the files next to an ONNX file that hold its external data.
 
     Raises:
-        UsageError: the file is no ONNX file, or its data lies elsewhere than beside it.
+        UsageError: the file is no ONNX file, or its data is not next to it.
     """
     tensors = read_proto(path, external_data=False).graph.initializer
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     if outside := [name for name in names if Path(name).name != name]:
-        raise UsageError(f"{path} keeps its data in {outside[0]!r}; it must lie beside the file")
+        raise UsageError(f"{path} keeps its data in {outside[0]!r}; it must be next to the file")
     return sorted(names)
 
 
@@ -273,7 +273,7 @@ NO_ROOM = 2**20
 
 @contextlib.contextmanager
 def publishing(path, overwrite=True, keep_failed=False, mark=None):
-    """A folder beside `path` to write into; what lies there is moved into place if the block ends well.
+    """A folder next to `path` to write into; its content is moved into place if the block ends well.
 
     Everything is written under its final name (the place of external data is baked into an ONNX file) and verified there;
     then companions (`path.name + ".data"` …) move first and the file or folder itself last, so that a reader never sees a

@@ -33,7 +33,7 @@ def cli():
     """Keras models to ONNX and SavedModel, every file verified before it is there.
 
     \b
-    Exit codes: 0 done and verified; 1 a bug of ours; 2 wrong usage or unreadable input;
+    Exit codes: 0 done and verified; 1 internal error; 2 wrong usage or unreadable input;
     3 the artefact does not match the model; 4 a device, library or extra is missing; 130 interrupted.
     """
 
@@ -110,7 +110,7 @@ def output_options(function):
         click.option("-o", "--output", "out_option", help="The same as OUT."),
         declared("outputs", "output_kind", "layout"),
         click.option("--labels", help="Class names: a text file with one per line, or a JSON list."),
-        click.option("--samples", help="Folder of images to verify on, beside random batches."),
+        click.option("--samples", help="Folder of images to verify on, in addition to random batches."),
         click.option("--force", is_flag=True, help="Overwrite OUT."),
         click.option("--keep-failed", is_flag=True, help="Keep a file that failed verification as OUT.failed."),
         click.option("--report", "report_file", help="Write the verification figures to a JSON file, replacing it."),
@@ -227,7 +227,7 @@ def _export(exporter, options):
 @click.argument("model")
 @model_options
 @click.option("--labels", help="Class names that FILE must bear, by default the model's: a text file, or a JSON list.")
-@click.option("--samples", help="Folder of images to verify on, beside random batches.")
+@click.option("--samples", help="Folder of images to verify on, in addition to random batches.")
 @click.option("--report", "report_file", help="Write the figures to a JSON file, replacing it.")
 def verify_command(file, model, labels, samples, report_file, as_json, **source):
     """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras or .h5 file, or a zoo name."""
@@ -368,7 +368,7 @@ def inspect_command(files, html_file, as_json):
 
 @command("doctor")
 def doctor_command(as_json):
-    """Versions, devices that really start, missing libraries and clashing installations, with the mend for each."""
+    """Versions, devices that really start, missing libraries and clashing installations, and how to fix each."""
     from .runtime.doctor import diagnose
 
     diagnosis = diagnose()
@@ -395,7 +395,7 @@ def main(arguments=None):
     except Exception as error:
         if debug:
             raise
-        return _fail(f"{type(error).__name__}: {json.dumps(str(error))[1:-1]}; this is a bug of ours, --debug shows where", 1)
+        return _fail(f"internal error: {type(error).__name__}: {json.dumps(str(error))[1:-1]}; --debug shows where", 1)
 
 
 def _fail(message, code):

@@ -36,7 +36,7 @@ def check_places(places, taken=()):
     """Refuse, before any work, files for figures that could not be written or would take the place of another file.
 
     Args:
-        places: paths that the command will write beside its artefact, replacing what is there; None where not asked for.
+        places: paths that the command will write in addition to its output, replacing what is there; None where not asked for.
         taken: paths that it reads, or writes otherwise.
 
     Raises:
@@ -219,5 +219,5 @@ def diagnosis_text(diagnosis):
     lines += ["", *columns(list(diagnosis.devices.items()))]
     lines += [f"{device} lacks {', '.join(names)}" for device, names in diagnosis.missing.items()]
     for finding in diagnosis.findings:
-        lines += ["", f"problem: {finding.problem}", f"mend:    {finding.mend}"]
+        lines += ["", f"problem: {finding.problem}", f"fix:     {finding.fix}"]
     return "\n".join(lines if diagnosis.findings else [*lines, "", "nothing clashes and nothing is missing"])

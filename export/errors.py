@@ -2,7 +2,7 @@
 
 
 class ExportError(Exception):
-    """Base of all errors that this package raises on purpose: one sentence that names the thing and the mend."""
+    """Base of all errors that this package raises on purpose: one message that names the thing and how to fix it."""
 
     exit_code = 1
 

@@ -47,7 +47,7 @@ class VerificationReport:
         weights: `{"compared", "elements", "max_relative", "worst"}` of the initialisers, or None where they were not compared.
         diverges: name of the first layer whose output differs, or None.
         problems: sentences, one per thing that is wrong.
-        notes: sentences on what was done beside the plain comparison, or could not be.
+        notes: messages on what was done in addition to the plain comparison, or could not be.
         layers: of int8: `{node: {"error", "added"}}`, the error of its output and what of it the node itself added, as shares
             ‖Δ‖ / ‖float32‖.
     """

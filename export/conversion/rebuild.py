@@ -1,4 +1,4 @@
-"""Keras models made anew where the one at hand cannot be exported as it is: in float32, or with open size."""
+"""Copies of Keras models that cannot be exported as they are: in float32, or with dynamic size."""
 
 from ..artifact import first_line
 from ..errors import UsageError

@@ -11,7 +11,7 @@ from ..errors import UsageError
 class Buckets:
     """Runs an onnxruntime session with a few batch sizes only: rows are filled up to the next one, or split at the largest.
 
-    A GPU benchmarks its convolutions anew for every batch size that it meets, and a CUDA graph replays one size, from and to
+    A GPU benchmarks its convolutions again for every batch size that it meets, and a CUDA graph replays one size, from and to
     the addresses it was captured with; each size therefore has input and output buffers of its own on the device.
 
     Args:

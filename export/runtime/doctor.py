@@ -1,4 +1,4 @@
-"""What is really there: versions, devices that start, missing libraries, clashing installations, and the mend for each."""
+"""What is really there: versions, devices that start, missing libraries, clashing installations, and how to fix each."""
 
 import importlib.metadata
 import platform
@@ -21,7 +21,7 @@ class Finding:
     """Something that is wrong, and what to do about it."""
 
     problem: str
-    mend: str
+    fix: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def start(device):
         try:
             session(path, device)
         except DeviceError as error:
-            return str(error).removesuffix("; `resnet-export doctor` has the mend")
+            return str(error).removesuffix("; `resnet-export doctor` says how to fix it")
     return "starts"
 
 
@@ -118,7 +118,7 @@ def clashes(found):
     if not runtimes:
         findings.append(Finding("no onnxruntime is installed", "pip install onnxruntime-gpu"))
     if clash.RIVAL in found:
-        findings.append(Finding(clash.sentence(found[clash.RIVAL]), clash.MEND))
+        findings.append(Finding(clash.sentence(found[clash.RIVAL]), clash.FIX))
     if "nvidia-cudnn-cu12" in found and "nvidia-cudnn-cu13" in found:
         findings.append(
             Finding(
@@ -135,5 +135,5 @@ def library_finding(device, names, driver):
     """A `Finding` on the libraries that a device lacks."""
     if driver is None:
         return Finding(f"{device}: there is no NVIDIA driver", "install one (580 or later for CUDA 13), or use the CPU")
-    mends = [mend for start, mend in WHEELS.items() if any(name.startswith(start) for name in names)]
-    return Finding(f"{device}: {', '.join(names)} missing", mends[-1] if mends else WHEELS["libcud"])
+    fixes = [fix for start, fix in WHEELS.items() if any(name.startswith(start) for name in names)]
+    return Finding(f"{device}: {', '.join(names)} missing", fixes[-1] if fixes else WHEELS["libcud"])

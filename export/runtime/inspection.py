@@ -233,7 +233,7 @@ def picture(inspection):
 
 
 def _joints(found, width=140, x=110):
-    """The picture beside the table: a box per row, and what joins them."""
+    """The picture next to the table: a box per row, and what joins them."""
     middle = [ROW * (place + 1.5) for place in range(len(found))]
     parts = []
     for place, block in enumerate(found):

@@ -3,11 +3,11 @@
 from importlib import metadata
 
 RIVAL = "keras-resnet"
-MEND = "pip uninstall -y keras-resnet && pip install --force-reinstall --no-deps keras-resnet-export"
+FIX = "pip uninstall -y keras-resnet && pip install --force-reinstall --no-deps keras-resnet-export"
 
 
 def installed_version():
-    """Version of `keras-resnet` beside this distribution, or None."""
+    """Version of `keras-resnet` installed next to this distribution, or None."""
     try:
         return metadata.version(RIVAL)
     except metadata.PackageNotFoundError:

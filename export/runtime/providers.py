@@ -81,7 +81,7 @@ def provider_options(device, settings):
 
 
 def shape_profiles(inputs, sizes):
-    """TensorRT's profile options: without them an engine is built anew for each new batch size, half a minute each.
+    """TensorRT's profile options: without them an engine is built again for each new batch size, half a minute each.
 
     Args:
         inputs: `runtime.TensorInfo` of every input.

@@ -286,7 +286,7 @@ def _why_not(device, reason):
     lacking = missing(device)
     if lacking:
         reason = f"{lacking[0]} is missing"
-    return f"{device} does not start: {reason}; `resnet-export doctor` has the mend"
+    return f"{device} does not start: {reason}; `resnet-export doctor` says how to fix it"
 
 
 @contextlib.contextmanager

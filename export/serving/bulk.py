@@ -1,6 +1,6 @@
 """Classifying millions of images: streamed in, streamed out, in order, and gone on with after an interruption.
 
-What is done is kept in numbered parts beside the output (`OUT.partial/`), each of which is there whole or not at all; they are
+What is done is kept in numbered parts next to the output (`OUT.partial/`), each of which is there whole or not at all; they are
 put together at the end.
 """
 
@@ -157,7 +157,7 @@ def run(items, classifier, out, *, resume=False, overwrite=False, on_rows=lambda
         classifier: has `settings`, `top`, and `rows(items)`.
         out: `.csv`, `.parquet` or `.jsonl` file.
         resume: go on where an interrupted run stopped.
-        overwrite: replace `out`, and begin anew even if there is an interrupted run.
+        overwrite: replace `out`, and restart even if there is an interrupted run.
         on_rows: called with every list of rows that has been kept.
 
     Returns:
@@ -177,7 +177,7 @@ def run(items, classifier, out, *, resume=False, overwrite=False, on_rows=lambda
         items = iter(items)
         for index, item in enumerate(itertools.islice(items, done), 1):
             if index == done and item.name != last:
-                raise UsageError(f"image {done} is now {item.name}, in {folder} it is {last}; begin anew with --force")
+                raise UsageError(f"image {done} is now {item.name}, in {folder} it is {last}; restart with --force")
         kept = itertools.count(len(list(_part_files(folder))))
         for rows in batched(classifier.rows(items), PART_ROWS):
             _keep(folder / f"part-{next(kept):08d}.jsonl", rows)
@@ -227,7 +227,7 @@ def _begin(folder: Path, settings: dict, resume: bool) -> tuple[int, str | None]
         return 0, None
     before = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     if before != settings:
-        raise UsageError(f"the run in {folder} was begun with {before}, not {settings}; begin anew with --force")
+        raise UsageError(f"the run in {folder} was begun with {before}, not {settings}; restart with --force")
     done, last = 0, None
     for row in _kept_rows(folder):
         done, last = done + 1, row["file"]
@@ -243,7 +243,7 @@ def _keep(path, rows):
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; go on with --resume once that is mended") from error
+        raise UsageError(f"cannot write {path}: {error.strerror}; continue with --resume once that is fixed") from error
 
 
 def _part_files(folder):

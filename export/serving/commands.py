@@ -136,7 +136,7 @@ many_options = _options(
     click.option("--api-key-file", type=click.Path(), help="With --url: the first key in this file is sent."),
     click.option("-o", "--out", help="Write .csv, .parquet or .jsonl, in order, errors as rows; for any number of images."),
     click.option("--resume", is_flag=True, help="With --out: go on where an interrupted run stopped."),
-    click.option("--force", is_flag=True, help="With --out: overwrite, and begin anew."),
+    click.option("--force", is_flag=True, help="With --out: overwrite, and restart an interrupted run."),
     _number(int, "--batch", 16, "Images per run."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: workers on a cluster."),
     _number(int, "--workers", 1, "With --engine ray: workers, of one core each or --gpus-per-worker."),

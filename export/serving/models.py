@@ -240,7 +240,7 @@ class ServedModel:
             raise ProtocolError(f"input {spec.name!r} of shape {list(array.shape)} has a side of more than {MAX_SIDE:,}", 413)
 
     def _run(self, inputs):
-        """The model itself; on a GPU, batches are filled up to sizes it has seen, because each new one is planned anew."""
+        """The model itself; on a GPU, batches are filled up to sizes it has seen, because each new one is planned again."""
         if not self.batched or self.session.device == "cpu" or self.session.buckets:
             return self.session.run(inputs)
         rows = len(next(iter(inputs.values())))

@@ -47,7 +47,7 @@ def _server_paths():
             | {"requestBody": only_ready}
         },
         "/v2/repository/models/{name}/load": {
-            "post": _operation("Load a model anew", {"type": "object"}, 403, 404, 500, *of_body) | control
+            "post": _operation("Load a model again", {"type": "object"}, 403, 404, 500, *of_body) | control
         },
         "/v2/repository/models/{name}/unload": {
             "post": _operation("Stop serving a model", {"type": "object"}, 403, 404) | control

@@ -38,7 +38,7 @@ class Repository:
 
     Args:
         files: list of `Source` that were named one by one.
-        folder: repository folder, read anew on every load; None for none.
+        folder: repository folder, read again on every load; None for none.
         options: `ModelOptions`.
 
     Raises:

@@ -50,7 +50,7 @@ def _phases(names):
 
 @dataclass
 class Statistics:
-    """Counters of one version of a model; they start anew when it is loaded."""
+    """Counters of one version of a model; they start at zero when it is loaded."""
 
     inferences: int = 0
     executions: int = 0

@@ -204,7 +204,7 @@ def _plan(name, models, folder, options, add):
         if len(models) != 1:
             raise UsageError(f"versions are added one by one; {name!r} is given {len(models)} times")
         if (there / "config.pbtxt").read_text(encoding="utf-8") != render(config):
-            raise UsageError(f"{there} has another configuration; write all its versions anew with --force")
+            raise UsageError(f"{there} has another configuration; write all its versions again with --force")
         numbers = [int(path.name) for path in there.iterdir() if path.is_dir() and path.name.isdigit()]
         return there / str(max(numbers, default=0) + 1), [lambda place: _write_version(first, place)]
     writers = [lambda place: (place / "config.pbtxt").write_text(render(config), encoding="utf-8")]

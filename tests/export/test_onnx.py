@@ -435,7 +435,7 @@ def test_a_layer_that_keras_itself_cannot_trace_is_named(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_subclassed_model_is_refused_with_the_mend(tmp_path):
+def test_subclassed_model_is_refused_with_the_way_to_fix_it(tmp_path):
     class Own(keras.Model):
         def __init__(self):
             super().__init__()

@@ -374,7 +374,7 @@ CLASHES = {
 def test_doctor_finds_clashes(case):
     found, problem, mend = CLASHES[case]
     (finding,) = doctor.clashes(found)
-    assert problem in finding.problem and mend in finding.mend
+    assert problem in finding.problem and mend in finding.fix
 
 
 def test_doctor_says_what_starts(capsys):
@@ -386,9 +386,9 @@ def test_doctor_says_what_starts(capsys):
         assert "does not start" in found["devices"]["cuda"] and found["findings"]
 
 
-def test_library_finding_names_the_mend():
-    assert "gpu]" in doctor.library_finding("cuda", ["libcudart.so.13"], "590.1").mend
-    assert "tensorrt-cu13" in doctor.library_finding("tensorrt", ["libcublas.so.13", "libnvinfer.so.10"], "590.1").mend
+def test_library_finding_names_the_fix():
+    assert "gpu]" in doctor.library_finding("cuda", ["libcudart.so.13"], "590.1").fix
+    assert "tensorrt-cu13" in doctor.library_finding("tensorrt", ["libcublas.so.13", "libnvinfer.so.10"], "590.1").fix
     assert "driver" in doctor.library_finding("cuda", ["libcuda.so.1"], None).problem
 
 
@@ -428,4 +428,4 @@ def test_the_package_of_the_same_import_name_is_announced(tmp_path):
     ]
     assert all(run.returncode == 0 for run in runs), runs
     assert "keras-resnet" not in runs[0].stderr
-    assert "keras-resnet 0.2.0 owns the import name keras_resnet too; mend: pip uninstall -y keras-resnet" in runs[1].stderr
+    assert "keras-resnet 0.2.0 owns the import name keras_resnet too; to fix it: pip uninstall -y keras-resnet" in runs[1].stderr
