@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RIGHT = "right"
 REFUSED = "refused, with a true reason"
 WRONG = "silently wrong"
+UNUSABLE = "file that onnxruntime does not run"
 FALSE_REFUSAL = "false refusal"
 CRASH = "crash"
 LEFTOVERS = "leftover files"
@@ -119,7 +120,8 @@ def judge_stock(recipe: Any) -> Outcome:
             return Outcome(CRASH, _line(error))
         seconds = time.perf_counter() - start
         wrong = _compare(plain, path, batches, expected, model)
-        return Outcome(WRONG if wrong else RIGHT, wrong, seconds)
+        kind = UNUSABLE if wrong.startswith("onnxruntime:") else WRONG
+        return Outcome(kind if wrong else RIGHT, wrong, seconds)
 
 
 def _reference_model(recipe: Any, model: Any) -> Any:
@@ -167,11 +169,25 @@ def _refusal(recipe: Any, model: Any, message: str, reference_model: Any) -> Out
     line = _line(message)
     if "\x1b" in message or tempfile.gettempdir() in message:
         return Outcome(FALSE_REFUSAL, f"unclear message: {line!r}")
-    if reference_model is None and any(layer.name in message for layer in model.layers):
+    if any(layer.name in message for layer in model.layers) and not _predicts(recipe, reference_model):
         return Outcome(REFUSED, line)
     if any(name in message and name in "\n".join(recipe.lines) for name in UNEXPORTABLE):
         return Outcome(REFUSED, line)
     return Outcome(FALSE_REFUSAL, line)
+
+
+def _predicts(recipe: Any, model: Any) -> bool:
+    """Whether Keras itself can run a model as a graph, which is what a converter gets."""
+    from . import generator
+
+    if model is None:
+        return False
+    feeds = generator.feeds_of(recipe, model)[0]
+    try:
+        model.predict(feeds[0] if len(feeds) == 1 else feeds, verbose=0)
+    except Exception:
+        return False
+    return True
 
 
 def _compare(recipe: Any, path: Path, batches: list, expected: list, model: Any) -> str:
