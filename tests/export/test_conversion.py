@@ -12,12 +12,14 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+import resnet_export as rx
 from resnet_export.conversion import rebuild
 from resnet_export.conversion.convert import convert
 from resnet_export.conversion.passes import finish
 from resnet_export.conversion.signature import signature_of
 from resnet_export.errors import UsageError
 from tests.export import ops_table
+from tests.export.conftest import run_onnx
 from tests.helpers import randomise
 
 
@@ -403,3 +405,17 @@ def test_layers_with_lora():
         layer.enable_lora(2)
     randomise(model)
     assert check(model) == check(rebuild.with_open_size(model)) == ["Transpose", "Conv", "GlobalAveragePool", "Flatten", "Gemm"]
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_grouped_convolutions_of_every_rank(rank, groups, padding, tmp_path):
+    layer = getattr(keras.layers, f"Conv{rank}D")
+    for options in ({"strides": 2}, {"dilation_rate": 2}, {}):
+        x = keras.Input((*(9, 8, 7)[:rank], 4))
+        model = randomise(keras.Model(x, layer(8, 3, groups=groups, padding=padding, **options)(x)))
+        rx.to_onnx(model, tmp_path / "m.onnx")
+        feed = np.random.default_rng(rank).normal(size=(2, *x.shape[1:])).astype("float32")
+        got = run_onnx(tmp_path / "m.onnx", feed)[0]
+        np.testing.assert_allclose(got, np.asarray(model(feed, training=False)), rtol=1e-4, atol=1e-5)

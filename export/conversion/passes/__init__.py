@@ -5,11 +5,12 @@ from .constants import drop_identities, fold_constants
 from .pools import guard_pads, merge_pads, settle_same_padding, write_global_pools
 from .reshapes import merge_reshapes
 from .resizes import settle_resizes
-from .simplify import drop_neutral, fix_reshapes, spell_out_erfc, write_split_sizes
+from .simplify import drop_neutral, fix_reshapes, settle_groups, spell_out_erfc, write_split_sizes
 from .transposes import sink_transposes
 
 ORDER = (
     spell_out_erfc,
+    settle_groups,
     fold_constants,
     drop_identities,
     drop_neutral,

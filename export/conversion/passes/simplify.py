@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .common import array, attribute, constant, insert, is_constant, remove_unused, replace, shape
+from .common import array, attribute, constant, insert, is_constant, remove_unused, replace, set_attribute, shape
 
 
 def spell_out_erfc(graph):
@@ -60,3 +60,13 @@ def write_split_sizes(graph):
             count = len(node.outputs)
             node.resize_inputs(2)
             node.replace_input_with(1, constant(graph, "split", np.full(count, size // count, "int64")))
+
+
+def settle_groups(graph):
+    """Give every convolution the number of groups that its input and weight state; tf2onnx leaves 1 for three dimensions."""
+    for node in graph:
+        if node.op_type != "Conv":
+            continue
+        channels, weight = (shape(value) for value in node.inputs[:2])
+        if channels and weight and channels[1] > 0 and weight[1] > 0 and channels[1] != weight[1] * attribute(node, "group", 1):
+            set_attribute(node, "group", channels[1] // weight[1])
