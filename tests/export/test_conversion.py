@@ -324,6 +324,20 @@ def test_same_bytes_twice_in_one_process(case, shape):
     assert hashlib.sha256(converted(model)[0]).hexdigest() == first
 
 
+LOOPS = {
+    "SimpleRNN": lambda: layers.SimpleRNN(3),
+    "GRU": lambda: layers.GRU(3, return_sequences=True),
+    "stacked cells": lambda: layers.RNN(layers.StackedRNNCells([layers.GRUCell(3), layers.LSTMCell(2)])),
+}
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_loops_have_the_same_bytes_too(case):
+    """tf2onnx copies loop-carried values in either direction."""
+    model = chain(LOOPS[case](), layers.Dense(2), shape=(None, 4))
+    assert len({hashlib.sha256(converted(model)[0]).hexdigest() for _ in range(4)}) == 1
+
+
 def test_order_and_names_do_not_depend_on_old_names():
     """Branches are sorted by what they compute, in nested graphs too."""
     texts = []

@@ -24,8 +24,21 @@ def canonical_order(graph):
     _sort(graph)
 
 
+def _settle_copies(graph):
+    """Of two outputs of which one is a copy of the other, let the second be the copy; tf2onnx writes either."""
+    for node in graph:
+        if node.op_type != "Identity":
+            continue
+        (source,), (copy,), outputs = node.inputs, node.outputs, list(graph.outputs)
+        if source in outputs and copy in outputs and outputs.index(copy) < outputs.index(source):
+            first, second = outputs.index(copy), outputs.index(source)
+            outputs[first], outputs[second] = source, copy
+            graph.outputs[:] = outputs
+
+
 def _sort(graph):
     """Sort a graph; returns the values of graphs around it that it reads, in the order in which it reads them."""
+    _settle_copies(graph)
     outer = {node: [value for inner in _graphs(node) for value in _sort(inner)] for node in graph}
     done, captured = {}, {}
     stack = [(value, False) for value in reversed(graph.outputs)]
