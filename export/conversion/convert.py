@@ -6,7 +6,6 @@ import onnx_ir as ir
 
 from . import passes
 from .fallback import stock_model
-from .passes import finish
 from .passes import opset as opsets
 from .signature import Signature
 from .trace import NotWeightless, trace
@@ -36,16 +35,13 @@ def convert(signature: Signature, opset: int = 17) -> tuple[ir.Model, str]:
         model, method = stock_model(signature, signature.specs(), low), FALLBACK
     for value, spec in zip(model.graph.inputs, signature.inputs, strict=True):
         value.shape = ir.Shape(spec.shape)
-    inputs, outputs = [spec.name for spec in signature.inputs], signature.names
-    passes.clean(model.graph)
-    finish.round_weights(model.graph)
-    if opset > opsets.HANDLERS:
-        finish.canonical_names(model.graph, inputs, outputs)
-        model = opsets.raise_opset(model, opset)
-    finish.canonical_names(model.graph, inputs, outputs)
-    finish.name_dimensions(model.graph, signature.layout == "nchw")
-    finish.strip(model)
-    model.ir_version = opsets.ir_version(opset)
+    model = passes.finished(
+        model,
+        inputs=[spec.name for spec in signature.inputs],
+        outputs=signature.names,
+        target=opset,
+        channels_first=signature.layout == "nchw",
+    )
     return model, method
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 
-from .common import array, remove_unused
+from .common import array
 
 
 def round_weights(graph):
@@ -160,12 +160,8 @@ def _strip(graph):
 
 
 def strip(model):
-    """Drop shapes of inner values (onnxruntime infers them), documentation, and opset domains that no node uses."""
+    """Drop shapes of inner values (onnxruntime infers them), documentation, and the converter's name."""
     graph = model.graph
-    remove_unused(graph)
     _strip(graph)
     graph.doc_string, graph.name = None, "keras_resnet"
     model.doc_string, model.producer_name, model.producer_version = None, "resnet_export", None
-    used = {node.domain for node in graph.all_nodes()} | {""}
-    for domain in [domain for domain in model.opset_imports if domain not in used]:
-        del model.opset_imports[domain]
