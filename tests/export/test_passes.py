@@ -447,8 +447,9 @@ def test_canonical_names_are_unique_whatever_layers_are_called():
     assert [node.outputs[0].name for node in model.graph] == ["act", "act__1", "act__1__1", "act__2", "logits"]
 
 
-def test_strip_drops_unused_domains():
+def test_unused_domains_are_dropped():
     model = graph("y = Relu(x)")
     model.opset_imports["com.microsoft"] = 1
-    finish.strip(model)
+    model = passes.finished(model, inputs=["images"], outputs=["output"], target=17)
     assert model.opset_imports == {"": 17}
+    assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["images", "output"]
