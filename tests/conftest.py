@@ -56,7 +56,26 @@ def pytest_addoption(parser):
     parser.addoption("--excuse", action="append", default=[], metavar="REASON", help=excuse)
 
 
+# Files that take longest come first, so that no worker is left with one of them at the end.
+LONG_FILES = (
+    "training/test_replicas.py",
+    "training/test_fit.py",
+    "training/test_faults.py",
+    "growth/test_grow.py",
+    "export/test_verification.py",
+    "export/test_outputs.py",
+    "export/test_conversion.py",
+    "export/test_onnx.py",
+)
+
+
+def _place(item):
+    name = item.path.relative_to(Path(__file__).parent).as_posix()
+    return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=_place)
     if config.getoption("--all") or config.getoption("-m"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

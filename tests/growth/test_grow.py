@@ -14,8 +14,8 @@ TRUNKS = [
     ("ResNet50", "conv[23]_block*_out"),
     ("ResNet50V2", "conv[23]_block1_out"),
     ("MobileNetV2", "*_add"),
-    ("EfficientNetB0", "*_expand_activation"),
-    ("DenseNet121", "pool[23]_relu"),
+    pytest.param("EfficientNetB0", "*_expand_activation", marks=pytest.mark.slow),
+    pytest.param("DenseNet121", "pool[23]_relu", marks=pytest.mark.slow),
 ]
 
 
