@@ -124,7 +124,7 @@ def concrete_function(call, specs, to_convert=False):
         raise
     except Exception as error:  # whatever a layer raises while TensorFlow traces it is about the layer
         raise UsageError(
-            f"layer {getattr(error, 'layer_path', '?')!r} cannot be traced as a TensorFlow graph (nor can `predict` run it): "
+            f"layer {getattr(error, 'layer_path', '?')!r} cannot be traced as a TensorFlow graph of these sizes: "
             f"{first_line(error)}; replace that layer, or give the model a fixed input size"
         ) from error
 
