@@ -184,7 +184,7 @@ def before_activation(tensor: tf.Tensor, activation: str) -> tf.Tensor:
         operation = operation.inputs[0].op
     if operation.type != activation.capitalize():
         raise UsageError(
-            f"the output `{LOGITS}` is not to be found in the graph: the model ends in {operation.type}, not in a plain "
+            f"the graph does not show the output `{LOGITS}`: the model ends in {operation.type}, not in a plain "
             f"{activation}; leave `{LOGITS}` out of `outputs`, or end the model without its activation"
         )
     logits = operation.inputs[0]

@@ -36,12 +36,6 @@ ORDER = (
 )
 
 
-def clean(graph: ir.Graph) -> None:
-    """Run the graph passes alone, in their order."""
-    for step in ORDER:
-        step(graph)
-
-
 def finished(model: ir.Model, *, inputs: list[str], outputs: list[str], target: int, channels_first: bool = False) -> ir.Model:
     """Turn a translated model into the model of the file; see `sequence.sequence` for the arguments."""
     steps = sequence(ORDER, inputs=inputs, outputs=outputs, target=target, channels_first=channels_first)
