@@ -19,6 +19,7 @@ from ..results import ExportResult, VerificationReport
 from .accuracy import LayerError, OutputJudge, judges_of, layer_errors, open_converted, require, worst_layers
 from .samples import Feeds, Outputs, read_samples
 from .source import Source, open_source, quiet, save
+from .strides import subsample_once
 
 TARGETS = ("cpu", "gpu")
 ROUNDS = 6  # 2, 4, 8, 16 and 32 layers go back to float32, one round after the other
@@ -228,7 +229,9 @@ def quantise(source: Source, path: Path, ranges: list[Feeds], excluded: Collecti
             return next(self.rows, None)
 
     symmetric = target == "gpu" or platform.machine().lower() in ("aarch64", "arm64")
-    proto = ir.to_proto(source.model)  # of a path the quantiser writes a copy next to it, over whatever has that name
+    proto = ir.to_proto(
+        subsample_once(source.model)
+    )  # of a path the quantiser writes a copy next to it, over whatever has that name
     try:
         with quiet():
             quantize_static(

@@ -1,4 +1,4 @@
-"""`scripts/benchmark.py export`: what an export costs in time and memory, and what its file is worth, beside other exporters."""
+"""`scripts/benchmark.py export`: what an export costs in time and memory, and how fast its file runs, next to other exporters."""
 
 import contextlib
 import gc
@@ -41,10 +41,12 @@ def build(name):
 
 def _ours(model, path):
     from resnet_export import artifact
-    from resnet_export import exporters as convert
+    from resnet_export.conversion.convert import convert
+    from resnet_export.conversion.prepare import prepare
+    from resnet_export.options import ExportOptions
 
-    interface, _ = convert.prepared(model, {})
-    converted, _ = convert.convert(interface)
+    options = ExportOptions()
+    converted, _ = convert(prepare(model, options).signature, options.opset)
     artifact.write_onnx(converted, path)
 
 
@@ -80,7 +82,7 @@ def once(way, name, path):
         import onnxruntime  # noqa: F401
         import tf2onnx  # noqa: F401
 
-        from resnet_export import exporters as convert  # noqa: F401
+        import resnet_export.exporters  # noqa: F401
 
         model, run = build(name), _ours if way == "resnet_export" else _keras
         model(np.zeros((1, *model.inputs[0].shape[1:]), "float32"))

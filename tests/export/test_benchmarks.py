@@ -99,3 +99,15 @@ def test_a_figure_without_matplotlib_is_refused_before_anything_runs(mixed_expor
 
 def test_onnxruntime_is_the_one_that_is_installed():
     assert ort.__version__ in rx.diagnose().versions.values()
+
+
+def test_the_timed_export_writes_what_an_export_writes(mixed, tmp_path):
+    export = importlib.util.module_from_spec(
+        spec := importlib.util.spec_from_file_location("benchmark_export", ROOT / "scripts/benchmarks/export.py")
+    )
+    spec.loader.exec_module(export)
+    export._ours(mixed, str(tmp_path / "timed.onnx"))
+    rx.to_onnx(mixed, tmp_path / "full.onnx")
+    feeds = {"images": np.random.default_rng(0).normal(size=(2, *mixed.inputs[0].shape[1:])).astype("float32")}
+    timed, full = (ort.InferenceSession(str(path)).run(None, feeds) for path in tmp_path.glob("*.onnx"))
+    assert all(np.array_equal(a, b) for a, b in zip(timed, full, strict=True))
