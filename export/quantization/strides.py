@@ -11,10 +11,10 @@ from ..conversion.passes.common import attribute, insert, set_attribute
 def subsample_once(model: ir.Model) -> ir.Model:
     """Move the stride of 1×1 convolutions that read the same tensor into one max pooling of window 1 before them.
 
-    A window of 1 only picks pixels, so that the results are equal bit for bit. OpenVINO makes the same change to the blocks of
-    a ResNet v1 by itself, but between `DequantizeLinear` and `Conv`, and then computes these convolutions in float32. When the change
-    comes before quantisation, an int8 ResNet-50 takes 0.75 of the time there at batch 8, and 1.00 to 1.01 of it in onnxruntime
-    (`scripts/benchmark.py export --parts nncf`).
+    A window of 1 only picks pixels, so that the results are equal bit for bit. OpenVINO makes the same change to the blocks
+    of a ResNet v1 by itself, but between `DequantizeLinear` and `Conv`, and then computes these convolutions in float32. When
+    the change comes before quantisation, an int8 ResNet-50 takes 0.75 of the time there at batch 8, and 1.00 to 1.01 of it in
+    onnxruntime (`scripts/benchmark.py export --parts nncf`).
 
     Args:
         model: A float32 graph.
