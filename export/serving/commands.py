@@ -94,6 +94,13 @@ server_options = _options(
     click.option(
         "--grpc-port", type=click.IntRange(0, 65535), help="Port for gRPC, which is off by default; 0 takes a free one."
     ),
+    _number(
+        int,
+        "--processes",
+        1,
+        "Server processes that share the port, each with its own models, queue and limits (Linux). Process k serves its "
+        "metrics on --metrics-port + k.",
+    ),
     _number(float, "--grace", 60.0, "Seconds a shutdown waits for what is in flight."),
     _number(
         int, "--max-connections-per-address", None, "Connections from one client address; by default half the open files allowed."
@@ -241,6 +248,18 @@ def serve(files, repository, engine, write_config, force, as_json, **options):
 
 
 def _serve_here(files, repository, tell, options, as_json):
+    """Serve on this machine, in one process or several; returns the exit code."""
+    if options["processes"] > 1:
+        ended_by = _serve_in_processes(files, repository, tell, options, as_json)
+    else:
+        ended_by = _serve_in_process(files, repository, tell, options, as_json)
+        tell("stopped", "stopped")
+    # Ctrl-C is an interruption; SIGTERM is how a server is meant to be stopped.
+    return 130 if ended_by == signal.SIGINT else 0
+
+
+def _serve_in_process(files, repository, tell, options, as_json, reuse_port=False):
+    """Serve in this process until a signal comes; returns the signal."""
     with _needs_extra("serve"):
         from . import server
         from .app import create_app, metrics_app
@@ -255,6 +274,7 @@ def _serve_here(files, repository, tell, options, as_json):
         max_connections_per_address=options["max_connections_per_address"],
         shutdown_delay=options["shutdown_delay"],
         uds=options["uds"],
+        reuse_port=reuse_port,
         access_log=options["access_log"],
         tls=tls,
     )
@@ -266,14 +286,14 @@ def _serve_here(files, repository, tell, options, as_json):
         version(),
         on_ready=lambda: tell("ready", "ready"),
         root_path=options["root_path"],
-        with_metrics=metrics_port is None,
+        with_metrics=metrics_port is None and not reuse_port,
     )
     service = app.state.service
     config, bound = server.configure(app, listen), server.bind(listen)
     grpc = _with_grpc(app, listen, options["grpc_port"]) if options["grpc_port"] is not None else None
     beside, details = None, {"grpc": grpc.target} if grpc else {}
     if metrics_port is not None:
-        beside = metrics_app(service), server.bind(server.ServerOptions(options["host"], metrics_port))
+        beside = metrics_app(service), server.bind(server.ServerOptions(options["host"], metrics_port), "--metrics-port")
         details["metrics_url"] = server.url_of(beside[1]) + "/metrics"
     server.log_to_stderr(listen.access_log, as_json)
     models.open()
@@ -281,13 +301,43 @@ def _serve_here(files, repository, tell, options, as_json):
     names = ", ".join(f"{entry['name']}/{entry['version']}" for entry in models.index())
     shown = f"{url} and, for gRPC, {grpc.target}" if grpc else url
     tell("listening", f"serving {names} on {shown}", url=url, models=models.index(), **details)
-    hooks = server.Hooks(service.drain, lambda: service.keys.replace(_keys(options)), listen.shutdown_delay)
+
+    def reload():
+        service.keys.replace(_keys(options))
+        if grpc:
+            grpc.reload_certificate()
+
+    hooks = server.Hooks(service.drain, reload, listen.shutdown_delay)
     ended_by = server.run(config, bound, hooks, beside, companions=[grpc] if grpc else ())
     if grpc and grpc.failure:
         raise grpc.failure
-    tell("stopped", "stopped")
-    # Ctrl-C is an interruption; SIGTERM is how a server is meant to be stopped.
-    return 130 if ended_by == signal.SIGINT else 0
+    return ended_by
+
+
+def _serve_in_processes(files, repository, tell, options, as_json):
+    """Serve in several processes on the same ports until a signal comes; returns the signal."""
+    with _needs_extra("serve"):
+        from . import processes, server
+    processes.check_platform()
+    if wrong := [name for name in ("uds", "allow_control") if options[name]]:
+        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --processes, since it would reach one process only")
+    count, ports = options["processes"], {}
+    options = options | {"threads": options["threads"] or max(1, (os.cpu_count() or 1) // count)}
+    server.log_to_stderr(options["access_log"], as_json)
+    with contextlib.ExitStack() as held:
+        for name in ("port", "grpc_port"):
+            if options[name] is not None:
+                flag = f"--{name.replace('_', '-')}"
+                ports[name] = held.enter_context(processes.reserved_port(options["host"], options[name], flag))
+        serve_one = functools.partial(_serve_as_one_of, files, repository, options | ports, as_json)
+        return processes.Supervisor(serve_one, count, tell).run()
+
+
+def _serve_as_one_of(files, repository, options, as_json, index, tell):
+    """Serve as one of several processes, whose metrics have ports that follow each other."""
+    if options["metrics_port"]:
+        options = options | {"metrics_port": options["metrics_port"] + index}
+    return _serve_in_process(files, repository, tell, options, as_json, reuse_port=True)
 
 
 def _with_grpc(app, listen, port):
@@ -310,6 +360,7 @@ def _with_grpc(app, listen, port):
         max_connections=files // 2 if files else None,
         certificate=tls.get("ssl_certfile"),
         key=tls.get("ssl_keyfile"),
+        reuse_port=listen.reuse_port,
     )
     bound.close()
     made = grpc_server.GrpcServer(app.state.service, options)
@@ -323,6 +374,7 @@ def _serve_on_ray(files, repository, write_config, force, tell, options):
 
     alone = ("ssl_certfile", "access_log", "allow_control", "uds", "root_path", "metrics_port", "shutdown_delay")
     wrong = [name for name in alone if options[name]] + ["grpc_port"] * (options["grpc_port"] is not None)
+    wrong += ["processes"] * (options["processes"] > 1)
     if wrong:
         raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --engine ray")
     with _needs_extra("cluster"):
