@@ -19,9 +19,9 @@ from .conversion.savedmodel import MARK, write_savedmodel
 from .errors import MismatchError, UsageError
 from .metadata import TOLERANCES, metadata_of, stamp
 from .options import ExportOptions
-from .quantization.int8 import Budget
 from .results import ExportResult, VerificationReport
-from .verification.inputs import read_samples
+from .verification.agreement import Budget, verify_int8
+from .verification.inputs import load_samples, read_samples
 from .verification.onnx_file import verify_onnx
 from .verification.savedmodel import verify_savedmodel
 
@@ -192,6 +192,8 @@ def verify(
     labels: list[str] | None = None,
     samples: Images | None = None,
     seed: int = 0,
+    max_drop: float = 1.0,
+    max_error: float = 0.1,
 ) -> VerificationReport:
     """Compare an ONNX file or SavedModel folder with the model that it is said to come from.
 
@@ -201,6 +203,7 @@ def verify(
         labels: Class names that the file must hold; by default those of the model's card.
         samples: Images to compare on in addition to random batches: a folder, or an array in the file's layout.
         seed: Seed of the random batches.
+        max_drop, max_error: How much an int8 file may differ; see `to_int8`.
 
     Returns:
         `VerificationReport`; `passed` says whether everything agreed. Nothing is raised on a mismatch.
@@ -224,11 +227,9 @@ def verify(
     if folder:
         return verify_savedmodel(path, prepared, metadata=expected, samples=samples, seed=seed)
     if precision == "int8":
-        from .verification.agreement import verify_int8
-
         if samples is None:
-            raise UsageError(f"{path} is int8: give images (--samples) on which its best classes have to be the model's")
-        return verify_int8(path, prepared, samples, expected)
+            raise UsageError(f"{path} is int8: give images (--samples) on which it has to agree with the model")
+        return verify_int8(path, prepared, samples, expected, Budget(max_drop, max_error))
     return verify_onnx(path, prepared, opset=options.opset, precision=precision, metadata=expected, samples=samples, seed=seed)
 
 
@@ -262,7 +263,6 @@ def _lower_precision(precision: str, calibration, budget: Budget, target: str, e
 
     from .quantization.float16 import to_float16
     from .quantization.int8 import check_target, to_int8
-    from .quantization.samples import load
 
     if precision not in TOLERANCES:
         raise UsageError(f"`precision` must be one of {', '.join(TOLERANCES)}, got {precision!r}")
@@ -274,7 +274,7 @@ def _lower_precision(precision: str, calibration, budget: Budget, target: str, e
         raise UsageError("`precision` int8 needs `calibration` images")
     check_target(target)
     return functools.partial(
-        to_int8, calibration=load(calibration), max_drop=budget.max_drop, max_error=budget.max_error, target=target
+        to_int8, calibration=load_samples(calibration), max_drop=budget.max_drop, max_error=budget.max_error, target=target
     )
 
 
