@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from . import artifact
 from .conversion.convert import FALLBACK, FALLBACK_NOTE, convert, weights_of
 from .conversion.prepare import prepare
-from .conversion.savedmodel import MARK, write_savedmodel
+from .conversion.savedmodel import MARK, SIGNATURE, write_savedmodel
 from .errors import MismatchError, UsageError
 from .metadata import TOLERANCES, metadata_of, stamp
 from .options import ExportOptions
@@ -23,7 +23,7 @@ from .results import ExportResult, VerificationReport
 from .verification.agreement import Budget, verify_int8
 from .verification.inputs import load_samples, read_samples
 from .verification.onnx_file import verify_onnx
-from .verification.savedmodel import verify_savedmodel
+from .verification.savedmodel import load, verify_savedmodel
 
 if TYPE_CHECKING:
     import keras
@@ -218,7 +218,7 @@ def verify(
         )
     options = ExportOptions.from_metadata(metadata.get("options") or {})
     is_old = "outputs" not in metadata
-    if is_old and options.outputs is None and not folder:
+    if is_old and options.outputs is None and "options" in metadata:
         options = dataclasses.replace(options, outputs=_own_outputs_in(path))
     stated = labels if labels is not None else (metadata.get("card") or {}).get("labels")
     prepared = prepare(model, options, stated, old_names=is_old)
@@ -234,7 +234,9 @@ def verify(
 
 
 def _own_outputs_in(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The outputs of a file of version 0.1, without those that `top_k` adds."""
+    """The outputs of a file or folder of version 0.1, without those that `top_k` adds."""
+    if Path(path).is_dir():
+        return tuple(load(path).signatures[SIGNATURE].structured_outputs)
     outputs = artifact.read_proto(path, external_data=False).graph.output
     return tuple(value.name for value in outputs if not value.name.startswith("top_"))
 
