@@ -70,6 +70,16 @@ class _Builder:
         return self.ctx.make_const(utils.make_name(self.node.name), np.asarray(content, dtype)).output[0]
 
 
+def select(ctx, node, name: str, args: list) -> None:
+    """Choose floats with Where; tf2onnx multiplies both by 0 or 1, and 0 times an infinity that was not chosen is no number."""
+    from tf2onnx.onnx_opset import controlflow
+
+    node.set_attr("handles_nan", 1)
+    is_float = ctx.get_dtype(node.output[0]) in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+    choose = controlflow.Select.version_9 if is_float else controlflow.Select.version_7
+    choose(ctx, node)
+
+
 def expm1(ctx, node, name: str, args: list) -> None:
     """`exp(x) - 1` as `tanh(x / 2) * (exp(x) + 1)`, which is exact near zero too."""
     make, x = _Builder(ctx, node), node.input[0]
@@ -176,6 +186,7 @@ HANDLERS = {
     name: (handler, [])
     for handler, names in {
         conv_transpose: ("Conv2DBackpropInput", "Conv3DBackpropInputV2"),
+        select: ("Select", "SelectV2"),
         expm1: ("Expm1",),
         log1p: ("Log1p",),
         invert: ("Invert",),

@@ -206,15 +206,18 @@ def _tensorflow_matrix(have: tf.Tensor, want: tf.Tensor, method: str, antialias:
     have, want = tf.cast(have, "float32"), tf.cast(want, "float32")
     if method == "area":
         scale = have / want
-        weights = tf.maximum(tf.minimum((new + 1) * scale, old + 1) - tf.maximum(new * scale, old), 0.0)
-        return weights / tf.reduce_sum(weights, 1, keepdims=True)
+        first, last = new * scale, (new + 1) * scale
+        overlap = tf.maximum(tf.minimum(last, old + 1) - tf.maximum(first, old), 0.0)
+        return tf.where(tf.logical_and(first >= old, last <= old + 1), scale, overlap) / scale
     weigh, radius = FILTERS_OF_TENSORFLOW[method]
     if method == "bicubic" and not antialias:
         centres = (new + 0.5) * (have / want) - 0.5
         pixel = tf.floor(centres)
         distances = pixel + tf.round((centres - pixel) * TABLE) / TABLE - old
     else:
-        scale = 1 / (want / have)  # rounded twice, as TensorFlow does
-        distances = (old + 0.5 - (new + 0.5) * scale) / (tf.maximum(scale, 1.0) if antialias else 1.0)
+        # Rounded twice, as TensorFlow does. Of `1 / x` onnxruntime would make one division with the product that follows.
+        scale = tf.math.reciprocal(want / have)
+        distances = old + 0.5 - (new + 0.5) * scale
+        distances = distances / tf.maximum(scale, 1.0) if antialias else distances
     weights = tf.where(tf.abs(distances) < radius, weigh(distances), 0.0)
     return weights / tf.reduce_sum(weights, 1, keepdims=True)
