@@ -6,6 +6,8 @@ Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_in
 |---|---|
 | `keras.src.backend.tensorflow.nn.tf` | grouped and dilated convolutions are traced as one node each |
 | `keras.src.backend.tensorflow.core.tf` | names of models and layers that TensorFlow refuses as name scopes |
+| `keras.src.backend.tensorflow.nn.adaptive_…_pool` | adaptive pooling to one pixel, and of dynamic size, is traced |
+| `keras.layers.RandomCrop.get_random_transformation` | it crops nothing in inference, but computes where, from known sizes only |
 | `keras.src.ops.image.resize` | `UpSampling2D` with interpolation is traced with dynamic height and width |
 | `tf.image.resize` | public, but replaced for a moment, because ONNX lacks most of its filters |
 | `keras.Layer.__call__` | public, but replaced for a moment, to learn which layer made a tensor |
@@ -81,6 +83,24 @@ def other_resize(resize: Callable[..., tf.Tensor]) -> Iterator[None]:
     import tensorflow as tf
 
     with _replaced(tf.image, "resize", functools.partial(resize, tf.image.resize)):
+        yield
+
+
+@contextlib.contextmanager
+def other_adaptive_pooling(average: Callable[..., tf.Tensor], maximum: Callable[..., tf.Tensor]) -> Iterator[None]:
+    """Trace adaptive pooling by other functions."""
+    import keras.src.backend.tensorflow.nn as keras_nn
+
+    with _replaced(keras_nn, "adaptive_average_pool", average), _replaced(keras_nn, "adaptive_max_pool", maximum):
+        yield
+
+
+@contextlib.contextmanager
+def random_crop_of_dynamic_size() -> Iterator[None]:
+    """Trace `RandomCrop`, which crops nothing in inference, without computing where."""
+    import keras
+
+    with _replaced(keras.layers.RandomCrop, "get_random_transformation", lambda *args, **options: (0, 0)):
         yield
 
 

@@ -18,10 +18,13 @@ from .keras_internals import (
     clean_name,
     clean_scope_names,
     native_dilation,
+    other_adaptive_pooling,
     other_resize,
     plain_grouped_convolutions,
+    random_crop_of_dynamic_size,
     upsampling_of_dynamic_size,
 )
+from .pooling import adaptive_average_pool, adaptive_max_pool
 from .resizing import resized_as_tensorflow
 
 __all__ = ["NotWeightless", "Trace", "Weight", "calls_of_layers", "clean_name", "concrete_function", "trace"]
@@ -118,8 +121,15 @@ def concrete_function(call, specs, to_convert=False):
 
     try:
         with contextlib.ExitStack() as patches:
-            always = (plain_grouped_convolutions(), clean_scope_names(), upsampling_of_dynamic_size(), calls_of_layers(noted))
-            for patch in (*always, *((native_dilation(), other_resize(resized_as_tensorflow)) if to_convert else ())):
+            for patch in (
+                plain_grouped_convolutions(),
+                clean_scope_names(),
+                other_adaptive_pooling(adaptive_average_pool, adaptive_max_pool),
+                random_crop_of_dynamic_size(),
+                upsampling_of_dynamic_size(),
+                calls_of_layers(noted),
+                *((native_dilation(), other_resize(resized_as_tensorflow)) if to_convert else ()),
+            ):
                 patches.enter_context(patch)
             return tf.function(call, autograph=False).get_concrete_function(*specs), layers
     except tf.errors.OperatorNotAllowedInGraphError as error:
