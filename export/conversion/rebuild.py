@@ -160,24 +160,46 @@ def _layer_by_layer(model, policy, change):
 
 
 def _again(layer, policy=None, change=dict):
-    """A new layer with the changed config of another, or a copy where that cannot be, as of a Lambda.
-
-    Raises:
-        Exception: What its class raised. A copy shares the weights, and these would have another precision.
-    """
+    """A new layer with the changed config of another, or a copy where that cannot be, as of a Lambda or without `get_config`."""
     import keras
 
     try:
         with keras.saving.custom_object_scope(_own_objects(layer, *layer._flatten_layers())):
             return type(layer).from_config(_mapped(layer.get_config(), change))
     except Exception:
-        if layer.weights and policy:
-            raise
-        copied = object.__new__(type(layer))  # `copy.copy` would go through the config
-        vars(copied).update(vars(layer), _inbound_nodes=[], _outbound_nodes=[])
-        if policy:
-            copied.dtype_policy = policy
+        return _copied(layer, policy, {})
+
+
+def _copied(value, policy, copies):
+    """A layer with all that it holds, its variables and inner layers in another precision; without a policy it shares them.
+
+    Python's own copies go through the config.
+    """
+    import keras
+
+    if id(value) in copies:
+        return copies[id(value)]
+    if isinstance(value, keras.Layer):
+        copied = copies[id(value)] = object.__new__(type(value))
+        shared = {} if policy else dict(vars(value))
+        vars(copied).update(shared, _inbound_nodes=[], _outbound_nodes=[])
+        for name, part in () if shared else vars(value).items():
+            vars(copied).setdefault(name, _copied(part, policy, copies))
         return copied
+    if isinstance(value, keras.Variable) and value.dtype.startswith(("float", "bfloat")):
+        copies[id(value)] = keras.Variable(value, dtype=policy, name=value.name, trainable=value.trainable)
+        return copies[id(value)]
+    if isinstance(value, keras.DTypePolicy):
+        return keras.DTypePolicy(policy)
+    if isinstance(value, list | tuple | dict) and any(_holds_state(part) for part in keras.tree.flatten(value)):
+        return keras.tree.map_structure(lambda part: _copied(part, policy, copies), value)
+    return value
+
+
+def _holds_state(value):
+    import keras
+
+    return isinstance(value, keras.Layer | keras.Variable)
 
 
 def _mapped(node, change):
