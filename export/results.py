@@ -1,6 +1,9 @@
 """What the exporters and the verifier return: plain dataclasses with `to_json()`."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,14 @@ class VerificationReport:
     notes: tuple = ()
     layers: dict | None = None
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def worst(self):
+    def worst(self) -> float:
         """The largest `relative` error of all comparisons, 0.0 if there are none."""
         return max((comparison.relative for comparison in self.comparisons), default=0.0)
 
-    def summary(self):
+    def summary(self) -> str:
         """The verdict in one sentence."""
         if not self.passed:
             layer = f"; first layer that differs: {self.diverges}" if self.diverges else ""
@@ -107,5 +110,5 @@ class ExportResult:
     notes: tuple = ()
     table: tuple = ()
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,5 +1,7 @@
 """A Keras model from a file that Keras saved or a name of the zoo, for the command line and for scripts."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import json
@@ -7,9 +9,9 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .artifact import existing_file, first_line
 from .errors import DeviceError, UsageError
@@ -116,7 +118,7 @@ def with_preprocessing(model: "keras.Model", mode: str | None) -> "keras.Model":
         raise UsageError(first_line(error)) from error
 
 
-def read_labels(path):
+def read_labels(path: str | os.PathLike[str]) -> list[str]:
     """Class names from a text file with one per line, or from a JSON list.
 
     Raises:
@@ -133,7 +135,7 @@ def read_labels(path):
 
 
 @contextlib.contextmanager
-def quiet_start():
+def quiet_start() -> Iterator[None]:
     """Hold back what TensorFlow prints while it is imported (its C++ side writes to the descriptor); shown if the import fails.
 
     Raises:
@@ -162,7 +164,7 @@ def quiet_start():
             os.close(before)
 
 
-def zoo_names(pattern="*"):
+def zoo_names(pattern: str = "*") -> list[str]:
     """Names of the zoo that match a shell pattern.
 
     Raises:
@@ -180,7 +182,7 @@ def zoo_names(pattern="*"):
     raise UsageError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), kr.list_models())}")
 
 
-def describe(model, **source):
+def describe(model: str | os.PathLike[str], **source: Any) -> dict[str, Any]:
     """What `info` shows of a model: its size, and the inputs and outputs it would be exported with. Args as `load_model`."""
     from .conversion.signature import signature_of
 

@@ -1,9 +1,18 @@
 """From settings in plain words to the options of onnxruntime's execution providers; pure functions, testable without a GPU."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .sessions import TensorInfo
+
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -64,7 +73,7 @@ SETTINGS = {
 }
 
 
-def provider_options(device, settings):
+def provider_options(device: str, settings: dict[str, Any]) -> dict[str, str]:
     """The option dict of a device's provider.
 
     Args:
@@ -80,7 +89,7 @@ def provider_options(device, settings):
     return {known[name][0]: known[name][1](name, value) for name, value in settings.items()}
 
 
-def shape_profiles(inputs, sizes):
+def shape_profiles(inputs: Sequence[TensorInfo], sizes: Sequence[int]) -> dict[str, str]:
     """TensorRT's profile options: without them an engine is built again for each new batch size, half a minute each.
 
     Args:
@@ -102,7 +111,9 @@ def shape_profiles(inputs, sizes):
     return profiles
 
 
-def cache_options(folder, model_digest, versions, gpu, options):
+def cache_options(
+    folder: str | os.PathLike[str], model_digest: str, versions: dict[str, str], gpu: str, options: dict[str, str]
+) -> dict[str, str]:
     """TensorRT's engine and timing cache, in a folder of its own for each model, set of versions, GPU and options.
 
     An engine is only valid for exactly those; a stale one gives wrong results or a crash.
