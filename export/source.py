@@ -36,7 +36,7 @@ def load_model(
     imports: Sequence[str] = (),
     preprocessing: str | None = None,
     unsafe_lambda: bool = False,
-) -> tuple["keras.Model", list[str]]:
+) -> tuple[keras.Model, list[str]]:
     """Load or build the model that a command names.
 
     Args:
@@ -102,7 +102,7 @@ def _import(name):
         sys.path.remove(os.getcwd())
 
 
-def with_preprocessing(model: "keras.Model", mode: str | None) -> "keras.Model":
+def with_preprocessing(model: keras.Model, mode: str | None) -> keras.Model:
     """Put a preprocessing layer and a card in front of a model; itself if `mode` is None.
 
     Raises:

@@ -16,11 +16,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import keras
     import tensorflow as tf
 
 
@@ -175,7 +176,7 @@ def calls_of_layers(noted: Callable[[str, object], object]) -> Iterator[None]:
     stack: list[str] = []
     original = keras.Layer.__call__
 
-    def told(layer, *args, **kwargs):
+    def told(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
         stack.append(layer.name)
         try:
             result = original(layer, *args, **kwargs)

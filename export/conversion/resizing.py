@@ -6,9 +6,16 @@ after each axis; here nothing is rounded, so that a pixel differs by less than `
 overshoot at edges between black and white: that is cut off after each axis, and which Pillow takes first depends on the image.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 LEVELS = 1.5
 
@@ -41,7 +48,7 @@ def _lanczos(x, lobes=3):
 FILTERS = {"bilinear": _triangle, "bicubic": _cubic, "lanczos": _lanczos}
 
 
-def fitted(pixels, preprocessing):
+def fitted(pixels: tf.Tensor, preprocessing: dict[str, Any]) -> tf.Tensor:
     """Images of any size as the size that a card names, see `images.fit`.
 
     Args:

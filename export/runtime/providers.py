@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -23,8 +23,8 @@ PROVIDERS = {
 SEARCHES = {"exhaustive": "EXHAUSTIVE", "heuristic": "HEURISTIC", "default": "DEFAULT"}
 
 
-def _number(low):
-    def check(name, value):
+def _number(low: int) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise UsageError(f"`{name}` must be a number of at least {low}, got {value!r}")
         return str(value)
@@ -32,14 +32,14 @@ def _number(low):
     return check
 
 
-def _switch(name, value):
+def _switch(name: str, value: Any) -> str:
     if not isinstance(value, bool):
         raise UsageError(f"`{name}` must be True or False, got {value!r}")
     return str(int(value))
 
 
-def _among(table):
-    def check(name, value):
+def _among(table: dict[str, str]) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
         if value not in table:
             raise UsageError(f"`{name}` must be one of {', '.join(table)}, got {value!r}")
         return table[value]

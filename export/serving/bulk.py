@@ -4,6 +4,8 @@ What is done is kept in numbered parts next to the output (`OUT.partial/`), each
 put together at the end.
 """
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import itertools
@@ -11,10 +13,15 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..runtime.prediction import Prediction
+
 
 try:
     import fcntl
@@ -39,7 +46,7 @@ class Item:
     source: object
 
 
-def read_items(arguments):
+def read_items(arguments: Iterable[str | os.PathLike[str]]) -> Iterator[Item]:
     """The images that arguments stand for, one by one, in an order that does not change.
 
     Args:
@@ -87,7 +94,15 @@ class LocalClassifier:
         DeviceError: the device does not start.
     """
 
-    def __init__(self, path, device="auto", top=5, batch=16, workers=None, threads=None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        top: int = 5,
+        batch: int = 16,
+        workers: int | None = None,
+        threads: int | None = None,
+    ) -> None:
         self.session, self.top = session(path, device, threads=threads), top
         self.spec = image_input(self.session)
         self.scores = scores_output(self.session)
@@ -95,11 +110,11 @@ class LocalClassifier:
         self.workers = workers or os.cpu_count() or 1
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """What a run must share with the one it goes on with."""
         return {"model": self.session.metadata.get("sha256") or str(self.session.path), "top": self.top}
 
-    def rows(self, items):
+    def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """One row per item, in order; an image that cannot be read is a row with an `error`."""
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
             waiting = deque()
@@ -138,18 +153,26 @@ class LocalClassifier:
         return self.scores.probabilities(self.session.run(stacked(pixels, self.spec), [output])[output])
 
 
-def error_row(name, error):
+def error_row(name: str, error: str) -> dict[str, Any]:
     """The row of an image that could not be classified."""
     return {"file": name, "error": error, "classes": [], "labels": [], "probabilities": []}
 
 
-def prediction_row(prediction):
+def prediction_row(prediction: Prediction) -> dict[str, Any]:
     """The row of a `prediction.Prediction`."""
     found = {"classes": list(prediction.classes), "labels": list(prediction.labels)}
     return {"file": prediction.file, "error": None, **found, "probabilities": list(prediction.probabilities)}
 
 
-def run(items, classifier, out, *, resume=False, overwrite=False, on_rows=lambda rows: None):
+def run(
+    items: Iterable[Item],
+    classifier: Any,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_rows: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
+) -> dict[str, Any]:
     """Classify items and write the rows, in order, to a file.
 
     Args:
@@ -267,7 +290,7 @@ def _parts(sequence, size):
     return [sequence[start : start + size] for start in range(0, len(sequence), size)]
 
 
-def batched(rows, size):
+def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of `size` rows, the last one shorter, without reading ahead."""
     rows = iter(rows)
     while part := list(itertools.islice(rows, size)):

@@ -39,7 +39,7 @@ class Codec:
         max_json: Largest JSON part of a request or an answer, in bytes.
     """
 
-    def __init__(self, threads: int, max_json: int):
+    def __init__(self, threads: int, max_json: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._max_json = max_json
         self._process: ProcessPoolExecutor | None = None

@@ -55,7 +55,7 @@ class Connection(HttpToolsProtocol):
         limits: `ConnectionLimits`.
     """
 
-    def __init__(self, *args: Any, limits: ConnectionLimits, **kwargs: Any):
+    def __init__(self, *args: Any, limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limits, self._address = limits, None
         # The part of a request that is arriving: "head", "body" or None, and its bytes since the last piece of a body.
@@ -238,7 +238,7 @@ class _GentleTransport:
         close: Function that closes it.
     """
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[asyncio.Transport], None]):
+    def __init__(self, transport: asyncio.Transport, close: Callable[[asyncio.Transport], None]) -> None:
         self._transport, self._close, self._is_closing = transport, close, False
         self.write = transport.write
 

@@ -1,9 +1,13 @@
 """`bulk` on Ray Data: the same rows in the same order, from a pool of workers on one machine or many."""
 
+from __future__ import annotations
+
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -34,7 +38,7 @@ class PoolOptions:
     batch: int = 16
 
 
-def join(address):
+def join(address: str | None) -> None:
     """Connect to a running cluster, or start one on this machine (None), without its dashboard and without telling anyone.
 
     Raises:
@@ -61,7 +65,9 @@ class RayClassifier:
         UsageError: no such file, no classifier, or no cluster at that address.
     """
 
-    def __init__(self, path, device="auto", top=5, options=PoolOptions()):
+    def __init__(
+        self, path: str | os.PathLike[str], device: str = "auto", top: int = 5, options: PoolOptions = PoolOptions()
+    ) -> None:
         self.top, self.options = top, options
         # Opened here once on the CPU, for the settings, and so that mistakes are told before anything starts.
         self.settings = LocalClassifier(path, "cpu", top, threads=1).settings
@@ -69,7 +75,7 @@ class RayClassifier:
         if not ray.is_initialized():
             join(options.address)
 
-    def rows(self, items):
+    def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """One row per item, in order; an image that cannot be read is a row with an `error`."""
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
@@ -95,7 +101,7 @@ class RayClassifier:
 class _Worker:
     """A model, opened once per worker."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         self.classifier = LocalClassifier(**options, workers=options["threads"])
 
     def __call__(self, batch):

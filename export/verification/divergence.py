@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -74,7 +74,7 @@ def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[st
 
     found, repeated = {}, set()
 
-    def noted(path, result):
+    def noted(path: str, result: Any) -> None:
         if tf.is_tensor(result):
             repeated.update({path} & set(found))
             found[path] = result
