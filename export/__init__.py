@@ -1,7 +1,10 @@
 """Verified ONNX and SavedModel export of Keras models. Names load on first use: reading an artefact needs no TensorFlow."""
 
+from __future__ import annotations
+
 import importlib
 import warnings
+from typing import Any
 
 from .runtime import installation as clash
 
@@ -29,7 +32,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     try:
@@ -40,5 +43,5 @@ def __getattr__(name):
         raise
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(set(globals()) | set(_HOME))

@@ -249,14 +249,16 @@ def require(report: VerificationReport) -> VerificationReport:
     return report
 
 
-def _result(path, work: Path, report: VerificationReport, method: str, notes: list[str]) -> ExportResult:
+def _result(path: str | os.PathLike[str], work: Path, report: VerificationReport, method: str, notes: list[str]) -> ExportResult:
     """The result of an export, if the file in the temporary folder passed."""
     problems = tuple(problem.replace(str(work), str(path)) for problem in report.problems)
     report = require(dataclasses.replace(report, path=str(path), problems=problems))
     return ExportResult(str(path), report, artifact.digest(work), method, artifact.disk_size(work), tuple(notes))
 
 
-def _lower_precision(precision: str, calibration, budget: Budget, target: str, external_data: bool | None) -> Callable:
+def _lower_precision(
+    precision: str, calibration: Images | None, budget: Budget, target: str, external_data: bool | None
+) -> Callable:
     """The function that makes the file in lower precision, its arguments checked before the float32 export begins."""
     import functools
 
@@ -279,7 +281,16 @@ def _lower_precision(precision: str, calibration, budget: Budget, target: str, e
 
 
 def _through_float32(
-    model, path, options: ExportOptions, labels, samples, lower: Callable, precision: str, overwrite, keep_failed, step
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    options: ExportOptions,
+    labels: list[str] | None,
+    samples: Images | None,
+    lower: Callable,
+    precision: str,
+    overwrite: bool,
+    keep_failed: bool,
+    step: Progress,
 ) -> ExportResult:
     """A float32 file in a temporary folder, and from it the file that was asked for."""
     from .quantization.source import open_source

@@ -50,7 +50,7 @@ def conv_transpose(ctx: Graph, node: Node, name: str, args: list) -> None:
     nn.conv_convert_inputs(ctx, node, with_kernel=True, spatial=spatial, quantization_axis=1)
 
 
-def _replace(ctx, node, op: str, inputs: list[str], attributes: dict | None = None) -> None:
+def _replace(ctx: Graph, node: Node, op: str, inputs: list[str], attributes: dict | None = None) -> None:
     """Put an ONNX node in the place of a TensorFlow one."""
     shapes, dtypes, outputs = node.output_shapes, node.output_dtypes, node.output
     ctx.remove_node(node.name)
@@ -139,7 +139,7 @@ def bound(ctx: Graph, node: Node, name: str, args: list) -> None:
     _count(ctx, node, make, (make.Greater if node.type == "LowerBound" else make.GreaterOrEqual)(values, row))
 
 
-def _count(ctx, node, make: _Builder, condition: str) -> None:
+def _count(ctx: Graph, node: Node, make: _Builder, condition: str) -> None:
     dtype = ctx.get_dtype(node.output[0])
     _replace(ctx, node, "ReduceSum", [make.Cast(condition, to=dtype), make.const(np.array([-1]))], {"keepdims": 0})
 

@@ -200,7 +200,7 @@ def before_batch_norms(seen: Callable[[object, np.ndarray], object]) -> Iterator
 
     original = keras.layers.BatchNormalization.call
 
-    def told(layer, inputs, *args, **kwargs):
+    def told(layer: keras.Layer, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         seen(layer, np.asarray(inputs))
         return original(layer, inputs, *args, **kwargs)
 

@@ -38,7 +38,7 @@ def _cubic(x, a=-0.5):
 def _lanczos(x, lobes=3):
     import tensorflow as tf
 
-    def sinc(x):
+    def sinc(x: tf.Tensor) -> tf.Tensor:
         safe = tf.where(x == 0, tf.ones_like(x), x)
         return tf.where(x == 0, tf.ones_like(x), tf.sin(math.pi * safe) / (math.pi * safe))
 

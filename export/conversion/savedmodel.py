@@ -82,7 +82,7 @@ def _from_bytes(signature: Signature, encoded: tf.Tensor) -> dict[str, tf.Tensor
     height, width, channels = signature.model.inputs[0].shape[1:]
     preprocessing = image_preprocessing(signature.model)
 
-    def decoded(image):
+    def decoded(image: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
         channels_first = tf.transpose(tf.cast(pixels, tf.float32), [2, 0, 1])[None]
         return tf.ensure_shape(fitted(channels_first, preprocessing)[0], (channels, height, width))

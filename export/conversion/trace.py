@@ -319,7 +319,7 @@ def _evaluate_frontier(graph, weights, outputs):
     known = dict(weights)
     constants = {node.name: node for node in graph.node if node.op == "Const"}
 
-    def value(name):
+    def value(name: str) -> np.ndarray:
         return known[name].array() if name in known else tf.make_ndarray(constants[name].attr["value"].tensor)
 
     for node in graph.node:  # inference only: control edges merely order reads, and node order is topological

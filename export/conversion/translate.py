@@ -19,8 +19,6 @@ from ..errors import UsageError
 from . import handlers
 
 if TYPE_CHECKING:
-    from logging import Logger
-
     from .trace import Trace
 
 
@@ -91,7 +89,7 @@ def restart_names() -> None:
 
 
 @contextlib.contextmanager
-def quiet(logger: Logger) -> Iterator[None]:
+def quiet(logger: str) -> Iterator[None]:
     """Hold back a library's log lines; what they would say is raised as an error here."""
     log = logging.getLogger(logger)
     before = log.level

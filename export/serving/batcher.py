@@ -9,7 +9,7 @@ import asyncio
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -222,7 +222,7 @@ class Batcher:
         return not self.batched or self._holds(group, self.options.max_rows)
 
     @staticmethod
-    def _holds(group, enough):
+    def _holds(group: Iterable[_Item], enough: int) -> bool:
         """Whether a group has so many rows."""
         rows = 0
         for item in group:

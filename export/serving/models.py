@@ -208,7 +208,7 @@ class ServedModel:
         found = zip(best.classes, best.labels, best.probabilities, strict=True)
         return [{"class": index, "label": label, "probability": probability} for index, label, probability in found]
 
-    def warm_shape(self, spec: TensorSpec) -> tuple[int, ...] | None:
+    def warm_shape(self, spec: TensorSpec) -> list[int] | None:
         """An input's shape, without the batch axis, with the card's size where it is open; None if the card names none."""
         size = (self.session.card.get("preprocessing") or {}).get("size") or ()
         shape = list(spec.shape[1:] if self.batched else spec.shape)

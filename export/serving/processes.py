@@ -79,7 +79,7 @@ class Supervisor:
             `stopped`.
     """
 
-    def __init__(self, serve: Callable[[int, Announce], Any], count: int, announce: Announce):
+    def __init__(self, serve: Callable[[int, Announce], Any], count: int, announce: Announce) -> None:
         self.serve, self.count, self.announce = serve, count, announce
         self._children: list[_Child] = []
         self._ended_by: int | None = None

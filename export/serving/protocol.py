@@ -172,7 +172,7 @@ def header_length(value: str | None, size: int) -> int | None:
     return int(value)
 
 
-def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
+def decompress(body: bytes | bytearray, encoding: str | None, limit: int) -> bytes:
     """The body as it was before `Content-Encoding`; never more than `limit` bytes are unpacked.
 
     Args:
@@ -234,7 +234,7 @@ def _weight(text: str) -> float:
         return 0.0
 
 
-def decode_request(body: bytes | memoryview, json_length: int | None = None) -> InferRequest:
+def decode_request(body: bytes | bytearray | memoryview, json_length: int | None = None) -> InferRequest:
     """An inference request.
 
     Args:
@@ -283,7 +283,7 @@ def build_request(
     return InferRequest(inputs, _identifier(message), parameters, outputs or None, binary)
 
 
-def decode_raw_request(body: bytes | memoryview, spec: TensorSpec) -> InferRequest:
+def decode_raw_request(body: bytes | bytearray | memoryview, spec: TensorSpec) -> InferRequest:
     """A raw binary request: the body is the one input of the model, one row of it, and all outputs come back binary.
 
     Args:
@@ -512,7 +512,7 @@ class _Tail:
     def __init__(self, raw: memoryview) -> None:
         self._left = raw
 
-    def __call__(self, entry, datatype, shape, label):
+    def __call__(self, entry: dict[str, Any], datatype: str, shape: Sequence[int], label: str) -> np.ndarray:
         parameters = entry.get("parameters") or {}
         if "binary_data_size" not in parameters:
             return _from_json(entry.get("data"), datatype, shape, label)

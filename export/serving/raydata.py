@@ -7,13 +7,17 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.data import DataContext
 
 from ..errors import UsageError
 from .bulk import Item, LocalClassifier, batched
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 # Items whose names and bytes are handed to Ray at a time; each such window has its own pool of workers.
 WINDOW = 100_000
@@ -104,7 +108,7 @@ class _Worker:
     def __init__(self, **options: Any) -> None:
         self.classifier = LocalClassifier(**options, workers=options["threads"])
 
-    def __call__(self, batch):
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         fields = zip(batch["name"], batch["path"], batch["image"], strict=True)
         items = [Item(str(name), bytes(image) if path == b"" else Path(os.fsdecode(path))) for name, path, image in fields]
         return {"row": [json.dumps(row) for row in self.classifier.rows(items)]}

@@ -186,7 +186,7 @@ def run(
     server.companions = companions
     path = bound.getsockname()
 
-    async def serve():
+    async def serve() -> None:
         side = asyncio.create_task(_serve_beside(*metrics)) if metrics else None
         try:
             await server.serve(sockets=[bound])
@@ -205,7 +205,7 @@ def run(
     return server.ended_by
 
 
-async def _serve_beside(app, bound: socket.socket) -> None:
+async def _serve_beside(app: Application, bound: socket.socket) -> None:
     """Serve an application on a second socket, without signal handlers or a lifespan of its own."""
     side = _SideServer(uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False))
     await side.serve(sockets=[bound])

@@ -263,14 +263,14 @@ def _config(name, model, options):
     return config
 
 
-def _batch_size(model, wanted):
+def _batch_size(model: ServedModel, wanted: int | None) -> int:
     if wanted and not model.batched:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in model.inputs + model.outputs)
         raise UsageError(f"{model.source.path.name} cannot be batched: the first dimension of all must be open, got {shapes}")
     return (16 if model.batched else 0) if wanted is None else wanted
 
 
-def _tensor(spec: TensorSpec, max_batch_size):
+def _tensor(spec: TensorSpec, max_batch_size: int) -> dict[str, Any]:
     datatype = {"BYTES": "STRING"}.get(spec.datatype, spec.datatype)
     return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": list(spec.shape[1:] if max_batch_size else spec.shape)}
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -141,7 +141,7 @@ class ActivationNoise:
 
     def _noisy(self, function: Callable) -> Callable:
         @functools.wraps(function)
-        def noisy(x, *args, **kwargs):
+        def noisy(x: Any, *args: Any, **kwargs: Any) -> Any:
             result = function(x, *args, **kwargs)
             if self._rng is None:
                 return result

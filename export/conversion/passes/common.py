@@ -23,7 +23,7 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and value.producer() is None and not value.is_graph_input()
 
 
-def constant(graph: ir.Graph, name: str, content: np.ndarray, like: ir.Value | None = None) -> ir.Value:
+def constant(graph: ir.Graph, name: str, content: np.ndarray | np.generic, like: ir.Value | None = None) -> ir.Value:
     """Register a constant under a fresh name.
 
     Args:
