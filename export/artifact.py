@@ -361,7 +361,7 @@ def is_written_through(path: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def written(path: str | os.PathLike[str]) -> Iterator[str | Path]:
+def written(path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
     """Yield the path to write a file to: a new file, renamed when it is complete, or what a link or pipe stands for.
 
     Raises:

@@ -291,6 +291,7 @@ def predict_command(
     report.chosen([device])
     predictions = predict(file, list(images), top=top, device=device, scores=scores, output_kind=output_kind)
     report.show([prediction.to_json() for prediction in predictions], report.prediction_text(predictions), as_json)
+    return None
 
 
 register(cli)
@@ -332,7 +333,8 @@ def quantize_command(
     report.check_apart(out, report.files(file, options["calibration"], samples))
     with report.steps(as_json) as tell:
         tell("quantize")
-        source, given = open_source(file), {"samples": samples, "overwrite": force, "keep_failed": keep_failed}
+        source = open_source(file)
+        given: dict[str, Any] = {"samples": samples, "overwrite": force, "keep_failed": keep_failed}
         result = to_float16(source, out, **given) if fp16 else to_int8(source, out, **options, **given)
         tell("bench")
         result = side_by_side(source, result)

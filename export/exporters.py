@@ -107,7 +107,7 @@ def to_onnx(
         layout=layout,
         input_dtype=input_dtype,
         resize=resize,
-        outputs=None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs),
+        outputs=None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs),  # type: ignore[arg-type]
         output_kind=output_kind,
         dynamic_size=dynamic_size,
         top_k=top_k,
@@ -172,7 +172,7 @@ def to_savedmodel(
     step = progress or (lambda name: None)
     artifact.check_target(path, overwrite, MARK)
     names = None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs)
-    options = ExportOptions(outputs=names, output_kind=output_kind, layout=layout)
+    options = ExportOptions(outputs=names, output_kind=output_kind, layout=layout)  # type: ignore[arg-type]
     prepared = prepare(model, options, labels)
     metadata = metadata_of(prepared, options, labels)
     samples = None if samples is None else read_samples(samples, prepared.signature)

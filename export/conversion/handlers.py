@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -100,7 +100,7 @@ def invert(ctx: Graph, node: Node, name: str, args: list) -> None:
     _replace(ctx, node, "Sub", [make.const(ones, like=x), x])
 
 
-def ctx_dtype(ctx: Graph, tensor: str) -> type:
+def ctx_dtype(ctx: Graph, tensor: str) -> Any:
     """The numpy dtype of a tensor."""
     from tf2onnx import utils
 

@@ -184,7 +184,7 @@ def calls_of_layers(noted: Callable[[str, object], object]) -> Iterator[None]:
             return result
         except Exception as error:
             if not hasattr(error, "layer_path"):  # the innermost layer is the first to be left
-                error.layer_path = "/".join(stack[1:]) or stack[0]
+                error.layer_path = "/".join(stack[1:]) or stack[0]  # type: ignore[attr-defined]
             raise
         finally:
             stack.pop()

@@ -36,7 +36,7 @@ class NotWeightless(Exception):
 class Weight:
     """A value that depends on weights alone: a variable (read when asked for) or an array computed from some."""
 
-    source: object
+    source: Any
     path: str | None = None
     shape: tuple = field(init=False)
 

@@ -139,7 +139,7 @@ class OutputJudge:
         rows = sum(len(next(iter(feeds.values()))) for feeds in batches)
         shape = [rows, *first.shape[1:]]
         if self.scores is None:
-            figures = measure(*(np.concatenate([value.ravel() for value in side]) for side in (want, have)))
+            figures = measure(*(np.concatenate([value.ravel() for value in side]) for side in (want, have)))  # type: ignore[arg-type]
             figures |= {"top1": None, "top5": None}
             comparison = Comparison(self.output, rows, shape, "samples", RUNTIME, passed=False, **figures)
         else:

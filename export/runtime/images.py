@@ -142,7 +142,7 @@ def fit(
         raise UsageError(
             f"the image of {have} pixels is too long and narrow: resized it has {want}, at most {max_pixels:,} pixels"
         )
-    pixels = _resize(pixels, *resized, resampling)
+    pixels = _resize(pixels, resized[0], resized[1], resampling)
     top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[:2], (height, width), strict=True))
     return pixels[top : top + height, left : left + width]
 

@@ -70,7 +70,7 @@ def predict(
         UsageError: An image cannot be read, the model does not take images, or several outputs score classes.
         DeviceError: The device does not start.
     """
-    model = path if hasattr(path, "run") else session(path, device)
+    model = path if isinstance(path, Session) else session(path, device)
     if top < 1:
         raise UsageError(f"`top` must be at least 1, got {top}")
     spec = image_input(model)

@@ -73,7 +73,8 @@ class Session:
     def __init__(
         self, path: str | os.PathLike[str], ort_session: ort.InferenceSession, device: str, note: str, held: Sequence[object] = ()
     ) -> None:
-        self._held, self.buckets = held, None
+        self._held = held
+        self.buckets: Buckets | None = None
         self.path, self.ort, self.device, self.note = Path(path), ort_session, device, note
         self.inputs = tuple(_tensor_info(value) for value in ort_session.get_inputs())
         self.outputs = tuple(_tensor_info(value) for value in ort_session.get_outputs())

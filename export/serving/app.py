@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -80,7 +80,7 @@ def metrics_app(service: Service) -> Starlette:
     handlers = _Handlers(service, lambda: None)
     paths = {"/metrics": "metrics", "/v2/health/live": "live", "/v2/health/ready": "ready"}
     routes = [Route(path, getattr(handlers, name), methods=["GET"]) for path, name in paths.items()]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, ProtocolError: _protocol_error})
+    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, ProtocolError: _protocol_error})  # type: ignore[dict-item]
 
 
 class _Application(Starlette):
@@ -204,7 +204,7 @@ class _Handlers:
         await self.service.unload(request.path_params["name"])
         return JSONResponse({})
 
-    async def infer(self, request: Request) -> Response:
+    async def infer(self, request: Request) -> _Parts:
         admission = request.state.admission
         with self.service.announced(*_named(request)):
             body = await self._body(request)
@@ -327,7 +327,7 @@ class _Parts:
         headers: Header names and values.
     """
 
-    def __init__(self, parts: list[bytes | memoryview], headers: dict[str, str]) -> None:
+    def __init__(self, parts: Sequence[bytes | memoryview], headers: dict[str, str]) -> None:
         self.parts = parts
         self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self.size = sum(map(len, parts))
@@ -338,7 +338,7 @@ class _Parts:
         if self.size <= WHOLE_BYTES:
             await send({"type": "http.response.body", "body": b"".join(self.parts)})
             return
-        for part in map(memoryview, self.parts):
+        for part in (memoryview(part) for part in self.parts):
             for start in range(0, len(part), PIECE_BYTES):
                 body = bytes(part[start : start + PIECE_BYTES])
                 await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -105,7 +105,8 @@ class Batcher:
         self._groups = {}
         self._waiting = self._running = self._coming = self._pending = 0
         self._freed = self._expected = 0
-        self._timer = self._drained = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
         self._threads = ThreadPoolExecutor(options.instances, thread_name_prefix="infer")
 
     @property

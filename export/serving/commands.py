@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -184,6 +185,7 @@ def predict_many(file: str | None, images: Sequence[str], out: str | None, as_js
 
         found = bulk.run(items, classifier, out, resume=options["resume"], overwrite=options["force"], on_rows=count)
     report.show(found, f"{found['images']:,} images, {found['errors']:,} errors: {found['file']}", as_json)
+    return None
 
 
 def _local(file, options):
@@ -525,7 +527,7 @@ def triton(
     if kserve:
         with publishing(kserve, force) as place:
             place.write_text(yaml, encoding="utf-8")
-        written.append(kserve)
+        written.append(Path(kserve))
     paths = [str(path) for path in written]
     click.echo(json.dumps({"files": paths}) if as_json else "\n".join(paths))
 

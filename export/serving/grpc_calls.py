@@ -127,7 +127,7 @@ class Calls(grpc.GenericRpcHandler):
 
         return kind(call)
 
-    async def _answer(self, path: str, context: Any, respond: Callable[[Any], Awaitable[bytes | None]]) -> bytes | None:
+    async def _answer(self, path: str, context: Any, respond: Callable[[Any], Awaitable[bytes | None]]) -> bytes | None:  # type: ignore[return]
         """Check the call's key, have `respond` read the request and encode the answer, and turn errors into a status."""
         started = time.perf_counter()
         outcome = _Outcome(grpc.StatusCode.CANCELLED, "client_gone")

@@ -85,7 +85,8 @@ class ServedModel:
         self.batched = all(isinstance(v.shape[0], str) if v.shape else False for v in self.session.inputs + self.session.outputs)
         self.statistics = Statistics()
         self.batcher = Batcher(self._run, options.batch, self.statistics.executed, self.batched)
-        self._holders, self._released = 0, None
+        self._holders = 0
+        self._released: asyncio.Future[None] | None = None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[ServedModel]:

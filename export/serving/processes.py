@@ -100,7 +100,7 @@ class Supervisor:
             while self._children:
                 by_pipe = {child.events: child for child in self._children}
                 for pipe in wait(list(by_pipe)):
-                    self._hear(by_pipe[pipe])
+                    self._hear(by_pipe[pipe])  # type: ignore[index]
         finally:
             self._send(signal.SIGTERM)
             for child in self._children:

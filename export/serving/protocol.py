@@ -172,7 +172,7 @@ def header_length(value: str | None, size: int) -> int | None:
     return int(value)
 
 
-def decompress(body: bytes | bytearray, encoding: str | None, limit: int) -> bytes:
+def decompress(body: bytes | bytearray, encoding: str | None, limit: int) -> bytes | bytearray:
     """The body as it was before `Content-Encoding`; never more than `limit` bytes are unpacked.
 
     Args:
@@ -366,7 +366,7 @@ def encode_request(
     Raises:
         ProtocolError: an array the protocol, or JSON, has no form for.
     """
-    message = {"parameters": {**(parameters or {}), "binary_data_output": binary}}
+    message: dict[str, Any] = {"parameters": {**(parameters or {}), "binary_data_output": binary}}
     if request_id is not None:
         message["id"] = request_id
     if outputs is not None:
@@ -512,7 +512,7 @@ class _Tail:
     def __init__(self, raw: memoryview) -> None:
         self._left = raw
 
-    def __call__(self, entry: dict[str, Any], datatype: str, shape: Sequence[int], label: str) -> np.ndarray:
+    def __call__(self, entry: dict[str, Any], datatype: str, shape: tuple[int, ...], label: str) -> np.ndarray:
         parameters = entry.get("parameters") or {}
         if "binary_data_size" not in parameters:
             return _from_json(entry.get("data"), datatype, shape, label)
@@ -671,7 +671,7 @@ def _encoded(
     for name, array, binary in tensors:
         array = np.asarray(array)
         datatype = wire_datatype(array)
-        entry = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+        entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
         if binary:
             raw.append(to_bytes(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
@@ -697,7 +697,7 @@ def to_bytes(array: np.ndarray) -> bytes | memoryview:
     if datatype == "BYTES":
         return _bytes_data(array)
     array = np.ascontiguousarray(array, DTYPES[datatype])
-    return memoryview(array.reshape(-1).view("u1")) if array.size else b""
+    return array.reshape(-1).view("u1").data if array.size else b""
 
 
 def _bytes_data(array):

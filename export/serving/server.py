@@ -129,7 +129,7 @@ def configure(app: Application, options: ServerOptions) -> uvicorn.Config:
     limits = ConnectionLimits(options.head_timeout, options.head_timeout, per_address)
     config = uvicorn.Config(
         app,
-        http=functools.partial(Connection, limits=limits),
+        http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]  # uvicorn calls it like a class
         ws="none",
         lifespan="on",
         log_config=None,
@@ -276,8 +276,8 @@ class _Server(uvicorn.Server):
         hooks: `Hooks`.
     """
 
-    ended_by = None
-    companions = ()
+    ended_by: int | None = None
+    companions: Sequence[Any] = ()
 
     def __init__(self, config: uvicorn.Config, hooks: Hooks) -> None:
         super().__init__(config)

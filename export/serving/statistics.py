@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +174,7 @@ def render_metrics(
     return "\n".join(lines + [""]).encode() + of_requests + generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def _family(name: str, kind: str, text: str, samples: list[tuple[str, float]]) -> list[str]:
+def _family(name: str, kind: str, text: str, samples: Sequence[tuple[str, float]]) -> list[str]:
     return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *(f"{name}{{{labels}}} {value}" for labels, value in samples)]
 
 

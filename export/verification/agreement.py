@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ LEAST_AGREEMENT, MOST_SAMPLES, ROWS = 0.99, 512, 16
 
 
 def verify_int8(
-    path: str | Path, prepared: Prepared, samples: object, metadata: dict[str, Any] | None = None
+    path: str | os.PathLike[str], prepared: Prepared, samples: object, metadata: dict[str, Any] | None = None
 ) -> VerificationReport:
     """Compare the decisions of an int8 file with the model's on images: the best class, or the side of 0.5 per class.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..artifact import Path, first_line
+from ..artifact import first_line
 from ..conversion.signature import InputSpec, Signature
 from ..errors import UsageError
 from ..runtime import images
@@ -194,7 +195,7 @@ def read_samples(samples: object, signature: Signature, most: int = MOST_SAMPLES
         UsageError: No such folder, no image in it, or an array of another shape than the input.
     """
     spec = signature.inputs[0]
-    if isinstance(samples, str | Path):
+    if isinstance(samples, str | os.PathLike[str]):
         samples = _read_folder(samples, signature, most)
     array = np.asarray(samples)
     fits = array.ndim == len(spec.shape) and all(
@@ -205,7 +206,7 @@ def read_samples(samples: object, signature: Signature, most: int = MOST_SAMPLES
     return array.astype(spec.dtype)
 
 
-def _read_folder(folder: str | Path, signature: Signature, most: int) -> np.ndarray:
+def _read_folder(folder: str | os.PathLike[str], signature: Signature, most: int) -> np.ndarray:
     from keras_resnet.modelcard import card
 
     shape = signature.inputs[0].shape

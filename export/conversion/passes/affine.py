@@ -139,7 +139,7 @@ def write_batch_norm(graph: ir.Graph) -> None:
             continue
         scale, shift = (_as_affine(step, value, sizes[1], len(sizes)) for step, value in ((node, x), (follower, node.outputs[0])))
         operands = [value for value in (*node.inputs, *follower.inputs) if is_constant(value)]
-        if scale is None or shift is None or len(operands) != 2 or min(np.prod(v.const_value.shape) for v in operands) == 1:
+        if scale is None or shift is None or len(operands) != 2 or min(v.const_value.size for v in operands) == 1:
             continue
         name = follower.outputs[0].name
         parts = {"scale": scale[0], "bias": shift[1], "mean": np.zeros(sizes[1]), "variance": np.ones(sizes[1])}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -32,7 +31,7 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
     Returns:
         the new onnx-ir model.
     """
-    weights = {name: value for name, value in model.graph.initializers.items() if np.prod(value.const_value.shape) > 64}
+    weights = {name: value for name, value in model.graph.initializers.items() if value.const_value.size > 64}
     meta = {value.name: dict(value.meta) for value in _values(model.graph)}
     for name, value in weights.items():
         del model.graph.initializers[name]
