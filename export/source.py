@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import keras
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
-# The options of the commands for what `keras_resnet.loading.ModelFileError` tells apart.
+# The options of the commands for what `keras_resnet.models.loading.ModelFileError` tells apart.
 REMEDIES = {
     "lambda": "if you trust the file, allow it with --unsafe-lambda, or replace the layer by one with a class",
     "unknown class": "name the module that registers it with --import",
@@ -177,7 +177,7 @@ def zoo_names(pattern: str = "*") -> list[str]:
             return names
     except ValueError as error:
         raise UsageError(first_line(error)) from error
-    from keras_resnet.hints import nearest
+    from keras_resnet.checks import nearest
 
     raise UsageError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), kr.list_models())}")
 

@@ -8,27 +8,20 @@ sys.setrecursionlimit(max(sys.getrecursionlimit(), 9_000))
 
 from . import blocks, layers
 from ._version import __version__
-from .assembly import feature_info
-from .config import Growth, ResNetConfig, VGGConfig, config_from_dict
-from .growth import (
-    ResidualBlock,
-    block_scales,
-    drift,
-    find_blocks,
-    grow,
-    growth_scores,
-    identity_report,
-    prune,
-    residual_stack,
-    without_blocks,
-)
-from .loading import load_model_file
+from .blocks import ResidualBlock, find_blocks, residual_stack
+from .growth import block_scales, drift, grow, growth_scores, identity_report, prune, without_blocks
 from .modelcard import ModelCard, card, set_card
+from .models.loading import load_model_file
+from .models.pretrained import load_weights, save_weights
+from .models.registry import ModelInfo, Plugin, constructor, create_model, list_models, list_weights, model_info
+from .models.transfer import add_preprocessing, freeze_batch_norm, replace_head, with_card
 from .preprocessing import Preprocessing
-from .pretrained import load_weights, save_weights
-from .registry import ModelInfo, Plugin, constructor, create_model, list_models, list_weights, model_info
-from .transfer import add_preprocessing, freeze_batch_norm, replace_head, with_card
 from .weights.sources import WeightSource
+from .zoo.assembly import feature_info
+from .zoo.config import Growth, ResNetConfig, VGGConfig, config_from_dict
+
+# Users look for every layer in `kr.layers`, but a block is made of those layers and therefore defined above them.
+layers.ResidualBlock = ResidualBlock
 
 
 def __getattr__(name):

@@ -104,6 +104,24 @@ def producer(tensor):
     return None if history is None or history.operation is None else history.operation._inbound_nodes[history.node_index]
 
 
+def producer_name(tensor):
+    """Name of the operation that made a symbolic tensor, "" if there is none."""
+    node = producer(tensor)
+    return "" if node is None else node.operation.name
+
+
+def ancestors(tensor):
+    """The tensor and all that it is made from, by id."""
+    found, queue = {id(tensor): tensor}, [tensor]
+    while queue:
+        node = producer(queue.pop())
+        for parent in node.arguments.keras_tensors if node is not None else ():
+            if id(parent) not in found:
+                found[id(parent)] = parent
+                queue.append(parent)
+    return found
+
+
 def mask_of(tensor):
     """Return the Keras mask of a tensor, symbolic or real, or None."""
     return getattr(tensor, "_keras_mask", None)
@@ -120,6 +138,46 @@ def is_weighted(operation):
     if isinstance(operation, keras.Model) or not isinstance(operation, keras.layers.Layer):
         return False
     return any(len(weight.shape) >= 2 for weight in operation.weights)
+
+
+def data_format_at(tensor, graph=None):
+    """Layout of a symbolic tensor: that of the nearest layer before it that has one, or else behind it.
+
+    Args:
+        tensor: KerasTensor.
+        graph: Functional that it is part of, or None.
+
+    Returns:
+        `"channels_last"` or `"channels_first"`; Keras' setting where no layer tells.
+    """
+    if (found := _layout(tensor, {})) is not None:
+        return found
+    for node in nodes(graph) if graph is not None else ():
+        if (found := getattr(node.operation, "data_format", None)) is not None:
+            return found
+    return keras.config.image_data_format()
+
+
+def _layout(tensor, known):
+    if id(tensor) not in known:
+        known[id(tensor)] = None
+        node = producer(tensor)
+        if node is not None and not node.is_input:
+            known[id(tensor)] = _layout_behind(node, known)
+    return known[id(tensor)]
+
+
+def _layout_behind(node, known):
+    if (own := getattr(node.operation, "data_format", None)) is not None:
+        return own
+    before = next((found for parent in node.arguments.keras_tensors if (found := _layout(parent, known))), None)
+    order = getattr(node.operation, "dims", None) or getattr(node.operation, "axes", None)
+    if before is None or type(node.operation).__name__ not in ("Permute", "Transpose") or order is None:
+        return before
+    # Where has the channel axis gone? `Permute` leaves the batch out of its list.
+    order = (0, *order) if type(node.operation).__name__ == "Permute" else tuple(order)
+    place = order.index(1 if before == "channels_first" else len(order) - 1)
+    return {1: "channels_first", len(order) - 1: "channels_last"}.get(place)
 
 
 def state_variables(layer: keras.Layer) -> list[keras.Variable]:

@@ -2,26 +2,18 @@
 
 import json
 import warnings
+from collections.abc import Collection
 
 import keras
 import numpy as np
 from keras import ops
 
-from .config import config_from_dict, differences
+from .checks import positive_number, probability
 
 PACKAGE = "keras_resnet"
 # Where a file of weights holds the card, among the variables of the layer.
 STORED_CARD = "card"
 register = keras.saving.register_keras_serializable(PACKAGE)
-
-
-def __getattr__(name):
-    # `ResidualBlock` is built from the layers here, in growth; users look for it among the layers.
-    if name == "ResidualBlock":
-        from .growth.blocks import ResidualBlock
-
-        return ResidualBlock
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @register
@@ -93,18 +85,6 @@ class ResidualAdd(keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
-def positive_number(name: str, value: object) -> float:
-    """Return `value` as a float.
-
-    Raises:
-        ValueError: It is not a positive finite number; the message names the argument.
-    """
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < np.inf:
-        raise ValueError(f"`{name}` must be a positive finite number, got {value!r}")
-    return float(value)
-
-
 @register
 class IgnoreMask(keras.layers.Layer):
     """Pass a tensor on without its mask; convolutions warn about masks, which they cannot use.
@@ -124,6 +104,34 @@ class IgnoreMask(keras.layers.Layer):
     def get_config(self):
         # Keras' automatic config does not take a dtype policy.
         return super().get_config()
+
+
+# Fields of a config in which a model may differ from the network that its weights were trained in. All other fields change what
+# the weights mean.
+MAY_DIFFER = frozenset("num_classes input_size channels output_stride gate drop_path dropout head_dropout norm_momentum".split())
+
+
+def config_differences(saved: dict, own: dict, may_differ: Collection[str] = ()) -> list[str]:
+    """Compare the config of a network whose weights are loaded with that of the model they are loaded into.
+
+    Args:
+        saved: Config in which the weights were trained, as plain JSON values.
+        own: Config of the model, likewise. Fields that only one of the two has are not compared.
+        may_differ: Fields that may differ in addition to `MAY_DIFFER`.
+
+    Returns:
+        Messages such as `"shortcut='pad', the model has 'none'"`, one for each field that changes the outputs.
+    """
+    if saved.get("family") != own.get("family"):
+        return [f"family={saved.get('family')!r}, the model has {own.get('family')!r}"]
+    # A model that was grown by hand does not say so in its config; there the names of the layers tell.
+    free = {*MAY_DIFFER, *may_differ, *(() if saved.get("growth") and own.get("growth") else ("growth",))}
+    pairs = {name: (saved[name], own[name]) for name in own if name in saved and name not in free}
+    return [f"{name}={_shown(was)!r}, the model has {_shown(has)!r}" for name, (was, has) in pairs.items() if was != has]
+
+
+def _shown(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @register
@@ -157,8 +165,7 @@ class Card(keras.layers.Layer):
             return
         saved = json.loads(np.asarray(store[STORED_CARD]).tobytes())
         if saved.get("config") and self.card.get("config"):
-            found = differences(saved["config"], config_from_dict(self.card["config"]))
-            if found:
+            if found := config_differences(saved["config"], self.card["config"]):
                 warnings.warn(f"the weights were trained in another network: {'; '.join(found)}", stacklevel=2)
 
     def get_config(self):
@@ -222,9 +229,7 @@ class DropPath(keras.layers.Layer):
 
     def __init__(self, rate, seed=None, **kwargs):
         super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"`rate` must be at least 0 and below 1, got {rate!r}")
-        self.rate, self.seed = float(rate), seed
+        self.rate, self.seed = probability("rate", rate), seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
 

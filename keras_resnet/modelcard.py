@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import keras
 
-from .config import config_from_dict
 from .layers import Card
-from .preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -42,23 +40,6 @@ class ModelCard:
 
     def replace(self, **changes):
         return dataclasses.replace(self, **changes)
-
-    def checked(self):
-        """This card, if its parts are what they should be; one from a file may hold anything.
-
-        Raises:
-            ValueError: names the part.
-        """
-        for part, kind in {"name": str, "config": dict | None, "preprocessing": dict, "weights": dict | None}.items():
-            if not isinstance(getattr(self, part), kind):
-                raise ValueError(f"its `{part}` must not be {getattr(self, part)!r}")
-        try:
-            if self.config:
-                config_from_dict(self.config)
-            Preprocessing.of(self.mode)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"its `config` or `preprocessing` cannot be read ({error})") from error
-        return self if self.labels is None else self.replace(labels=check_labels(self.labels))
 
     @property
     def mode(self):

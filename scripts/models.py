@@ -7,11 +7,11 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from keras_resnet.build import outline
-from keras_resnet.counting import Counts, arithmetic, count
-from keras_resnet.variants import NOTES, VARIANTS
+from keras_resnet.models.build import outline
 from keras_resnet.weights.files import open_weights
 from keras_resnet.weights.sources import OWN, WeightSource, built_in_sources, packaged
+from keras_resnet.zoo.counting import Counts, arithmetic, count
+from keras_resnet.zoo.variants import NOTES, VARIANTS
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 HEAD = """# Models

@@ -429,7 +429,7 @@ def _top_outputs(model: keras.Model, own: dict[str, OutputSpec], top_k: int) -> 
 
 def _tap(model: keras.Model, name: str) -> keras.KerasTensor:
     """The inner tensor that `features` or `features_LAYER` stands for."""
-    from keras_resnet.hints import nearest
+    from keras_resnet.checks import nearest
 
     if name == FEATURES:
         for layer in reversed(model.layers):

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ..hints import first_line
+from ..checks import first_line
 from .formats import facts_of, to_plain
 
 MANY = 1_000  # images whose check takes long enough to be announced

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ..hints import first_line
+from ..checks import first_line
 from .corrupt import check_files, check_stream
 from .folders import list_files, read_layout, split_of, visible_folders
 from .formats import IMAGE_ENDINGS
@@ -139,7 +139,7 @@ def load(data, path=None, *, corrupt="fail", cache=False, report=None):
         return _npz(place)
     if place.suffix or place.parent != Path("."):
         raise FileNotFoundError(f"no data at {place}; give an .npz, a folder of images or of TFRecord shards")
-    from ..registry import nearest
+    from ..checks import nearest
 
     known = ("digits", "cifar10", "cifar100")
     raise ValueError(f"unknown data {name!r}{nearest(name, known)}; there are {', '.join(known)}, tfds/NAME and paths")

@@ -8,10 +8,12 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from ..blocks.finding import find_blocks
+from ..blocks.gates import gate_parameters
+from ..blocks.identity import ResidualBlock
+from ..checks import whole_number
 from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
 from ..layers import ResidualAdd
-from .blocks import ResidualBlock, find_blocks
-from .gates import gate_parameters, whole_number
 
 
 @dataclass(frozen=True)

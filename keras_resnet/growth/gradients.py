@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from .blocks import Block
-from .gates import gate_parameters
+from ..blocks.finding import Block
+from ..blocks.gates import gate_parameters
 from .probing import run_with_fresh_branches
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import keras
 from keras import ops, tree
 
+from ..blocks.finding import Block, find_blocks
+from ..blocks.identity import ResidualBlock
 from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
-from .blocks import Block, ResidualBlock, find_blocks
 
 
 def run_with_fresh_branches(model: keras.Model, x: object, visit: Callable) -> object:

@@ -8,12 +8,13 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from ..blocks.finding import find_blocks
+from ..blocks.identity import ResidualBlock
 from ..graphs import require_graph, walk
 from ..layers import ResidualAdd
 from ..modelcard import card
-from .blocks import ResidualBlock, find_blocks
 from .drift import batches, drift, gate_value
-from .places import is_grown_part
+from .points import is_grown_part
 from .report import largest_difference
 from .surgery import copy_model
 

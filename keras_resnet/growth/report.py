@@ -9,10 +9,10 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from ..blocks.finding import find_blocks
+from ..blocks.gates import GATES
 from ..graphs import require_graph, state_kept
-from .blocks import find_blocks
 from .drift import batches, gate_value
-from .gates import GATES
 from .gradients import parameters_without_gradient
 from .onednn import backward_problem
 from .probing import gate_layer, run_with_fresh_branches

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from ..blocks.finding import find_blocks
+from ..checks import positive_number
 from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
-from ..layers import positive_number
-from .blocks import find_blocks
 from .drift import batches
 
 MATCH = "match"

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from ..blocks.finding import Block, find_blocks
+from ..checks import whole_number
 from ..graphs import output_heads
 from ..modelcard import card
-from .blocks import Block, find_blocks
 from .drift import batches
-from .gates import whole_number
 from .gradients import gate_gradients
 from .onednn import check_backward
-from .places import find_places
+from .points import find_places
 from .probing import run_with_fresh_branches
 from .scale import MATCH
 from .surgery import grow

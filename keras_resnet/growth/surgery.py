@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import keras
 from keras import ops, tree
 
-from ..graphs import graph_of, is_weighted, nodes, replay, require_graph, state_variables, walk
-from ..hints import first_line, nearest
-from .blocks import BlockSpec, append_block, check_fits, check_post_activation, find_blocks
-from .gates import whole_number
-from .places import data_format_at, find_places
+from ..blocks.finding import find_blocks
+from ..blocks.identity import BlockSpec, append_block, check_fits, check_post_activation
+from ..blocks.signs import callers
+from ..checks import first_line, nearest, whole_number
+from ..graphs import data_format_at, graph_of, is_weighted, nodes, replay, require_graph, state_variables, walk
+from .points import find_places
 from .scale import MATCH, check_scale, measure_rms
-from .signs import callers
 
 
 def copy_model(model, rewrite=None, name=None):

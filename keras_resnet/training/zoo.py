@@ -8,11 +8,11 @@ import keras
 import tensorflow as tf
 
 from .. import data as datasets
-from ..loading import ModelFileError, load_model_file
 from ..modelcard import card
-from ..pretrained import kept_classes
-from ..registry import create_model
-from ..transfer import replace_head
+from ..models.loading import ModelFileError, load_model_file
+from ..models.pretrained import kept_classes
+from ..models.registry import create_model
+from ..models.transfer import replace_head
 from .callbacks import CallbackLike
 from .faults import errors_of
 from .fitting import run_training

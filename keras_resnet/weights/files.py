@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..modelcard import ModelCard
-from . import akamaster, keras_applications, keras_hub, kerasfile, native, safetensors, small, timm, torchfile, torchvision
-from .origin import Origin
-from .reading import UNREADABLE, Budget
+from ..modelcard import ModelCard, check_labels
+from ..preprocessing import Preprocessing
+from ..zoo.config import config_from_dict
+from .families import akamaster, keras_applications, keras_hub, native, small, timm, torchvision
+from .families.origin import Origin
+from .formats import kerasfile, safetensors, torchfile
+from .formats.reading import UNREADABLE, Budget
 
 # The first that recognises the arrays wins.
 FOREIGN = (
@@ -72,7 +75,7 @@ def open_weights(path):
         raise FileNotFoundError(f"there is no weights file {path}")
     arrays, data, origins = _read(path)
     try:
-        card = None if data is None else ModelCard.from_dict(data).checked()
+        card = None if data is None else _checked(ModelCard.from_dict(data))
     except ValueError as error:
         raise ValueError(f"{path} is not loaded: its card is damaged, {error}") from error
     while True:
@@ -84,6 +87,20 @@ def open_weights(path):
         arrays = inner
     some, known = ", ".join(list(arrays)[:3]), ", ".join(sorted({origin.name for origin in THEIRS_FIRST}))
     raise ValueError(f"{path} holds {len(arrays)} arrays ({some} …), named like those of none of: {known}")
+
+
+def _checked(card: ModelCard) -> ModelCard:
+    """The card, if its parts are what they should be; one from a file may contain anything."""
+    for part, kind in {"name": str, "config": dict | None, "preprocessing": dict, "weights": dict | None}.items():
+        if not isinstance(getattr(card, part), kind):
+            raise ValueError(f"its `{part}` must not be {getattr(card, part)!r}")
+    try:
+        if card.config:
+            config_from_dict(card.config)
+        Preprocessing.of(card.mode)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"its `config` or `preprocessing` cannot be read ({error})") from error
+    return card if card.labels is None else card.replace(labels=check_labels(card.labels))
 
 
 def _unwrapped(arrays):

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..config import Config
-from .origin import Origin
+from ..zoo.config import Config
+from .families.origin import Origin
 
 FIRST_CONVOLUTIONS = ("stem_conv", "stem_conv1", "block1_conv1")
 CLASSIFIER = "predictions"
@@ -97,7 +97,7 @@ def match(
     """Find the value of every variable of a model in a file.
 
     Args:
-        model: A zoo model, perhaps without numbers (`keras_resnet.build.outline`).
+        model: A zoo model, perhaps without numbers (`keras_resnet.models.build.outline`).
         config, arrays, origin, whole: As in `assign`.
         wanted: The variables to fill, as `variables_of` gives them; None for all.
 

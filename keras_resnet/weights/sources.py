@@ -1,13 +1,13 @@
 """Named weights: files of other projects on the network, and those that lie in this package."""
 
-import difflib
 import functools
 import hashlib
 import json
 from dataclasses import dataclass
 from importlib import resources
 
-from ..config import FAMILIES
+from ..checks import closest
+from ..zoo.config import FAMILIES
 from .download import fetch
 
 # Prefix of the names of packaged weights.
@@ -139,7 +139,7 @@ def locate(weights, model, sources):
     if (tag := weights.removeprefix(f"{OWN}/{model}.")) in tags:
         return tags[tag], None
     names = [*tags, *(name for name, source in sources.items() if source.model == model)]
-    near = difflib.get_close_matches(weights, [*tags, *sources], n=1)
+    near = closest(weights, [*tags, *sources], count=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     have = ", ".join(names) if names else "none"
     raise ValueError(f"there is no file and no source of weights {weights!r} for {model}{hint}; it has: {have}")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import keras_resnet as kr
-from keras_resnet.registry import config_of
-from keras_resnet.weights import keras_applications, keras_hub, timm, torchvision
+from keras_resnet.models.registry import config_of
+from keras_resnet.weights.families import keras_applications, keras_hub, timm, torchvision
 from keras_resnet.weights.matching import assign
 from keras_resnet.weights.synthetic import images, state_for, values
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import keras_resnet as kr
-from keras_resnet import registry
-from keras_resnet.weights import akamaster, safetensors, sources, torchvision
+from keras_resnet.models import registry
+from keras_resnet.weights import sources
 from keras_resnet.weights.download import fetch
+from keras_resnet.weights.families import akamaster, torchvision
+from keras_resnet.weights.formats import safetensors
 from keras_resnet.weights.synthetic import state_for
 from tests.helpers import grown26, randomise
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import keras_resnet as kr
-from keras_resnet.weights import akamaster, keras_applications, safetensors, small, timm, torchfile, torchvision
+from keras_resnet.weights.families import akamaster, keras_applications, small, timm, torchvision
 from keras_resnet.weights.files import open_weights
+from keras_resnet.weights.formats import safetensors, torchfile
 from keras_resnet.weights.matching import adapt_channels, variables_of
 from keras_resnet.weights.synthetic import images, state_for
 from tests.helpers import randomise
@@ -231,7 +232,10 @@ DAMAGED_CARDS = [
     ("[1]", "a card must be a dict"),
     ('{"config": {}}', "a card must be a dict with a `name`"),
     ('{"name": "x", "config": {"family": "resnet", "depths": 3}}', "`depths` must be a tuple"),
-    ('{"name": "x", "config": {"family": "resnet", "depths": [1], "widths": [8], "groups": "a"}}', "`groups` must hold"),
+    (
+        '{"name": "x", "config": {"family": "resnet", "depths": [1], "widths": [8], "groups": "a"}}',
+        "`groups` must be a whole number",
+    ),
     ('{"name": "x", "config": {"family": "rnn"}}', "`family` must be one of"),
     ('{"name": "x", "preprocessing": {}}', "cannot be read"),
     ('{"name": "x", "preprocessing": {"mode": "sepia"}}', "preprocessing must be one of"),

@@ -2,9 +2,9 @@
 
 from keras import layers
 
+from ..blocks.kit import LayerKit
+from ..layers import AdaptiveAverage
 from .assembly import BuildOptions, entrance, finish, logits
-from .blocks import LayerKit
-from .layers import AdaptiveAverage
 
 
 def vgg(config, **options):

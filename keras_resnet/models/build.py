@@ -5,10 +5,10 @@ import keras
 # Keras has no public way to drop variables that wait for their first value; it would fill them at the next occasion.
 from keras.src.backend.common import global_state
 
-from .config import ResNetConfig, VGGConfig
-from .growth.surgery import grow
-from .resnet import resnet
-from .vgg import vgg
+from ..growth.surgery import grow
+from ..zoo.config import ResNetConfig, VGGConfig
+from ..zoo.resnet import resnet
+from ..zoo.vgg import vgg
 
 BUILDERS = {ResNetConfig: resnet, VGGConfig: vgg}
 WAITING = "uninitialized_variables"

@@ -1,14 +1,13 @@
 """Places: where in a model's tree a block can go, and what is known about the tensor there."""
 
-import difflib
 import fnmatch
 import re
 from dataclasses import dataclass
 
 import keras
 
-from ..graphs import is_convolution, nodes, producer, walk
-from .gates import whole_number
+from ..checks import closest, whole_number
+from ..graphs import is_convolution, producer, walk
 
 
 @dataclass(frozen=True)
@@ -126,45 +125,5 @@ def _hint(pattern, paths):
         return "; an input is no place, since a block follows a layer"
     plain = pattern.replace("*", "").replace("?", "")
     full = {path.rpartition("/")[2]: path for path in paths} | {path: path for path in paths}
-    close = difflib.get_close_matches(plain, full, n=1, cutoff=0.4)
+    close = closest(plain, full, cutoff=0.4)
     return f'; did you mean "{full[close[0]]}"?' if close else f"; it has {len(full)}, see `model.summary()`"
-
-
-def data_format_at(tensor, graph=None):
-    """Layout of a symbolic tensor: that of the nearest layer before it that has one, or else behind it.
-
-    Args:
-        tensor: KerasTensor.
-        graph: Functional that it is part of, or None.
-
-    Returns:
-        `"channels_last"` or `"channels_first"`; Keras' setting where no layer tells.
-    """
-    if (found := _layout(tensor, {})) is not None:
-        return found
-    for node in nodes(graph) if graph is not None else ():
-        if (found := getattr(node.operation, "data_format", None)) is not None:
-            return found
-    return keras.config.image_data_format()
-
-
-def _layout(tensor, known):
-    if id(tensor) not in known:
-        known[id(tensor)] = None
-        node = producer(tensor)
-        if node is not None and not node.is_input:
-            known[id(tensor)] = _layout_behind(node, known)
-    return known[id(tensor)]
-
-
-def _layout_behind(node, known):
-    if (own := getattr(node.operation, "data_format", None)) is not None:
-        return own
-    before = next((found for parent in node.arguments.keras_tensors if (found := _layout(parent, known))), None)
-    order = getattr(node.operation, "dims", None) or getattr(node.operation, "axes", None)
-    if before is None or type(node.operation).__name__ not in ("Permute", "Transpose") or order is None:
-        return before
-    # Where has the channel axis gone? `Permute` leaves the batch out of its list.
-    order = (0, *order) if type(node.operation).__name__ == "Permute" else tuple(order)
-    place = order.index(1 if before == "channels_first" else len(order) - 1)
-    return {1: "channels_first", len(order) - 1: "channels_last"}.get(place)

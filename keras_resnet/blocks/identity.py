@@ -1,16 +1,15 @@
-"""Residual blocks that start as the identity: a Keras layer, functional builders, and how to find them again."""
+"""Residual blocks that start as the identity: a Keras layer and functional builders."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import keras
-from keras import ops, tree
+from keras import ops
 
-from ..graphs import mask_of, producer, walk
+from ..checks import whole_number
+from ..graphs import ancestors, data_format_at, mask_of, producer, producer_name
 from ..layers import IgnoreMask, ResidualAdd, register
-from .gates import BlockSpec, branch_layers, whole_number
-from .places import data_format_at
+from .gates import BlockSpec, branch_layers
 from .signs import is_non_negative
 
 
@@ -134,14 +133,8 @@ def residual_stack(
 def _last_number(tensor, name):
     """The highest number of a block called `{name}{number}` before a tensor, 0 if there is none."""
     pattern = re.compile(re.escape(name) + r"(\d+)_(conv1|dense1|norm1|shift1)$")
-    names = (producer_name(t) for t in _ancestors(tensor).values())
+    names = (producer_name(t) for t in ancestors(tensor).values())
     return max((int(match.group(1)) for found in names if (match := pattern.match(found))), default=0)
-
-
-def producer_name(tensor):
-    """Name of the operation that made a symbolic tensor, "" if there is none."""
-    node = producer(tensor)
-    return "" if node is None else node.operation.name
 
 
 @register
@@ -241,93 +234,3 @@ class ResidualBlock(keras.layers.Layer):
         spec = self.spec
         own = {"filters": self.filters, "kind": spec.block, "gate": spec.gate, "seed": spec.seed, "depth": spec.depth}
         return {**super().get_config(), **own, "data_format": self.data_format, "scale": spec.scale}
-
-
-# ---------------------------------------------------------------- finding blocks
-
-
-@dataclass(frozen=True)
-class Block:
-    """A residual block found in a model.
-
-    `path` names it, `add` is its `ResidualAdd`, `branch` its layers that have weights, in order; `same_shape` tells
-    whether it could be the identity: the shortcut is the very tensor that the branch starts from.
-    """
-
-    path: str
-    add: ResidualAdd
-    branch: list = field(repr=False)
-    same_shape: bool = False
-
-    @property
-    def gate(self):
-        return self.add.gate
-
-    @property
-    def removable(self):
-        """Whether `prune` may take it out: grown or pre-activation, and of one shape."""
-        return self.same_shape and (self.add.grown or self.add.kind == "preact")
-
-
-def find_blocks(model):
-    """All residual blocks of a model, found by their `ResidualAdd`, through nested models and `ResidualBlock` layers.
-
-    Args:
-        model: Functional or Sequential model.
-
-    Returns:
-        List of `Block` in order of execution; a block that is called more than once appears once.
-    """
-    found, seen = [], set()
-    for path, _, node in walk(model):
-        operation = node.operation
-        if id(operation) in seen:
-            continue
-        seen.add(id(operation))
-        if isinstance(operation, ResidualBlock) and operation.add is not None:
-            found.append(Block(path, operation.add, [layer for layer in operation.branch if layer.weights], True))
-        elif isinstance(operation, ResidualAdd):
-            layers, same_shape = _branch(*node.arguments.keras_tensors)
-            prefix, _, own = path.rpartition("/")
-            found.append(Block("/".join(filter(None, (prefix, operation.block or own))), operation, layers, same_shape))
-    return found
-
-
-def _branch(shortcut, branch):
-    """Layers with weights of the branch alone, in order; whether the branch starts at the shortcut and nowhere else.
-
-    Masks do not count as a start: they say which values are valid, and are not values themselves.
-    """
-    backbone = _ancestors(shortcut)
-    layers, seen, starts = [], set(), set()
-
-    def visit(tensor):
-        if id(tensor) in backbone or (node := producer(tensor)) is None or node.is_input:
-            starts.add(id(tensor))
-        elif id(tensor) not in seen:
-            seen.add(id(tensor))
-            for parent in _values_into(node):
-                visit(parent)
-            if getattr(node.operation, "weights", None):
-                layers.append(node.operation)
-
-    visit(branch)
-    return layers, starts == {id(shortcut)}
-
-
-def _values_into(node):
-    """The symbolic tensors that a call takes, without its mask."""
-    kwargs = {key: value for key, value in node.arguments.kwargs.items() if key != "mask"}
-    return [x for x in tree.flatten((node.arguments.args, kwargs)) if isinstance(x, keras.KerasTensor)]
-
-
-def _ancestors(tensor):
-    """The tensor and all that it is made from, by id."""
-    found, queue = {id(tensor): tensor}, [tensor]
-    while queue:
-        node = producer(queue.pop())
-        for parent in node.arguments.keras_tensors if node is not None else ():
-            if id(parent) not in found:
-                found[id(parent)] = parent
-                queue.append(parent)
-    return found

@@ -1,4 +1,4 @@
-"""The walk over stages and blocks, done once: the builder and the parameter arithmetic both read these plans."""
+"""Residual branches as data."""
 
 from dataclasses import dataclass
 
@@ -81,47 +81,3 @@ def bottleneck_convs(inner, filters, *, stride=1, dilation=1, entry_dilation=1, 
 
 
 BRANCHES = {"basic": basic_convs, "bottleneck": bottleneck_convs}
-
-
-def block_plans(config):
-    """All blocks of a `ResNetConfig` in order, strides already turned into dilations where `output_stride` asks for it.
-
-    Source: drop-path's linear rule, arXiv 1603.09382, section 3.
-    """
-    branch = BRANCHES[config.block]
-    filters, reduction, dilation, count, total = config.stem_widths[-1], config.stem_reduction, 1, 0, sum(config.depths)
-    for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
-        for index in range(depth):
-            stride, entry_dilation = _stage_stride(config, stage, index), dilation
-            if stride > 1 and reduction >= config.reduction:
-                dilation, stride = dilation * stride, 1
-            reduction *= stride
-            out = width * config.expansion
-            yield BlockPlan(
-                name=f"stage{stage + 1}_block{index + 1}",
-                stage=stage + 1,
-                opens_stage=index == 0,
-                closes_stage=index == depth - 1,
-                in_filters=filters,
-                convs=branch(
-                    config.inner_filters(stage),
-                    out,
-                    stride=stride,
-                    dilation=dilation,
-                    entry_dilation=entry_dilation,
-                    groups=config.groups,
-                    bias=config.conv_bias,
-                    stride_in=config.stride_in,
-                ),
-                stride=stride,
-                dilation=dilation,
-                squeeze=config.squeeze_filters(out),
-                drop_path=config.drop_path * count / max(1, total - 1),
-            )
-            filters, count = out, count + 1
-
-
-def _stage_stride(config, stage, index):
-    if config.stride_block == "first":
-        return 2 if stage > 0 and index == 0 else 1
-    return 2 if stage < len(config.depths) - 1 and index == config.depths[stage] - 1 else 1

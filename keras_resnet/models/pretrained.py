@@ -12,14 +12,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from ..modelcard import card, set_card
+from ..weights.files import SUFFIXES, WeightFile, open_weights
+from ..weights.formats import safetensors
+from ..weights.matching import WeightsMismatch, assign, class_count, match, variables_of
+from ..weights.sources import WeightSource, locate, recognise
+from ..zoo.config import Config, config_from_dict, differences
+from ..zoo.counting import arithmetic
 from .build import outline
-from .config import Config, config_from_dict, differences
-from .counting import arithmetic
-from .modelcard import card, set_card
-from .weights import safetensors
-from .weights.files import SUFFIXES, WeightFile, open_weights
-from .weights.matching import WeightsMismatch, assign, class_count, match, variables_of
-from .weights.sources import WeightSource, locate, recognise
 
 
 @dataclass(frozen=True)

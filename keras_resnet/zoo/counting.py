@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
-from .graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
-from .growth.blocks import ResidualBlock
+from ..blocks.identity import ResidualBlock
+from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
 from .plan import block_plans
 
 # Layers whose every kernel is applied at every place of what comes out.

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from ..hints import nearest
-from ..layers import Affine, positive_number
+from ..checks import nearest, positive_number, whole_number
+from ..layers import Affine
 
 
 class Conv(NamedTuple):
@@ -85,23 +85,6 @@ KINDS = {
         residual=False,
     ),
 }
-
-
-def whole_number(name, value, at_least):
-    """`value` as an int, or a sentence that names the argument.
-
-    Raises:
-        ValueError: no whole number, or below `at_least`.
-    """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float, np.integer))
-        or value != value
-        or value < at_least
-        or int(value) != value
-    ):
-        raise ValueError(f"`{name}` must be a whole number of at least {at_least}, got {value!r}")
-    return int(value)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import keras
 
-from .hints import first_line
+from ..checks import first_line
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LONGEST = 300  # characters of a message of Keras

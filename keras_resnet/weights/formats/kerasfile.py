@@ -8,7 +8,7 @@ import zipfile
 import h5py
 import numpy as np
 
-from ..layers import STORED_CARD
+from ...layers import STORED_CARD
 from .reading import UNREADABLE, Budget
 
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")

@@ -7,13 +7,13 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from .config import config_from_dict
-from .graphs import final_activation, graph_of, output_heads, producer, replay, require_graph
-from .growth.places import data_format_at
-from .growth.surgery import copy_model
-from .layers import Card
-from .modelcard import ModelCard, card, card_layer, check_labels, preprocessing_card, set_card
-from .preprocessing import Preprocessing
+from ..checks import positive_integer
+from ..graphs import data_format_at, final_activation, graph_of, output_heads, producer, replay, require_graph
+from ..growth.surgery import copy_model
+from ..layers import Card
+from ..modelcard import ModelCard, card, card_layer, check_labels, preprocessing_card, set_card
+from ..preprocessing import Preprocessing
+from ..zoo.config import config_from_dict
 
 DROPOUTS = (layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)
 POOLS = tuple(getattr(layers, f"Global{kind}Pooling{rank}D") for kind in ("Average", "Max") for rank in (1, 2, 3))
@@ -40,8 +40,7 @@ def replace_head(model: keras.Model, num_classes: int, *, labels: Sequence[str] 
     Raises:
         ValueError: The model has several outputs, or gives a class for every pixel; or the labels are not `num_classes`.
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"`num_classes` must be a whole number of at least 1, got {num_classes!r}")
+    num_classes = positive_integer("num_classes", num_classes)
     if labels is not None:
         if len(labels) != num_classes:
             raise ValueError(f"`labels` must have {num_classes} names, got {len(labels)}")

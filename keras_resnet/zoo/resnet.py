@@ -2,8 +2,9 @@
 
 from keras import layers
 
+from ..blocks.kit import LayerKit
+from ..blocks.residual import BlockStyle, apply_block
 from .assembly import BuildOptions, entrance, finish, logits
-from .blocks import BlockStyle, LayerKit, apply_block
 from .plan import block_plans
 
 

@@ -2,7 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from ..checks import is_number, positive_integer, probability
+from ..layers import config_differences
 
 CHOICES = {
     "block": ("basic", "bottleneck"),
@@ -27,11 +31,6 @@ CHOICES = {
     "rank": (1, 2, 3),
 }
 BIASED = ("stem", "inner", "last", "projection")
-# What may differ between a file of weights and the model it is loaded into: the rest changes what the weights mean.
-FREE = {
-    *("num_classes", "input_size", "channels", "output_stride", "gate"),
-    *("drop_path", "dropout", "head_dropout", "norm_momentum"),
-}
 CIFAR_STEM = {"stem_widths": (16,), "stem_kernel": 3, "stem_stride": 1, "stem_pool": None, "num_classes": 10, "input_size": 32}
 
 
@@ -59,7 +58,7 @@ class Growth:
         except (TypeError, ValueError) as error:
             raise ValueError(f"`blocks` must hold pairs of a place and a number, got {self.blocks!r}") from error
         for place, count in pairs:
-            _positive(f"growth of {place}", count)
+            positive_integer(f"growth of {place}", count)
         object.__setattr__(self, "blocks", pairs)
 
 
@@ -80,8 +79,8 @@ class Config:
             if field.name in CHOICES and value not in CHOICES[field.name]:
                 raise ValueError(f"`{field.name}` must be one of {', '.join(map(repr, CHOICES[field.name]))}, got {value!r}")
         for name in ("num_classes", "input_size", "channels", "rank"):
-            _positive(name, getattr(self, name))
-        if not _is_number(self.norm_epsilon) or self.norm_epsilon <= 0:
+            positive_integer(name, getattr(self, name))
+        if not is_number(self.norm_epsilon) or self.norm_epsilon <= 0:
             raise ValueError(f"`norm_epsilon` must be a number above 0, got {self.norm_epsilon!r}")
 
     def replace(self, **changes):
@@ -190,13 +189,13 @@ class ResNetConfig(Config):
         if not self.depths or len(self.depths) != len(self.widths):
             raise ValueError(f"`depths` and `widths` must have one entry per stage, got {self.depths} and {self.widths}")
         for name in ("depths", "widths", "stem_widths"):
-            for value in getattr(self, name):
-                _positive(name, value)
+            for index, value in enumerate(getattr(self, name)):
+                positive_integer(f"{name}[{index}]", value)
         for name in ("groups", "base_width", "stem_kernel", "stem_stride", "se_divisor", "norm_groups"):
-            _positive(name, getattr(self, name))
+            positive_integer(name, getattr(self, name))
         for name in ("drop_path", "dropout", "head_dropout"):
-            _rate(name, getattr(self, name))
-        if not _is_number(self.se_ratio) or self.se_ratio < 0:
+            probability(name, getattr(self, name))
+        if not is_number(self.se_ratio) or self.se_ratio < 0:
             raise ValueError(f"`se_ratio` must be a number from 0 up, got {self.se_ratio!r}")
         if self.block == "basic" and (self.groups, self.base_width) != (1, 64):
             got = f"groups={self.groups}, base_width={self.base_width}"
@@ -331,11 +330,11 @@ class VGGConfig(Config):
         if not self.stages or len(self.stages) != len(self.widths):
             raise ValueError(f"`stages` and `widths` must have one entry per stage, got {self.stages} and {self.widths}")
         for name in ("stages", "widths", "head_widths"):
-            for value in getattr(self, name):
-                _positive(name, value)
+            for index, value in enumerate(getattr(self, name)):
+                positive_integer(f"{name}[{index}]", value)
         for name in ("width", "head_size"):
-            _positive(name, getattr(self, name))
-        _rate("head_dropout", self.head_dropout)
+            positive_integer(name, getattr(self, name))
+        probability("head_dropout", self.head_dropout)
 
     @property
     def reduction(self):
@@ -365,27 +364,21 @@ def config_from_dict(data):
     return family(**fields)
 
 
-def differences(saved, config, passed_over=()):
-    """What a file's weights were trained with and the model does not have, field by field, where it changes the outputs.
+def differences(saved: dict, config: Config, may_differ: Collection[str] = ()) -> list[str]:
+    """Compare the network that weights were trained in with the model that they are loaded into.
 
     Args:
-        saved: config of the file, as from `Config.to_dict`.
-        config: `Config` of the model.
-        passed_over: further fields that may differ, beside `FREE`.
+        saved: Config of the file, as `Config.to_dict` writes it. Fields that it lacks have their default.
+        config: Config of the model.
+        may_differ: Fields that may differ in addition to those that never change the outputs.
 
     Returns:
-        List of texts, e.g. `["shortcut='pad', the model has 'none'"]`; empty if the weights mean the same here.
+        One message for each field that changes the outputs, e.g. `["shortcut='pad', the model has 'none'"]`.
 
     Raises:
-        ValueError: `saved` is no config; see `config_from_dict`.
+        ValueError: `saved` is not a config; see `config_from_dict`.
     """
-    saved = config_from_dict(saved)
-    if saved.family != config.family:
-        return [f"family={saved.family!r}, the model has {config.family!r}"]
-    # Hand-grown models do not say so in their config; there the names of the layers tell.
-    free = {*FREE, *passed_over, *(() if saved.growth and config.growth else ("growth",))}
-    pairs = [(field.name, getattr(saved, field.name), getattr(config, field.name)) for field in dataclasses.fields(config)]
-    return [f"{name}={was!r}, the model has {has!r}" for name, was, has in pairs if name not in free and was != has]
+    return config_differences(config_from_dict(saved).to_dict(), config.to_dict(), may_differ)
 
 
 def _plain(value):
@@ -402,17 +395,3 @@ def _blocks_per_stage(depth, step, extra):
         near = f"{low * step + extra} and {(low + 1) * step + extra}"
         raise ValueError(f"`depth` must be of the form {step}n+{extra}, got {depth}; the nearest are {near}")
     return blocks
-
-
-def _positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must hold whole numbers from 1 up, got {value!r}")
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _rate(name, value):
-    if not _is_number(value) or not 0 <= value < 1:
-        raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}")

@@ -1,16 +1,16 @@
 """What both families put around their trunk: input, card, preprocessing, head, named stage outputs."""
 
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 from keras import layers
 
-from .layers import Card
-from .modelcard import ModelCard, check_labels, preprocessing_card
+from ..checks import positive_integer
+from ..layers import Card
+from ..modelcard import ModelCard, check_labels, preprocessing_card
+from ..preprocessing import Preprocessing
 from .plan import block_plans
-from .preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,14 @@ class BuildOptions:
     def __post_init__(self):
         if self.pooling not in (None, "avg", "max"):
             raise ValueError(f'`pooling` must be None, "avg" or "max", got {self.pooling!r}')
-        sides = self.input_shape
-        if sides is not None and not (isinstance(sides, tuple | list) and all(side is None or _is_size(side) for side in sides)):
-            raise ValueError(f"`input_shape` must be a tuple of whole numbers from 1 up, or None for open sides, got {sides!r}")
+        shape = self.input_shape
+        if not isinstance(shape, tuple | list | None):
+            raise ValueError(f"`input_shape` must be a tuple of whole numbers, or None for dynamic sizes, got {shape!r}")
+        for index, size in enumerate(shape or ()):
+            if size is not None:
+                positive_integer(f"input_shape[{index}]", size)
         if self.data_format not in (None, "channels_last", "channels_first"):
             raise ValueError(f'`data_format` must be "channels_last" or "channels_first", got {self.data_format!r}')
-
-
-def _is_size(side):
-    return isinstance(side, numbers.Integral) and not isinstance(side, bool) and side > 0
 
 
 def entrance(config, options):

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 import keras
 
-from .assembly import BuildOptions, feature_info
+from ..checks import nearest
+from ..modelcard import card
+from ..weights.matching import WeightsMismatch
+from ..weights.sources import OWN, all_sources, packaged
+from ..zoo.assembly import BuildOptions, feature_info
+from ..zoo.config import Config, config_from_dict
+from ..zoo.counting import count
+from ..zoo.variants import NOTES, VARIANTS, slim_vgg
 from .build import build, outline
-from .config import Config, config_from_dict
-from .counting import count
-from .hints import nearest
-from .modelcard import card
 from .pretrained import check_variant, fill, find_weights, fitting_variant, kept_classes, preprocessing_or_warn
-from .variants import NOTES, VARIANTS, slim_vgg
-from .weights.matching import WeightsMismatch
-from .weights.sources import OWN, all_sources, packaged
 
 ENTRY_POINT_GROUP = "keras_resnet.models"
 

@@ -1,0 +1,1 @@
+"""Checkpoint families: how other projects name and lay out the arrays of their networks, one module per project."""
