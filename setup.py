@@ -58,9 +58,18 @@ EXTRAS = {
     ],
 }
 EXTRAS["dev"] = sorted(
-    {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.20", "schemathesis>=4", "ruff>=0.6", "build>=1.2"}.union(
-        *(EXTRAS[name] for name in ("demo", "train", "tensorboard", "serve", "grpc", "client", "batch"))
-    )
+    {
+        "pytest>=8",
+        "pytest-xdist>=3.5",
+        "pytest-cov>=5",
+        "hypothesis>=6.100",
+        "selenium>=4.20",
+        "schemathesis>=4",
+        "ruff>=0.12",
+        "mypy>=2.0",
+        "pre-commit>=4",
+        "build>=1.2",
+    }.union(*(EXTRAS[name] for name in ("demo", "train", "tensorboard", "serve", "grpc", "client", "batch")))
 )
 
 setup(

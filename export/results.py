@@ -25,7 +25,7 @@ class Comparison:
 
     output: str
     batch: int
-    shape: list
+    shape: list[int]
     data: str
     runtime: str
     max_abs: float
@@ -59,12 +59,12 @@ class VerificationReport:
     passed: bool
     precision: str
     tolerance: float
-    comparisons: tuple
-    weights: dict | None = None
+    comparisons: tuple[Comparison, ...]
+    weights: dict[str, Any] | None = None
     diverges: str | None = None
-    problems: tuple = ()
-    notes: tuple = ()
-    layers: dict | None = None
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    layers: dict[str, dict[str, float]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,8 +107,8 @@ class ExportResult:
     sha256: str
     method: str
     size: int
-    notes: tuple = ()
-    table: tuple = ()
+    notes: tuple[str, ...] = ()
+    table: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

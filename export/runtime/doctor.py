@@ -40,11 +40,11 @@ class Diagnosis:
         findings: tuple of `Finding`.
     """
 
-    versions: dict
+    versions: dict[str, str]
     driver: str | None
-    devices: dict
-    missing: dict
-    findings: tuple
+    devices: dict[str, str]
+    missing: dict[str, list[str]]
+    findings: tuple[Finding, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -49,17 +49,17 @@ class Inspection:
     """
 
     path: str
-    files: dict
+    files: dict[str, int]
     ir_version: int
-    opsets: dict
-    inputs: list
-    outputs: list
-    nodes: dict
+    opsets: dict[str, int]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    nodes: dict[str, int]
     parameters: int
     macs: int | None
-    metadata: dict
-    runtime_nodes: dict
-    blocks: list
+    metadata: dict[str, Any]
+    runtime_nodes: dict[str, int]
+    blocks: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -45,7 +45,7 @@ class TensorInfo:
     """Name, shape and numpy dtype of an input or output; a dimension that may vary is its name (`"batch"`), not a number."""
 
     name: str
-    shape: tuple
+    shape: tuple[int | str, ...]
     dtype: str
 
     @property
