@@ -188,7 +188,7 @@ class _Handlers:
     async def card(self, request: Request) -> Response:
         model = self._model(request)
         about = {"device": model.session.device, "rows": model.options.batch.max_rows}
-        return JSONResponse({**about, "classifies_images": model.classifies_images, **model.session.metadata})
+        return JSONResponse({**about, "classifies_images": model.classifies_images, **model.card()})
 
     async def index(self, request: Request) -> Response:
         """The repository index; `{"ready": true}` in the body asks for models that are ready only."""
@@ -242,6 +242,7 @@ class _Handlers:
             {
                 "model_name": model.source.name,
                 "model_version": model.source.version,
+                "output_kind": model.scores.kind,
                 "predictions": found,
                 "milliseconds": round((time.perf_counter() - started) * 1000, 3),
             }

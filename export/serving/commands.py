@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from ..errors import DeviceError, UsageError
+from ..options import KINDS
 
 MIB = 2**20
 DELAY_HELP = "How long a request may wait for others that are on their way."
@@ -72,6 +73,13 @@ def _number(kind, name, default, text):
     return click.option(name, type=above_zero, default=default, show_default=default is not None, help=text)
 
 
+def scores_options(function):
+    """How to declare what the outputs of a file from elsewhere mean."""
+    name = click.option("--scores", metavar="NAME", help="Output that scores classes, for a file that does not state it.")
+    kind = click.option("--output-kind", type=click.Choice(KINDS), help="What that output means, likewise.")
+    return name(kind(function))
+
+
 model_options = _options(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, tensorrt or openvino."),
     _number(int, "--threads", None, "Threads of one run; onnxruntime's choice by default."),
@@ -84,6 +92,7 @@ model_options = _options(
     _number(int, "--max-open-pixels", 2**22, "Pixels at which a model of open size is run."),
     _number(float, "--timeout", 60.0, "Seconds a request may wait and run."),
     click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Run every batch size before being ready."),
+    scores_options,
 )
 app_options = _options(
     _number(int, "--max-body-mb", 64, "MiB of one request."),
@@ -191,14 +200,20 @@ def predict_many(file: str | None, images: Sequence[str], out: str | None, as_js
 def _local(file, options):
     from .bulk import LocalClassifier
 
-    return LocalClassifier(file, options["device"], options["top"], options["batch"])
+    declared = {name: options[name] for name in ("scores", "output_kind")}
+    return LocalClassifier(file, options["device"], options["top"], options["batch"], **declared)
 
 
 def _pool(file, options):
     with _needs_extra("cluster"):
         from .raydata import PoolOptions, RayClassifier
     pool = PoolOptions(
-        workers=options["workers"], gpus=options["gpus_per_worker"], address=options["address"], batch=options["batch"]
+        workers=options["workers"],
+        gpus=options["gpus_per_worker"],
+        address=options["address"],
+        batch=options["batch"],
+        scores=options["scores"],
+        output_kind=options["output_kind"],
     )
     return RayClassifier(file, options["device"], options["top"], pool)
 
@@ -207,22 +222,30 @@ def _remote(options):
     with _needs_extra("client"):
         from .client import RemoteClassifier, RemoteOptions
     key = read_keys(options["api_key_file"])[0] if options["api_key_file"] else None
-    remote = RemoteOptions(options["top"], options["concurrency"], api_key=key)
+    declared = {name: options[name] for name in ("scores", "output_kind")}
+    remote = RemoteOptions(options["top"], options["concurrency"], api_key=key, **declared)
     return RemoteClassifier(options["url"], options["model"], remote)
 
 
 def _print_rows(rows, as_json):
     """Print a JSON line or the best class of every image as it comes; 2 if any could not be classified."""
-    failed = False
+    failed = has_values = False
     for row in rows:
         failed |= row["error"] is not None
+        has_values |= "values" in row
         if as_json:
             click.echo(json.dumps(row))
         elif row["error"]:
             click.echo(f"{row['file']}: {row['error']}", err=True)
+        elif "values" in row:
+            click.echo(f"{row['file']}  {json.dumps(row['values'])}")
         else:
             best = zip(row["classes"], row["labels"], row["probabilities"], strict=True)
             click.echo(f"{row['file']}  " + "  ".join(f"{label or index} {share:.4f}" for index, label, share in best))
+    if has_values and not as_json:
+        from ..console import VALUES_HINT
+
+        click.echo(VALUES_HINT, err=True)
     return 2 if failed else 0
 
 
@@ -441,6 +464,8 @@ def _model_options(options):
         max_open_pixels=options["max_open_pixels"],
         timeout=options["timeout"],
         warm_up=options["warm_up"],
+        scores=options["scores"],
+        output_kind=options["output_kind"],
     )
 
 

@@ -33,6 +33,8 @@ class PoolOptions:
         gpus: GPUs of each; a fraction shares one.
         address: a running cluster (`auto`, `ray://HOST:PORT`); None starts one on this machine.
         batch: images per run.
+        scores: Name of the output that scores classes, for a file that does not state it.
+        output_kind: Kind of that output, likewise.
     """
 
     workers: int = 1
@@ -40,6 +42,8 @@ class PoolOptions:
     gpus: float = 0.0
     address: str | None = None
     batch: int = 16
+    scores: str | None = None
+    output_kind: str | None = None
 
 
 def join(address: str | None) -> None:
@@ -69,13 +73,13 @@ class RayClassifier:
         UsageError: no such file, no classifier, or no cluster at that address.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], device: str = "auto", top: int = 5, options: PoolOptions = PoolOptions()
-    ) -> None:
-        self.top, self.options = top, options
+    def __init__(self, path, device="auto", top=5, options=PoolOptions()):
+        self.options = options
         # Opened here once on the CPU, for the settings, and so that mistakes are told before anything starts.
-        self.settings = LocalClassifier(path, "cpu", top, threads=1).settings
-        self.worker = {"path": str(Path(path).absolute()), "device": device, "top": top, "batch": options.batch}
+        declared = {"scores": options.scores, "output_kind": options.output_kind}
+        opened = LocalClassifier(path, "cpu", top, threads=1, **declared)
+        self.settings, self.top = opened.settings, opened.top
+        self.worker = {"path": str(Path(path).absolute()), "device": device, "top": top, "batch": options.batch, **declared}
         if not ray.is_initialized():
             join(options.address)
 

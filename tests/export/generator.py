@@ -160,12 +160,15 @@ KINDS: dict[str, Kind] = {}
 ANY, MAPS = (0, 1, 2, 3), (1, 2, 3)
 
 
-def kind(*names: str, ranks: tuple[int, ...]) -> Callable[[Callable], Callable]:
-    """Register a writer, which gets the name as its last argument, for layer kinds."""
+def kind(*names: str, ranks: tuple[int, ...], more: int = 0) -> Callable[[Callable], Callable]:
+    """Register a writer, which gets the name as its last argument, for layer kinds.
+
+    A kind called `…2D` takes maps of two dimensions, and `more` for time.
+    """
 
     def register(function: Callable) -> Callable:
         for name in names:
-            on = tuple(rank for rank in ranks if not name.endswith("D") or name[-2] == str(rank))
+            on = tuple(rank for rank in ranks if not name.endswith("D") or int(name[-2]) + more == rank)
             KINDS[name] = Kind(on, functools.partial(function, name=name))
         return function
 
@@ -485,7 +488,7 @@ def _cells(d: Draw, rank: int, shape: tuple, name: str) -> str:
     return f"layers.RNN({cell.get(name, f'layers.{name}(3)')}, return_sequences={d.chance(50)})(x)"
 
 
-@kind("ConvLSTM1D", "ConvLSTM2D", ranks=(2, 3))
+@kind("ConvLSTM1D", "ConvLSTM2D", ranks=(2, 3), more=1)
 def _conv_lstm(d: Draw, rank: int, shape: tuple, name: str) -> str:
     options = {"return_sequences": d.maybe(40, True), "padding": d.maybe(60, "same"), "strides": d.maybe(20, 2)}
     return f"{call(f'layers.{name}', 2, d.pick(1, 2, 3), **options)}(x)"
