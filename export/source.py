@@ -90,7 +90,7 @@ def is_file(model: str | os.PathLike[str]) -> bool:
     return str(model).endswith(SUFFIXES) or os.sep in str(model) or Path(model).is_file()
 
 
-def with_preprocessing(model: "keras.Model", mode: str | None) -> "keras.Model":
+def with_preprocessing(model: keras.Model, mode: str | None) -> keras.Model:
     """Put a preprocessing layer and a card in front of a model; itself if `mode` is None.
 
     Raises:

@@ -74,7 +74,7 @@ class _Builder:
         return self.ctx.make_const(utils.make_name(self.node.name), np.asarray(content, dtype)).output[0]
 
 
-def select(ctx, node, name: str, args: list) -> None:
+def select(ctx: Graph, node: Node, name: str, args: list) -> None:
     """Choose floats with Where; tf2onnx multiplies both by 0 or 1, and 0 times an infinity that was not chosen is no number."""
     from tf2onnx.onnx_opset import controlflow
 
@@ -84,7 +84,7 @@ def select(ctx, node, name: str, args: list) -> None:
     choose(ctx, node)
 
 
-def floor_div(ctx, node, name: str, args: list) -> None:
+def floor_div(ctx: Graph, node: Node, name: str, args: list) -> None:
     """Divide and round down; ONNX' division of integers rounds towards zero."""
     from tf2onnx.onnx_opset import math
 
@@ -101,7 +101,7 @@ def floor_div(ctx, node, name: str, args: list) -> None:
     _replace(ctx, node, "Sub", [quotient, make.Cast(rounded_up, to=ctx.get_dtype(x))])
 
 
-def floor_mod(ctx, node, name: str, args: list) -> None:
+def floor_mod(ctx: Graph, node: Node, name: str, args: list) -> None:
     """What a division that rounds down leaves."""
     from tf2onnx.onnx_opset import math
 
@@ -111,7 +111,7 @@ def floor_mod(ctx, node, name: str, args: list) -> None:
         math.FloorMod.version_7(ctx, node)
 
 
-def expm1(ctx, node, name: str, args: list) -> None:
+def expm1(ctx: Graph, node: Node, name: str, args: list) -> None:
     """`exp(x) - 1` as `tanh(x / 2) * (exp(x) + 1)`, which is exact near zero too."""
     make, x = _Builder(ctx, node), node.input[0]
     half, one = make.const(0.5, like=x), make.const(1, like=x)

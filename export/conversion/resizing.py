@@ -116,7 +116,7 @@ def _matrix(have, want, first, count, name, axis):
 # ---------------------------------------------------------------- as TensorFlow does it
 
 TABLE = 1024  # TensorFlow's bicubic rounds positions to this many parts of a pixel
-FILTERS_OF_TENSORFLOW = {
+FILTERS_OF_TENSORFLOW: dict[str, tuple[Callable, float]] = {
     "bilinear": (_triangle, 1),
     "bicubic": (_cubic, 2),
     "lanczos3": (_lanczos, 3),

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,17 @@ class LocalClassifier:
         DeviceError: the device does not start.
     """
 
-    def __init__(self, path, device="auto", top=5, batch=16, workers=None, threads=None, scores=None, output_kind=None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        top: int = 5,
+        batch: int = 16,
+        workers: int | None = None,
+        threads: int | None = None,
+        scores: str | None = None,
+        output_kind: str | None = None,
+    ) -> None:
         self.session = session(path, device, threads=threads)
         self.spec = image_input(self.session)
         self.scores = scores_or_values(self.session, scores, output_kind)

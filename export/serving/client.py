@@ -68,7 +68,7 @@ class RemoteClassifier:
         UsageError: the server does not answer, or has no such model, or the model does not classify images.
     """
 
-    def __init__(self, url, model=None, options=RemoteOptions()):
+    def __init__(self, url: str, model: str | None = None, options: RemoteOptions = RemoteOptions()) -> None:
         self.url, self.options = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}", options
         with self._client(httpx.Client) as client:
             self.model = model or self._only_model(client)

@@ -73,7 +73,7 @@ def _number(kind, name, default, text):
     return click.option(name, type=above_zero, default=default, show_default=default is not None, help=text)
 
 
-def scores_options(function):
+def scores_options(function: Callable) -> Callable:
     """How to declare what the outputs of a file from elsewhere mean."""
     name = click.option("--scores", metavar="NAME", help="Output that scores classes, for a file that does not state it.")
     kind = click.option("--output-kind", type=click.Choice(KINDS), help="What that output means, likewise.")

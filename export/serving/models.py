@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from .statistics import Statistics
 
 if TYPE_CHECKING:
     from .batcher import Answer
-
 
 RETRY = {"Retry-After": "1"}
 # The longest side that a JPEG can have; what a graph that resizes needs grows with it.
@@ -125,7 +124,7 @@ class ServedModel:
             return metadata
         return {**metadata, "outputs": {**metadata.get("outputs", {}), self.scores.output: self.scores.kind}}
 
-    def metadata(self, versions):
+    def metadata(self, versions: Iterable[str]) -> dict[str, Any]:
         """The protocol's model metadata."""
         return {
             "name": self.source.name,

@@ -73,10 +73,12 @@ class RayClassifier:
         UsageError: no such file, no classifier, or no cluster at that address.
     """
 
-    def __init__(self, path, device="auto", top=5, options=PoolOptions()):
+    def __init__(
+        self, path: str | os.PathLike[str], device: str = "auto", top: int = 5, options: PoolOptions = PoolOptions()
+    ) -> None:
         self.options = options
         # Opened here once on the CPU, for the settings, and so that mistakes are told before anything starts.
-        declared = {"scores": options.scores, "output_kind": options.output_kind}
+        declared: dict[str, Any] = {"scores": options.scores, "output_kind": options.output_kind}
         opened = LocalClassifier(path, "cpu", top, threads=1, **declared)
         self.settings, self.top = opened.settings, opened.top
         self.worker = {"path": str(Path(path).absolute()), "device": device, "top": top, "batch": options.batch, **declared}
