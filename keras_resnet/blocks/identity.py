@@ -9,13 +9,22 @@ from keras import ops
 from ..checks import whole_number
 from ..graphs import ancestors, data_format_at, mask_of, producer, producer_name
 from ..layers import IgnoreMask, ResidualAdd, register
-from .gates import BlockSpec, branch_layers
+from .gates import BlockSpec
+from .kit import LayerKit, branch_layers
 from .signs import is_non_negative
+from .style import BlockStyle
 
 
 def addition(spec, name, dtype=None):
     """The `ResidualAdd` that closes a block of this spec."""
-    return ResidualAdd(name, spec.gate, spec.kind.kind, grown=True, scale=spec.scale, name=f"{name}_add", dtype=dtype)
+    kind = "preact" if spec.kind.preact else "postact"
+    return ResidualAdd(name, spec.gate, kind, grown=True, scale=spec.scale, name=f"{name}_add", dtype=dtype)
+
+
+def _branch(spec: BlockSpec, channels: int, rank: int, data_format: str, name: str, dtype: object) -> list[keras.layers.Layer]:
+    """The layers of a block's branch, not yet built. Their norms have momentum 0.9, the default of the style, so that the
+    statistics of a new branch catch up within a short fine-tuning."""
+    return branch_layers(spec.steps(channels), channels, LayerKit(BlockStyle(rank=rank), data_format, dtype), name)
 
 
 def closing_relu(name, dtype):
@@ -44,14 +53,14 @@ def append_block(
     data_format = data_format or data_format_at(x)
     rank, channels = check_fits(x.shape, x.dtype, data_format, name)
     y = x
-    for layer in branch_layers(spec, channels, rank, data_format, name, dtype):
+    for layer in _branch(spec, channels, rank, data_format, name, dtype):
         if mask_of(y) is not None and not layer.supports_masking:
             y = IgnoreMask(name=f"{name}_unmask", dtype=dtype)(y)
         y = layer(y)
     if not spec.kind.residual:
         return y
     y = addition(spec, name, dtype)([x, y])
-    return closing_relu(name, x.dtype)(y) if spec.kind.kind == "postact" else y
+    return closing_relu(name, x.dtype)(y) if spec.kind.closes_with_relu else y
 
 
 def check_fits(shape: tuple, dtype: object, data_format: str, where: str) -> tuple[int, int]:
@@ -74,7 +83,7 @@ def check_fits(shape: tuple, dtype: object, data_format: str, where: str) -> tup
 
 def check_post_activation(x, spec, where, outer=None):
     """Refuse a post-activation block on a tensor that may be negative: its closing ReLU would cut that off."""
-    if spec.kind.kind == "postact" and not is_non_negative(x, outer):
+    if spec.kind.closes_with_relu and not is_non_negative(x, outer):
         raise ValueError(
             f'a post-activation block cannot be the identity at "{where}": nothing there keeps the tensor from being negative, '
             'and its closing ReLU would cut that off; use block="preact", or a place behind a ReLU or a pooling of one'
@@ -180,7 +189,7 @@ class ResidualBlock(keras.layers.Layer):
 
     @property
     def non_negative_output(self):
-        return self.spec.kind.kind == "postact" or not self.spec.kind.residual
+        return self.spec.kind.closes_with_relu or not self.spec.kind.residual
 
     def build(self, input_shape):
         rank, channels = check_fits(input_shape, "float32", self.data_format, self.name)
@@ -189,7 +198,7 @@ class ResidualBlock(keras.layers.Layer):
                 f"`filters` must equal the input's channels ({channels}), got {self.filters}: "
                 "a block that changes width is not the identity"
             )
-        self.branch = branch_layers(self.spec, channels, rank, self.data_format, self.name, self.dtype_policy)
+        self.branch = _branch(self.spec, channels, rank, self.data_format, self.name, self.dtype_policy)
         shape = tuple(input_shape)
         for layer in self.branch:
             layer.build(shape)
@@ -208,7 +217,7 @@ class ResidualBlock(keras.layers.Layer):
         total = self.add([shortcut, branch])
         if visit is not None:
             visit(self.add, [shortcut, branch], total)
-        return ops.relu(total) if self.spec.kind.kind == "postact" else total
+        return ops.relu(total) if self.spec.kind.closes_with_relu else total
 
     def parts(self, inputs, training: bool | None = None, visit: Callable | None = None) -> tuple:
         """Return what `ResidualAdd` takes, `(x, F(x))`."""

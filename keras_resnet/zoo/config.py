@@ -4,12 +4,15 @@ import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import get_origin
 
+from ..blocks.branches import BRANCHES
+from ..blocks.style import BlockStyle, LayerStyle
 from ..checks import is_number, positive_integer, probability
 from ..layers import config_differences
 
 CHOICES = {
-    "block": ("basic", "bottleneck"),
+    "block": tuple(BRANCHES),
     "shortcut": (
         "projection",
         "projection_all",
@@ -74,7 +77,7 @@ class Config:
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
-            elif field.type is tuple and not isinstance(value, tuple):
+            elif (get_origin(field.type) or field.type) is tuple and not isinstance(value, tuple):
                 raise ValueError(f"`{field.name}` must be a tuple, got {value!r}")
             if field.name in CHOICES and value not in CHOICES[field.name]:
                 raise ValueError(f"`{field.name}` must be one of {', '.join(map(repr, CHOICES[field.name]))}, got {value!r}")
@@ -93,7 +96,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class ResNetConfig(Config):
+class ResNetConfig(Config, BlockStyle):
     """A residual network; the defaults are torchvision's ResNet (v1.5), not the paper's: the stride sits in the 3×3.
 
     Args:
@@ -149,9 +152,6 @@ class ResNetConfig(Config):
     depths: tuple
     widths: tuple = (64, 128, 256, 512)
     block: str = "bottleneck"
-    preact: bool = False
-    shortcut: str = "projection"
-    shortcut_norm: bool = True
     groups: int = 1
     base_width: int = 64
     stem_widths: tuple = (64,)
@@ -160,23 +160,11 @@ class ResNetConfig(Config):
     stem_pool: str | None = "max"
     stride_in: str = "3x3"
     stride_block: str = "first"
-    padding: str = "symmetric"
     se_ratio: float = 0.0
     se_divisor: int = 8
-    norm: str = "batch"
-    norm_groups: int = 32
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    weight_standardization: bool = False
-    conv_bias: tuple = ()
-    activation: str = "relu"
-    antialias: bool = False
-    gate: str | None = None
     output_stride: int | None = None
     drop_path: float = 0.0
-    dropout: float = 0.0
     head_dropout: float = 0.0
-    rank: int = 2
     num_classes: int = 1000
     input_size: int = 224
     channels: int = 3
@@ -197,7 +185,7 @@ class ResNetConfig(Config):
             probability(name, getattr(self, name))
         if not is_number(self.se_ratio) or self.se_ratio < 0:
             raise ValueError(f"`se_ratio` must be a number from 0 up, got {self.se_ratio!r}")
-        if self.block == "basic" and (self.groups, self.base_width) != (1, 64):
+        if self.expansion == 1 and (self.groups, self.base_width) != (1, 64):
             got = f"groups={self.groups}, base_width={self.base_width}"
             raise ValueError(f'`groups` and `base_width` need block="bottleneck", got {got}')
         if unknown := set(self.conv_bias) - set(BIASED):
@@ -255,7 +243,7 @@ class ResNetConfig(Config):
     @property
     def expansion(self):
         """Filters a block puts out per filter of its width."""
-        return 4 if self.block == "bottleneck" else 1
+        return BRANCHES[self.block].expansion
 
     @property
     def stem_reduction(self):
@@ -269,7 +257,7 @@ class ResNetConfig(Config):
 
     def inner_filters(self, stage):
         """Filters of the 3×3 in a stage (counted from 0)."""
-        if self.block == "basic":
+        if self.expansion == 1:
             return self.widths[stage]
         return int(self.widths[stage] * self.base_width / 64) * self.groups
 
@@ -281,7 +269,7 @@ class ResNetConfig(Config):
 
 
 @dataclass(frozen=True)
-class VGGConfig(Config):
+class VGGConfig(Config, LayerStyle):
     """A VGG network; differs from the paper by a head that also fits small inputs, and by pooling to 7×7 at other sizes.
 
     Args:
@@ -310,14 +298,10 @@ class VGGConfig(Config):
     widths: tuple = (64, 128, 256, 512, 512)
     width: int = 100
     batch_norm: bool = False
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
     head: str = "dense"
     head_widths: tuple = (4096, 4096)
     head_size: int = 7
     head_dropout: float = 0.5
-    activation: str = "relu"
-    rank: int = 2
     num_classes: int = 1000
     input_size: int = 224
     channels: int = 3

@@ -23,14 +23,7 @@ def vgg(config, **options):
     Source: arXiv 1409.1556, table 1.
     """
     options = BuildOptions(**options)
-    kit = LayerKit(
-        rank=config.rank,
-        data_format=options.data_format,
-        dtype=options.dtype,
-        norm_epsilon=config.norm_epsilon,
-        norm_momentum=config.norm_momentum,
-        activation=config.activation,
-    )
+    kit = LayerKit(config, options.data_format, options.dtype)
     inputs, x = entrance(config, options)
     features = {}
     for stage, (count, width) in enumerate(zip(config.stages, config.widths, strict=True), start=1):
