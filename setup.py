@@ -46,6 +46,7 @@ EXTRAS = {
     "demo": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "batch": ["pyarrow>=15"],
     "client": ["httpx>=0.27"],
+    "docs": ["sphinx>=8", "furo>=2024.8", "myst-nb>=1.3", "sphinx-click>=6"],
     "backends": ["jax>=0.4.30", "torch>=2.4"],
     "peers": [
         "onnxscript>=0.3",
@@ -69,7 +70,7 @@ EXTRAS["dev"] = sorted(
         "mypy>=2.0",
         "pre-commit>=4",
         "build>=1.2",
-    }.union(*(EXTRAS[name] for name in ("demo", "train", "tensorboard", "serve", "grpc", "client", "batch")))
+    }.union(*(EXTRAS[name] for name in ("demo", "train", "tensorboard", "serve", "grpc", "client", "batch", "docs")))
 )
 
 setup(
