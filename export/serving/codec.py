@@ -39,7 +39,7 @@ class Codec:
         max_json: Largest JSON part of a request or an answer, in bytes.
     """
 
-    def __init__(self, threads: int, max_json: int):
+    def __init__(self, threads: int, max_json: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._max_json = max_json
         self._process: ProcessPoolExecutor | None = None
@@ -80,7 +80,7 @@ class Codec:
             return await self.in_thread(protocol.response_parts, *arguments)
         return protocol.response_parts(*arguments)
 
-    async def decompress(self, body: bytes | bytearray, encoding: str, limit: int) -> bytes:
+    async def decompress(self, body: bytes | bytearray, encoding: str, limit: int) -> bytes | bytearray:
         """Decompress a body, see `protocol.decompress`."""
         return await self.in_thread(protocol.decompress, body, encoding, limit)
 
@@ -127,6 +127,6 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def _response(*arguments: Any) -> tuple[list[bytes], int | None]:
+def _response(*arguments: Any) -> tuple[list[bytes | memoryview], int | None]:
     parts, length = protocol.response_parts(*arguments)
     return [bytes(part) for part in parts], length

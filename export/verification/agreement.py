@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class QuantisedOutput:
             got: What the quantised file computed.
         """
         if self.scores is None:
-            figures = measure(*(np.concatenate([value.ravel() for value in side]) for side in (reference, got)))
+            figures = measure(*(np.concatenate([value.ravel() for value in side]) for side in (reference, got)))  # type: ignore[arg-type]
             figures |= {"top1": None, "top5": None}
         else:
             want, have = np.concatenate(reference), np.concatenate(got)
@@ -136,7 +137,7 @@ def quantised_outputs(
 
 
 def verify_int8(
-    path: str | Path,
+    path: str | os.PathLike[str],
     prepared: Prepared,
     samples: object,
     metadata: dict[str, Any] | None = None,
