@@ -10,8 +10,8 @@ import click
 
 from . import console as report
 from .errors import ExportError, MismatchError
-from .options import KINDS, ExportOptions
-from .serving.commands import are_many, many_options, predict_many, register
+from .options import ExportOptions
+from .serving.commands import are_many, many_options, predict_many, register, scores_options
 
 EXAMPLES = {
     "list": "resnet-export list 'resnet*'",
@@ -246,13 +246,6 @@ def verify_command(file, model, labels, samples, report_file, as_json, **source)
     require(verdict)
 
 
-def scores_options(function):
-    """How to declare what the outputs of a file from elsewhere mean."""
-    name = click.option("--scores", metavar="NAME", help="Output that scores classes, for a file that does not state it.")
-    kind = click.option("--output-kind", type=click.Choice(KINDS), help="What that output means, likewise.")
-    return name(kind(function))
-
-
 @command("predict")
 @click.argument("file", required=False)
 @click.argument("images", nargs=-1)
@@ -268,7 +261,9 @@ def predict_command(file, images, top, device, scores, output_kind, url, out, as
     if not images:
         raise click.UsageError("Missing argument 'IMAGES...'.")
     if are_many(images, url, out, many["engine"]):
-        return predict_many(file, images, out, as_json, url=url, top=top, device=device, **many)
+        return predict_many(
+            file, images, out, as_json, url=url, top=top, device=device, scores=scores, output_kind=output_kind, **many
+        )
     from .runtime.prediction import predict
 
     report.chosen([device])

@@ -169,6 +169,7 @@ def prediction_text(predictions):
 
 
 SHOWN_VALUES = 8
+VALUES_HINT = "These outputs are not known to score classes. If one does, declare it: --scores NAME --output-kind KIND"
 
 
 def _values_text(predictions):
@@ -181,8 +182,7 @@ def _values_text(predictions):
             array = np.asarray(values)
             first = " ".join(f"{value:.6g}" for value in array.reshape(-1)[:SHOWN_VALUES].tolist())
             rows.append((prediction.file, name, str(list(array.shape)), first + (" …" if array.size > SHOWN_VALUES else "")))
-    hint = "These outputs are not known to score classes. If one does, declare it: --scores NAME --output-kind KIND"
-    return "\n".join([*columns(rows), hint])
+    return "\n".join([*columns(rows), VALUES_HINT])
 
 
 def write_csv(path, rows):

@@ -71,12 +71,7 @@ def predict(
     if top < 1:
         raise UsageError(f"`top` must be at least 1, got {top}")
     spec = image_input(model)
-    try:
-        ranking = scores_output(model, scores, output_kind)
-    except NotRanked:
-        if scores is not None or output_kind not in (None, "other"):
-            raise
-        ranking = None
+    ranking = scores_or_values(model, scores, output_kind)
     names, found = None if ranking is None else [ranking.output], []
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
@@ -118,6 +113,20 @@ def scores_output(model, scores: str | None = None, kind: str | None = None) -> 
     """
     outputs = {value.name: list(value.shape) for value in model.outputs}
     return find_scores(model.metadata, outputs, scores=scores, kind=kind, file=model.path.name)
+
+
+def scores_or_values(model: Session, scores: str | None = None, kind: str | None = None) -> Scores | None:
+    """The output that scores classes, as `scores_output` finds it, or None for a model whose outputs are shown as they are.
+
+    Raises:
+        UsageError: Several outputs score classes, or what the caller declares does not fit.
+    """
+    try:
+        return scores_output(model, scores, kind)
+    except NotRanked:
+        if scores is not None or kind not in (None, "other"):
+            raise
+        return None
 
 
 def _described(values):

@@ -186,7 +186,7 @@ class _Handlers:
     async def card(self, request):
         model = self._model(request)
         about = {"device": model.session.device, "rows": model.options.batch.max_rows}
-        return JSONResponse({**about, "classifies_images": model.classifies_images, **model.session.metadata})
+        return JSONResponse({**about, "classifies_images": model.classifies_images, **model.card()})
 
     async def index(self, request):
         """The repository index; `{"ready": true}` in the body asks for models that are ready only."""
@@ -240,6 +240,7 @@ class _Handlers:
             {
                 "model_name": model.source.name,
                 "model_version": model.source.version,
+                "output_kind": model.scores.kind,
                 "predictions": found,
                 "milliseconds": round((time.perf_counter() - started) * 1000, 3),
             }

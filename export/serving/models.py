@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..artifact import first_line
+from ..artifact import Scores, first_line, output_kinds
 from ..errors import UsageError
 from ..runtime.images import MAX_PIXELS
 from ..runtime.prediction import image_input, load_pixels, ranked, scores_output, stacked
@@ -46,6 +47,8 @@ class ModelOptions:
         max_open_pixels: width × height that a model of open size is run at.
         timeout: seconds for which a request may wait and run.
         warm_up: run every batch size once before a model is ready.
+        scores: Name of the output that scores classes, for files that do not state it and have such an output.
+        output_kind: Kind of that output (one of `options.KINDS`), likewise.
     """
 
     device: str = "auto"
@@ -56,6 +59,8 @@ class ModelOptions:
     max_open_pixels: int = 2**22
     timeout: float = 60.0
     warm_up: bool = True
+    scores: str | None = None
+    output_kind: str | None = None
 
 
 class ServedModel:
@@ -76,6 +81,7 @@ class ServedModel:
         self.inputs = tuple(_spec(value, source) for value in self.session.inputs)
         self.outputs = tuple(_spec(value, source) for value in self.session.outputs)
         self.batched = all(isinstance(v.shape[0], str) if v.shape else False for v in self.session.inputs + self.session.outputs)
+        self.scores = self._declared_scores()
         self.statistics = Statistics()
         self.batcher = Batcher(self._run, options.batch, self.statistics.executed, self.batched)
         self._holders, self._released = 0, None
@@ -94,6 +100,23 @@ class ServedModel:
     @property
     def labels(self):
         return self.session.labels
+
+    def _declared_scores(self) -> Scores | UsageError:
+        """The output that scores classes, by the file or else by the options, or the reason why there is none."""
+        stated = output_kinds(self.session.metadata, {spec.name: list(spec.shape) for spec in self.outputs})
+        name = self.options.scores if self.options.scores in {spec.name for spec in self.outputs} else None
+        declared = not stated and self.options.scores in (None, name)
+        try:
+            return scores_output(self.session, name, self.options.output_kind if declared else None)
+        except UsageError as error:
+            return error
+
+    def card(self) -> dict[str, Any]:
+        """What the file says about itself, with the kind of the output that the options declare."""
+        metadata = self.session.metadata
+        if isinstance(self.scores, UsageError):
+            return metadata
+        return {**metadata, "outputs": {**metadata.get("outputs", {}), self.scores.output: self.scores.kind}}
 
     def metadata(self, versions):
         """The protocol's model metadata."""
@@ -172,7 +195,8 @@ class ServedModel:
         """
         try:
             spec = image_input(self.session)
-            scores_output(self.session)
+            if isinstance(self.scores, UsageError):
+                raise self.scores
             return {spec.name: stacked([load_pixels(body, self.session.card, spec, self.options.max_pixels)], spec)}
         except UsageError as error:
             raise ProtocolError(str(error)) from error
@@ -182,10 +206,9 @@ class ServedModel:
         """Whether `read_image` and `ranking` work: one image input and an output that ranks classes."""
         try:
             image_input(self.session)
-            scores_output(self.session)
         except UsageError:
             return False
-        return True
+        return isinstance(self.scores, Scores)
 
     def ranking(self, outputs, top):
         """The best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
@@ -193,11 +216,10 @@ class ServedModel:
         Raises:
             ProtocolError: the model gave NaN.
         """
-        ranking = scores_output(self.session)
-        scores = outputs[ranking.output][:1]
+        scores = outputs[self.scores.output][:1]
         if not np.isfinite(scores).all():
             raise ProtocolError(f"model {self.source.name!r} gave NaN or infinity for this image", 500)
-        best = ranked("", ranking.probabilities(scores)[0], self.labels, top)
+        best = ranked("", self.scores.probabilities(scores)[0], self.labels, top)
         found = zip(best.classes, best.labels, best.probabilities, strict=True)
         return [{"class": index, "label": label, "probability": probability} for index, label, probability in found]
 

@@ -25,6 +25,8 @@ class PoolOptions:
         gpus: GPUs of each; a fraction shares one.
         address: a running cluster (`auto`, `ray://HOST:PORT`); None starts one on this machine.
         batch: images per run.
+        scores: Name of the output that scores classes, for a file that does not state it.
+        output_kind: Kind of that output, likewise.
     """
 
     workers: int = 1
@@ -32,6 +34,8 @@ class PoolOptions:
     gpus: float = 0.0
     address: str | None = None
     batch: int = 16
+    scores: str | None = None
+    output_kind: str | None = None
 
 
 def join(address):
@@ -62,10 +66,12 @@ class RayClassifier:
     """
 
     def __init__(self, path, device="auto", top=5, options=PoolOptions()):
-        self.top, self.options = top, options
+        self.options = options
         # Opened here once on the CPU, for the settings, and so that mistakes are told before anything starts.
-        self.settings = LocalClassifier(path, "cpu", top, threads=1).settings
-        self.worker = {"path": str(Path(path).absolute()), "device": device, "top": top, "batch": options.batch}
+        declared = {"scores": options.scores, "output_kind": options.output_kind}
+        opened = LocalClassifier(path, "cpu", top, threads=1, **declared)
+        self.settings, self.top = opened.settings, opened.top
+        self.worker = {"path": str(Path(path).absolute()), "device": device, "top": top, "batch": options.batch, **declared}
         if not ray.is_initialized():
             join(options.address)
 

@@ -37,6 +37,7 @@ class ServerOptions:
         shutdown_delay: Time for which the server still accepts requests after a signal to stop, while it reports that it is not
             ready, in seconds.
         uds: Path of a Unix socket to listen on instead of an address.
+        reuse_port: Share the port with other processes that do so too.
         access_log: one line per request on standard error.
         tls: uvicorn's `ssl_…` options.
     """
@@ -48,6 +49,7 @@ class ServerOptions:
     max_connections_per_address: int | None = None
     shutdown_delay: float = 0.0
     uds: str | None = None
+    reuse_port: bool = False
     access_log: bool = False
     tls: tuple = ()
 
@@ -70,6 +72,8 @@ def bind(options, flag="--port"):
         )[0]
         bound = socket.socket(family, kind, proto)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)

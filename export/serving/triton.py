@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact import external_files, publishing
+from ..artifact import external_files, output_kinds, publishing
 from ..errors import UsageError
 from .models import ModelOptions, ServedModel
 from .protocol import TensorSpec
@@ -226,8 +226,10 @@ def _config(name, model, options):
         instances=options.instances,
         gpu=options.gpu,
     )
+    kinds = output_kinds(model.card(), {spec.name: list(spec.shape) for spec in model.outputs})
     for output in config["output"]:
-        if model.labels and output["dims"] and output["dims"][-1] == len(model.labels):
+        is_scored = kinds.get(output["name"], "other") != "other"
+        if is_scored and model.labels and output["dims"] and output["dims"][-1] == len(model.labels):
             output["label_filename"] = "labels.txt"
     if any("label_filename" in output for output in config["output"]) and any("\n" in label for label in model.labels):
         raise UsageError(f"a label of {name!r} has more than one line; Triton reads one label a line")

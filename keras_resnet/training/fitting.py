@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ def fit(
     validation_data: Any = None,
     validation_split: float = 0.0,
     validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int | Collection[int] = 1,
     steps_per_epoch: int | None = None,
     sample_weight: Any = None,
     class_weight: dict[int, float] | None = None,
@@ -75,6 +77,8 @@ def fit(
         validation_data: What `Model.fit` takes: arrays `(x, y)` or `(x, y, sample_weight)`, or any other kind of `data`.
         validation_split: Share of the arrays, taken from their end, to validate on instead.
         validation_steps: Batches of a validation; None for all.
+        validation_batch_size: Examples per batch of validation arrays; None for as many as in training.
+        validation_freq: Number of epochs from one validation to the next, or the epochs to validate after, counted from 1.
         steps_per_epoch: Steps per epoch; None for all examples. Needed where the data do not say how many they are.
         sample_weight: Weight of every example in the loss, where `data` is arrays.
         class_weight: Weight of each class number in the loss; classes that are missing have weight 1.
@@ -114,10 +118,14 @@ def fit(
         run = run.replace(**options)
     placement = placement or place(run, quiet)
     split = validation_split or None
-    given = Given(data, y, sample_weight, class_weight, validation_data, split, validation_steps, steps_per_epoch)
+    given = Given(
+        data, y, sample_weight, class_weight, validation_data, split, validation_steps, validation_batch_size, steps_per_epoch
+    )
     source = _source_of(given, run, own_loss is not None)
     with errors_of(out, placement.multi_worker, source):
         feed, arrays = _feed_of(given, source, model, run, placement, labels)
+        if feed.validation is not None:
+            feed.validation.every = _checked_freq(validation_freq)
         run = run.replace(model=model.name, data=feed.name)
         if own_loss is not None:
             task = Task(own_loss, loss_weights, metrics, weighted_metrics)
@@ -156,6 +164,7 @@ class Given:
     validation_data: Any = None
     validation_split: float | None = None
     validation_steps: int | None = None
+    validation_batch_size: int | None = None
     steps_per_epoch: int | None = None
 
 
@@ -232,11 +241,19 @@ def _feed_of(
                 raise TrainingError(f"`{name}` is for arrays; a {type(given.data).__name__} has it in its batches")
         feed = AdapterFeed(given.data, model, run, placement, given.steps_per_epoch, given.class_weight)
     if validation is not None:
-        feed.validation = evaluation_of(validation, run, placement, given.validation_steps)
+        feed.validation = evaluation_of(validation, run, placement, given.validation_steps, given.validation_batch_size)
         feed.final = {**feed.final, **({} if feed.validation.once else {"val": feed.validation})}
     if labels is not None:
         feed.labels = list(map(str, labels))
     return feed, arrays
+
+
+def _checked_freq(freq: int | Collection[int]) -> int | Collection[int]:
+    if isinstance(freq, Collection) and not isinstance(freq, str) and all(isinstance(epoch, int) for epoch in freq):
+        return freq
+    if isinstance(freq, int) and freq >= 1:
+        return freq
+    raise TrainingError(f"`validation_freq` must be a whole number from 1 on, or a collection of epochs, got {freq!r}")
 
 
 def _is_arrays(data: Any) -> bool:
