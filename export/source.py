@@ -1,7 +1,6 @@
 """A Keras model from a file that Keras saved or a name of the zoo, for the command line and for scripts."""
 
 import contextlib
-import importlib
 import json
 import os
 import sys
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
     import keras
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
-# The options of the commands for what `keras_resnet.models.loading.ModelFileError` tells apart.
-REMEDIES = {
-    "lambda": "if you trust the file, allow it with --unsafe-lambda, or replace the layer by one with a class",
-    "unknown class": "name the module that registers it with --import",
-}
 
 
 def load_model(
@@ -58,8 +52,11 @@ def load_model(
         import keras
 
         import keras_resnet as kr
-    for name in imports:
-        _import(name)
+        from keras_resnet.models.loading import ModelFileError, import_modules
+    try:
+        import_modules(imports)
+    except ModelFileError as error:
+        raise UsageError(str(error)) from error
     if is_file(model):
         for option, value in (("weights", weights), ("num_classes", num_classes)):
             if value is not None:
@@ -67,9 +64,10 @@ def load_model(
         notes = [f"code in Lambda layers of {model} may run in this process"] if unsafe_lambda else []
         try:
             loaded = kr.load_model_file(model, unsafe_lambda=unsafe_lambda)
+        except ModelFileError as error:
+            raise UsageError(error.for_commands()) from error
         except (ValueError, OSError) as error:
-            remedy = REMEDIES.get(getattr(error, "kind", ""))
-            raise UsageError(f"{error.problem}; {remedy}" if remedy else first_line(error)) from error
+            raise UsageError(first_line(error)) from error
     else:
         if weights is None:
             keras.utils.set_random_seed(seed)
@@ -88,16 +86,6 @@ def load_model(
 def is_file(model: str | os.PathLike[str]) -> bool:
     """Whether a command's MODEL is a file rather than a name of the zoo."""
     return str(model).endswith(SUFFIXES) or os.sep in str(model) or Path(model).is_file()
-
-
-def _import(name):
-    sys.path.insert(0, os.getcwd())
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # the module is the user's; whatever it raises is about it
-        raise UsageError(f"cannot import {name}: {first_line(error)}") from error
-    finally:
-        sys.path.remove(os.getcwd())
 
 
 def with_preprocessing(model: "keras.Model", mode: str | None) -> "keras.Model":

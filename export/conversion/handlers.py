@@ -70,6 +70,51 @@ class _Builder:
         return self.ctx.make_const(utils.make_name(self.node.name), np.asarray(content, dtype)).output[0]
 
 
+def select(ctx, node, name: str, args: list) -> None:
+    """Choose floats with Where; tf2onnx multiplies both by 0 or 1, and 0 times an infinity that was not chosen is no number."""
+    from tf2onnx.onnx_opset import controlflow
+
+    node.set_attr("handles_nan", 1)
+    is_float = ctx.get_dtype(node.output[0]) in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+    choose = controlflow.Select.version_9 if is_float else controlflow.Select.version_7
+    choose(ctx, node)
+
+
+def floor_div(ctx, node, name: str, args: list) -> None:
+    """Divide and round down; ONNX' division of integers rounds towards zero."""
+    from tf2onnx.onnx_opset import math
+
+    if not np.issubdtype(dtype := ctx_dtype(ctx, node.output[0]), np.integer):
+        math.FloorDiv.version_6(ctx, node)
+        return
+    make, (x, y) = _Builder(ctx, node), node.input
+    quotient = make.Div(x, y)
+    if np.issubdtype(dtype, np.unsignedinteger):
+        _replace(ctx, node, "Identity", [quotient])
+        return
+    zero = make.const(0, like=x)
+    rounded_up = make.And(make.Not(make.Equal(make.Mul(quotient, y), x)), make.Xor(make.Less(x, zero), make.Less(y, zero)))
+    _replace(ctx, node, "Sub", [quotient, make.Cast(rounded_up, to=ctx.get_dtype(x))])
+
+
+def floor_mod(ctx, node, name: str, args: list) -> None:
+    """What a division that rounds down leaves."""
+    from tf2onnx.onnx_opset import math
+
+    if np.issubdtype(ctx_dtype(ctx, node.output[0]), np.integer):
+        _replace(ctx, node, "Mod", list(node.input))
+    else:
+        math.FloorMod.version_7(ctx, node)
+
+
+def bias_add(ctx, node, name: str, args: list) -> None:
+    """Add a number per channel, which is the second axis in channels-first layout; tf2onnx misses that after some operations."""
+    make, (x, bias) = _Builder(ctx, node), node.input
+    if node.get_attr_value("data_format", b"NHWC") in (b"NCHW", "NCHW"):
+        bias = make.Unsqueeze(bias, make.const(np.arange(1, len(ctx.get_shape(x)) - 1)))
+    _replace(ctx, node, "Add", [x, bias])
+
+
 def expm1(ctx, node, name: str, args: list) -> None:
     """`exp(x) - 1` as `tanh(x / 2) * (exp(x) + 1)`, which is exact near zero too."""
     make, x = _Builder(ctx, node), node.input[0]
@@ -176,6 +221,10 @@ HANDLERS = {
     name: (handler, [])
     for handler, names in {
         conv_transpose: ("Conv2DBackpropInput", "Conv3DBackpropInputV2"),
+        select: ("Select", "SelectV2"),
+        floor_div: ("FloorDiv",),
+        floor_mod: ("FloorMod",),
+        bias_add: ("BiasAdd",),
         expm1: ("Expm1",),
         log1p: ("Log1p",),
         invert: ("Invert",),

@@ -6,6 +6,10 @@ Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_in
 |---|---|
 | `keras.src.backend.tensorflow.nn.tf` | grouped and dilated convolutions are traced as one node each |
 | `keras.src.backend.tensorflow.core.tf` | names of models and layers that TensorFlow refuses as name scopes |
+| `keras.src.backend.tensorflow.nn.adaptive_…_pool` | adaptive pooling to one pixel, and of dynamic size, is traced |
+| `keras.layers.RandomCrop.get_random_transformation` | it crops nothing in inference, but computes where, from known sizes only |
+| `keras.src.ops.image.resize` | `UpSampling2D` with interpolation is traced with dynamic height and width |
+| `tf.image.resize` | public, but replaced for a moment, because ONNX lacks most of its filters |
 | `keras.Layer.__call__` | public, but replaced for a moment, to learn which layer made a tensor |
 | `keras.layers.BatchNormalization.call` | public, but replaced for a moment, to learn what batch norms get |
 | `tf.Variable._handle_name` | names of variables that TensorFlow refuses as name scopes when it saves |
@@ -14,6 +18,7 @@ Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_in
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -69,6 +74,49 @@ def native_dilation() -> Iterator[None]:
 
     replacements = {f.__name__: f for f in (convolution, depthwise_conv2d, separable_conv2d)}
     with _replaced(keras_nn, "tf", _Overlay(keras_nn.tf, nn=_Overlay(keras_nn.tf.nn, **replacements))):
+        yield
+
+
+@contextlib.contextmanager
+def other_resize(resize: Callable[..., tf.Tensor]) -> Iterator[None]:
+    """Trace `tf.image.resize` as another function, which gets the real one as its first argument."""
+    import tensorflow as tf
+
+    with _replaced(tf.image, "resize", functools.partial(resize, tf.image.resize)):
+        yield
+
+
+@contextlib.contextmanager
+def other_adaptive_pooling(average: Callable[..., tf.Tensor], maximum: Callable[..., tf.Tensor]) -> Iterator[None]:
+    """Trace adaptive pooling by other functions."""
+    import keras.src.backend.tensorflow.nn as keras_nn
+
+    with _replaced(keras_nn, "adaptive_average_pool", average), _replaced(keras_nn, "adaptive_max_pool", maximum):
+        yield
+
+
+@contextlib.contextmanager
+def random_crop_of_dynamic_size() -> Iterator[None]:
+    """Trace `RandomCrop`, which crops nothing in inference, without computing where."""
+    import keras
+
+    with _replaced(keras.layers.RandomCrop, "get_random_transformation", lambda *args, **options: (0, 0)):
+        yield
+
+
+@contextlib.contextmanager
+def upsampling_of_dynamic_size() -> Iterator[None]:
+    """Trace `UpSampling2D` with interpolation where the size is a tensor, which Keras' check of a positive size cannot read."""
+    import keras.src.ops.image as keras_image
+    import tensorflow as tf
+
+    real = keras_image.resize
+
+    def resize(images: object, size: tuple, *args: object, **options: object) -> object:
+        symbolic = any(tf.is_symbolic_tensor(side) for side in size)
+        return (keras_image.backend.image.resize if symbolic else real)(images, size, *args, **options)
+
+    with _replaced(keras_image, "resize", resize):
         yield
 
 

@@ -13,7 +13,19 @@ import numpy as np
 
 from ..artifact import first_line
 from ..errors import UsageError
-from .keras_internals import calls_of_layers, clean_name, clean_scope_names, native_dilation, plain_grouped_convolutions
+from .keras_internals import (
+    calls_of_layers,
+    clean_name,
+    clean_scope_names,
+    native_dilation,
+    other_adaptive_pooling,
+    other_resize,
+    plain_grouped_convolutions,
+    random_crop_of_dynamic_size,
+    upsampling_of_dynamic_size,
+)
+from .pooling import adaptive_average_pool, adaptive_max_pool
+from .resizing import resized_as_tensorflow
 
 __all__ = ["NotWeightless", "Trace", "Weight", "calls_of_layers", "clean_name", "concrete_function", "trace"]
 
@@ -109,10 +121,16 @@ def concrete_function(call, specs, to_convert=False):
 
     try:
         with contextlib.ExitStack() as patches:
-            for patch in (plain_grouped_convolutions(), clean_scope_names(), calls_of_layers(noted)):
+            for patch in (
+                plain_grouped_convolutions(),
+                clean_scope_names(),
+                other_adaptive_pooling(adaptive_average_pool, adaptive_max_pool),
+                random_crop_of_dynamic_size(),
+                upsampling_of_dynamic_size(),
+                calls_of_layers(noted),
+                *((native_dilation(), other_resize(resized_as_tensorflow)) if to_convert else ()),
+            ):
                 patches.enter_context(patch)
-            if to_convert:
-                patches.enter_context(native_dilation())
             return tf.function(call, autograph=False).get_concrete_function(*specs), layers
     except tf.errors.OperatorNotAllowedInGraphError as error:
         kind = re.search(r"calling (\w+)\.call", str(error))

@@ -69,7 +69,7 @@ def file_weights(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def weight_error(have: np.ndarray, expected: np.ndarray) -> float:
-    """max |Δ| / max |expected|; infinite where shapes or kinds differ or a number is not finite."""
+    """max |Δ| / max |expected|; infinite where shapes or kinds differ, or numbers that are not finite do (NaN is a constant too)."""
     expected = np.asarray(expected)
     if have.shape != expected.shape or have.dtype.kind != expected.dtype.kind:
         return np.inf
@@ -77,6 +77,6 @@ def weight_error(have: np.ndarray, expected: np.ndarray) -> float:
         return 0.0 if np.array_equal(have, expected) else np.inf
     have, expected = have.astype("float64"), expected.astype("float64")
     if not np.isfinite(have).all():
-        return 0.0 if np.array_equal(have, expected) else np.inf
+        return 0.0 if np.array_equal(have, expected, equal_nan=True) else np.inf
     difference, largest = np.abs(have - expected).max(initial=0), np.abs(expected).max(initial=0)
     return float(difference / largest) if largest > 0 else (0.0 if difference == 0 else np.inf)

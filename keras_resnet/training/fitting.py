@@ -14,6 +14,7 @@ import tensorflow as tf
 from .. import data as datasets
 from ..graphs import graph_of
 from ..growth import check_backward, grow
+from ..modelcard import card
 from .callbacks import CallbackLike, Callbacks, check_callbacks
 from .faults import StopRequest, errors_of
 from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluation_of, split_arrays, weighted_by_class
@@ -124,6 +125,7 @@ def fit(
     source = _source_of(given, run, own_loss is not None)
     with errors_of(out, placement.multi_worker, source):
         feed, arrays = _feed_of(given, source, model, run, placement, labels)
+        _check_class_order(model, labels or (source.classes if source is not None and source.name != "arrays" else None))
         if feed.validation is not None:
             feed.validation.every = _checked_freq(validation_freq)
         run = run.replace(model=model.name, data=feed.name)
@@ -246,6 +248,21 @@ def _feed_of(
     if labels is not None:
         feed.labels = list(map(str, labels))
     return feed, arrays
+
+
+def _check_class_order(model: keras.Model, labels: Sequence[str] | None) -> None:
+    """Refuse data with the model's own classes in another order, which would train every output for another class."""
+    known = card(model)
+    if labels is None or known is None or not known.labels:
+        return
+    given = list(map(str, labels))
+    if given != known.labels and sorted(given) == sorted(known.labels):
+        index = next(i for i, pair in enumerate(zip(given, known.labels, strict=True)) if pair[0] != pair[1])
+        raise TrainingError(
+            f"the data have the classes of {model.name} in another order: class {index} is {given[index]!r} in the data and "
+            f"{known.labels[index]!r} in the model. `kr.replace_head(model, {len(given)}, labels=…)` with the names as the "
+            "data have them sorts its outputs and keeps what they have learned"
+        )
 
 
 def _checked_freq(freq: int | Collection[int]) -> int | Collection[int]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_resnet as kr
 from keras_resnet import training
 
 RNG = np.random.default_rng(0)
@@ -272,3 +273,16 @@ def test_half_precision_softmax_trains_like_the_logits_before_it():
         for model in halves
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=5e-3)
+
+
+def test_classes_in_another_order_are_refused_and_sorted_by_a_new_head():
+    model = kr.with_card(convolutional(), labels=["ant", "bee", "cat"])
+    images, classes = np.repeat(IMAGES, 2, 0), np.repeat(CLASSES, 2)
+    options = dict(epochs=1, batch_size=8, quiet=True, loss=SPARSE)
+    with pytest.raises(training.TrainingError, match="class 1 is 'cat' in the data and 'bee' in the model.*kr.replace_head"):
+        training.fit(model, images, classes, labels=["ant", "cat", "bee"], **options)
+    sorted_model = kr.replace_head(model, 3, labels=["ant", "cat", "bee"])
+    np.testing.assert_array_equal(sorted_model(IMAGES), model(IMAGES).numpy()[:, [0, 2, 1]])
+    for fits in (sorted_model, kr.with_card(convolutional(), labels=["x", "y", "z"])):
+        trained = training.fit(fits, images, classes, labels=["ant", "cat", "bee"], **options).model
+        assert kr.card(trained).labels == ["ant", "cat", "bee"]
