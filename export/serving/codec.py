@@ -70,7 +70,7 @@ class Codec:
             raise ProtocolError(f"{numbers:,} numbers are too many for JSON; ask for binary data", 413)
         if numbers > PROCESS_NUMBERS:
             parts, length = await self._in_process(_encoded, *arguments)
-            return [memoryview(part) for part in parts], length
+            return [part.data for part in parts], length
         if numbers * 8 > INLINE_BYTES or any(array.dtype.kind == "O" and array.size > 1000 for _, array, _ in tensors):
             return await self.in_thread(protocol.response_parts, *arguments)
         return protocol.response_parts(*arguments)
@@ -105,7 +105,7 @@ class Codec:
 
 
 def _decoded(body: np.ndarray, json_length: int | None) -> InferRequest:
-    return protocol.decode_request(memoryview(body), json_length)
+    return protocol.decode_request(body.data, json_length)
 
 
 def _encoded(*arguments: Any) -> tuple[list[np.ndarray], int | None]:
