@@ -1,17 +1,12 @@
 """A config to a model, whatever its family."""
 
-import keras
-
-# Keras has no public way to drop variables that wait for their first value; it would fill them at the next occasion.
-from keras.src.backend.common import global_state
-
+from ..graphs import without_values
 from ..growth.surgery import grow
 from ..zoo.config import ResNetConfig, VGGConfig
 from ..zoo.resnet import resnet
 from ..zoo.vgg import vgg
 
 BUILDERS = {ResNetConfig: resnet, VGGConfig: vgg}
-WAITING = "uninitialized_variables"
 
 
 def build(config, **options):
@@ -41,9 +36,5 @@ def grown(model, growth, partial=False):
 
 def outline(config, **options):
     """The same model without numbers in its weights, for names, shapes and counts: it takes no memory at any size."""
-    before = list(global_state.get_global_attribute(WAITING, []))
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            return build(config, **options)
-    finally:
-        global_state.set_global_attribute(WAITING, before)
+    with without_values():
+        return build(config, **options)
