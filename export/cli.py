@@ -56,6 +56,7 @@ def command(name: str) -> Callable[[Callable], click.Command]:
     return decorate
 
 
+SAMPLES = "Images to verify on, in addition to random batches: a folder, .npz or .npy."
 SOURCE_OPTIONS = ("weights", "num_classes", "seed", "imports", "preprocessing", "unsafe_lambda")
 
 
@@ -114,7 +115,7 @@ def output_options(function: Callable) -> Callable:
         click.option("-o", "--output", "out_option", help="The same as OUT."),
         declared("outputs", "output_kind", "layout"),
         click.option("--labels", help="Class names: a text file with one per line, or a JSON list."),
-        click.option("--samples", help="Folder of images to verify on, in addition to random batches."),
+        click.option("--samples", help=SAMPLES),
         click.option("--force", is_flag=True, help="Overwrite OUT."),
         click.option("--keep-failed", is_flag=True, help="Keep a file that failed verification as OUT.failed."),
         click.option("--report", "report_file", help="Write the verification figures to a JSON file, replacing it."),
@@ -230,12 +231,11 @@ def _export(exporter, options):
 @click.argument("file")
 @click.argument("model")
 @model_options
-@click.option("--labels", help="Class names that FILE must bear, by default the model's: a text file, or a JSON list.")
-@click.option("--samples", help="Folder of images to verify on, in addition to random batches.")
+@click.option("--labels", help="Class names that FILE must hold, by default the model's: a text file, or a JSON list.")
+@click.option("--samples", help=SAMPLES)
+@budget_options
 @click.option("--report", "report_file", help="Write the figures to a JSON file, replacing it.")
-def verify_command(
-    file: str, model: str, labels: str | None, samples: str | None, report_file: str | None, as_json: bool, **source: Any
-) -> None:
+def verify_command(file, model, labels, samples, max_drop, max_error, report_file, as_json, **source):
     """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras or .h5 file, or a zoo name."""
     from .exporters import require, verify
     from .source import load_model, read_labels
@@ -246,7 +246,8 @@ def verify_command(
         loaded, notes = load_model(model, **source)
         report.notes(notes)
         tell("verify")
-        verdict = verify(file, loaded, labels=read_labels(labels) if labels else None, samples=samples)
+        labels = read_labels(labels) if labels else None
+        verdict = verify(file, loaded, labels=labels, samples=samples, max_drop=max_drop, max_error=max_error)
     report.write_json(report_file, verdict)
     report.show(verdict.to_json(), report.verification_text(verdict), as_json)
     require(verdict)

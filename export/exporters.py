@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 from . import artifact
 from .conversion.convert import FALLBACK, FALLBACK_NOTE, convert, weights_of
 from .conversion.prepare import prepare
-from .conversion.savedmodel import MARK, write_savedmodel
+from .conversion.savedmodel import MARK, SIGNATURE, write_savedmodel
 from .errors import MismatchError, UsageError
 from .metadata import TOLERANCES, metadata_of, stamp
 from .options import ExportOptions
-from .quantization.int8 import Budget
 from .results import ExportResult, VerificationReport
-from .verification.inputs import read_samples
+from .verification.agreement import Budget, verify_int8
+from .verification.inputs import load_samples, read_samples
 from .verification.onnx_file import verify_onnx
-from .verification.savedmodel import verify_savedmodel
+from .verification.savedmodel import load, verify_savedmodel
 
 if TYPE_CHECKING:
     import keras
@@ -192,6 +192,8 @@ def verify(
     labels: list[str] | None = None,
     samples: Images | None = None,
     seed: int = 0,
+    max_drop: float = 1.0,
+    max_error: float = 0.1,
 ) -> VerificationReport:
     """Compare an ONNX file or SavedModel folder with the model that it is said to come from.
 
@@ -201,6 +203,7 @@ def verify(
         labels: Class names that the file must hold; by default those of the model's card.
         samples: Images to compare on in addition to random batches: a folder, or an array in the file's layout.
         seed: Seed of the random batches.
+        max_drop, max_error: How much an int8 file may differ; see `to_int8`.
 
     Returns:
         `VerificationReport`; `passed` says whether everything agreed. Nothing is raised on a mismatch.
@@ -215,7 +218,7 @@ def verify(
         )
     options = ExportOptions.from_metadata(metadata.get("options") or {})
     is_old = "outputs" not in metadata
-    if is_old and options.outputs is None and not folder:
+    if is_old and options.outputs is None and "options" in metadata:
         options = dataclasses.replace(options, outputs=_own_outputs_in(path))
     stated = labels if labels is not None else (metadata.get("card") or {}).get("labels")
     prepared = prepare(model, options, stated, old_names=is_old)
@@ -224,16 +227,16 @@ def verify(
     if folder:
         return verify_savedmodel(path, prepared, metadata=expected, samples=samples, seed=seed)
     if precision == "int8":
-        from .verification.agreement import verify_int8
-
         if samples is None:
-            raise UsageError(f"{path} is int8: give images (--samples) on which its best classes have to be the model's")
-        return verify_int8(path, prepared, samples, expected)
+            raise UsageError(f"{path} is int8: give images (--samples) on which it has to agree with the model")
+        return verify_int8(path, prepared, samples, expected, Budget(max_drop, max_error))
     return verify_onnx(path, prepared, opset=options.opset, precision=precision, metadata=expected, samples=samples, seed=seed)
 
 
 def _own_outputs_in(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The outputs of a file of version 0.1, without those that `top_k` adds."""
+    """The outputs of a file or folder of version 0.1, without those that `top_k` adds."""
+    if Path(path).is_dir():
+        return tuple(load(path).signatures[SIGNATURE].structured_outputs)
     outputs = artifact.read_proto(path, external_data=False).graph.output
     return tuple(value.name for value in outputs if not value.name.startswith("top_"))
 
@@ -264,7 +267,6 @@ def _lower_precision(
 
     from .quantization.float16 import to_float16
     from .quantization.int8 import check_target, to_int8
-    from .quantization.samples import load
 
     if precision not in TOLERANCES:
         raise UsageError(f"`precision` must be one of {', '.join(TOLERANCES)}, got {precision!r}")
@@ -276,7 +278,7 @@ def _lower_precision(
         raise UsageError("`precision` int8 needs `calibration` images")
     check_target(target)
     return functools.partial(
-        to_int8, calibration=load(calibration), max_drop=budget.max_drop, max_error=budget.max_error, target=target
+        to_int8, calibration=load_samples(calibration), max_drop=budget.max_drop, max_error=budget.max_error, target=target
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..artifact import first_line
 from ..errors import UsageError
+from .keras_internals import calls_of_layers
 
 if TYPE_CHECKING:
     import keras
@@ -76,11 +77,13 @@ def with_open_size(model: keras.Model) -> keras.Model:
     if shapes[0][1] is None and shapes[0][2] is None:
         return model
     try:
-        opened = _opened(model)
-        opened.set_weights(model.get_weights())
-        _call_at_another_size(opened, *(side or 32 for side in shapes[0][1:3]))
+        with calls_of_layers(lambda path, result: None):
+            opened = _opened(model)
+            opened.set_weights(model.get_weights())
+            _call_at_another_size(opened, *(side or 32 for side in shapes[0][1:3]))
     except Exception as error:
-        raise UsageError(f"model {model.name!r} needs a fixed image size: {first_line(error)}") from error
+        where = f"layer {error.layer_path!r} of " if hasattr(error, "layer_path") else ""
+        raise UsageError(f"{where}model {model.name!r} needs a fixed image size: {first_line(error)}") from error
     return opened
 
 

@@ -20,9 +20,10 @@ from ..conversion.passes.common import array, attribute
 from ..errors import MismatchError
 from ..metadata import TOLERANCES
 from ..results import Comparison, ExportResult, VerificationReport
+from ..verification.agreement import RUNTIME
 from ..verification.half_weights import COPY, compare_half_weights
 from ..verification.metrics import measure
-from .accuracy import RUNTIME, layer_errors, open_converted, require, worst_layers
+from .accuracy import layer_errors, open_converted, require, worst_layers
 from .samples import Case, find_cases, read_samples
 from .source import Source, largest_values, open_source, save
 
@@ -176,7 +177,7 @@ def _reason(
     kept: Mapping[str, str],
 ) -> str | None:
     """Why a node stays float32, or None. Nodes that compute on shapes are added to `from_shapes`."""
-    data = [value for value in node.inputs if value is not None and value.const_value is None]
+    data = [value for value in (*node.inputs, *_captured(node)) if value is not None and value.const_value is None]
     if node.op_type in ("Shape", "Size") or data and all(value.producer() in from_shapes for value in data):
         from_shapes.add(node)
         return "as it computes on shapes"
@@ -193,6 +194,16 @@ def _reason(
     if node.op_type not in LINEAR and not all(_fits(value) for value in node.inputs):
         return "they have constants that float16 cannot hold, such as an epsilon of 1e-12"
     return None
+
+
+def _captured(node: ir.Node) -> Iterator[ir.Value]:
+    """What the subgraphs of a node (`If`, `Loop`) read from the graph around it, in addition to its inputs."""
+    for attr in node.attributes.values():
+        for graph in [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else ():
+            within = [*graph.inputs, *(output for inner in graph.all_nodes() for output in inner.outputs)]
+            inside = {id(value) for value in within}
+            read = [*(value for inner in graph.all_nodes() for value in inner.inputs), *graph.outputs]
+            yield from (value for value in read if value is not None and id(value) not in inside)
 
 
 def _fits(value: ir.Value | None) -> bool:

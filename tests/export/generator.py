@@ -231,8 +231,11 @@ def _pooling(d: Draw, rank: int, shape: tuple, name: str) -> str:
 
 @kind(*(f"Adaptive{way}Pooling{rank}D" for way in ("Average", "Max") for rank in MAPS), ranks=MAPS)
 def _adaptive(d: Draw, rank: int, shape: tuple, name: str) -> str:
-    # TensorFlow crashes where the result is larger than the map.
-    sizes = tuple(d.number(1, min(4, size or 4)) for size in shape[:-1])
+    # TensorFlow crashes where the result is larger than the map, and in a maximum over the whole of an axis.
+    least = 2 if "Max" in name else 1
+    if any(size is not None and size < least for size in shape[:-1]):
+        return "None"  # no tensor, which is not written
+    sizes = tuple(d.number(least, min(4, size or 4)) for size in shape[:-1])
     return _turned(d, rank, shape, f"layers.{name}", sizes[0] if rank == 1 else sizes)
 
 
@@ -976,6 +979,8 @@ class _Writing:
                 found["dynamic_size"] = True
         if head in CLASSIFIERS and d.chance(20):
             found["top_k"] = 2
+            if head == "softmax by hand":  # no attribute tells of it
+                found["output_kind"] = "probabilities"
         if head in ("softmax", "Softmax layer", "Activation softmax") and d.chance(20):
             found["outputs"] = ["logits", "probabilities"]
         if d.chance(8):

@@ -33,19 +33,20 @@ def write_global_pools(graph: ir.Graph) -> None:
     remove_unused(graph)
 
 
-def settle_same_padding(graph: ir.Graph) -> None:
-    """Write SAME padding as numbers where it does not depend on the size: at stride 1, and for a window of 1.
+def settle_same_padding(graph):
+    """Write SAME padding as numbers where it does not depend on the size: at stride 1, and for windows of 1 and 2.
 
-    onnxruntime computes a negative padding for a window of 1 and stops, and not every runtime has SAME padding with dilation.
+    A window of 2 needs a zero at the end at most, which does no harm where it is not needed. onnxruntime computes a negative padding
+    where the stride is larger than the window and stops, and not every runtime has SAME padding with dilation.
     """
     for node in graph:
         kernel = attribute(node, "kernel_shape")
         if not attribute(node, "auto_pad", "NOTSET").startswith("SAME") or kernel is None or node.op_type == "ConvTranspose":
             continue
         strides, dilations = (attribute(node, name) or [1] * len(kernel) for name in ("strides", "dilations"))
-        if set(kernel) == {1} or set(strides) == {1}:
-            totals = [(size - 1) * dilation for size, dilation in zip(kernel, dilations, strict=True)]
-            upper = attribute(node, "auto_pad") == "SAME_UPPER"
+        totals = [(size - 1) * dilation for size, dilation in zip(kernel, dilations, strict=True)]
+        upper = attribute(node, "auto_pad") == "SAME_UPPER"
+        if all(total <= upper or stride == 1 for total, stride in zip(totals, strides, strict=True)):
             begins = [total // 2 if upper else total - total // 2 for total in totals]
             del node.attributes["auto_pad"]
             set_attribute(node, "pads", [*begins, *(total - begin for total, begin in zip(totals, begins, strict=True))])
