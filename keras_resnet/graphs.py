@@ -4,11 +4,14 @@ Private attributes of Keras are used in this module only. A *graph* is a Functio
 Sequential one. Graphs nest; a *path* such as `"backbone/block5_pool"` names an operation in a nested graph.
 """
 
+from __future__ import annotations
+
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +19,7 @@ from keras import tree
 from keras.src.models.functional import Functional
 
 
-def graph_of(operation):
+def graph_of(operation: Any) -> Any:
     """The Functional graph behind a model or layer, or None if its calls are not a known graph.
 
     Subclasses of Functional count as long as they do not override `call`.
@@ -28,7 +31,7 @@ def graph_of(operation):
     return None
 
 
-def require_graph(model):
+def require_graph(model: keras.Model) -> Any:
     """As `graph_of`, with a sentence instead of None."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a Keras model, got {type(model).__name__}")
@@ -42,13 +45,13 @@ def require_graph(model):
     return graph
 
 
-def nodes(graph):
+def nodes(graph: Any) -> list[Any]:
     """The graph's calls in order of execution, inputs left out."""
     by_depth = graph._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if node.operation and not node.is_input]
 
 
-def replay(graph, inputs, call):
+def replay(graph: Any, inputs: Sequence[Any], call: Callable[..., Any]) -> Any:
     """Run a graph on tensors, symbolic or real.
 
     Args:
@@ -67,7 +70,7 @@ def replay(graph, inputs, call):
     return tree.pack_sequence_as(graph._outputs_struct, [values[id(output)] for output in graph.outputs])
 
 
-def flat_inputs(graph, x):
+def flat_inputs(graph: Any, x: Any) -> list[Any]:
     """Inputs as a caller gives them (tensor, list, dict by name), as the flat list that `replay` takes."""
     with warnings.catch_warnings():
         # Keras warns where a lone tensor stands for a list of one; both are fine here.
@@ -75,7 +78,7 @@ def flat_inputs(graph, x):
         return tree.flatten(graph._standardize_inputs(x))
 
 
-def walk(model, path=""):
+def walk(model: keras.Model, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield `(path, graph, node)` of every call in the model's tree, in order of execution.
 
     A nested model comes before its parts, and its parts come once, however often it is called.
@@ -93,24 +96,24 @@ def _walk(graph, path, seen):
             yield from _walk(inner, name + "/", seen)
 
 
-def call_inputs(args, kwargs):
+def call_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What a layer was called on, whether given by position or as `inputs=`."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def producer(tensor):
+def producer(tensor: keras.KerasTensor) -> Any:
     """The node that made a symbolic tensor, or None."""
     history = getattr(tensor, "_keras_history", None)
     return None if history is None or history.operation is None else history.operation._inbound_nodes[history.node_index]
 
 
-def producer_name(tensor):
+def producer_name(tensor: keras.KerasTensor) -> str:
     """Name of the operation that made a symbolic tensor, "" if there is none."""
     node = producer(tensor)
     return "" if node is None else node.operation.name
 
 
-def ancestors(tensor):
+def ancestors(tensor: keras.KerasTensor) -> dict[int, keras.KerasTensor]:
     """The tensor and all that it is made from, by id."""
     found, queue = {id(tensor): tensor}, [tensor]
     while queue:
@@ -122,25 +125,25 @@ def ancestors(tensor):
     return found
 
 
-def mask_of(tensor):
+def mask_of(tensor: Any) -> Any:
     """Return the Keras mask of a tensor, symbolic or real, or None."""
     return getattr(tensor, "_keras_mask", None)
 
 
-def is_convolution(operation):
+def is_convolution(operation: Any) -> bool:
     """Whether an operation is a layer with a kernel over space: `Conv*`, `DepthwiseConv*`, `SeparableConv*`."""
     named = "Conv" in type(operation).__name__ and "LSTM" not in type(operation).__name__
     return isinstance(operation, keras.layers.Layer) and named and hasattr(operation, "kernel_size")
 
 
-def is_weighted(operation):
+def is_weighted(operation: Any) -> bool:
     """Whether an operation counts as a weighted layer, as papers count depth: it holds a kernel (not just vectors)."""
     if isinstance(operation, keras.Model) or not isinstance(operation, keras.layers.Layer):
         return False
     return any(len(weight.shape) >= 2 for weight in operation.weights)
 
 
-def data_format_at(tensor, graph=None):
+def data_format_at(tensor: keras.KerasTensor, graph: Any = None) -> str:
     """Layout of a symbolic tensor: that of the nearest layer before it that has one, or else behind it.
 
     Args:
@@ -251,7 +254,7 @@ def _sized(head: OutputHead, shape: tuple) -> OutputHead:
     return OutputHead("binary" if len(shape) > 1 and shape[-1] == 1 else "multilabel", head.activation)
 
 
-def _head(tensor, graph) -> OutputHead:
+def _head(tensor: keras.KerasTensor, graph: Any) -> OutputHead:
     """The head of a symbolic tensor that belongs to a graph."""
     node = producer(tensor)
     if node is None or node.is_input:
@@ -270,7 +273,7 @@ def _head(tensor, graph) -> OutputHead:
     return OTHER
 
 
-def final_activation(operation) -> str | None:
+def final_activation(operation: Any) -> str | None:
     """Name the activation that an operation applies last, over the last axis: `"softmax"`, `"sigmoid"` or None."""
     layers = keras.layers
     if isinstance(operation, keras.Layer) and "call" in vars(operation):  # somebody replaced it on this one object
@@ -296,7 +299,7 @@ _WITH_ACTIVATION = (
 ).split()
 
 
-def _has_own_call(operation, kind: type) -> bool:
+def _has_own_call(operation: Any, kind: type) -> bool:
     """Whether an operation is a layer of that Keras class, or of a subclass that does not override `call`."""
     return isinstance(operation, kind) and type(operation).call is kind.call
 
@@ -313,7 +316,7 @@ def _named(function: Callable) -> str | None:
     return None
 
 
-def _keeps_values(operation, sources: list, result) -> bool:
+def _keeps_values(operation: Any, sources: list, result: Any) -> bool:
     """Whether an operation, in inference, gives its one input back, at most in another shape with the same last axis."""
     if len(sources) != 1:
         return False
@@ -326,5 +329,5 @@ def _keeps_values(operation, sources: list, result) -> bool:
     return any(_has_own_call(operation, kind) for kind in (*kinds, layers.Identity, layers.ActivityRegularization))
 
 
-def _is_reshape(operation) -> bool:
+def _is_reshape(operation: Any) -> bool:
     return type(operation).__module__.startswith("keras.src.ops") and type(operation).__name__ == "Reshape"

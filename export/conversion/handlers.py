@@ -111,7 +111,7 @@ def floor_mod(ctx: Graph, node: Node, name: str, args: list) -> None:
         math.FloorMod.version_7(ctx, node)
 
 
-def bias_add(ctx, node, name: str, args: list) -> None:
+def bias_add(ctx: Graph, node: Node, name: str, args: list) -> None:
     """Add a number per channel, which is the second axis in channels-first layout; tf2onnx misses that after some operations."""
     make, (x, bias) = _Builder(ctx, node), node.input
     if node.get_attr_value("data_format", b"NHWC") in (b"NCHW", "NCHW"):
@@ -119,7 +119,7 @@ def bias_add(ctx, node, name: str, args: list) -> None:
     _replace(ctx, node, "Add", [x, bias])
 
 
-def expm1(ctx, node, name: str, args: list) -> None:
+def expm1(ctx: Graph, node: Node, name: str, args: list) -> None:
     """`exp(x) - 1` as `tanh(x / 2) * (exp(x) + 1)`, which is exact near zero too."""
     make, x = _Builder(ctx, node), node.input[0]
     half, one = make.const(0.5, like=x), make.const(1, like=x)

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,7 +135,7 @@ def quantised_outputs(
 
 
 def verify_int8(
-    path: str | Path,
+    path: str | os.PathLike[str],
     prepared: Prepared,
     samples: object,
     metadata: dict[str, Any] | None = None,
@@ -175,7 +174,9 @@ def verify_int8(
     )
 
 
-def _on_both_sides(path: str | Path, signature: Signature, feeds: dict[str, np.ndarray]) -> tuple[dict, dict, list[str]]:
+def _on_both_sides(
+    path: str | os.PathLike[str], signature: Signature, feeds: dict[str, np.ndarray]
+) -> tuple[dict, dict, list[str]]:
     """`({output name: batches of Keras}, {output name: batches of the file}, problems)`, of the outputs of floats.
 
     The best classes and their probabilities follow from the other outputs and are left out.

@@ -128,7 +128,7 @@ class BlockSpec:
     depth: int = 1
     scale: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.block, str) or self.block not in KINDS:
             raise ValueError(f"unknown block {self.block!r}{nearest(self.block, KINDS)}")
         if isinstance(self.gate, (tuple, list)) or "+" in str(self.gate):

@@ -1,5 +1,10 @@
 """From a split to batches: augmented in a run's order for training, once from first to last for evaluation."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 import tensorflow as tf
 
@@ -7,11 +12,27 @@ from .augment import Augmentation, center_crop, decode, fit
 from .mixing import mix
 from .order import AHEAD, PARALLEL, Order, Share
 
+if TYPE_CHECKING:
+    from .splits import Encoded, Images, Records
+
 
 def training_batches(
-    split, *, batch, size, num_classes, augmentation=None, fill=0.0, seed=0, first=0, last=None, share=None, replicas=1,
-    mixup=0.0, cutmix=0.0, shuffle=True,
-):  # fmt: skip
+    split: Images | Encoded | Records,
+    *,
+    batch: int,
+    size: Sequence[int],
+    num_classes: int,
+    augmentation: Augmentation | None = None,
+    fill: float | Sequence[float] = 0.0,
+    seed: int = 0,
+    first: int = 0,
+    last: int | None = None,
+    share: Share | None = None,
+    replicas: int = 1,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    shuffle: bool = True,
+) -> tf.data.Dataset:
     """Endless training batches; the same images, augmented in the same way, wherever the run starts and on any workers.
 
     Args:
@@ -57,7 +78,16 @@ def training_batches(
     return with_options(batches.prefetch(AHEAD))
 
 
-def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=1, crop=False):
+def evaluation_batches(
+    split: Images | Encoded | Records,
+    *,
+    batch: int,
+    size: Sequence[int],
+    num_classes: int,
+    share: Share | None = None,
+    replicas: int = 1,
+    crop: bool = False,
+) -> tf.data.Dataset:
     """All images once, in order; the last batch is filled up with images of weight 0, so that every replica has its part.
 
     Args:
@@ -90,7 +120,7 @@ def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=
     return with_options(mine.batch(share.count // replicas, drop_remainder=True).prefetch(AHEAD))
 
 
-def with_options(dataset):
+def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """How every pipeline of a training is run."""
     options = tf.data.Options()
     options.deterministic = True

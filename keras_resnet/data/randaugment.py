@@ -1,5 +1,7 @@
 """RandAugment's operations as a table, on one uint8 image, with every chance handed in."""
 
+from __future__ import annotations
+
 import math
 
 import tensorflow as tf
@@ -7,7 +9,7 @@ import tensorflow as tf
 LARGEST = 10.0
 
 
-def apply(image, magnitude, chances, fill):
+def apply(image: tf.Tensor, magnitude: int, chances: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:
     """Apply one operation per row of `chances`.
 
     Args:

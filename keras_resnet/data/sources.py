@@ -1,8 +1,12 @@
 """Data sets by name or path: digits, CIFAR, `.npz`, image folders, TFRecord shards, TFDS."""
 
+from __future__ import annotations
+
 import dataclasses
+import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +82,7 @@ class Source:
         damaged = f"; {len(self.damaged)} damaged left out" if self.damaged else ""
         return f"{self.name}: {len(self.classes)} classes ({names}{more}); {', '.join(parts)}{damaged}"
 
-    def with_channels(self, channels: int) -> "Source":
+    def with_channels(self, channels: int) -> Source:
         """The same data set with images of that many channels, for a model that takes them.
 
         Args:
@@ -98,7 +102,14 @@ class Source:
         return dataclasses.replace(self, **splits, preprocessing=default_preprocessing(channels))
 
 
-def load(data, path=None, *, corrupt="fail", cache=False, report=None):
+def load(
+    data: str | os.PathLike[str] | Source,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    corrupt: str = "fail",
+    cache: bool = False,
+    report: Callable[[str], object] | None = None,
+) -> Source:
     """Open a data set.
 
     Args:

@@ -4,15 +4,22 @@ Every split yields elements `(epoch, index, image, label)`; `image` is a uint8 a
 the image's number in its split, which seeds its augmentation.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from .formats import to_plain
 from .order import PARALLEL, permuted
+
+if TYPE_CHECKING:
+    from .order import Order
+
 
 MOST_CLASSES = 1_000_000  # More are wrong labels.
 
@@ -30,7 +37,7 @@ class Images:
     labels: np.ndarray
     encoded = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             got = f"{self.images.dtype} {self.images.shape}"
             raise ValueError(f"images must be a uint8 array (n, height, width, channels), got {got}")
@@ -51,22 +58,22 @@ class Images:
         object.__setattr__(self, "labels", labels.astype("int64"))
 
     @property
-    def size(self):
+    def size(self) -> int:
         return len(self.images)
 
     @property
-    def channels(self):
+    def channels(self) -> int:
         return self.images.shape[-1]
 
-    def name_of(self, index):
+    def name_of(self, index: int) -> str:
         return f"image {index}"
 
-    def read(self, order):
+    def read(self, order: Order) -> tf.data.Dataset:
         """Elements in a training run's order."""
         get = self._reader()
         return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)))
 
-    def in_order(self):
+    def in_order(self) -> tf.data.Dataset:
         """Elements from first to last."""
         get, epoch = self._reader(), tf.constant(0, tf.int64)
         return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index))
@@ -76,7 +83,7 @@ class Images:
         images, labels = tf.constant(self.images), tf.constant(self.labels, tf.int64)
         return lambda epoch, index: (epoch, index, tf.gather(images, index), tf.gather(labels, index))
 
-    def take(self, indices):
+    def take(self, indices: np.ndarray) -> Images:
         """The images at `indices`, as a split of their own."""
         return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
 
@@ -102,18 +109,18 @@ class Encoded:
     encoded = True
 
     @property
-    def size(self):
+    def size(self) -> int:
         return len(self.paths)
 
-    def name_of(self, index):
+    def name_of(self, index: int) -> str:
         return str(self.paths[index])
 
-    def read(self, order):
+    def read(self, order: Order) -> tf.data.Dataset:
         """Elements in a training run's order."""
         get = self._reader()
         return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)), num_parallel_calls=PARALLEL)
 
-    def in_order(self):
+    def in_order(self) -> tf.data.Dataset:
         """Elements from first to last."""
         get, epoch = self._reader(), tf.constant(0, tf.int64)
         return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index), num_parallel_calls=PARALLEL)
@@ -150,7 +157,7 @@ class Encoded:
             ]
         )
 
-    def take(self, indices):
+    def take(self, indices: np.ndarray) -> Encoded:
         """The files at `indices`, as a split of their own."""
         flags = None if self.needs_pillow is None else self.needs_pillow[indices]
         return dataclasses.replace(self, paths=self.paths[indices], labels=self.labels[indices], needs_pillow=flags)
@@ -182,10 +189,10 @@ class Records:
     encoded: bool = True
     buffer: int = 10_000
 
-    def name_of(self, index):
+    def name_of(self, index: int) -> str:
         return f"record {index}"
 
-    def read(self, order):
+    def read(self, order: Order) -> tf.data.Dataset:
         """Elements in a training run's order."""
         steps = order.steps_per_epoch
 
@@ -211,11 +218,11 @@ class Records:
         epochs = tf.data.Dataset.range(order.first // steps, -(-order.last // steps))
         return epochs.flat_map(of_epoch).filter(is_mine).map(lambda epoch, at, index, image, label: (epoch, index, image, label))
 
-    def in_order(self):
+    def in_order(self) -> tf.data.Dataset:
         """Elements from first to last."""
         return self.stream(None).map(lambda index, image, label: (tf.constant(0, tf.int64), index, image, label))
 
-    def take(self, indices):
+    def take(self, indices: np.ndarray) -> Records:
         """The records at `indices`, as a split of their own."""
         wanted = np.zeros(self.size, bool)
         wanted[indices] = True
@@ -226,7 +233,7 @@ class Records:
         return dataclasses.replace(self, stream=stream, size=int(wanted.sum()))
 
 
-def hold_out(split, count, seed=0):
+def hold_out(split: Images | Encoded | Records, count: int, seed: int = 0) -> tuple[Any, Any]:
     """Take images out of a training split, to choose a recipe on them without looking at the test set.
 
     Args:

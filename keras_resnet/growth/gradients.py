@@ -1,6 +1,9 @@
 """Gradients by GradientTape: the only module outside training and data that imports TensorFlow."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,7 +13,7 @@ from ..blocks.gates import gate_parameters
 from .probing import run_with_fresh_branches
 
 
-def parameters_without_gradient(model, inputs, vectors):
+def parameters_without_gradient(model: keras.Model, inputs: Sequence[Any], vectors: Sequence[np.ndarray]) -> list[str] | None:
     """Trainable variables whose gradient of `Σ ⟨output, vector⟩` is zero or missing; no state of the model moves.
 
     Of an output that ends in a softmax the logits are taken, since a saturated softmax passes no gradient on. Keras keeps them on

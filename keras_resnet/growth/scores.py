@@ -1,5 +1,7 @@
 """Where to grow: how much a block would help at each insertion point, estimated from gradients."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -205,7 +207,7 @@ def _loss(model, loss):
     return cross_entropy
 
 
-def _probes(model, probed, count) -> list[Block]:
+def _probes(model: keras.Model, probed: keras.Model, count: int) -> list[Block]:
     """The probe blocks in the order of the insertion points."""
     old = {block.path for block in find_blocks(model)}
     found = [block for block in find_blocks(probed) if block.path not in old]

@@ -1,11 +1,14 @@
 """The only code that rewrites a model's graph: copy it, and on the way put blocks in or take blocks out."""
 
+from __future__ import annotations
+
 import dataclasses
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 from keras import ops, tree
@@ -19,7 +22,7 @@ from .points import find_places
 from .scale import MATCH, check_scale, measure_rms
 
 
-def copy_model(model, rewrite=None, name=None):
+def copy_model(model: keras.Model, rewrite: Callable[..., Any] | None = None, name: str | None = None) -> keras.Model:
     """Copy a model with its weights, and let `rewrite` replace the output of any call on the way.
 
     Differs from `keras.models.clone_model`: weights come along (by position in the model's tree, since paths repeat
@@ -255,7 +258,7 @@ class _Stack:
     data_format: str
     policy: object
 
-    def block_path(self, block_name):
+    def block_path(self, block_name: str) -> str:
         """The path by which `find_blocks` finds a block of the stack."""
         return "/".join(filter(None, (self.path.rpartition("/")[0], block_name)))
 
@@ -376,7 +379,7 @@ def _trunk_layers_before(model, places):
     return counts
 
 
-def spread(total, weights):
+def spread(total: int, weights: Sequence[float]) -> list[int]:
     """Share `total` out in proportion to `weights`: largest remainder, ties to the deeper (later) place.
 
     Args:

@@ -4,7 +4,9 @@
 and no loss scaling; and all Keras optimisers clip before the sum over replicas, so that the result depends on their number.
 """
 
-from collections.abc import Collection, Iterable
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -25,12 +27,12 @@ class _Grouped:
         **kwargs: of the optimiser.
     """
 
-    def __init__(self, *args, groups=(), decay=0.0, coupled=False, **kwargs):
+    def __init__(self, *args: Any, groups: Sequence[Any] = (), decay: float = 0.0, coupled: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.groups, self.decay, self.coupled = list(groups), decay, coupled
         self._group_of = {}
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if not self.built:
             self._group_of = {self._var_key(v): group for group in self.groups for v in group.variables}
         super().build(variables)
@@ -42,7 +44,7 @@ class _Grouped:
             return rate(self.iterations)
         return super()._get_current_learning_rate()
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         group = self._group_of.get(self._var_key(variable))
         if group is not None:
             learning_rate = ops.cast(learning_rate, variable.dtype) * group.lr_multiplier
@@ -67,7 +69,7 @@ class _Grouped:
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return list(grads_and_vars) if self.global_clipnorm else super()._all_reduce_sum_gradients(grads_and_vars)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         # Keras would write the average over the weights at the end of every `fit`; a run has several.
         pass
 

@@ -1,8 +1,11 @@
 """The safetensors format, read and written with numpy alone."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,7 +27,7 @@ NAMES = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"
 MAX_HEADER = 100 << 20
 
 
-def read(path):
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Name -> array, and the file's metadata.
 
     Returns:
@@ -66,7 +69,7 @@ def _entry(entry):
     return entry["dtype"], shape, begin, end
 
 
-def write(path, arrays, metadata=None):
+def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write arrays and text metadata, beside the target first and renamed into place.
 
     Args:
