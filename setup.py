@@ -22,6 +22,8 @@ REQUIRES = [
     "rich>=13",
     "numpy>=1.26",
     "pillow>=10",
+    "safetensors>=0.5",
+    "lazy-loader>=0.5",
 ]
 SERVE = [
     # Below 1.0.1 a malformed `Host` reaches the application (CVE-2026-48710).
@@ -86,7 +88,7 @@ setup(
     + ["resnet_export"]
     + ["resnet_export." + name for name in find_packages("export")],
     package_dir={"resnet_export": "export"},
-    package_data={"keras_resnet": ["py.typed", "weights/data/*"], "resnet_export": ["py.typed", "serving/page/*"]},
+    package_data={"keras_resnet": ["py.typed", "*.pyi", "weights/data/*"], "resnet_export": ["py.typed", "serving/page/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["resnet-export = resnet_export.cli:main", "resnet-train = resnet_export.train:main"]},

@@ -235,7 +235,17 @@ def _export(exporter, options):
 @click.option("--samples", help=SAMPLES)
 @budget_options
 @click.option("--report", "report_file", help="Write the figures to a JSON file, replacing it.")
-def verify_command(file, model, labels, samples, max_drop, max_error, report_file, as_json, **source):
+def verify_command(
+    file: str,
+    model: str,
+    labels: str | None,
+    samples: str | None,
+    max_drop: float,
+    max_error: float,
+    report_file: str | None,
+    as_json: bool,
+    **source: Any,
+) -> None:
     """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras or .h5 file, or a zoo name."""
     from .exporters import require, verify
     from .source import load_model, read_labels

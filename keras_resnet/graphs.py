@@ -1,7 +1,20 @@
 """Reading a model's graph and what its outputs mean. Nothing here changes a model.
 
-Private attributes of Keras are used in this module only. A *graph* is a Functional model, or the Functional model inside a
-Sequential one. Graphs nest; a *path* such as `"backbone/block5_pool"` names an operation in a nested graph.
+A *graph* is a Functional model, or the Functional model inside a Sequential one. Graphs nest; a *path* such as
+`"backbone/block5_pool"` names an operation in a nested graph.
+
+Private attributes of Keras are used in this module only (training has those of optimizers and trainers). They were checked
+against Keras 3.15, and tests/test_graphs.py fails if one of them changes:
+
+| private | used for |
+|---|---|
+| `Functional` (class), `Sequential._functional` | recognising graphs |
+| `_nodes_by_depth`, `_inputs_struct`, `_outputs_struct`, `_standardize_inputs` of a graph | running it call by call |
+| `_keras_history` of a tensor, `_inbound_nodes` of an operation | what made a tensor |
+| `_keras_mask`, `_keras_logits` of a tensor | its mask, the logits before a softmax |
+| `_flatten_layers` of a layer | the layers inside it, wrapped ones included |
+| `_output_shape` of a `Lambda` | making it again |
+| `global_state`, its entry `uninitialized_variables` | building a model without numbers in its weights |
 """
 
 from __future__ import annotations
@@ -16,6 +29,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import tree
+from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 
 
@@ -78,7 +92,12 @@ def flat_inputs(graph: Any, x: Any) -> list[Any]:
         return tree.flatten(graph._standardize_inputs(x))
 
 
-def walk(model: keras.Model, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def pack_inputs(graph: Functional, tensors: list) -> object:
+    """Return a flat list of tensors in the structure (tensor, list, dict) in which a graph takes its inputs."""
+    return tree.pack_sequence_as(graph._inputs_struct, tensors)
+
+
+def walk(model, path=""):
     """Yield `(path, graph, node)` of every call in the model's tree, in order of execution.
 
     A nested model comes before its parts, and its parts come once, however often it is called.
@@ -130,7 +149,37 @@ def mask_of(tensor: Any) -> Any:
     return getattr(tensor, "_keras_mask", None)
 
 
-def is_convolution(operation: Any) -> bool:
+def logits_of(output: object) -> object:
+    """Return the logits that a softmax or sigmoid took, or the tensor itself where Keras keeps none."""
+    return getattr(output, "_keras_logits", output)
+
+
+def layers_in(layer: keras.layers.Layer, include_self: bool = True) -> list[keras.layers.Layer]:
+    """Return a layer or model and all layers in it: those of nested models, and those that wrappers hold."""
+    return list(layer._flatten_layers(include_self=include_self))
+
+
+def lambda_output_shape(layer: keras.layers.Lambda) -> object:
+    """Return the argument `output_shape` that a `Lambda` was made with."""
+    return layer._output_shape
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Let models that are built in the context have weights without numbers, which take no memory at any size.
+
+    Keras has no public way to drop variables that wait for their first value; it would fill them when the next model is built.
+    """
+    waiting = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(waiting, []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute(waiting, before)
+
+
+def is_convolution(operation):
     """Whether an operation is a layer with a kernel over space: `Conv*`, `DepthwiseConv*`, `SeparableConv*`."""
     named = "Conv" in type(operation).__name__ and "LSTM" not in type(operation).__name__
     return isinstance(operation, keras.layers.Layer) and named and hasattr(operation, "kernel_size")
@@ -198,7 +247,7 @@ def state_kept(*models: keras.Model, but: Iterable[keras.Variable] = ()) -> Iter
         but: Variables that may change.
     """
     free = {id(variable) for variable in but}
-    layers = [layer for model in models for layer in model._flatten_layers()]
+    layers = [layer for model in models for layer in layers_in(model)]
     variables = [v for model in models for v in model.variables if not v.trainable]
     variables += [v for layer in layers for v in state_variables(layer)]
     variables = [v for v in variables if id(v) not in free]

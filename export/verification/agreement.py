@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,7 +72,7 @@ class QuantisedOutput:
             got: What the quantised file computed.
         """
         if self.scores is None:
-            figures = measure(*(np.concatenate([value.ravel() for value in side]) for side in (reference, got)))
+            figures = measure(*(np.concatenate([value.ravel() for value in side]) for side in (reference, got)))  # type: ignore[arg-type]
             figures |= {"top1": None, "top5": None}
         else:
             want, have = np.concatenate(reference), np.concatenate(got)

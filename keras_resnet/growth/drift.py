@@ -17,6 +17,7 @@ from ..blocks.identity import ResidualBlock
 from ..checks import whole_number
 from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
 from ..layers import ResidualAdd
+from ..tables import text_table
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,21 @@ class DriftReport:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        width = max([len(block.block) for block in self.blocks], default=5)
-        lines = [f"{'block':{width}}  gate        max|gate|   ‖F‖/‖x‖ mean       max   var share"]
-        for b in self.blocks:
-            gate = "-" if b.gate_value is None else f"{b.gate_value:.3g}"
-            lines.append(
-                f"{b.block:{width}}  {b.gate or '-':10}  {gate:>9}   {b.mean:12.4g}  {b.max:8.4g}   {b.variance_share:9.4g}"
-            )
-        return "\n".join(lines)
+        columns = ("block", "gate", "max|gate|", "‖F‖/‖x‖ mean", "max", "var share")
+        return text_table(
+            columns,
+            (
+                (
+                    b.block,
+                    b.gate or "-",
+                    "-" if b.gate_value is None else f"{b.gate_value:.3g}",
+                    f"{b.mean:.4g}",
+                    f"{b.max:.4g}",
+                    f"{b.variance_share:.4g}",
+                )
+                for b in self.blocks
+            ),
+        )
 
 
 def drift(model: keras.Model, data: Any, batch_size: int = 32) -> DriftReport:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..blocks.finding import Block
 from ..blocks.gates import gate_parameters
+from ..graphs import logits_of
 from .probing import run_with_fresh_branches
 
 
@@ -17,7 +18,7 @@ def parameters_without_gradient(model: keras.Model, inputs: Sequence[Any], vecto
     """Trainable variables whose gradient of `Σ ⟨output, vector⟩` is zero or missing; no state of the model moves.
 
     Of an output that ends in a softmax the logits are taken, since a saturated softmax passes no gradient on. Keras keeps them on
-    the tensor, for its cross-entropy losses (`_keras_logits`).
+    the tensor, for its cross-entropy losses.
 
     Args:
         model: a built Keras model.
@@ -36,7 +37,7 @@ def parameters_without_gradient(model: keras.Model, inputs: Sequence[Any], vecto
         tape.watch(values)
         outputs, _ = model.stateless_call(values, [v.value for v in model.non_trainable_variables], inputs, training=True)
         total = sum(
-            tf.reduce_sum(tf.cast(getattr(output, "_keras_logits", output), "float32") * tf.cast(vector, "float32"))
+            tf.reduce_sum(tf.cast(logits_of(output), "float32") * tf.cast(vector, "float32"))
             for output, vector in zip(keras.tree.flatten(outputs), vectors, strict=True)
         )
     gradients = tape.gradient(total, values)

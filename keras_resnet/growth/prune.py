@@ -10,7 +10,7 @@ from keras import ops, tree
 
 from ..blocks.finding import find_blocks
 from ..blocks.identity import ResidualBlock
-from ..graphs import require_graph, walk
+from ..graphs import pack_inputs, require_graph, walk
 from ..layers import ResidualAdd
 from ..modelcard import card
 from .drift import batches, drift, gate_value
@@ -210,9 +210,7 @@ def _noise(model):
     draw = [rng.uniform(0, 255, (2, *t.shape[1:])) if pixels else rng.standard_normal((2, *t.shape[1:])) for t in inputs]
     return [
         (
-            tree.pack_sequence_as(
-                require_graph(model)._inputs_struct, [a.astype(t.dtype) for a, t in zip(draw, inputs, strict=True)]
-            ),
+            pack_inputs(require_graph(model), [a.astype(t.dtype) for a, t in zip(draw, inputs, strict=True)]),
             None,
         )
     ]

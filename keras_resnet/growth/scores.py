@@ -14,6 +14,7 @@ from ..blocks.finding import Block, find_blocks
 from ..checks import whole_number
 from ..graphs import output_heads
 from ..modelcard import card
+from ..tables import text_table
 from .drift import batches
 from .gradients import gate_gradients
 from .onednn import check_backward
@@ -84,14 +85,14 @@ class GrowthScores:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        width = max(len("after"), *(len(point.after) for point in self.points))
         top = max(abs(point.score) for point in self.points) or 1.0
-        lines = [f"{'after':{width}}   score, relative       gain     spread   10^6 multiply-adds"]
-        lines += [
-            f"{p.after:{width}}  {p.score / top:16.3f}  {p.gain:9.3g}  {p.spread:9.3g}  {p.macs / 1e6:19.2f}"
-            for p in self.ranking()
-        ]
-        return "\n".join(lines)
+        return text_table(
+            ("after", "score, relative", "gain", "spread", "10^6 multiply-adds"),
+            (
+                (p.after, f"{p.score / top:.3f}", f"{p.gain:.3g}", f"{p.spread:.3g}", f"{p.macs / 1e6:.2f}")
+                for p in self.ranking()
+            ),
+        )
 
     def figure(self) -> object:
         """Draw the relative scores as bars, in order of execution.

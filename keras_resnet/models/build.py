@@ -1,14 +1,6 @@
 """A config to a model, whatever its family."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-import keras
-
-# Keras has no public way to drop variables that wait for their first value; it would fill them at the next occasion.
-from keras.src.backend.common import global_state
-
+from ..graphs import without_values
 from ..growth.surgery import grow
 from ..zoo.config import ResNetConfig, VGGConfig
 from ..zoo.resnet import resnet
@@ -19,7 +11,6 @@ if TYPE_CHECKING:
 
 
 BUILDERS = {ResNetConfig: resnet, VGGConfig: vgg}
-WAITING = "uninitialized_variables"
 
 
 def build(config: Any, **options: Any) -> keras.Model:
@@ -49,9 +40,5 @@ def grown(model: keras.Model, growth: Growth | None, partial: bool = False) -> k
 
 def outline(config: Any, **options: Any) -> keras.Model:
     """The same model without numbers in its weights, for names, shapes and counts: it takes no memory at any size."""
-    before = list(global_state.get_global_attribute(WAITING, []))
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            return build(config, **options)
-    finally:
-        global_state.set_global_attribute(WAITING, before)
+    with without_values():
+        return build(config, **options)

@@ -4,7 +4,10 @@ import dataclasses
 import fnmatch
 import functools
 import importlib.metadata
+import inspect
+import os
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import keras
@@ -252,13 +255,33 @@ def model_info(model, **changes):
     return ModelInfo(name, config, counts.trainable, counts.total, counts.macs, shape, features, owner)
 
 
-def constructor(name):
-    """The named constructor of a variant, e.g. what `keras_resnet.resnet50` is."""
-    config_of(name)
+def constructor(name: str) -> Callable[..., keras.Model]:
+    """Return the constructor of a variant, which is what `keras_resnet.resnet50` is.
+
+    Args:
+        name: A name from `list_models()`.
+
+    Returns:
+        Function that takes the arguments of `create_model`; its signature shows them with the defaults of the variant.
+    """
+    signature = inspect.Signature([*parameters(config_of(name))], return_annotation=keras.Model)
 
     def build(*, weights=None, num_classes=None, **changes):
         return create_model(name, weights=weights, num_classes=num_classes, **changes)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"Build `{name}`{': ' + NOTES[name] if name in NOTES else ''}. Arguments as in `create_model`."
+    build.__signature__ = signature
     return build
+
+
+def parameters(config: Config) -> Iterator[inspect.Parameter]:
+    """Yield the keyword arguments that `create_model` takes for a variant, with their types and defaults."""
+    options = [(item.name, item.type, item.default) for item in dataclasses.fields(BuildOptions)]
+    fields = [(item.name, item.type, getattr(config, item.name)) for item in dataclasses.fields(config)]
+    fields = [field for field in fields if field[0] != "num_classes"]
+    # None is the preprocessing that belongs to the weights.
+    options = [(name, kind | None, None) if name == "preprocessing" else (name, kind, default) for name, kind, default in options]
+    first = [("weights", str | os.PathLike[str] | None, None), ("num_classes", int | None, None)]
+    for name, kind, default in [*first, *options, *fields]:
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)

@@ -1,5 +1,6 @@
 """What both families put around their trunk: input, card, preprocessing, head, named stage outputs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,17 +37,17 @@ class BuildOptions:
 
     include_top: bool = True
     pooling: str | None = None
-    input_shape: tuple | None = None
-    input_tensor: Any = None
-    preprocessing: Any = "none"
+    input_shape: tuple[int | None, ...] | None = None
+    input_tensor: keras.KerasTensor | None = None
+    preprocessing: str | dict[str, Any] = "none"
     include_preprocessing: bool = True
-    features_only: Any = False
+    features_only: bool | str | Sequence[str] = False
     data_format: str | None = None
-    dtype: Any = None
+    dtype: str | keras.DTypePolicy | None = None
     name: str | None = None
-    labels: list | None = None
-    source: dict | None = None
-    image: dict | None = None
+    labels: Sequence[str] | None = None
+    source: dict[str, Any] | None = None
+    image: dict[str, Any] | None = None
 
     def __post_init__(self):
         if self.pooling not in (None, "avg", "max"):

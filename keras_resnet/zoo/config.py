@@ -51,7 +51,7 @@ class Growth:
         ValueError: no pairs of a name and a whole number.
     """
 
-    blocks: tuple
+    blocks: tuple[tuple[str, int], ...]
     block: str = "preact"
     gate: str | None = None
 
@@ -149,12 +149,12 @@ class ResNetConfig(Config, BlockStyle):
     Source: He et al. (arXiv 1512.03385, 1603.05027); the fields' own sources stand at the variants.
     """
 
-    depths: tuple
-    widths: tuple = (64, 128, 256, 512)
+    depths: tuple[int, ...]
+    widths: tuple[int, ...] = (64, 128, 256, 512)
     block: str = "bottleneck"
     groups: int = 1
     base_width: int = 64
-    stem_widths: tuple = (64,)
+    stem_widths: tuple[int, ...] = (64,)
     stem_kernel: int = 7
     stem_stride: int = 2
     stem_pool: str | None = "max"
@@ -294,12 +294,12 @@ class VGGConfig(Config, LayerStyle):
     Source: Simonyan and Zisserman (arXiv 1409.1556), table 1.
     """
 
-    stages: tuple = (2, 2, 3, 3, 3)
-    widths: tuple = (64, 128, 256, 512, 512)
+    stages: tuple[int, ...] = (2, 2, 3, 3, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     width: int = 100
     batch_norm: bool = False
     head: str = "dense"
-    head_widths: tuple = (4096, 4096)
+    head_widths: tuple[int, ...] = (4096, 4096)
     head_size: int = 7
     head_dropout: float = 0.5
     num_classes: int = 1000
