@@ -97,7 +97,7 @@ def pack_inputs(graph: Functional, tensors: list) -> object:
     return tree.pack_sequence_as(graph._inputs_struct, tensors)
 
 
-def walk(model, path=""):
+def walk(model: keras.Model, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield `(path, graph, node)` of every call in the model's tree, in order of execution.
 
     A nested model comes before its parts, and its parts come once, however often it is called.
@@ -179,7 +179,7 @@ def without_values() -> Iterator[None]:
         global_state.set_global_attribute(waiting, before)
 
 
-def is_convolution(operation):
+def is_convolution(operation: Any) -> bool:
     """Whether an operation is a layer with a kernel over space: `Conv*`, `DepthwiseConv*`, `SeparableConv*`."""
     named = "Conv" in type(operation).__name__ and "LSTM" not in type(operation).__name__
     return isinstance(operation, keras.layers.Layer) and named and hasattr(operation, "kernel_size")

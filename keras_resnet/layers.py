@@ -352,8 +352,8 @@ class BlurPool(_Spatial):
         return inputs
 
     @staticmethod
-    def _along(x, axis):
-        def part(start, stop=None, step=None):
+    def _along(x: keras.KerasTensor, axis: int) -> keras.KerasTensor:
+        def part(start: Any, stop: Any = None, step: Any = None) -> Any:
             index = [slice(None)] * len(x.shape)
             index[axis] = slice(start, stop, step)
             return tuple(index)
@@ -434,7 +434,7 @@ class GroupNormalization(keras.layers.GroupNormalization):
         return ops.cast(x, self.compute_dtype)
 
     @staticmethod
-    def _means(x, groups):
+    def _means(x: keras.KerasTensor, groups: int) -> keras.KerasTensor:
         for axis in reversed(range(1, len(x.shape))):
             if axis != groups:
                 x = ops.mean(x, axis=axis, keepdims=True)

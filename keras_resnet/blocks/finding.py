@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 from keras import tree
@@ -67,7 +68,7 @@ def _branch(shortcut, branch):
     backbone = ancestors(shortcut)
     layers, seen, starts = [], set(), set()
 
-    def visit(tensor):
+    def visit(tensor: Any) -> None:
         if id(tensor) in backbone or (node := producer(tensor)) is None or node.is_input:
             starts.add(id(tensor))
         elif id(tensor) not in seen:

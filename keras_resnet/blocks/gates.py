@@ -186,7 +186,7 @@ class BlockSpec:
                 dataclasses.replace(step, bias=not has_norm) if isinstance(step, ConvPlan) else step
                 for step, has_norm in zip(steps, normed, strict=True)
             ]
-        steps = [Act("relu") if isinstance(step, Act) else step for step in steps]
+        steps: list[Step] = [Act("relu") if isinstance(step, Act) else step for step in steps]
         tail = GATES[self.gate].tail
         return steps if tail is None else [*steps, tail]
 

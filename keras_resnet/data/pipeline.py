@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -60,7 +60,7 @@ def training_batches(
     order = Order(split.size, batch, seed, first, last, share, shuffle)
     colour = tf.broadcast_to(tf.constant(fill, tf.float32), [split.channels])
 
-    def prepare(epoch, index, image, label):
+    def prepare(epoch: tf.Tensor, index: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> Any:
         # 31 bits of each: the seeds of stateless operations are pairs.
         own = tf.stack([tf.cast(seed, tf.int64) * 100_003 + epoch, index])
         return augmentation(image, split.encoded, size, split.channels, colour, own), tf.one_hot(label, num_classes)
@@ -71,7 +71,9 @@ def training_batches(
         # Elements are numbered over all workers, so that no two replicas mix in the same way.
         numbers = tf.data.Dataset.range(first * replicas, np.iinfo(np.int64).max)
         batches = tf.data.Dataset.zip(numbers, batches).map(
-            lambda number, pair: mix(*pair, mixup, cutmix, tf.stack([tf.cast(seed, tf.int64) * 7919 + share.offset, number])),
+            lambda number, pair: mix(
+                pair[0], pair[1], mixup, cutmix, tf.stack([tf.cast(seed, tf.int64) * 7919 + share.offset, number])
+            ),
             num_parallel_calls=PARALLEL,
             deterministic=True,
         )
@@ -102,7 +104,7 @@ def evaluation_batches(
     total = -(-split.size // batch) * batch
     shape = (*size, split.channels)
 
-    def prepare(epoch, index, image, label):
+    def prepare(epoch: tf.Tensor, index: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> Any:
         if crop:
             image = center_crop(image, split.encoded, size, split.channels)
         else:
@@ -111,7 +113,7 @@ def evaluation_batches(
 
     filler = tf.data.Dataset.from_tensors((tf.zeros(shape), tf.zeros(num_classes), 0.0)).repeat(total - split.size)
 
-    def is_mine(at, element):
+    def is_mine(at: tf.Tensor, element: tf.Tensor) -> Any:
         place = at % batch - share.offset
         return (place >= 0) & (place < share.count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -63,7 +64,7 @@ def _rotate(image, level, sign, fill):
 def _equalize(image):
     """Histogram equalisation per channel."""
 
-    def channel(values):
+    def channel(values: tf.Tensor) -> Any:
         values = tf.cast(values, tf.int32)
         counts = tf.math.bincount(tf.reshape(values, [-1]), minlength=256, maxlength=256)
         last = tf.gather(counts, tf.reduce_max(values))

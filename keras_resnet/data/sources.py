@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -202,7 +203,7 @@ def _npz(path):
     if not {"x_train", "y_train"} <= set(held):
         raise ValueError(f"{path} must hold x_train and y_train, it has {', '.join(sorted(held)) or 'neither'}")
 
-    def images(part):
+    def images(part: str) -> Any:
         x = held[f"x_{part}"]
         try:
             return Images(x if x.ndim == 4 else x[..., None], held[f"y_{part}"].ravel())
@@ -346,8 +347,8 @@ def _tfds(name, path, corrupt, report):
     if not {"image", "label"} <= set(features):
         raise ValueError(f"{name} has no features `image` and `label`; it has {', '.join(features)}")
 
-    def split(part):
-        def stream(epoch):
+    def split(part: str) -> Any:
+        def stream(epoch: tf.Tensor) -> Any:
             # No shuffling of files: their order is the same in every process; the buffer behind shuffles.
             config = tfds.ReadConfig(interleave_cycle_length=1)
             read = builder.as_dataset(

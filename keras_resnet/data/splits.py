@@ -135,7 +135,7 @@ class Encoded:
             return lambda epoch, index: (epoch, index, tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index))
         unlike = tf.constant(self.needs_pillow)
 
-        def get(epoch, index):
+        def get(epoch: tf.Tensor, index: tf.Tensor) -> Any:
             data = tf.io.read_file(tf.gather(paths, index))
             data = tf.cond(tf.gather(unlike, index), lambda: self._as_plain(data), lambda: data)
             return epoch, index, tf.ensure_shape(data, []), tf.gather(labels, index)
@@ -196,22 +196,22 @@ class Records:
         """Elements in a training run's order."""
         steps = order.steps_per_epoch
 
-        def of_epoch(epoch):
+        def of_epoch(epoch: tf.Tensor) -> Any:
             records = self.stream(epoch if order.shuffle else None)
             if order.shuffle:
                 # `Dataset.shuffle` depends on TensorFlow's global seed; this does not.
                 records = records.batch(self.buffer).enumerate().map(shuffled(epoch)).unbatch()
             return records.take(steps * order.batch).enumerate(epoch * steps * order.batch).map(lambda at, r: (epoch, at, *r))
 
-        def shuffled(epoch):
-            def permute(window, batch):
+        def shuffled(epoch: tf.Tensor) -> Any:
+            def permute(window: tf.Tensor, batch: tf.Tensor) -> Any:
                 count = tf.shape(batch[0], tf.int64)[0]
                 places = permuted(tf.range(count), order.seed + 7919 * (1 + window), epoch, count)
                 return tuple(tf.gather(part, places) for part in batch)
 
             return permute
 
-        def is_mine(epoch, at, index, image, label):
+        def is_mine(epoch: tf.Tensor, at: tf.Tensor, index: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> Any:
             step, place = at // order.batch, at % order.batch - order.share.offset
             return (step >= order.first) & (step < order.last) & (place >= 0) & (place < order.share.count)
 
@@ -227,7 +227,7 @@ class Records:
         wanted = np.zeros(self.size, bool)
         wanted[indices] = True
 
-        def stream(epoch):
+        def stream(epoch: tf.Tensor) -> Any:
             return self.stream(epoch).filter(lambda index, image, label: tf.gather(tf.constant(wanted), index))
 
         return dataclasses.replace(self, stream=stream, size=int(wanted.sum()))

@@ -36,7 +36,7 @@ def write_tfrecords(
     classes: Sequence[str],
     shards: int = 1,
     preprocessing: str | dict[str, Any] | None = None,
-) -> list[str]:
+) -> list[Path]:
     """Write a split as TFRecord shards with the features `image/encoded` and `image/class/label`.
 
     JPEG and PNG files that TensorFlow reads itself keep their bytes; all else becomes PNG, which loses nothing. They are written
@@ -135,14 +135,14 @@ def _stream(shards, counts, seed):
     paths = tf.constant([str(path) for path in shards])
     firsts = tf.constant(np.concatenate([[0], np.cumsum(counts)[:-1]]), tf.int64)
 
-    def of_shard(shard):
-        def parse(at, record):
+    def of_shard(shard: tf.Tensor) -> Any:
+        def parse(at: tf.Tensor, record: tf.Tensor) -> Any:
             parsed = tf.io.parse_single_example(record, FEATURES)
             return firsts[shard] + at, parsed["image/encoded"], parsed["image/class/label"]
 
         return tf.data.TFRecordDataset(paths[shard]).enumerate().map(parse)
 
-    def stream(epoch):
+    def stream(epoch: tf.Tensor) -> Any:
         numbers = tf.data.Dataset.range(len(shards))
         if epoch is not None:
             numbers = numbers.map(lambda i: permuted(i, seed, epoch, len(shards)))

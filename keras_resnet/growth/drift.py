@@ -148,7 +148,7 @@ def run_observed(model: keras.Model, x: Any, observe: Callable[[keras.Layer, Any
         The model's outputs.
     """
 
-    def call(node, args, kwargs):
+    def call(node: Any, args: Any, kwargs: Any) -> Any:
         operation = node.operation
         if isinstance(operation, keras.Model) and (graph := graph_of(operation)) is not None:
             return replay(graph, flat_inputs(graph, call_inputs(args, kwargs)), call)

@@ -70,14 +70,14 @@ def gate_gradients(model: keras.Model, blocks: Sequence[Block], loss: Callable) 
     gates = [[variable.value for variable in gate_parameters(block.gate, block.branch)] for block in blocks]
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def compute(inputs, labels):
+    def compute(inputs: Any, labels: Any) -> Any:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(gates)
             outputs = run_with_fresh_branches(model, inputs, lambda layer, inputs, output: None)
             value = tf.reduce_mean(tf.cast(loss(labels, outputs), "float32"))
         return tape.gradient(value, gates, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    def function(inputs, labels):
+    def function(inputs: Any, labels: Any) -> Any:
         gradients = compute(inputs, labels)
         return [np.concatenate([np.asarray(part, "float32").ravel() for part in parts]) for parts in gradients]
 

@@ -195,7 +195,7 @@ def branch_ratios(grown: keras.Model, x: object) -> dict[str, float]:
     adds = {id(block.add): block for block in blocks.values()}
     branch, shortcut = {}, {}
 
-    def visit(layer, inputs, output):
+    def visit(layer: keras.Layer, inputs: Any, output: Any) -> None:
         if (block := blocks.get(id(layer))) is not None:
             # A closing norm gives values of size 1 to its γ.
             branch[block.path] = 1.0 if block.gate == "zero_gamma" else _rms(inputs)

@@ -83,7 +83,7 @@ def _check_sharing(leaves):
 def _copy_graph(graph, rewrite, twins, name):
     inputs = [_copy_input(tensor) for tensor in graph.inputs]
 
-    def call(node, args, kwargs):
+    def call(node: Any, args: Any, kwargs: Any) -> Any:
         outputs = _twin(node.operation, rewrite, twins)(*args, **kwargs)
         flat = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         return rewrite(graph, node, flat, outputs)
@@ -228,7 +228,7 @@ def grow(
     if scale is not None:
         stacks = _scaled(model, stacks, scale, data)
 
-    def rewrite(graph, call, inputs, outputs):
+    def rewrite(graph: Any, call: Any, inputs: Any, outputs: Any) -> Any:
         if id(call) in stacks:
             stack = stacks[id(call)]
             x = tree.flatten(outputs)[0]
@@ -321,7 +321,7 @@ def _scaled(model, stacks, scale, data):
     ]:
         raise ValueError(f'`scale` has no number for block "{missing[0]}"{nearest(missing[0], scales)}')
 
-    def with_scale(stack):
+    def with_scale(stack: Any) -> Any:
         return [(name, dataclasses.replace(spec, scale=scales[stack.block_path(name)])) for name, spec in stack.blocks]
 
     return {call: dataclasses.replace(stack, blocks=with_scale(stack)) for call, stack in stacks.items()}
@@ -392,7 +392,7 @@ def _trunk_layers_before(model, places):
     return counts
 
 
-def spread(total: int, weights: Sequence[float]) -> list[int]:
+def spread(total: int, weights: Sequence[int]) -> list[int]:
     """Share `total` out in proportion to `weights`: largest remainder, ties to the deeper (later) place.
 
     Args:

@@ -1,14 +1,16 @@
 """A config to a model, whatever its family."""
 
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
 from ..graphs import without_values
 from ..growth.surgery import grow
-from ..zoo.config import ResNetConfig, VGGConfig
+from ..zoo.config import Growth, ResNetConfig, VGGConfig
 from ..zoo.resnet import resnet
 from ..zoo.vgg import vgg
-
-if TYPE_CHECKING:
-    from ..zoo.config import Growth
-
 
 BUILDERS = {ResNetConfig: resnet, VGGConfig: vgg}
 

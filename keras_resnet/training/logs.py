@@ -111,7 +111,7 @@ def _duration(seconds):
 def write_csv(rows: list[dict], path: Path) -> None:
     """Write all rows, so that a run that was interrupted records nothing twice."""
 
-    def write(partial):
+    def write(partial: str) -> None:
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns(rows), restval="")
             writer.writeheader()

@@ -35,7 +35,7 @@ class _Grouped:
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if not self.built:
             self._group_of = {self._var_key(v): group for group in self.groups for v in group.variables}
-        super().build(variables)
+        super().build(variables)  # type: ignore[misc]  # a mixin
 
     def _get_current_learning_rate(self):
         # With accumulated gradients Keras gives a schedule the number of the step; ours counts updates.
@@ -54,7 +54,7 @@ class _Grouped:
                     gradient = ops.cast(gradient, variable.dtype) + decay * variable
                 else:
                     self.assign_sub(variable, decay * learning_rate * variable)
-        super().update_step(gradient, variable, learning_rate)
+        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
 
     def _clip_gradients(self, grads):
         if not self.global_clipnorm:
@@ -99,7 +99,7 @@ class Slots:
         self._slots: dict[int, dict[str, keras.Variable]] = {}
         make = optimizer.add_variable_from_reference
 
-        def add_variable_from_reference(reference_variable, name=None, *args, **kwargs):
+        def add_variable_from_reference(reference_variable: Any, name: str = None, *args: Any, **kwargs: Any) -> Any:
             slot = make(reference_variable, name, *args, **kwargs)
             self._slots.setdefault(id(reference_variable), {})[name] = slot
             return slot

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import layers
@@ -72,7 +72,7 @@ def _walk(graph, inputs):
     """`(multiply-adds, outputs)` of a graph on symbolic inputs. Shapes are inferred without a call, which would add a node."""
     total = 0
 
-    def infer(node, args, kwargs):
+    def infer(node: Any, args: Any, kwargs: Any) -> Any:
         nonlocal total
         operation = node.operation
         inner = graph_of(operation) if isinstance(operation, keras.Model) else None

@@ -65,7 +65,7 @@ def resnet_fits(config: Any, arrays: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
-def vgg_places(config: Any) -> dict[str, str]:
+def vgg_places(config: Any) -> dict[str, int]:
     """Our layer -> place in torchvision's `features`, which counts norms, activations and pools too."""
     places, place = {}, 0
     for stage, count in enumerate(config.stages, start=1):

@@ -89,7 +89,7 @@ def _read_keras3(file, budget):
     """
     arrays, cards = {}, []
 
-    def visit(path, group):
+    def visit(path: str, group: Any) -> None:
         if not path.endswith("/vars") or not isinstance(group, h5py.Group) or not len(group):
             return
         if STORED_CARD in group:

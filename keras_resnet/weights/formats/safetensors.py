@@ -1,7 +1,6 @@
 """The safetensors format, by the library of that name."""
 
 import os
-from collections.abc import Mapping
 
 import ml_dtypes  # noqa: F401 -- NumPy knows bfloat16 only once this is imported.
 import numpy as np

@@ -145,7 +145,7 @@ def _read_zip(file, budget):
         if index is None:
             raise ValueError("it is a zip file without data.pkl, i.e. no PyTorch checkpoint")
 
-        def member(name):
+        def member(name: str) -> Any:
             # torch does not compress, so nothing may be larger than the file.
             budget.take(archive.getinfo(name).file_size, name)
             return archive.read(name)
