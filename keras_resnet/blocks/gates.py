@@ -171,7 +171,7 @@ class BlockSpec:
             channels: Number of channels of the input, and so of the output.
         """
         kind = self.kind
-        steps = in_order(self._convolutions(channels), kind.preact)
+        steps: list[Step] = in_order(self._convolutions(channels), kind.preact)
         if not kind.residual:
             steps.append(Act())
         if self.gate == "zero_gamma":
@@ -186,7 +186,7 @@ class BlockSpec:
                 dataclasses.replace(step, bias=not has_norm) if isinstance(step, ConvPlan) else step
                 for step, has_norm in zip(steps, normed, strict=True)
             ]
-        steps: list[Step] = [Act("relu") if isinstance(step, Act) else step for step in steps]
+        steps = [Act("relu") if isinstance(step, Act) else step for step in steps]
         tail = GATES[self.gate].tail
         return steps if tail is None else [*steps, tail]
 

@@ -8,6 +8,7 @@ import functools
 import importlib.metadata
 import inspect
 import os
+import typing
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -286,8 +287,9 @@ def constructor(name: str) -> Callable[..., keras.Model]:
 
 def parameters(config: Config) -> Iterator[inspect.Parameter]:
     """Yield the keyword arguments that `create_model` takes for a variant, with their types and defaults."""
-    options = [(item.name, item.type, item.default) for item in dataclasses.fields(BuildOptions)]
-    fields = [(item.name, item.type, getattr(config, item.name)) for item in dataclasses.fields(config)]
+    kinds = typing.get_type_hints(BuildOptions) | typing.get_type_hints(type(config))
+    options = [(item.name, kinds[item.name], item.default) for item in dataclasses.fields(BuildOptions)]
+    fields = [(item.name, kinds[item.name], getattr(config, item.name)) for item in dataclasses.fields(config)]
     fields = [field for field in fields if field[0] != "num_classes"]
     # None is the preprocessing that belongs to the weights.
     options = [(name, kind | None, None) if name == "preprocessing" else (name, kind, default) for name, kind, default in options]
