@@ -376,6 +376,8 @@ async def _unless_hung_up(request, coroutine):
     finally:
         work.cancel()
         gone.cancel()
+        # An error's traceback refers to this frame; together they would be a cycle, and the request would stay in memory.
+        del work, gone
 
 
 def _named(request):

@@ -155,17 +155,20 @@ class Batcher:
         items = [self._enqueue(part) for part in _split(inputs, rows, self.options.max_rows)]
         # The last part begins last; until then the request is in the queue.
         items[-1].is_last, self._pending = True, self._pending + 1
+        answers = [item.future for item in items]
         try:
             async with asyncio.timeout(timeout) as limit:
                 self._pump()
-                done = await asyncio.gather(*(item.future for item in items))
+                done = await asyncio.gather(*answers)
         except TimeoutError as error:
             if not limit.expired():
                 raise
             raise DeadlineExceeded(f"no answer within {timeout:g} s") from error
         finally:
-            for item in items:
-                self._drop(item)
+            while items:
+                self._drop(items.pop())
+            # An error's traceback refers to this frame; together they would be a cycle, and the inputs would stay in memory.
+            del answers
         return Answer(
             _joined([outputs for outputs, _, _ in done]),
             queued=max(queued for _, queued, _ in done),
@@ -337,15 +340,20 @@ def _execute(run, batch, batched, begun):
         return _run_together(run, live, batched)
     except Exception as error:
         if len(live) == 1:
-            return {live[0][0]: _Done(error, 0, None)}
+            return {live[0][0]: _failed(error)}
     # One request of several cannot be run, or all together are too much: each gets its own answer, or its own error.
     done = {}
     for pair in live:
         try:
             done |= _run_together(run, [pair], batched)
         except Exception as error:
-            done[pair[0]] = _Done(error, 0, None)
+            done[pair[0]] = _failed(error)
     return done
+
+
+def _failed(error):
+    """A run that failed, without the traceback, whose frames would keep the inputs in memory in a cycle."""
+    return _Done(error.with_traceback(None), 0, None)
 
 
 def _run_together(run, live, batched):
@@ -365,5 +373,10 @@ def _shares(outputs, counts):
     for name, array in outputs.items():
         if array.ndim == 0 or len(array) != sum(counts):
             raise ValueError(f"output {name!r} has shape {list(array.shape)} for {sum(counts)} rows")
+    if len(counts) == 1:
+        return [outputs]
     ends = np.cumsum(counts).tolist()
-    return [{name: array[end - rows : end] for name, array in outputs.items()} for rows, end in zip(counts, ends, strict=True)]
+    # Copies, because one client that does not take its answer would keep the outputs of the whole batch in memory.
+    return [
+        {name: array[end - rows : end].copy() for name, array in outputs.items()} for rows, end in zip(counts, ends, strict=True)
+    ]

@@ -236,6 +236,8 @@ class Calls(grpc.GenericRpcHandler):
                 await self._write(context, await self._streamed_answer(held, ends_with_status))
                 held.release()
                 window.release()
+                # Not kept until the next answer, which may be hours away.
+                held = None
             await asyncio.wait({reader})
         finally:
             self._readers.discard(reader)
@@ -270,7 +272,7 @@ class Calls(grpc.GenericRpcHandler):
             del message
             return await work, None
         except ProtocolError as error:
-            failure = error
+            failure = _without_frames(error)
         except Exception as error:
             log.exception("gRPC ModelStreamInfer: internal error")
             failure = ProtocolError(f"internal error ({type(error).__name__})", 500)
@@ -399,6 +401,14 @@ class _Counts:
 async def _refuse_method(messages: Any, context: Any) -> None:
     reason = "this server has no such method; shared memory, tracing and log settings of Triton are not supported"
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, reason)
+
+
+def _without_frames(error: ProtocolError) -> ProtocolError:
+    """An error that is kept: its traceback would keep the request alive, in a cycle that only the garbage collector breaks."""
+    link: BaseException | None = error
+    while link:
+        link.__traceback__, link = None, link.__cause__ or link.__context__
+    return error
 
 
 def _snake(name: str) -> str:
