@@ -76,7 +76,7 @@ def load_model(
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", UserWarning)
-                loaded = kr.create_model(model, weights=weights, num_classes=num_classes)
+                loaded = kr.create_model(str(model), weights=weights, num_classes=num_classes)
         except (ValueError, OSError) as error:
             ending = "; a file must end in .keras, .h5 or .hdf5" if "." in str(model) else ""
             raise UsageError(f"{first_line(error)}{ending}") from error
