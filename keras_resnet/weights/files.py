@@ -1,5 +1,7 @@
 """A file of weights, whatever its format: its arrays, and where they come from."""
 
+from __future__ import annotations
+
 import json
 import os
 import zipfile
@@ -56,7 +58,7 @@ class WeightFile:
     card: ModelCard | None = None
 
 
-def open_weights(path):
+def open_weights(path: str | os.PathLike[str]) -> WeightFile:
     """Read a file of weights and recognise its origin by the names in it; no pickle is run.
 
     Args:

@@ -297,9 +297,9 @@ REFUSED = [
     (lambda: kr.create_model("resnet20", input_shape=32), "`input_shape` must be a tuple of whole numbers"),
     (
         lambda: kr.create_model("resnet20", input_shape=(32, "32", 3)),
-        "`input_shape[1]` must be a whole number of at least 1, got '32')",
+        "`input_shape[1]` must be a whole number of at least 1, got '32'",
     ),
-    (lambda: kr.create_model("resnet20", input_shape=(0, 32, 3)), "or None for open sides, got (0, 32, 3)"),
+    (lambda: kr.create_model("resnet20", input_shape=(0, 32, 3)), "`input_shape[0]` must be a whole number of at least 1, got 0"),
     (lambda: kr.create_model("resnet20", depths=3), "`depths` must be a tuple, got 3"),
     (lambda: kr.create_model("resnet20", drop_path="some"), "`drop_path` must be at least 0 and below 1, got 'some'"),
     (lambda: kr.create_model("resnet20", norm_epsilon=0), "`norm_epsilon` must be a number above 0, got 0"),
