@@ -175,6 +175,8 @@ def run(settings, host, port, address, tell):
     tell("listening", f"serving on {url} with Ray", url=url, models=[source.name for source in settings.sources])
     tell("ready", "ready")
     ended.wait()
+    # The replicas finish what they have taken; a shutdown alone would end the proxy under their answers.
+    serve.delete(APPLICATION)
     serve.shutdown()
     ray.shutdown()
     tell("stopped", "stopped")
