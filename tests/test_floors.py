@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 # The environment that runs the tests lends these to the new one, with whatever the small packages need themselves.
 LARGE = ("tensorflow", "keras", "tf2onnx", "onnxruntime", "onnxruntime-gpu")
-EXTRAS = ("serve", "grpc", "client")
+EXTRAS = ("serve", "grpc", "client", "batch")
 PARTS = {
     "serving": ["tests/serving", "-m", "not slow"],
     "export": ["tests/export/test_onnx.py", "tests/export/test_cli.py", "-m", "not slow", "-k", "not zoo"],

@@ -4,24 +4,30 @@ Every replica runs the whole application, batcher included, so that rows are bat
 """
 
 import dataclasses
+import functools
 import json
+import os
 import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+import uvicorn
 from ray import serve
 
 from ..errors import UsageError
 from .app import AppOptions, create_app
 from .batcher import BatchOptions
+from .connection import Connection, ConnectionLimits
 from .models import ModelOptions, Source
 from .raydata import join
 from .repository import Repository
-from .server import ServerOptions, bind
+from .server import ServerOptions, allow_connections, bind
 
 APPLICATION = "resnet_export"
+# Ray calls the function of this name in every proxy, before the proxy listens.
+PROXY_HOOK = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "resnet_export.serving.cluster.protect_proxy")
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,23 @@ def deployment_options(settings):
     return options | {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": busy}}
 
 
+def protect_proxy() -> list:
+    """Have this Ray proxy treat connections as `serve` does without Ray; its own protocol loses the body after an `Upgrade`.
+
+    Returns:
+        No middlewares, which is what Ray asks for here.
+    """
+    files, load = allow_connections(), uvicorn.Config.load
+    limits = ConnectionLimits(per_address=files // 2 if files else None)
+
+    def load_protected(config: uvicorn.Config) -> None:
+        config.http, config.ws = functools.partial(Connection, limits=limits), "none"
+        load(config)
+
+    uvicorn.Config.load = load_protected
+    return []
+
+
 def config_yaml(settings, host, port):
     """The configuration for `serve deploy`, as YAML (of which JSON is a part)."""
     config = {
@@ -142,6 +165,8 @@ def start(settings, host, port, address=None):
     if not ray.is_initialized():
         if address is None:
             bind(ServerOptions(host, port)).close()
+            # The proxies inherit the environment of the cluster, which begins here.
+            os.environ.setdefault(*PROXY_HOOK)
         join(address)
         serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
     try:
