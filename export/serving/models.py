@@ -5,9 +5,9 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from queue import SimpleQueue
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 

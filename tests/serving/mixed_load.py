@@ -2,8 +2,8 @@
 
     python tests/serving/mixed_load.py --minutes 60
 
-Every good answer is compared with what onnxruntime alone computes. Prints counts, latencies and memory as JSON, and ends with 1 if
-an answer was wrong or a good request failed.
+Every good answer is compared with what onnxruntime alone computes. Prints counts, latencies and memory as JSON, and ends with 1
+if an answer was wrong or a good request failed.
 """
 
 import contextlib
@@ -93,7 +93,15 @@ class Load:
         self.shares = exponents / exponents.sum(1, keepdims=True)
 
     def run(self, seconds):
-        clients = [self.binary] * 3 + [self.json, self.image, self.large_json, self.live, self.bad, self.hostile, self.slow_readers]
+        clients = [self.binary] * 3 + [
+            self.json,
+            self.image,
+            self.large_json,
+            self.live,
+            self.bad,
+            self.hostile,
+            self.slow_readers,
+        ]
         clients += [self.reload] + [self.grpc_unary] * 2 + [self.grpc_stream, self.sample_memory]
         threads = [threading.Thread(target=self.guarded, args=(client, number)) for number, client in enumerate(clients)]
         for thread in threads:

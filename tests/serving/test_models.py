@@ -12,7 +12,6 @@ from resnet_export.serving import models as serving_models
 from resnet_export.serving.batcher import BatchOptions
 from resnet_export.serving.models import ModelOptions, ServedModel, Source
 
-
 # The number of the GPU of every run.
 used = []
 
