@@ -40,7 +40,7 @@ EXTRAS = {
     "train-gpu": ["tensorflow[and-cuda]>=2.21,<2.22", "onnxruntime-gpu[cuda,cudnn]==1.26.*"],
     "serve": SERVE,
     # Before 1.80, its asyncio server logs errors where a process has several event loops.
-    "grpc": ["grpcio>=1.80", "protobuf>=6.31", *SERVE],
+    "grpc": ["grpcio>=1.80", "protobuf>=6.31.1", *SERVE],
     "cluster": ["ray[serve,data]>=2.60", *SERVE],
     "data": ["tensorflow-datasets>=4.9"],
     "train": ["pyyaml>=6", "matplotlib>=3.8"],
