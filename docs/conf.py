@@ -62,7 +62,7 @@ def _code_as_literals(app: Sphinx, what: str, name: str, obj: object, options: o
 
 def _stars_as_stars(app: Sphinx, context: object, lines: list[str]) -> None:
     """Let stars in the help of options stand for themselves: block*_pool begins no emphasis."""
-    lines[:] = [re.sub(r"(?<=\w)\*", r"\\*", line) for line in lines]
+    lines[:] = [re.sub(r"(?<=[^*\s])\*(?=\w)", r"\\*", line) for line in lines]
 
 
 def _apart(neighbour: str) -> str:
