@@ -88,7 +88,10 @@ setup(
     + ["resnet_export"]
     + ["resnet_export." + name for name in find_packages("export")],
     package_dir={"resnet_export": "export"},
-    package_data={"keras_resnet": ["py.typed", "*.pyi", "weights/data/*"], "resnet_export": ["py.typed", "serving/page/*"]},
+    package_data={
+        "keras_resnet": ["py.typed", "*.pyi", "weights/data/*"],
+        "resnet_export": ["py.typed", "*.pyi", "serving/page/*"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["resnet-export = resnet_export.cli:main", "resnet-train = resnet_export.train:main"]},

@@ -27,10 +27,10 @@ class ModelCard:
     """
 
     name: str
-    config: dict | None = None
-    preprocessing: dict = dataclasses.field(default_factory=lambda: preprocessing_card())
-    labels: list | None = None
-    weights: dict | None = None
+    config: dict[str, Any] | None = None
+    preprocessing: dict[str, Any] = dataclasses.field(default_factory=lambda: preprocessing_card())
+    labels: list[str] | None = None
+    weights: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

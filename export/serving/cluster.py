@@ -55,12 +55,12 @@ class ClusterSettings:
         grace: seconds in which a replica that leaves finishes what it has taken.
     """
 
-    sources: tuple = ()
+    sources: tuple[Source, ...] = ()
     folder: str | None = None
     models: ModelOptions = ModelOptions()
     app: AppOptions = AppOptions()
     version: str = "0"
-    replicas: tuple = (1, 1)
+    replicas: tuple[int, int] = (1, 1)
     cpus: int = 1
     gpus: float = 0.0
     grace: float = 60.0

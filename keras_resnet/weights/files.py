@@ -53,7 +53,7 @@ class WeightFile:
     """
 
     path: str
-    arrays: dict = field(repr=False)
+    arrays: dict[str, np.ndarray] = field(repr=False)
     origin: Origin
     card: ModelCard | None = None
 

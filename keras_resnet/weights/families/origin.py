@@ -48,9 +48,9 @@ class Origin:
     ignored: str = r"$^"
     fits: Callable = lambda config, arrays: None
     preprocessing: str | None = None
-    card: dict = field(default_factory=dict)
-    image: dict | None = None
-    labels: tuple | None = None
+    card: dict[str, Any] = field(default_factory=dict)
+    image: dict[str, Any] | None = None
+    labels: tuple[str, ...] | None = None
 
     def refusal(self, config: Any, arrays: Mapping[str, np.ndarray]) -> str | None:
         """Why a file from here cannot belong to a config, although its shapes may fit, or None."""
