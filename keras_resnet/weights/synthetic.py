@@ -34,22 +34,22 @@ def values(name, shape, seed, torch_layout, gain=GAIN):
     return (0.1 * random.standard_normal(shape, "float32")).astype("float32")
 
 
-def state_for(model, config, origin, seed):
-    """The arrays a file of that origin would hold for a zoo model, made from a seed.
+def state_for(model, config, checkpoint_format, seed):
+    """The arrays a file of that checkpoint format would hold for a zoo model, made from a seed.
 
     Args:
         model: a zoo model.
         config: its config.
-        origin: `Origin` whose names and layout the arrays get.
+        checkpoint_format: `CheckpointFormat` whose names and layout the arrays get.
         seed: whole number.
     """
     arrays = {}
     for name, variable in variables_of(model).items():
         shape = tuple(variable.shape)
-        if origin.torch_layout and len(shape) > 1:
+        if checkpoint_format.torch_layout and len(shape) > 1:
             shape = (shape[-1], shape[-2], *shape[:-2])
-        key = origin.translate(config, *name)
-        arrays[key] = values(key, shape, seed, origin.torch_layout)
+        key = checkpoint_format.translate(config, *name)
+        arrays[key] = values(key, shape, seed, checkpoint_format.torch_layout)
     return arrays
 
 

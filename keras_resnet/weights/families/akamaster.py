@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .origin import TORCH_VARIABLES, Origin, by_rules
+from .checkpoint_format import TORCH_VARIABLES, CheckpointFormat, by_rules
 from .torchvision import BLOCK, IGNORED
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -34,7 +34,7 @@ def _fits(config, arrays):
     return None
 
 
-ORIGIN = Origin(
+FORMAT = CheckpointFormat(
     "akamaster",
     is_akamaster,
     _translate,

@@ -1,6 +1,6 @@
 """torchvision's ResNets, ResNeXts, Wide ResNets and VGGs; timm's first-generation ResNets share the ResNets' names."""
 
-from .origin import TORCH_VARIABLES, Origin, by_rules
+from .checkpoint_format import TORCH_VARIABLES, CheckpointFormat, by_rules
 
 BLOCK = {
     r"stage(\d+)_block(\d+)_conv(\d)": "layer{0}.{1-1}.conv{2}",
@@ -87,7 +87,7 @@ def is_resnet(arrays):
     return "layer1.0.conv1.weight" in arrays and ("conv1.weight" in arrays or "conv1.0.weight" in arrays)
 
 
-RESNET = Origin(
+RESNET = CheckpointFormat(
     "torchvision or timm",
     is_resnet,
     translate_resnet,
@@ -98,7 +98,7 @@ RESNET = Origin(
     preprocessing="torch",
     image=IMAGE,
 )
-VGG = Origin(
+VGG = CheckpointFormat(
     "torchvision",
     lambda arrays: "features.0.weight" in arrays and "pre_logits.fc1.weight" not in arrays,
     translate_vgg,

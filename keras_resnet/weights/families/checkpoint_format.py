@@ -16,13 +16,13 @@ TORCH_VARIABLES = {
 
 
 @dataclass(frozen=True)
-class Origin:
+class CheckpointFormat:
     """One place weights come from.
 
     Args:
         name: as it stands in the card.
         recognises: whether arrays (name -> array) are from there.
-        translate: `(config, layer name, variable name)` -> the origin's name for it.
+        translate: `(config, layer name, variable name)` -> the checkpoint format's name for it.
         family: of its networks' configs; None for both.
         torch_layout: kernels are (out, in, sides) and dense rows run over channels first.
         ignored: pattern of names that are no weights.
@@ -30,7 +30,7 @@ class Origin:
         preprocessing: mode its networks were trained with; None where the file does not tell.
         card: further entries of the weights' card.
         image: how an image file becomes the input, for the model's card.
-        labels: class names, where the origin has one data set.
+        labels: class names, where the checkpoint format has one data set.
     """
 
     name: str
