@@ -1,4 +1,4 @@
-"""A file of weights, whatever its format: its arrays, and where they come from."""
+"""A file of weights, whatever its file format: its arrays, and the checkpoint family that they belong to."""
 
 import json
 import os
@@ -22,13 +22,13 @@ SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", *KERAS_SUFFIXES, ".npz")
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file of weights holds.
+    """The content of a file of weights.
 
-    Args:
-        path: where it lies.
-        arrays: name -> array, named and laid out as in the file.
-        checkpoint_format: `CheckpointFormat` that recognised them.
-        card: the `ModelCard` the file carries, if any.
+    Attributes:
+        path: The file.
+        arrays: Arrays by name, named and laid out as in the file.
+        checkpoint_format: The family that recognised them.
+        card: The card that the file stores, or None.
     """
 
     path: str
@@ -37,8 +37,8 @@ class WeightFile:
     card: ModelCard | None = None
 
 
-def open_weights(path):
-    """Read a file of weights and recognise its checkpoint format by the names in it; no pickle is run.
+def open_weights(path: str | os.PathLike[str]) -> WeightFile:
+    """Read a file of weights and recognise its checkpoint family by the names in it. No pickle is executed.
 
     Args:
         path: PyTorch `.pth`, `.pt`, `.th`, `.pth.tar`, `.bin`; `.safetensors`; keras.applications' `.h5`; Keras'
@@ -48,8 +48,8 @@ def open_weights(path):
         `WeightFile`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: unknown format, truncated, a damaged card, or names of no known checkpoint format.
+        FileNotFoundError: There is no such file.
+        ValueError: The file format is unknown, the file is truncated, its card is damaged, or no family recognises its names.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -66,7 +66,7 @@ def open_weights(path):
         if (inner := _unwrapped(arrays)) is None:
             break
         arrays = inner
-    some, known = ", ".join(list(arrays)[:3]), ", ".join(sorted({checkpoint_format.name for checkpoint_format in FORMATS}))
+    some, known = ", ".join(list(arrays)[:3]), ", ".join(sorted({known.name for known in FORMATS}))
     raise ValueError(f"{path} holds {len(arrays)} arrays ({some} …), named like those of none of: {known}")
 
 

@@ -104,7 +104,7 @@ def match(
 
     Args:
         model: A zoo model, perhaps without numbers (`keras_resnet.models.build.outline`).
-        config, arrays, checkpoint format, whole: As in `assign`.
+        config, arrays, checkpoint_format, whole: As in `assign`.
         wanted: The variables to fill, as `variables_of` gives them; None for all.
 
     Returns:

@@ -194,7 +194,7 @@ def test_a_broken_plugin_costs_only_itself(plugin):
 
 def test_every_source_belongs_to_a_variant_and_has_a_card():
     for name, source in sources.built_in_sources().items():
-        checkpoint_format, rest = name.split("/")
+        _, rest = name.split("/")
         assert source.model in kr.list_models() and rest.startswith(source.model + ".")
         assert source.url.startswith("https://") and source.licence and source.page.startswith("https://")
         assert source.digest is None or re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{32}|[0-9a-f]{64}", source.digest)

@@ -36,7 +36,7 @@ STATES = {}
 
 
 def small_state(name, checkpoint_format, **changes):
-    """A shallow model of a variant, and the arrays that a file of that format has for it. The model is shared, so do not change it."""
+    """A shallow model of a variant, and the arrays that a file of that format has for it. The model is shared."""
     key = (name, checkpoint_format.name, *sorted(changes.items()))
     if key not in STATES:
         model = kr.create_model(name, **{**SMALL, **changes})
