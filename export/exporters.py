@@ -107,7 +107,7 @@ def to_onnx(
         layout=layout,
         input_dtype=input_dtype,
         resize=resize,
-        outputs=None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs),
+        outputs=None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs),  # type: ignore[arg-type]
         output_kind=output_kind,
         dynamic_size=dynamic_size,
         top_k=top_k,
@@ -172,7 +172,7 @@ def to_savedmodel(
     step = progress or (lambda name: None)
     artifact.check_target(path, overwrite, MARK)
     names = None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs)
-    options = ExportOptions(outputs=names, output_kind=output_kind, layout=layout)
+    options = ExportOptions(outputs=names, output_kind=output_kind, layout=layout)  # type: ignore[arg-type]
     prepared = prepare(model, options, labels)
     metadata = metadata_of(prepared, options, labels)
     samples = None if samples is None else read_samples(samples, prepared.signature)
@@ -252,14 +252,16 @@ def require(report: VerificationReport) -> VerificationReport:
     return report
 
 
-def _result(path, work: Path, report: VerificationReport, method: str, notes: list[str]) -> ExportResult:
+def _result(path: str | os.PathLike[str], work: Path, report: VerificationReport, method: str, notes: list[str]) -> ExportResult:
     """The result of an export, if the file in the temporary folder passed."""
     problems = tuple(problem.replace(str(work), str(path)) for problem in report.problems)
     report = require(dataclasses.replace(report, path=str(path), problems=problems))
     return ExportResult(str(path), report, artifact.digest(work), method, artifact.disk_size(work), tuple(notes))
 
 
-def _lower_precision(precision: str, calibration, budget: Budget, target: str, external_data: bool | None) -> Callable:
+def _lower_precision(
+    precision: str, calibration: Images | None, budget: Budget, target: str, external_data: bool | None
+) -> Callable:
     """The function that makes the file in lower precision, its arguments checked before the float32 export begins."""
     import functools
 
@@ -281,7 +283,16 @@ def _lower_precision(precision: str, calibration, budget: Budget, target: str, e
 
 
 def _through_float32(
-    model, path, options: ExportOptions, labels, samples, lower: Callable, precision: str, overwrite, keep_failed, step
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    options: ExportOptions,
+    labels: list[str] | None,
+    samples: Images | None,
+    lower: Callable,
+    precision: str,
+    overwrite: bool,
+    keep_failed: bool,
+    step: Progress,
 ) -> ExportResult:
     """A float32 file in a temporary folder, and from it the file that was asked for."""
     from .quantization.source import open_source

@@ -1,14 +1,16 @@
 """A Keras model from a file that Keras saved or a name of the zoo, for the command line and for scripts."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .artifact import existing_file, first_line
 from .errors import DeviceError, UsageError
@@ -28,7 +30,7 @@ def load_model(
     imports: Sequence[str] = (),
     preprocessing: str | None = None,
     unsafe_lambda: bool = False,
-) -> tuple["keras.Model", list[str]]:
+) -> tuple[keras.Model, list[str]]:
     """Load or build the model that a command names.
 
     Args:
@@ -74,7 +76,7 @@ def load_model(
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", UserWarning)
-                loaded = kr.create_model(model, weights=weights, num_classes=num_classes)
+                loaded = kr.create_model(str(model), weights=weights, num_classes=num_classes)
         except (ValueError, OSError) as error:
             ending = "; a file must end in .keras, .h5 or .hdf5" if "." in str(model) else ""
             raise UsageError(f"{first_line(error)}{ending}") from error
@@ -88,7 +90,7 @@ def is_file(model: str | os.PathLike[str]) -> bool:
     return str(model).endswith(SUFFIXES) or os.sep in str(model) or Path(model).is_file()
 
 
-def with_preprocessing(model: "keras.Model", mode: str | None) -> "keras.Model":
+def with_preprocessing(model: keras.Model, mode: str | None) -> keras.Model:
     """Put a preprocessing layer and a card in front of a model; itself if `mode` is None.
 
     Raises:
@@ -104,7 +106,7 @@ def with_preprocessing(model: "keras.Model", mode: str | None) -> "keras.Model":
         raise UsageError(first_line(error)) from error
 
 
-def read_labels(path):
+def read_labels(path: str | os.PathLike[str]) -> list[str]:
     """Class names from a text file with one per line, or from a JSON list.
 
     Raises:
@@ -121,7 +123,7 @@ def read_labels(path):
 
 
 @contextlib.contextmanager
-def quiet_start():
+def quiet_start() -> Iterator[None]:
     """Hold back what TensorFlow prints while it is imported (its C++ side writes to the descriptor); shown if the import fails.
 
     Raises:
@@ -150,7 +152,7 @@ def quiet_start():
             os.close(before)
 
 
-def zoo_names(pattern="*"):
+def zoo_names(pattern: str = "*") -> list[str]:
     """Names of the zoo that match a shell pattern.
 
     Raises:
@@ -168,7 +170,7 @@ def zoo_names(pattern="*"):
     raise UsageError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), kr.list_models())}")
 
 
-def describe(model, **source):
+def describe(model: str | os.PathLike[str], **source: Any) -> dict[str, Any]:
     """What `info` shows of a model: its size, and the inputs and outputs it would be exported with. Args as `load_model`."""
     from .conversion.signature import signature_of
 

@@ -4,7 +4,10 @@ The public names are listed in `__init__.pyi`, from which editors complete them,
 variant of the zoo is also a constructor: `keras_resnet.resnet50(weights=…)`.
 """
 
+from __future__ import annotations
+
 import sys
+from typing import Any
 
 import lazy_loader
 
@@ -20,7 +23,7 @@ layers.ResidualBlock = blocks.ResidualBlock
 _public_name, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in __all__:
         return _public_name(name)
     # The variants of plug-ins are constructors too, so the names are not all known in advance.
@@ -32,7 +35,7 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     from .models.registry import list_models
 
     return sorted({*globals(), *__all__, *list_models()})

@@ -17,11 +17,14 @@ against Keras 3.15, and tests/test_graphs.py fails if one of them changes:
 | `global_state`, its entry `uninitialized_variables` | building a model without numbers in its weights |
 """
 
+from __future__ import annotations
+
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -30,7 +33,7 @@ from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 
 
-def graph_of(operation):
+def graph_of(operation: Any) -> Any:
     """The Functional graph behind a model or layer, or None if its calls are not a known graph.
 
     Subclasses of Functional count as long as they do not override `call`.
@@ -42,7 +45,7 @@ def graph_of(operation):
     return None
 
 
-def require_graph(model):
+def require_graph(model: keras.Model) -> Any:
     """As `graph_of`, with a sentence instead of None."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a Keras model, got {type(model).__name__}")
@@ -56,13 +59,13 @@ def require_graph(model):
     return graph
 
 
-def nodes(graph):
+def nodes(graph: Any) -> list[Any]:
     """The graph's calls in order of execution, inputs left out."""
     by_depth = graph._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if node.operation and not node.is_input]
 
 
-def replay(graph, inputs, call):
+def replay(graph: Any, inputs: Sequence[Any], call: Callable[..., Any]) -> Any:
     """Run a graph on tensors, symbolic or real.
 
     Args:
@@ -81,7 +84,7 @@ def replay(graph, inputs, call):
     return tree.pack_sequence_as(graph._outputs_struct, [values[id(output)] for output in graph.outputs])
 
 
-def flat_inputs(graph, x):
+def flat_inputs(graph: Any, x: Any) -> list[Any]:
     """Inputs as a caller gives them (tensor, list, dict by name), as the flat list that `replay` takes."""
     with warnings.catch_warnings():
         # Keras warns where a lone tensor stands for a list of one; both are fine here.
@@ -94,7 +97,7 @@ def pack_inputs(graph: Functional, tensors: list) -> object:
     return tree.pack_sequence_as(graph._inputs_struct, tensors)
 
 
-def walk(model, path=""):
+def walk(model: keras.Model, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield `(path, graph, node)` of every call in the model's tree, in order of execution.
 
     A nested model comes before its parts, and its parts come once, however often it is called.
@@ -112,24 +115,24 @@ def _walk(graph, path, seen):
             yield from _walk(inner, name + "/", seen)
 
 
-def call_inputs(args, kwargs):
+def call_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What a layer was called on, whether given by position or as `inputs=`."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def producer(tensor):
+def producer(tensor: keras.KerasTensor) -> Any:
     """The node that made a symbolic tensor, or None."""
     history = getattr(tensor, "_keras_history", None)
     return None if history is None or history.operation is None else history.operation._inbound_nodes[history.node_index]
 
 
-def producer_name(tensor):
+def producer_name(tensor: keras.KerasTensor) -> str:
     """Name of the operation that made a symbolic tensor, "" if there is none."""
     node = producer(tensor)
     return "" if node is None else node.operation.name
 
 
-def ancestors(tensor):
+def ancestors(tensor: keras.KerasTensor) -> dict[int, keras.KerasTensor]:
     """The tensor and all that it is made from, by id."""
     found, queue = {id(tensor): tensor}, [tensor]
     while queue:
@@ -141,7 +144,7 @@ def ancestors(tensor):
     return found
 
 
-def mask_of(tensor):
+def mask_of(tensor: Any) -> Any:
     """Return the Keras mask of a tensor, symbolic or real, or None."""
     return getattr(tensor, "_keras_mask", None)
 
@@ -176,20 +179,20 @@ def without_values() -> Iterator[None]:
         global_state.set_global_attribute(waiting, before)
 
 
-def is_convolution(operation):
+def is_convolution(operation: Any) -> bool:
     """Whether an operation is a layer with a kernel over space: `Conv*`, `DepthwiseConv*`, `SeparableConv*`."""
     named = "Conv" in type(operation).__name__ and "LSTM" not in type(operation).__name__
     return isinstance(operation, keras.layers.Layer) and named and hasattr(operation, "kernel_size")
 
 
-def is_weighted(operation):
+def is_weighted(operation: Any) -> bool:
     """Whether an operation counts as a weighted layer, as papers count depth: it holds a kernel (not just vectors)."""
     if isinstance(operation, keras.Model) or not isinstance(operation, keras.layers.Layer):
         return False
     return any(len(weight.shape) >= 2 for weight in operation.weights)
 
 
-def data_format_at(tensor, graph=None):
+def data_format_at(tensor: keras.KerasTensor, graph: Any = None) -> str:
     """Layout of a symbolic tensor: that of the nearest layer before it that has one, or else behind it.
 
     Args:
@@ -300,7 +303,7 @@ def _sized(head: OutputHead, shape: tuple) -> OutputHead:
     return OutputHead("binary" if len(shape) > 1 and shape[-1] == 1 else "multilabel", head.activation)
 
 
-def _head(tensor, graph) -> OutputHead:
+def _head(tensor: keras.KerasTensor, graph: Any) -> OutputHead:
     """The head of a symbolic tensor that belongs to a graph."""
     node = producer(tensor)
     if node is None or node.is_input:
@@ -319,7 +322,7 @@ def _head(tensor, graph) -> OutputHead:
     return OTHER
 
 
-def final_activation(operation) -> str | None:
+def final_activation(operation: Any) -> str | None:
     """Name the activation that an operation applies last, over the last axis: `"softmax"`, `"sigmoid"` or None."""
     layers = keras.layers
     if isinstance(operation, keras.Layer) and "call" in vars(operation):  # somebody replaced it on this one object
@@ -345,7 +348,7 @@ _WITH_ACTIVATION = (
 ).split()
 
 
-def _has_own_call(operation, kind: type) -> bool:
+def _has_own_call(operation: Any, kind: type) -> bool:
     """Whether an operation is a layer of that Keras class, or of a subclass that does not override `call`."""
     return isinstance(operation, kind) and type(operation).call is kind.call
 
@@ -362,7 +365,7 @@ def _named(function: Callable) -> str | None:
     return None
 
 
-def _keeps_values(operation, sources: list, result) -> bool:
+def _keeps_values(operation: Any, sources: list, result: Any) -> bool:
     """Whether an operation, in inference, gives its one input back, at most in another shape with the same last axis."""
     if len(sources) != 1:
         return False
@@ -375,5 +378,5 @@ def _keeps_values(operation, sources: list, result) -> bool:
     return any(_has_own_call(operation, kind) for kind in (*kinds, layers.Identity, layers.ActivityRegularization))
 
 
-def _is_reshape(operation) -> bool:
+def _is_reshape(operation: Any) -> bool:
     return type(operation).__module__.startswith("keras.src.ops") and type(operation).__name__ == "Reshape"

@@ -44,7 +44,7 @@ def _cubic(x, a=-0.5):
 def _lanczos(x, lobes=3):
     import tensorflow as tf
 
-    def sinc(x):
+    def sinc(x: tf.Tensor) -> tf.Tensor:
         safe = tf.where(x == 0, tf.ones_like(x), x)
         return tf.where(x == 0, tf.ones_like(x), tf.sin(math.pi * safe) / (math.pi * safe))
 
@@ -116,7 +116,7 @@ def _matrix(have, want, first, count, name, axis):
 # ---------------------------------------------------------------- as TensorFlow does it
 
 TABLE = 1024  # TensorFlow's bicubic rounds positions to this many parts of a pixel
-FILTERS_OF_TENSORFLOW = {
+FILTERS_OF_TENSORFLOW: dict[str, tuple[Callable, float]] = {
     "bilinear": (_triangle, 1),
     "bicubic": (_cubic, 2),
     "lanczos3": (_lanczos, 3),
@@ -137,9 +137,9 @@ def resized_as_tensorflow(
 ) -> tf.Tensor:
     """`tf.image.resize` in operations that ONNX has: the other arguments are that function's own.
 
-    The Resize of ONNX divides by a scale where TensorFlow multiplies by its inverse. Coordinates in a large image then differ by so
-    much that bilinear results are off by 3e-5 of the largest value, and nearest pixels are others. It is used only where the scale
-    is a power of two, for which both are exact.
+    The Resize of ONNX divides by a scale where TensorFlow multiplies by its inverse. Coordinates in a large image then differ
+    by so much that bilinear results are off by 3e-5 of the largest value, and nearest pixels are others. It is used only where
+    the scale is a power of two, for which both are exact.
     """
     import tensorflow as tf
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -292,7 +292,7 @@ def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
         return None
 
 
-def _formal(parameters: Collection[Any], index: int) -> str:
+def _formal(parameters: Sequence[Any], index: int) -> str:
     """The type variable of an actual parameter; the last formal one may stand for any number of them."""
     return parameters[min(index, len(parameters) - 1)].type_str
 
@@ -412,7 +412,7 @@ def verify_float16(path: Path, source: Source, cases: list[Case], expected: Mapp
             continue
         found = list(_compared(name, cases, pairs))
         comparisons += found
-        cosine = measure(*(np.concatenate([side.ravel() for side in sides]) for sides in zip(*pairs, strict=True)))["cosine"]
+        cosine = measure(*(np.concatenate([side.ravel() for side in sides]) for sides in zip(*pairs, strict=True)))["cosine"]  # type: ignore[arg-type]
         worst = max(comparison.relative for comparison in found)
         if not all(comparison.passed for comparison in found) or not cosine >= COSINE:
             problems.append(

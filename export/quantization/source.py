@@ -119,7 +119,7 @@ def _with_inputs_for(model: ir.Model, large: Mapping[str, ir.TensorProtocol]) ->
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     for name, tensor in large.items():
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), list(tensor.shape)))
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), tensor.shape.numpy()))
     return proto
 
 

@@ -1,15 +1,26 @@
 """What is in an ONNX file: nodes, parameters, multiply-adds, ports, metadata, parts, and what onnxruntime makes of it."""
 
+from __future__ import annotations
+
 import html
+import os
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import artifact
 from .sessions import session
+
+if TYPE_CHECKING:
+    import onnx
+
+    from .sessions import TensorInfo
+
 
 MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # How many numbers a constant must have to count as a parameter of an op; those of other ops (bounds, sizes, scales) never do.
@@ -38,23 +49,23 @@ class Inspection:
     """
 
     path: str
-    files: dict
+    files: dict[str, int]
     ir_version: int
-    opsets: dict
-    inputs: list
-    outputs: list
-    nodes: dict
+    opsets: dict[str, int]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    nodes: dict[str, int]
     parameters: int
     macs: int | None
-    metadata: dict
-    runtime_nodes: dict
-    blocks: list
+    metadata: dict[str, Any]
+    runtime_nodes: dict[str, int]
+    blocks: list[dict[str, Any]]
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def inspect(path):
+def inspect(path: str | os.PathLike[str]) -> Inspection:
     """Look into an ONNX file.
 
     Args:
@@ -89,7 +100,7 @@ def inspect(path):
     )
 
 
-def parameters(proto):
+def parameters(proto: onnx.ModelProto) -> dict[str, int]:
     """`{name: numbers}` of the constants that are weights of an op, see `LEAST`, or become some through `PASSING_ON`."""
     constants, found = {name: int(np.prod(dims)) for name, dims in _constants(proto).items()}, {}
     behind = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type in PASSING_ON}
@@ -118,7 +129,7 @@ def _after_onnxruntime(path):
         return _counted(artifact.read_proto(options.optimized_model_filepath))
 
 
-def multiply_adds(proto, inputs):
+def multiply_adds(proto: onnx.ModelProto, inputs: Sequence[TensorInfo]) -> int | None:
     """Multiply-adds of one row through convolutions and matrix products; None where a size other than the batch is open.
 
     Args:
@@ -177,7 +188,7 @@ def _weight_shapes(proto):
     return shapes
 
 
-def blocks(proto, sizes):
+def blocks(proto: onnx.ModelProto, sizes: dict[str, int]) -> list[dict[str, Any]]:
     """Runs of nodes whose names share what stands before the last underscore-separated part, in the file's order."""
     found, maker, read = [], {}, Counter()
     for node in proto.graph.node:
@@ -207,7 +218,7 @@ STYLE = (
 )
 
 
-def picture(inspection):
+def picture(inspection: Inspection) -> str:
     """A page without scripts: the graph's blocks one below the other, joined as they read each other, with ops and parameters.
 
     A curve on the left goes from a block to a later one than the next; one on the right marks a block with two branches.

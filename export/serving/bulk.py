@@ -4,6 +4,8 @@ What is done is kept in numbered parts next to the output (`OUT.partial/`), each
 put together at the end.
 """
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import itertools
@@ -11,7 +13,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,7 @@ class Item:
     source: object
 
 
-def read_items(arguments):
+def read_items(arguments: Iterable[str | os.PathLike[str]]) -> Iterator[Item]:
     """The images that arguments stand for, one by one, in an order that does not change.
 
     Args:
@@ -92,7 +94,17 @@ class LocalClassifier:
         DeviceError: the device does not start.
     """
 
-    def __init__(self, path, device="auto", top=5, batch=16, workers=None, threads=None, scores=None, output_kind=None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        top: int = 5,
+        batch: int = 16,
+        workers: int | None = None,
+        threads: int | None = None,
+        scores: str | None = None,
+        output_kind: str | None = None,
+    ) -> None:
         self.session = session(path, device, threads=threads)
         self.spec = image_input(self.session)
         self.scores = scores_or_values(self.session, scores, output_kind)
@@ -101,12 +113,12 @@ class LocalClassifier:
         self.workers = workers or os.cpu_count() or 1
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """What a run must share with the one it goes on with."""
         file = self.session.metadata.get("sha256") or str(self.session.path)
         return {"model": file, "top": self.top, "scores": self.scores and [self.scores.output, self.scores.kind]}
 
-    def rows(self, items):
+    def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """One row per item, in order; an image that cannot be read is a row with an `error`."""
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
             waiting = deque()
@@ -143,7 +155,7 @@ class LocalClassifier:
         return rows
 
 
-def error_row(name, error):
+def error_row(name: str, error: str) -> dict[str, Any]:
     """The row of an image that could not be classified."""
     return {"file": name, "error": error, "classes": [], "labels": [], "probabilities": []}
 
@@ -168,7 +180,15 @@ def result_row(
     return {"file": name, "error": None, **found}
 
 
-def run(items, classifier, out, *, resume=False, overwrite=False, on_rows=lambda rows: None):
+def run(
+    items: Iterable[Item],
+    classifier: Any,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_rows: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
+) -> dict[str, Any]:
     """Classify items and write the rows, in order, to a file.
 
     Args:
@@ -286,7 +306,7 @@ def _parts(sequence, size):
     return [sequence[start : start + size] for start in range(0, len(sequence), size)]
 
 
-def batched(rows, size):
+def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of `size` rows, the last one shorter, without reading ahead."""
     rows = iter(rows)
     while part := list(itertools.islice(rows, size)):

@@ -1,11 +1,15 @@
 """Classifying images through a server that speaks the Open Inference Protocol v2: ours, Triton, KServe, MLServer."""
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 import random
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx
@@ -18,6 +22,10 @@ from ..runtime.sessions import TensorInfo
 from . import protocol
 from .bulk import error_row, result_row
 from .protocol import DTYPES, HEADER_LENGTH, ProtocolError
+
+if TYPE_CHECKING:
+    from .bulk import Item
+
 
 # What may be over in a moment: too many requests, a replica that died, a server that restarts.
 TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -60,7 +68,7 @@ class RemoteClassifier:
         UsageError: the server does not answer, or has no such model, or the model does not classify images.
     """
 
-    def __init__(self, url, model=None, options=RemoteOptions()):
+    def __init__(self, url: str, model: str | None = None, options: RemoteOptions = RemoteOptions()) -> None:
         self.url, self.options = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}", options
         with self._client(httpx.Client) as client:
             self.model = model or self._only_model(client)
@@ -76,12 +84,12 @@ class RemoteClassifier:
             self.top = options.top if self.scores else None
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """What a run must share with the one it goes on with."""
         scores = self.scores and [self.scores.output, self.scores.kind]
         return {"model": f"{self.url} {self.model}", "top": self.top, "scores": scores}
 
-    def rows(self, items):
+    def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """One row per item, in order; an image that cannot be read, or that the server refuses, is a row with an `error`.
 
         Raises:

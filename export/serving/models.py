@@ -1,13 +1,15 @@
 """Models that are served: loaded from files, warmed up, fed in batches, replaced while requests go on."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from ..runtime.sessions import ON_GPU, session
 from .batcher import Batcher, BatchOptions, DeadlineExceeded, QueueFull
 from .protocol import DTYPES, ProtocolError, TensorSpec, datatype_of
 from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from .batcher import Answer
 
 RETRY = {"Retry-After": "1"}
 # The longest side that a JPEG can have; what a graph that resizes needs grows with it.
@@ -75,7 +80,7 @@ class ServedModel:
         DeviceError: the device does not start.
     """
 
-    def __init__(self, source, options):
+    def __init__(self, source: Source, options: ModelOptions) -> None:
         self.source, self.options = source, options
         self.session = _opened(source.path, options)
         self.inputs = tuple(_spec(value, source) for value in self.session.inputs)
@@ -84,10 +89,11 @@ class ServedModel:
         self.scores = self._declared_scores()
         self.statistics = Statistics()
         self.batcher = Batcher(self._run, options.batch, self.statistics.executed, self.batched)
-        self._holders, self._released = 0, None
+        self._holders = 0
+        self._released: asyncio.Future[None] | None = None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator["ServedModel"]:
+    def held(self) -> Iterator[ServedModel]:
         """Keep the model open until the block ends: `close` waits for it."""
         self._holders += 1
         try:
@@ -98,7 +104,7 @@ class ServedModel:
                 self._released.set_result(None)
 
     @property
-    def labels(self):
+    def labels(self) -> list[str] | None:
         return self.session.labels
 
     def _declared_scores(self) -> Scores | UsageError:
@@ -118,7 +124,7 @@ class ServedModel:
             return metadata
         return {**metadata, "outputs": {**metadata.get("outputs", {}), self.scores.output: self.scores.kind}}
 
-    def metadata(self, versions):
+    def metadata(self, versions: Iterable[str]) -> dict[str, Any]:
         """The protocol's model metadata."""
         return {
             "name": self.source.name,
@@ -128,7 +134,7 @@ class ServedModel:
             "outputs": [spec.to_json() for spec in self.outputs],
         }
 
-    def warm_up(self):
+    def warm_up(self) -> None:
         """Run every batch size that may come once, with zeros; sizes left open come from the card, without one it is skipped."""
         shapes = [self.warm_shape(spec) for spec in self.inputs]
         if not self.options.warm_up or None in shapes:
@@ -137,7 +143,7 @@ class ServedModel:
             lead = [rows] if self.batched else []
             self._run({spec.name: _zeros(spec, lead + shape) for spec, shape in zip(self.inputs, shapes, strict=True)})
 
-    def prepare(self, inputs):
+    def prepare(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Decoded inputs as the session takes them; what it cannot take is refused here, before it shares a batch with others.
 
         Args:
@@ -158,7 +164,7 @@ class ServedModel:
             raise ProtocolError(f"all inputs must have the same number of rows, got {sorted(rows)}")
         return {name: _native(name, array) for name, array in inputs.items()}
 
-    async def infer(self, inputs, timeout=None):
+    async def infer(self, inputs: dict[str, np.ndarray], timeout: float | None = None) -> Answer:
         """Outputs of the model.
 
         Args:
@@ -187,7 +193,7 @@ class ServedModel:
         self.statistics.succeeded(time.monotonic_ns() - started, answer)
         return answer
 
-    def read_image(self, body):
+    def read_image(self, body: bytes) -> dict[str, np.ndarray]:
         """An encoded image as input arrays (to be called in a thread: decoding takes its time).
 
         Raises:
@@ -210,7 +216,7 @@ class ServedModel:
             return False
         return isinstance(self.scores, Scores)
 
-    def ranking(self, outputs, top):
+    def ranking(self, outputs: dict[str, np.ndarray], top: int) -> list[dict[str, Any]]:
         """The best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
 
         Raises:
@@ -223,7 +229,7 @@ class ServedModel:
         found = zip(best.classes, best.labels, best.probabilities, strict=True)
         return [{"class": index, "label": label, "probability": probability} for index, label, probability in found]
 
-    def warm_shape(self, spec):
+    def warm_shape(self, spec: TensorSpec) -> list[int] | None:
         """An input's shape, without the batch axis, with the card's size where it is open; None if the card names none."""
         size = (self.session.card.get("preprocessing") or {}).get("size") or ()
         shape = list(spec.shape[1:] if self.batched else spec.shape)
@@ -234,7 +240,7 @@ class ServedModel:
             shape[index] = dim
         return shape
 
-    async def close(self):
+    async def close(self) -> None:
         """Wait for those who hold the model, finish what was submitted, then let go."""
         if self._holders:
             self._released = self._released or asyncio.get_running_loop().create_future()
@@ -289,7 +295,7 @@ def _bindable(value):
     return value.dtype != "object" and open_dims[:1] == [True] and not any(open_dims[1:])
 
 
-def buckets(max_rows):
+def buckets(max_rows: int) -> list[int]:
     """The batch sizes that are warmed up, and to which a GPU's batches are filled: powers of two and the limit itself."""
     return [2**power for power in range(max_rows.bit_length()) if 2**power < max_rows] + [max_rows]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class QuantisedOutput:
             got: What the quantised file computed.
         """
         if self.scores is None:
-            figures = measure(*(np.concatenate([value.ravel() for value in side]) for side in (reference, got)))
+            figures = measure(*(np.concatenate([value.ravel() for value in side]) for side in (reference, got)))  # type: ignore[arg-type]
             figures |= {"top1": None, "top5": None}
         else:
             want, have = np.concatenate(reference), np.concatenate(got)
@@ -136,7 +136,7 @@ def quantised_outputs(
 
 
 def verify_int8(
-    path: str | Path,
+    path: str | os.PathLike[str],
     prepared: Prepared,
     samples: object,
     metadata: dict[str, Any] | None = None,
@@ -175,7 +175,9 @@ def verify_int8(
     )
 
 
-def _on_both_sides(path: str | Path, signature: Signature, feeds: dict[str, np.ndarray]) -> tuple[dict, dict, list[str]]:
+def _on_both_sides(
+    path: str | os.PathLike[str], signature: Signature, feeds: dict[str, np.ndarray]
+) -> tuple[dict, dict, list[str]]:
     """`({output name: batches of Keras}, {output name: batches of the file}, problems)`, of the outputs of floats.
 
     The best classes and their probabilities follow from the other outputs and are left out.

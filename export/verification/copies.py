@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from ..conversion.prepare import PRUNED_WITH_TOLERANCE, Prepared
@@ -10,6 +13,10 @@ from .inputs import Case
 from .metrics import largest_difference, measure
 from .outputs import BOUND, ROUNDINGS
 from .reference import Values
+
+if TYPE_CHECKING:
+    import keras
+
 
 # bfloat16 keeps 8 bits of a number; a few layers in, this much of the largest value is rounding.
 HALF_BOUND = 0.05
@@ -64,7 +71,7 @@ def _model_inputs(prepared: Prepared, case: Case, shapes: list[tuple]) -> list[n
     return feeds
 
 
-def _call(keras, model, feeds: list[np.ndarray]) -> Values:
+def _call(keras: ModuleType, model: keras.Model, feeds: list[np.ndarray]) -> Values:
     from keras_resnet.graphs import state_kept
 
     tensors = [keras.ops.convert_to_tensor(array) for array in feeds]
@@ -81,11 +88,11 @@ def _call(keras, model, feeds: list[np.ndarray]) -> Values:
     return Values(own, [])
 
 
-def _is_half(tensor) -> bool:
+def _is_half(tensor: Any) -> bool:
     return "float16" in str(tensor.dtype)
 
 
-def _noise(keras, model, feeds: list[np.ndarray], want: Values, index: int, bound: float) -> float:
+def _noise(keras: ModuleType, model: keras.Model, feeds: list[np.ndarray], want: Values, index: int, bound: float) -> float:
     """How far the original is from itself when its inputs are off by as much as its precision rounds."""
     rng, unit = np.random.default_rng(0), 2.0**-8 if bound == HALF_BOUND else 2.0**-24
     off = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ CLEARLY_OFF = 1e-4
 AMPLIFIED = 30
 
 
-def first_layer_that_differs(path: str | Path, signature: Signature, cases: list[Case]) -> str | None:
+def first_layer_that_differs(path: str | os.PathLike[str], signature: Signature, cases: list[Case]) -> str | None:
     """The first layer, in the file's order, whose output differs, on whichever batch shows one.
 
     Noise comes first: among small numbers a small fault stands out, and pixels reach what saturates.
@@ -36,7 +36,7 @@ def first_layer_that_differs(path: str | Path, signature: Signature, cases: list
 
 
 def first_divergence(
-    path: str | Path, signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF
+    path: str | os.PathLike[str], signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF
 ) -> str | None:
     """The first layer, in the file's order, whose output differs for one batch.
 
@@ -74,7 +74,7 @@ def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[st
 
     found, repeated = {}, set()
 
-    def noted(path, result):
+    def noted(path: str, result: Any) -> None:
         if tf.is_tensor(result):
             repeated.update({path} & set(found))
             found[path] = result
@@ -84,7 +84,7 @@ def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[st
     return {path: result.numpy() for path, result in found.items() if path not in repeated}
 
 
-def inner_tensors(path: str | Path, feeds: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
+def inner_tensors(path: str | os.PathLike[str], feeds: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
     """`{tensor name: array}` of those tensors of a file, in its order, from onnxruntime without optimisation."""
     import onnxruntime as ort
 

@@ -152,7 +152,7 @@ def index_bounds(model: keras.Model) -> dict[int, int]:
     return {index: bounds[id(tensor)] for index, tensor in enumerate(graph.inputs) if id(tensor) in bounds}
 
 
-def _bounds_of_tensors(graph) -> dict[int, int]:
+def _bounds_of_tensors(graph: keras.Function) -> dict[int, int]:
     """`{id of a symbolic tensor: bound}` for every tensor of a graph that indices are computed from."""
     import keras
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -130,7 +130,8 @@ class ActivationNoise:
     APPROXIMATED = ("sigmoid", "tanh", "silu", "gelu", "softplus", "mish", "hard_sigmoid", "log_sigmoid", "softmax")
 
     def __init__(self, model: keras.Model) -> None:
-        self._rng, self._size = None, 0.0
+        self._rng: np.random.Generator | None = None
+        self._size = 0.0
         for layer in model._flatten_layers():
             if getattr(getattr(layer, "activation", None), "__name__", "") in self.APPROXIMATED:
                 with contextlib.suppress(AttributeError):  # of a recurrent layer it belongs to its cell, which is a layer too
@@ -141,7 +142,7 @@ class ActivationNoise:
 
     def _noisy(self, function: Callable) -> Callable:
         @functools.wraps(function)
-        def noisy(x, *args, **kwargs):
+        def noisy(x: Any, *args: Any, **kwargs: Any) -> Any:
             result = function(x, *args, **kwargs)
             if self._rng is None:
                 return result
@@ -255,7 +256,7 @@ def seen(output: OutputSpec, values: Values, got: np.ndarray) -> np.ndarray:
 def saturated(output: OutputSpec, values: Values) -> np.ndarray:
     """Which classes of a `"logits"` output the batch does not compare, as booleans `[classes]`."""
     usable = _inverted(values.own[output.index], output.activation)[1]
-    return ~usable.reshape(-1, usable.shape[-1]).any(0)
+    return np.asarray(~usable.reshape(-1, usable.shape[-1]).any(0))
 
 
 def _inverted(p: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:

@@ -128,7 +128,7 @@ class BlockSpec:
     depth: int = 1
     scale: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.block, str) or self.block not in KINDS:
             raise ValueError(f"unknown block {self.block!r}{nearest(self.block, KINDS)}")
         if isinstance(self.gate, (tuple, list)) or "+" in str(self.gate):
@@ -171,7 +171,7 @@ class BlockSpec:
             channels: Number of channels of the input, and so of the output.
         """
         kind = self.kind
-        steps = in_order(self._convolutions(channels), kind.preact)
+        steps: list[Step] = in_order(self._convolutions(channels), kind.preact)
         if not kind.residual:
             steps.append(Act())
         if self.gate == "zero_gamma":

@@ -1,7 +1,10 @@
 """Residual blocks that start as the identity: a Keras layer and functional builders."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -15,7 +18,7 @@ from .signs import is_non_negative
 from .style import BlockStyle
 
 
-def addition(spec, name, dtype=None):
+def addition(spec: BlockSpec, name: str, dtype: Any = None) -> ResidualAdd:
     """The `ResidualAdd` that closes a block of this spec."""
     kind = "preact" if spec.kind.preact else "postact"
     return ResidualAdd(name, spec.gate, kind, grown=True, scale=spec.scale, name=f"{name}_add", dtype=dtype)
@@ -27,7 +30,7 @@ def _branch(spec: BlockSpec, channels: int, rank: int, data_format: str, name: s
     return branch_layers(spec.steps(channels), channels, LayerKit(BlockStyle(rank=rank), data_format, dtype), name)
 
 
-def closing_relu(name, dtype):
+def closing_relu(name: str, dtype: Any) -> keras.Layer:
     """The ReLU after a post-activation block, in the backbone's own dtype, so that it rounds nothing."""
     return keras.layers.Activation("relu", name=f"{name}_out", dtype=dtype)
 
@@ -81,7 +84,7 @@ def check_fits(shape: tuple, dtype: object, data_format: str, where: str) -> tup
     return len(shape) - 2, channels
 
 
-def check_post_activation(x, spec, where, outer=None):
+def check_post_activation(x: keras.KerasTensor, spec: BlockSpec, where: str, outer: Any = None) -> None:
     """Refuse a post-activation block on a tensor that may be negative: its closing ReLU would cut that off."""
     if spec.kind.closes_with_relu and not is_non_negative(x, outer):
         raise ValueError(
@@ -179,8 +182,8 @@ class ResidualBlock(keras.layers.Layer):
         depth: int = 1,
         data_format: str | None = None,
         scale: float = 1.0,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self.filters, self.data_format = filters, data_format or keras.config.image_data_format()
@@ -188,10 +191,10 @@ class ResidualBlock(keras.layers.Layer):
         self.supports_masking = True
 
     @property
-    def non_negative_output(self):
+    def non_negative_output(self) -> bool:
         return self.spec.kind.closes_with_relu or not self.spec.kind.residual
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         rank, channels = check_fits(input_shape, "float32", self.data_format, self.name)
         if self.filters not in (None, channels):
             raise ValueError(
@@ -205,11 +208,11 @@ class ResidualBlock(keras.layers.Layer):
             shape = tuple(layer.compute_output_shape(shape))
         self.add = addition(self.spec, self.name, self.dtype_policy) if self.spec.kind.residual else None
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         check_fits(inputs.shape, keras.backend.standardize_dtype(inputs.dtype), self.data_format, self.name)
         return self.run(inputs)
 
-    def run(self, inputs, training: bool | None = None, visit: Callable | None = None):
+    def run(self, inputs: keras.KerasTensor, training: bool | None = None, visit: Callable | None = None) -> keras.KerasTensor:
         """Return the block's output; `visit(layer, inputs, output)` is called after each of its layers."""
         shortcut, branch = self.parts(inputs, training, visit)
         if self.add is None:
@@ -219,7 +222,7 @@ class ResidualBlock(keras.layers.Layer):
             visit(self.add, [shortcut, branch], total)
         return ops.relu(total) if self.spec.kind.closes_with_relu else total
 
-    def parts(self, inputs, training: bool | None = None, visit: Callable | None = None) -> tuple:
+    def parts(self, inputs: keras.KerasTensor, training: bool | None = None, visit: Callable | None = None) -> tuple:
         """Return what `ResidualAdd` takes, `(x, F(x))`."""
         y = inputs
         for layer in self.branch:
@@ -230,16 +233,16 @@ class ResidualBlock(keras.layers.Layer):
                 visit(layer, before, y)
         return inputs, y
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         check_fits(inputs.shape, inputs.dtype, self.data_format, self.name)
         if producer(inputs) is not None:
             check_post_activation(inputs, self.spec, self.name)
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         spec = self.spec
         own = {"filters": self.filters, "kind": spec.block, "gate": spec.gate, "seed": spec.seed, "depth": spec.depth}
         return {**super().get_config(), **own, "data_format": self.data_format, "scale": spec.scale}

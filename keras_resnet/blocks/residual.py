@@ -45,7 +45,8 @@ def apply_block(x: keras.KerasTensor, plan: BlockPlan, kit: LayerKit) -> keras.K
 
 def branch_steps(plan: BlockPlan, style: BlockStyle) -> list[Step]:
     """Return the steps of a block's branch: its convolutions in order, with gate, dropout and blur as the style says."""
-    steps, last, is_blur_due = [], plan.convs[-1], False
+    steps: list[Step] = []
+    last, is_blur_due = plan.convs[-1], False
     for step in in_order(plan.convs, style.preact):
         if isinstance(step, ConvPlan):
             if is_blur_due:

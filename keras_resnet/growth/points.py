@@ -1,5 +1,7 @@
 """Insertion points: where in the tree of a model a block can be added, and what is known about the tensor there."""
 
+from __future__ import annotations
+
 import fnmatch
 import re
 from dataclasses import dataclass
@@ -123,7 +125,7 @@ def _hint(pattern, paths):
         for found in paths.values()
         for tensor in found[0][0].inputs
     ):
-        return "; an input is no point, since a block follows a layer"
+        return "; an input is not an insertion point, since a block follows a layer"
     plain = pattern.replace("*", "").replace("?", "")
     full = {path.rpartition("/")[2]: path for path in paths} | {path: path for path in paths}
     close = closest(plain, full, cutoff=0.4)

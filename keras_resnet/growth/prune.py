@@ -1,8 +1,11 @@
 """Remove residual blocks that still are the identity, or that were grown, and measure what that changed."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -164,7 +167,7 @@ def _closing_relus(model, removed):
 
 
 def _remover(removed, relus):
-    def rewrite(graph, node, inputs, outputs):
+    def rewrite(graph: Any, node: Any, inputs: Any, outputs: Any) -> Any:
         operation = node.operation
         goes = id(operation) in removed or id(operation) in relus
         goes |= isinstance(operation, ResidualBlock) and id(operation.add) in removed

@@ -1,9 +1,12 @@
 """Where to grow: how much a block would help at each insertion point, estimated from gradients."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -198,7 +201,7 @@ def _loss(model, loss):
             '`loss` must be given: the model is no classifier whose loss its graph or its card shows, e.g. loss="mse"'
         )
 
-    def cross_entropy(labels, outputs):
+    def cross_entropy(labels: Any, outputs: Any) -> Any:
         sparse = len(labels.shape) < len(outputs.shape) or labels.shape[-1] == 1 != outputs.shape[-1]
         function = keras.losses.sparse_categorical_crossentropy if sparse else keras.losses.categorical_crossentropy
         return function(labels, outputs, from_logits=kind != "probabilities")
@@ -206,7 +209,7 @@ def _loss(model, loss):
     return cross_entropy
 
 
-def _probes(model, probed, count) -> list[Block]:
+def _probes(model: keras.Model, probed: keras.Model, count: int) -> list[Block]:
     """The probe blocks in the order of the insertion points."""
     old = {block.path for block in find_blocks(model)}
     found = [block for block in find_blocks(probed) if block.path not in old]
@@ -220,7 +223,7 @@ def _macs(probed, probes, x):
     owner = {id(layer): index for index, block in enumerate(probes) for layer in block.branch}
     totals = [0] * len(probes)
 
-    def visit(layer, inputs, output):
+    def visit(layer: keras.Layer, inputs: Any, output: Any) -> None:
         if id(layer) in owner:
             kernels = sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
             if kernels:

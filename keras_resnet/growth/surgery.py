@@ -1,11 +1,14 @@
 """The only code that rewrites a model's graph: copy it, and on the way put blocks in or take blocks out."""
 
+from __future__ import annotations
+
 import dataclasses
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 from keras import ops, tree
@@ -32,7 +35,7 @@ from .points import find_points
 from .scale import MATCH, check_scale, measure_rms
 
 
-def copy_model(model, rewrite=None, name=None):
+def copy_model(model: keras.Model, rewrite: Callable[..., Any] | None = None, name: str | None = None) -> keras.Model:
     """Copy a model with its weights, and let `rewrite` replace the output of any call on the way.
 
     Differs from `keras.models.clone_model`: weights come along (by position in the model's tree, since paths repeat
@@ -80,7 +83,7 @@ def _check_sharing(leaves):
 def _copy_graph(graph, rewrite, twins, name):
     inputs = [_copy_input(tensor) for tensor in graph.inputs]
 
-    def call(node, args, kwargs):
+    def call(node: Any, args: Any, kwargs: Any) -> Any:
         outputs = _twin(node.operation, rewrite, twins)(*args, **kwargs)
         flat = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         return rewrite(graph, node, flat, outputs)
@@ -225,7 +228,7 @@ def grow(
     if scale is not None:
         stacks = _scaled(model, stacks, scale, data)
 
-    def rewrite(graph, call, inputs, outputs):
+    def rewrite(graph: Any, call: Any, inputs: Any, outputs: Any) -> Any:
         if id(call) in stacks:
             stack = stacks[id(call)]
             x = tree.flatten(outputs)[0]
@@ -268,7 +271,7 @@ class _Stack:
     data_format: str
     policy: object
 
-    def block_path(self, block_name):
+    def block_path(self, block_name: str) -> str:
         """The path by which `find_blocks` finds a block of the stack."""
         return "/".join(filter(None, (self.path.rpartition("/")[0], block_name)))
 
@@ -318,7 +321,7 @@ def _scaled(model, stacks, scale, data):
     ]:
         raise ValueError(f'`scale` has no number for block "{missing[0]}"{nearest(missing[0], scales)}')
 
-    def with_scale(stack):
+    def with_scale(stack: Any) -> Any:
         return [(name, dataclasses.replace(spec, scale=scales[stack.block_path(name)])) for name, spec in stack.blocks]
 
     return {call: dataclasses.replace(stack, blocks=with_scale(stack)) for call, stack in stacks.items()}
@@ -357,10 +360,10 @@ def _policy(point):
 
 
 def _counts(model, points, layers_per_block, blocks, total_blocks, total_layers):
-    """Blocks per point."""
+    """The number of blocks for each insertion point."""
     given = [value for value in (blocks, total_blocks, total_layers) if value is not None]
     if len(given) > 1:
-        raise ValueError("give one of `blocks` (per point), `total_blocks` and `total_layers`, not several")
+        raise ValueError("give one of `blocks` (per insertion point), `total_blocks` and `total_layers`, not several")
     named = {"blocks": blocks, "total_blocks": total_blocks, "total_layers": total_layers}
     blocks, total_blocks, total_layers = (None if v is None else whole_number(k, v, 0) for k, v in named.items())
     if total_layers is not None:
@@ -389,7 +392,7 @@ def _backbone_layers_before(model, points):
     return counts
 
 
-def spread(total, weights):
+def spread(total: int, weights: Sequence[int]) -> list[int]:
     """Share `total` out in proportion to `weights`: largest remainder, ties to the deeper (later) point.
 
     Args:

@@ -1,5 +1,7 @@
 """Loads model files that Keras wrote: `.keras` archives and legacy HDF5, recognised by their content."""
 
+from __future__ import annotations
+
 import importlib
 import json
 import os
@@ -10,6 +12,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
@@ -186,7 +189,7 @@ class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """Reads what Keras 2 wrote: its config has `groups`, which is always 1 and which Keras 3 refuses."""
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> keras.layers.DepthwiseConv2D:
         return keras.layers.DepthwiseConv2D.from_config({key: value for key, value in config.items() if key != "groups"})
 
 

@@ -1,14 +1,18 @@
 """Names to models: the built-in variants and those that other packages declare."""
 
+from __future__ import annotations
+
 import dataclasses
 import fnmatch
 import functools
 import importlib.metadata
 import inspect
 import os
+import typing
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -22,6 +26,10 @@ from ..zoo.counting import count
 from ..zoo.variants import NOTES, VARIANTS, slim_vgg
 from .build import build, outline
 from .pretrained import check_variant, fill, find_weights, fitting_variant, kept_classes, preprocessing_or_warn
+
+if TYPE_CHECKING:
+    from ..weights.sources import WeightSource
+
 
 ENTRY_POINT_GROUP = "keras_resnet.models"
 
@@ -63,13 +71,13 @@ class ModelInfo:
     features: list
     owner: str | None = None
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         config = self.config.to_dict() if self.config else None
         return {**dataclasses.asdict(self), "config": config, "input_shape": list(self.input_shape)}
 
 
-def list_models(pattern="*"):
+def list_models(pattern: str = "*") -> list[str]:
     """Names of all variants that match, sorted; those of plug-ins too.
 
     Args:
@@ -79,7 +87,7 @@ def list_models(pattern="*"):
 
 
 @functools.cache
-def catalogue():
+def catalogue() -> dict[str, tuple[Config, str | None]]:
     """Name -> `(config, owner)` of every variant.
 
     Raises:
@@ -95,7 +103,7 @@ def catalogue():
 
 
 @functools.cache
-def plugins():
+def plugins() -> tuple[tuple[str, Plugin], ...]:
     """`(owner, Plugin)` of every installed entry point; one that cannot be imported is left out with a warning."""
     found = []
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
@@ -111,7 +119,7 @@ def plugins():
     return tuple(found)
 
 
-def config_of(name):
+def config_of(name: str) -> Config:
     """The config behind a name; VGGs of any width have one, e.g. `vgg16_w16`, though only some are listed.
 
     Raises:
@@ -126,7 +134,9 @@ def config_of(name):
     return models[name][0]
 
 
-def create_model(name, /, *, weights=None, num_classes=None, **changes):
+def create_model(
+    name: str | Config, /, *, weights: str | os.PathLike[str] | None = None, num_classes: int | None = None, **changes: Any
+) -> keras.Model:
     """Build a variant; differs from keras.applications by one name for all families, and by random weights unless asked.
 
     Args:
@@ -185,12 +195,12 @@ def _fitting(pretrained, name, fields):
 
 
 @functools.cache
-def weight_sources():
+def weight_sources() -> dict[str, WeightSource]:
     """Name -> `WeightSource`, those of plug-ins too."""
     return all_sources(plugins())
 
 
-def list_weights(pattern="*"):
+def list_weights(pattern: str = "*") -> list[str]:
     """Names of weights that `weights=` takes beside files, e.g. `"torchvision/resnet50.IMAGENET1K_V2"`; packaged ones too.
 
     Args:
@@ -200,7 +210,7 @@ def list_weights(pattern="*"):
     return sorted(fnmatch.filter([*weight_sources(), *own], pattern))
 
 
-def split_arguments(config, changes):
+def split_arguments(config: Config, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`(config fields, build options)` among keyword arguments.
 
     Raises:
@@ -230,7 +240,7 @@ def _channels(options):
     return shape[0 if first else -1] if shape and isinstance(shape, tuple | list) else None
 
 
-def model_info(model, **changes):
+def model_info(model: str | keras.Model, **changes: Any) -> ModelInfo:
     """Parameters, multiply-adds and stage outputs of a variant or a model.
 
     Args:
@@ -266,7 +276,7 @@ def constructor(name: str) -> Callable[..., keras.Model]:
     """
     signature = inspect.Signature([*parameters(config_of(name))], return_annotation=keras.Model)
 
-    def build(*, weights=None, num_classes=None, **changes):
+    def build(*, weights: str | os.PathLike[str] | None = None, num_classes: int | None = None, **changes: Any) -> keras.Model:
         return create_model(name, weights=weights, num_classes=num_classes, **changes)
 
     build.__name__ = build.__qualname__ = name
@@ -277,8 +287,9 @@ def constructor(name: str) -> Callable[..., keras.Model]:
 
 def parameters(config: Config) -> Iterator[inspect.Parameter]:
     """Yield the keyword arguments that `create_model` takes for a variant, with their types and defaults."""
-    options = [(item.name, item.type, item.default) for item in dataclasses.fields(BuildOptions)]
-    fields = [(item.name, item.type, getattr(config, item.name)) for item in dataclasses.fields(config)]
+    kinds = typing.get_type_hints(BuildOptions) | typing.get_type_hints(type(config))
+    options = [(item.name, kinds[item.name], item.default) for item in dataclasses.fields(BuildOptions)]
+    fields = [(item.name, kinds[item.name], getattr(config, item.name)) for item in dataclasses.fields(config)]
     fields = [field for field in fields if field[0] != "num_classes"]
     # None is the preprocessing that belongs to the weights.
     options = [(name, kind | None, None) if name == "preprocessing" else (name, kind, default) for name, kind, default in options]

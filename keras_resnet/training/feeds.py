@@ -555,7 +555,7 @@ def weighted_by_class(arrays: tuple, class_weight: dict[int, float]) -> tuple:
 
 
 def _number_or_zero(key: Any) -> int:
-    return key if isinstance(key, (int, np.integer)) and not isinstance(key, bool) else 0
+    return int(key) if isinstance(key, (int, np.integer)) and not isinstance(key, bool) else 0
 
 
 def _gathering(arrays: tuple) -> Any:

@@ -1,5 +1,7 @@
 """A file of weights, whatever its file format: its arrays, and the checkpoint family that they belong to."""
 
+from __future__ import annotations
+
 import json
 import os
 import zipfile

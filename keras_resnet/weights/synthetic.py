@@ -1,5 +1,7 @@
 """Weights from a seed and a name: the same numbers in any framework, so that two networks can be compared without a file."""
 
+from __future__ import annotations
+
 import math
 import zlib
 

@@ -1,8 +1,10 @@
 """What both families put around their trunk: input, card, preprocessing, head, named stage outputs."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import layers
@@ -12,6 +14,10 @@ from ..layers import Card
 from ..modelcard import ModelCard, check_labels, preprocessing_card
 from ..preprocessing import Preprocessing
 from .plan import block_plans
+
+if TYPE_CHECKING:
+    from ..blocks.kit import LayerKit
+    from .config import Config
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class BuildOptions:
     source: dict[str, Any] | None = None
     image: dict[str, Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pooling not in (None, "avg", "max"):
             raise ValueError(f'`pooling` must be None, "avg" or "max", got {self.pooling!r}')
         shape = self.input_shape
@@ -62,7 +68,7 @@ class BuildOptions:
             raise ValueError(f'`data_format` must be "channels_last" or "channels_first", got {self.data_format!r}')
 
 
-def entrance(config, options):
+def entrance(config: Config, options: BuildOptions) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     """The model's input and what the trunk gets: card and preprocessing stand in between.
 
     Returns:
@@ -91,7 +97,15 @@ def entrance(config, options):
     return inputs, layer(Card(card.to_dict(), name="card")(x))
 
 
-def finish(config, options, inputs, x, features, kit, classifier):
+def finish(
+    config: Config,
+    options: BuildOptions,
+    inputs: keras.KerasTensor,
+    x: keras.KerasTensor,
+    features: dict[str, keras.KerasTensor],
+    kit: LayerKit,
+    classifier: Callable[[keras.KerasTensor], keras.KerasTensor],
+) -> keras.Model:
     """The model from its trunk: stage outputs, a feature map, pooled features or logits.
 
     Args:
@@ -114,12 +128,12 @@ def finish(config, options, inputs, x, features, kit, classifier):
     return keras.Model(inputs, outputs, name=options.name or config.family)
 
 
-def logits(x, num_classes):
+def logits(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
     """The classifier; float32 under any policy, since half precision would tie close classes."""
     return layers.Dense(num_classes, dtype="float32", name="predictions")(x)
 
 
-def feature_info(config):
+def feature_info(config: Config) -> list[dict[str, Any]]:
     """Channels and stride of each stage output, in order; like timm's `feature_info`.
 
     Args:

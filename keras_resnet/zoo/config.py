@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import get_origin
+from typing import Any, Self, get_origin
 
 from ..blocks.branches import BRANCHES
 from ..blocks.style import BlockStyle, LayerStyle
@@ -55,7 +55,7 @@ class Growth:
     block: str = "preact"
     gate: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             pairs = tuple((str(place), count) for place, count in self.blocks)
         except (TypeError, ValueError) as error:
@@ -68,7 +68,7 @@ class Growth:
 class Config:
     """What both families share: checked choices, a JSON form, and copies with changes."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.growth, dict):
             object.__setattr__(self, "growth", Growth(**self.growth))
         if not isinstance(self.growth, Growth | None):
@@ -86,11 +86,11 @@ class Config:
         if not is_number(self.norm_epsilon) or self.norm_epsilon <= 0:
             raise ValueError(f"`norm_epsilon` must be a number above 0, got {self.norm_epsilon!r}")
 
-    def replace(self, **changes):
+    def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed; checked like a new config."""
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # both families are dataclasses
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the family under `"family"`; `config_from_dict` is the way back."""
         return {"family": self.family, **_plain(dataclasses.asdict(self))}
 
@@ -172,7 +172,7 @@ class ResNetConfig(Config, BlockStyle):
 
     family = "resnet"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.depths or len(self.depths) != len(self.widths):
             raise ValueError(f"`depths` and `widths` must have one entry per stage, got {self.depths} and {self.widths}")
@@ -206,7 +206,7 @@ class ResNetConfig(Config, BlockStyle):
                 raise ValueError(f"`output_stride` must be one of {', '.join(map(str, allowed))}, got {self.output_stride}")
 
     @classmethod
-    def cifar(cls, depth, *, block="basic", **changes):
+    def cifar(cls, depth: int, *, block: str = "basic", **changes: Any) -> Self:
         """The paper's network for 32×32 images: `n` blocks in each of three stages of 16, 32, 64 filters.
 
         Args:
@@ -223,7 +223,7 @@ class ResNetConfig(Config, BlockStyle):
         return cls(**{"depths": (blocks,) * 3, "widths": (16, 32, 64), "block": block, **CIFAR_STEM, **changes})
 
     @classmethod
-    def wide(cls, depth, widen, **changes):
+    def wide(cls, depth: int, widen: int, **changes: Any) -> Self:
         """A Wide ResNet for 32×32 images; its depth is 6n+4, since it counts the stages' projections too.
 
         Args:
@@ -241,27 +241,27 @@ class ResNetConfig(Config, BlockStyle):
         return cls(**{**fields, **CIFAR_STEM, **changes})
 
     @property
-    def expansion(self):
+    def expansion(self) -> float:
         """Filters a block puts out per filter of its width."""
         return BRANCHES[self.block].expansion
 
     @property
-    def stem_reduction(self):
+    def stem_reduction(self) -> int:
         """Stride of the stem, pool included."""
         return self.stem_stride * (1 if self.stem_pool is None else 2)
 
     @property
-    def reduction(self):
+    def reduction(self) -> int:
         """Stride of the trunk, i.e. the smallest side the network takes."""
         return self.output_stride or self.stem_reduction * 2 ** (len(self.depths) - 1)
 
-    def inner_filters(self, stage):
+    def inner_filters(self, stage: int) -> int:
         """Filters of the 3×3 in a stage (counted from 0)."""
         if self.expansion == 1:
             return self.widths[stage]
         return int(self.widths[stage] * self.base_width / 64) * self.groups
 
-    def squeeze_filters(self, filters):
+    def squeeze_filters(self, filters: int) -> int:
         """Width of the squeeze for a block of `filters`, 0 without squeeze-and-excitation; rounds halves up, like timm."""
         if not self.se_ratio:
             return 0
@@ -309,7 +309,7 @@ class VGGConfig(Config, LayerStyle):
 
     family = "vgg"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.stages or len(self.stages) != len(self.widths):
             raise ValueError(f"`stages` and `widths` must have one entry per stage, got {self.stages} and {self.widths}")
@@ -321,11 +321,11 @@ class VGGConfig(Config, LayerStyle):
         probability("head_dropout", self.head_dropout)
 
     @property
-    def reduction(self):
+    def reduction(self) -> int:
         """Stride of the trunk, i.e. the smallest side the network takes."""
         return 2 ** len(self.stages)
 
-    def scaled(self, filters):
+    def scaled(self, filters: int) -> int:
         """`filters` at this width, at least one."""
         return max(1, math.floor(filters * self.width / 100 + 0.5))
 
@@ -333,7 +333,7 @@ class VGGConfig(Config, LayerStyle):
 FAMILIES = {family.family: family for family in (ResNetConfig, VGGConfig)}
 
 
-def config_from_dict(data):
+def config_from_dict(data: dict[str, Any]) -> ResNetConfig | VGGConfig:
     """The config that `Config.to_dict` wrote, e.g. `config_from_dict(kr.card(model).config)`.
 
     Raises:

@@ -1,5 +1,9 @@
 """All residual networks: one builder that reads a `ResNetConfig`. A variant is a row in `variants.py`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from keras import layers
 
 from ..blocks.kit import LayerKit
@@ -7,8 +11,13 @@ from ..blocks.residual import apply_block
 from .assembly import BuildOptions, entrance, finish, logits
 from .plan import block_plans
 
+if TYPE_CHECKING:
+    import keras
 
-def resnet(config, **options):
+    from .config import ResNetConfig
+
+
+def resnet(config: ResNetConfig, **options: Any) -> keras.Model:
     """A residual network; differs from keras.applications by taking pixels 0–255 and returning float32 logits.
 
     Args:

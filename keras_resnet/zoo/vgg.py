@@ -1,13 +1,22 @@
 """VGG 11 to 19, with or without batch norm, at any width and with any head; layers are named as in keras.applications."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from keras import layers
 
 from ..blocks.kit import LayerKit
 from ..layers import AdaptiveAverage
 from .assembly import BuildOptions, entrance, finish, logits
 
+if TYPE_CHECKING:
+    import keras
 
-def vgg(config, **options):
+    from .config import VGGConfig
+
+
+def vgg(config: VGGConfig, **options: Any) -> keras.Model:
     """A VGG network; differs from keras.applications by logits, batch norm, widths, and a head that fits small inputs.
 
     Args:

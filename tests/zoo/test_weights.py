@@ -471,7 +471,8 @@ def test_dense_rows_of_a_vgg_are_turned_to_channels_last(tmp_path):
     changes = {"stages": (1, 1), "widths": (8, 12), "head_widths": (16, 16), "head_size": 3, "num_classes": 5}
     model = kr.create_model("vgg11", **changes, input_shape=(12, 12, 3))
     state = state_for(model, config_behind(model), torchvision.VGG, 0)
-    loaded = kr.create_model("vgg11", weights=written(tmp_path, state), **changes, input_shape=(12, 12, 3))
+    path = written(tmp_path, state)
+    loaded = kr.create_model("vgg11", weights=path, **changes, input_shape=(12, 12, 3), preprocessing="none")
     x = images(12, 0) * 60 + 120
     features = np.array(keras.Model(loaded.input, loaded.get_layer("block2_pool").output)(x))
     hidden = features.transpose(0, 3, 1, 2).reshape(1, -1)
