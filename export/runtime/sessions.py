@@ -224,6 +224,11 @@ def _has_hardware(provider):
     return any(entry.ep_name == provider for entry in ort.get_ep_devices())
 
 
+def gpu_count() -> int:
+    """Number of GPUs that onnxruntime sees; `CUDA_VISIBLE_DEVICES` hides some."""
+    return sum(entry.ep_name == PROVIDERS["cuda"] for entry in ort.get_ep_devices())
+
+
 def session_options(threads: int | None = None, optimise: bool = True, fallback: bool = True) -> ort.SessionOptions:
     """onnxruntime's options as this package uses them everywhere.
 

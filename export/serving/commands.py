@@ -86,7 +86,7 @@ model_options = _options(
     _number(int, "--max-batch", 16, "Rows that run together."),
     click.option("--max-delay-ms", type=click.FloatRange(0, 60_000), default=5.0, show_default=True, help=DELAY_HELP),
     _number(int, "--queue", 1024, "Rows that may wait; more are refused with 503."),
-    _number(int, "--instances", 1, "Batches that run at a time."),
+    _number(int, "--instances", 1, "Batches that run at a time; on several GPUs, spread over them."),
     _number(int, "--max-rows", 256, "Rows of one request."),
     _number(int, "--max-pixels", 64_000_000, "Pixels of one image."),
     _number(int, "--max-open-pixels", 2**22, "Pixels at which a model of open size is run."),

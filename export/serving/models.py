@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..artifact import Scores, first_line, output_kinds
 from ..errors import UsageError
 from ..runtime.images import MAX_PIXELS
 from ..runtime.prediction import image_input, load_pixels, ranked, scores_output, stacked
-from ..runtime.sessions import ON_GPU, session
+from ..runtime.sessions import ON_GPU, Session, gpu_count, session
 from .batcher import Batcher, BatchOptions, DeadlineExceeded, QueueFull
 from .protocol import DTYPES, ProtocolError, TensorSpec, datatype_of
 from .statistics import Statistics
@@ -82,7 +83,12 @@ class ServedModel:
 
     def __init__(self, source: Source, options: ModelOptions) -> None:
         self.source, self.options = source, options
-        self.session = _opened(source.path, options)
+        # One session per instance; instances on one device share theirs.
+        self.sessions = _opened(source.path, options)
+        self._free: SimpleQueue[Session] = SimpleQueue()
+        for opened in self.sessions:
+            self._free.put(opened)
+        self.session = self.sessions[0]
         self.inputs = tuple(_spec(value, source) for value in self.session.inputs)
         self.outputs = tuple(_spec(value, source) for value in self.session.outputs)
         self.batched = all(isinstance(v.shape[0], str) if v.shape else False for v in self.session.inputs + self.session.outputs)
@@ -141,7 +147,9 @@ class ServedModel:
             return
         for rows in buckets(self.options.batch.max_rows) if self.batched else [1]:
             lead = [rows] if self.batched else []
-            self._run({spec.name: _zeros(spec, lead + shape) for spec, shape in zip(self.inputs, shapes, strict=True)})
+            inputs = {spec.name: _zeros(spec, lead + shape) for spec, shape in zip(self.inputs, shapes, strict=True)}
+            for opened in dict.fromkeys(self.sessions):
+                self._run_on(opened, inputs)
 
     def prepare(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Decoded inputs as the session takes them; what it cannot take is refused here, before it shares a batch with others.
@@ -268,25 +276,41 @@ class ServedModel:
             raise ProtocolError(f"input {spec.name!r} of shape {list(array.shape)} has a side of more than {MAX_SIDE:,}", 413)
 
     def _run(self, inputs):
-        """The model itself; on a GPU, batches are filled up to sizes it has seen, because each new one is planned again."""
-        if not self.batched or self.session.device == "cpu" or self.session.buckets:
-            return self.session.run(inputs)
+        """The model itself, on the device that has been idle for longest."""
+        opened = self._free.get()
+        try:
+            return self._run_on(opened, inputs)
+        finally:
+            self._free.put(opened)
+
+    def _run_on(self, opened: Session, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a batch; on a GPU, batches are filled up to sizes it has seen, because each new one is planned again."""
+        if not self.batched or opened.device == "cpu" or opened.buckets:
+            return opened.run(inputs)
         rows = len(next(iter(inputs.values())))
         size = next(size for size in buckets(self.options.batch.max_rows) if size >= rows)
-        outputs = self.session.run({name: _filled(array, size) for name, array in inputs.items()})
+        outputs = opened.run({name: _filled(array, size) for name, array in inputs.items()})
         return {name: array[:rows] for name, array in outputs.items()}
 
 
-def _opened(path, options):
-    """The session; on a GPU, a model of fixed sizes gets buffers of its own there for every batch size that will come.
+def _opened(path: Path, options: ModelOptions) -> list[Session]:
+    """The session of every instance: all the same one, except on several GPUs, over which the instances are spread evenly.
 
-    Those buffers serve one run at a time, so that several instances do without.
+    On a GPU that runs one instance, a model of fixed sizes gets buffers of its own for every batch size that will come. Those
+    serve one run at a time, so that several instances on one GPU do without.
     """
-    opened = session(path, options.device, threads=options.threads, detached=True)
-    if opened.device not in ON_GPU or options.batch.instances > 1 or not all(map(_bindable, opened.inputs + opened.outputs)):
-        return opened
-    sizes = buckets(options.batch.max_rows)
-    return session(path, opened.device, threads=options.threads, detached=True, batches=sizes)
+    instances = options.batch.instances
+    first = session(path, options.device, threads=options.threads, detached=True)
+    if first.device not in ON_GPU:
+        return [first] * instances
+    used = min(instances, max(1, gpu_count()))
+    settings: dict[str, Any] = {"threads": options.threads, "detached": True}
+    if instances == used and all(map(_bindable, first.inputs + first.outputs)):
+        settings["batches"] = buckets(options.batch.max_rows)
+    elif used == 1:
+        return [first] * instances
+    opened = [session(path, first.device, device_id=number, **settings) for number in range(used)]
+    return [opened[number % used] for number in range(instances)]
 
 
 def _bindable(value):
