@@ -1,7 +1,11 @@
 """What a model knows about itself, and where it is kept: in a `Card` layer, so that it survives save, grow and clone."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -23,32 +27,32 @@ class ModelCard:
     """
 
     name: str
-    config: dict | None = None
-    preprocessing: dict = dataclasses.field(default_factory=lambda: preprocessing_card())
-    labels: list | None = None
-    weights: dict | None = None
+    config: dict[str, Any] | None = None
+    preprocessing: dict[str, Any] = dataclasses.field(default_factory=lambda: preprocessing_card())
+    labels: list[str] | None = None
+    weights: dict[str, Any] | None = None
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data):
+    def from_dict(cls, data: dict[str, Any]) -> ModelCard:
         if not isinstance(data, dict) or "name" not in data:
             raise ValueError(f"a card must be a dict with a `name`, got {data!r:.80}")
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in data.items() if key in known})
 
-    def replace(self, **changes):
+    def replace(self, **changes: Any) -> ModelCard:
         return dataclasses.replace(self, **changes)
 
     @property
-    def mode(self):
+    def mode(self) -> str | dict[str, Any]:
         """The preprocessing as `create_model(preprocessing=…)` takes it: a mode, or the numbers of a custom one."""
         mode = self.preprocessing["mode"]
         return mode if mode != "custom" else {key: self.preprocessing[key] for key in ("mean", "std", "bgr")}
 
 
-def check_labels(labels, num_classes=None):
+def check_labels(labels: Iterable[str], num_classes: int | None = None) -> list[str]:
     """The class names as a list of texts.
 
     Args:
@@ -65,12 +69,14 @@ def check_labels(labels, num_classes=None):
     return [str(label) for label in labels]
 
 
-def preprocessing_card(mode="none", size=None, resize=None, interpolation="bilinear"):
+def preprocessing_card(
+    mode: str = "none", size: Sequence[int] | None = None, resize: int | None = None, interpolation: str = "bilinear"
+) -> dict[str, Any]:
     """The card's entry on how an image becomes the model's input; see `ModelCard`."""
     return {"mode": mode, "size": size, "resize": resize, "interpolation": interpolation}
 
 
-def card_layer(model):
+def card_layer(model: keras.Model) -> keras.Layer | None:
     """The model's `Card` layer, searched depth-first through nested models, or None."""
     for layer in model.layers:
         if isinstance(layer, Card):
@@ -80,13 +86,13 @@ def card_layer(model):
     return None
 
 
-def card(model):
+def card(model: keras.Model) -> ModelCard | None:
     """The `ModelCard` of a model, or None if it carries none (a model from elsewhere)."""
     layer = card_layer(model)
     return None if layer is None else ModelCard.from_dict(layer.card)
 
 
-def set_card(model, **changes):
+def set_card(model: keras.Model, **changes: Any) -> ModelCard:
     """Change fields of the model's card in place and return the new `ModelCard`.
 
     Raises:

@@ -1,5 +1,10 @@
 """Pixels to network input, as a layer: it travels with the model, into the exported file too."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -32,7 +37,15 @@ class Preprocessing(keras.layers.Layer):
     Source: the modes are those of `keras.applications.imagenet_utils`, torchvision and the usual CIFAR-10 statistics.
     """
 
-    def __init__(self, mode="none", mean=None, std=None, bgr=False, data_format=None, **kwargs):
+    def __init__(
+        self,
+        mode: str = "none",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        bgr: bool = False,
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         # A mixed policy would round the pixels (by up to 0.5 in bfloat16).
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
@@ -52,7 +65,7 @@ class Preprocessing(keras.layers.Layer):
         self.data_format = data_format or keras.config.image_data_format()
 
     @classmethod
-    def of(cls, spec, **kwargs):
+    def of(cls, spec: str | dict[str, Any], **kwargs: Any) -> Preprocessing:
         """The layer for a mode's name or a dict of `mean`, `std` and perhaps `bgr`."""
         if isinstance(spec, dict):
             numbers = {key: value for key, value in spec.items() if key != "mode"}
@@ -61,7 +74,7 @@ class Preprocessing(keras.layers.Layer):
             return cls(spec.get("mode", "custom"), **numbers, **kwargs)
         return cls(spec, **kwargs)
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         x = ops.cast(inputs, "float32")
         if not self.numbers:
             return x
@@ -91,17 +104,17 @@ class Preprocessing(keras.layers.Layer):
             )
         return values.astype("float32")
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         if self.numbers:
             for key in ("mean", "std"):
                 self._per_channel(key, inputs.shape[self._axis(inputs.shape)])
         return keras.KerasTensor(inputs.shape, dtype="float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         numbers = {"mean": self.mean, "std": self.std, "bgr": self.bgr}
         return {**super().get_config(), "mode": self.mode, **numbers, "data_format": self.data_format}
 
-    def describe(self):
+    def describe(self) -> dict[str, Any]:
         """The layer's part of a card's `preprocessing`: `mode`, and the numbers of a custom one."""
         if self.mode != "custom":
             return {"mode": self.mode}

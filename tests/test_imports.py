@@ -13,6 +13,7 @@ ORDER = {
     "keras_resnet": [
         "_version",
         "checks",
+        "tables",
         "layers",
         "preprocessing",
         "modelcard",

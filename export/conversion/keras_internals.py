@@ -6,6 +6,10 @@ Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_in
 |---|---|
 | `keras.src.backend.tensorflow.nn.tf` | grouped and dilated convolutions are traced as one node each |
 | `keras.src.backend.tensorflow.core.tf` | names of models and layers that TensorFlow refuses as name scopes |
+| `keras.src.backend.tensorflow.nn.adaptive_…_pool` | adaptive pooling to one pixel, and of dynamic size, is traced |
+| `keras.layers.RandomCrop.get_random_transformation` | it crops nothing in inference, but computes where, from known sizes only |
+| `keras.src.ops.image.resize` | `UpSampling2D` with interpolation is traced with dynamic height and width |
+| `tf.image.resize` | public, but replaced for a moment, because ONNX lacks most of its filters |
 | `keras.Layer.__call__` | public, but replaced for a moment, to learn which layer made a tensor |
 | `keras.layers.BatchNormalization.call` | public, but replaced for a moment, to learn what batch norms get |
 | `tf.Variable._handle_name` | names of variables that TensorFlow refuses as name scopes when it saves |
@@ -14,13 +18,15 @@ Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_in
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import keras
     import tensorflow as tf
 
 
@@ -69,6 +75,49 @@ def native_dilation() -> Iterator[None]:
 
     replacements = {f.__name__: f for f in (convolution, depthwise_conv2d, separable_conv2d)}
     with _replaced(keras_nn, "tf", _Overlay(keras_nn.tf, nn=_Overlay(keras_nn.tf.nn, **replacements))):
+        yield
+
+
+@contextlib.contextmanager
+def other_resize(resize: Callable[..., tf.Tensor]) -> Iterator[None]:
+    """Trace `tf.image.resize` as another function, which gets the real one as its first argument."""
+    import tensorflow as tf
+
+    with _replaced(tf.image, "resize", functools.partial(resize, tf.image.resize)):
+        yield
+
+
+@contextlib.contextmanager
+def other_adaptive_pooling(average: Callable[..., tf.Tensor], maximum: Callable[..., tf.Tensor]) -> Iterator[None]:
+    """Trace adaptive pooling by other functions."""
+    import keras.src.backend.tensorflow.nn as keras_nn
+
+    with _replaced(keras_nn, "adaptive_average_pool", average), _replaced(keras_nn, "adaptive_max_pool", maximum):
+        yield
+
+
+@contextlib.contextmanager
+def random_crop_of_dynamic_size() -> Iterator[None]:
+    """Trace `RandomCrop`, which crops nothing in inference, without computing where."""
+    import keras
+
+    with _replaced(keras.layers.RandomCrop, "get_random_transformation", lambda *args, **options: (0, 0)):
+        yield
+
+
+@contextlib.contextmanager
+def upsampling_of_dynamic_size() -> Iterator[None]:
+    """Trace `UpSampling2D` with interpolation where the size is a tensor, which Keras' check of a positive size cannot read."""
+    import keras.src.ops.image as keras_image
+    import tensorflow as tf
+
+    real = keras_image.resize
+
+    def resize(images: object, size: tuple, *args: object, **options: object) -> object:
+        symbolic = any(tf.is_symbolic_tensor(side) for side in size)
+        return (keras_image.backend.image.resize if symbolic else real)(images, size, *args, **options)
+
+    with _replaced(keras_image, "resize", resize):
         yield
 
 
@@ -175,7 +224,7 @@ def calls_of_layers(noted: Callable[[str, object], object]) -> Iterator[None]:
     stack: list[str] = []
     original = keras.Layer.__call__
 
-    def told(layer, *args, **kwargs):
+    def told(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
         stack.append(layer.name)
         try:
             result = original(layer, *args, **kwargs)
@@ -183,7 +232,7 @@ def calls_of_layers(noted: Callable[[str, object], object]) -> Iterator[None]:
             return result
         except Exception as error:
             if not hasattr(error, "layer_path"):  # the innermost layer is the first to be left
-                error.layer_path = "/".join(stack[1:]) or stack[0]
+                error.layer_path = "/".join(stack[1:]) or stack[0]  # type: ignore[attr-defined]
             raise
         finally:
             stack.pop()
@@ -199,7 +248,7 @@ def before_batch_norms(seen: Callable[[object, np.ndarray], object]) -> Iterator
 
     original = keras.layers.BatchNormalization.call
 
-    def told(layer, inputs, *args, **kwargs):
+    def told(layer: keras.Layer, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         seen(layer, np.asarray(inputs))
         return original(layer, inputs, *args, **kwargs)
 

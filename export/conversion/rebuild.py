@@ -1,10 +1,18 @@
 """Copies of Keras models that cannot be exported as they are: in float32, or with dynamic size."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from ..artifact import first_line
 from ..errors import UsageError
+from .keras_internals import calls_of_layers
+
+if TYPE_CHECKING:
+    import keras
 
 
-def in_float32(model):
+def in_float32(model: keras.Model) -> tuple[keras.Model, str | None]:
     """The model under the float32 policy, itself if it has it already; weights are copied by position.
 
     A mixed model's graph would hold casts around every layer, unfolded batch norms and half-precision errors; a float64 model's
@@ -42,7 +50,7 @@ def _with_float32(node):
     }
 
 
-def in_float64(model):
+def in_float64(model: keras.Model) -> keras.Model:
     """The model under the float64 policy, for reference; layers that are pinned to float32 by their class stay so.
 
     Raises:
@@ -57,7 +65,7 @@ def _with_float64(node):
     return {key: "float64" if key == "dtype" and value == "float32" else value for key, value in node.items()}
 
 
-def with_open_size(model):
+def with_open_size(model: keras.Model) -> keras.Model:
     """The model with open height and width, itself if it has them already.
 
     Raises:
@@ -68,22 +76,34 @@ def with_open_size(model):
         raise UsageError("`dynamic_size` needs a model with one image input")
     if shapes[0][1] is None and shapes[0][2] is None:
         return model
+    try:
+        with calls_of_layers(lambda path, result: None):
+            opened = _opened(model)
+            opened.set_weights(model.get_weights())
+            _call_at_another_size(opened, *(side or 32 for side in shapes[0][1:3]))
+    except Exception as error:
+        where = f"layer {error.layer_path!r} of " if hasattr(error, "layer_path") else ""
+        raise UsageError(f"{where}model {model.name!r} needs a fixed image size: {first_line(error)}") from error
+    return opened
+
+
+def _call_at_another_size(model, height, width):
+    """Call a model once; networks that halve a map and double it again take only some sizes, among them twice their own."""
     import numpy as np
 
-    try:
-        opened = _opened(model)
-        opened.set_weights(model.get_weights())
-        sides = [None if shapes[0][axis] is None else 2 * shapes[0][axis] + 1 for axis in (1, 2)]
-        opened(np.zeros((1, *(side or 65 for side in sides), shapes[0][3]), "float32"), training=False)
-    except Exception as error:
-        raise UsageError(f"model {model.name!r} needs a fixed image size: {first_line(error)}") from error
-    return opened
+    sizes = [(2 * height + 1, 2 * width + 1), (2 * height, 2 * width), (64, 96), (3 * height, 3 * width)]
+    for last, size in enumerate(sizes, 1 - len(sizes)):
+        try:
+            return model(np.zeros((1, *size, model.inputs[0].shape[3]), model.inputs[0].dtype), training=False)
+        except Exception:
+            if not last:
+                raise
 
 
 def _opened(model):
     import keras
 
-    def clone(layer):
+    def clone(layer: keras.Layer) -> keras.Layer:
         inner = isinstance(layer, keras.Model) and len(layer.inputs) == 1 and len(layer.inputs[0].shape) == 4
         return _opened(layer) if inner else _again(layer)
 
@@ -92,7 +112,7 @@ def _opened(model):
     return keras.models.clone_model(model, input_tensors=entry, clone_function=clone)
 
 
-def without_identity_blocks(model, tolerance=0.0):
+def without_identity_blocks(model: keras.Model, tolerance: float = 0.0) -> tuple[keras.Model, str]:
     """The model without the residual blocks whose gate is at most `tolerance`, and a note that says how many that were.
 
     Raises:
@@ -128,15 +148,21 @@ def _rebuilt(model, policy, change):
 def _from_config(model, change):
     import keras
 
-    custom = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
     config = {**_mapped(keras.saving.serialize_keras_object(model), change), "compile_config": None}
-    return keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
+    return keras.saving.deserialize_keras_object(config, custom_objects=_own_objects(*model._flatten_layers()), safe_mode=False)
+
+
+def _own_objects(*layers):
+    """The classes of layers and the functions that they hold, by name: `Dense(activation=tf.nn.softmax)` is saved as a name."""
+    found = {type(layer).__name__: type(layer) for layer in layers}
+    functions = [value for layer in layers for value in vars(layer).values() if callable(value) and hasattr(value, "__name__")]
+    return found | {function.__name__: function for function in functions}
 
 
 def _layer_by_layer(model, policy, change):
     import keras
 
-    def clone(layer):
+    def clone(layer: keras.Layer) -> keras.Layer:
         inner = isinstance(layer, keras.Model) and layer.inputs
         return _layer_by_layer(layer, policy, change) if inner else _again(layer, policy, change)
 
@@ -144,17 +170,46 @@ def _layer_by_layer(model, policy, change):
 
 
 def _again(layer, policy=None, change=dict):
-    """A new layer with the changed config of another; a copy where that cannot be, as of a Lambda, and there are no weights."""
+    """A new layer with the changed config of another, or a copy where that cannot be, as of a Lambda or without `get_config`."""
+    import keras
+
     try:
-        return type(layer).from_config(_mapped(layer.get_config(), change))
+        with keras.saving.custom_object_scope(_own_objects(layer, *layer._flatten_layers())):
+            return type(layer).from_config(_mapped(layer.get_config(), change))
     except Exception:
-        if layer.weights:
-            raise
-        copied = object.__new__(type(layer))  # `copy.copy` would go through the config
-        vars(copied).update(vars(layer), _inbound_nodes=[], _outbound_nodes=[])
-        if policy:
-            copied.dtype_policy = policy
+        return _copied(layer, policy, {})
+
+
+def _copied(value, policy, copies):
+    """A layer with all that it holds, its variables and inner layers in another precision; without a policy it shares them.
+
+    Python's own copies go through the config.
+    """
+    import keras
+
+    if id(value) in copies:
+        return copies[id(value)]
+    if isinstance(value, keras.Layer):
+        copied = copies[id(value)] = object.__new__(type(value))
+        shared = {} if policy else dict(vars(value))
+        vars(copied).update(shared, _inbound_nodes=[], _outbound_nodes=[])
+        for name, part in () if shared else vars(value).items():
+            vars(copied).setdefault(name, _copied(part, policy, copies))
         return copied
+    if isinstance(value, keras.Variable) and value.dtype.startswith(("float", "bfloat")):
+        copies[id(value)] = keras.Variable(value, dtype=policy, name=value.name, trainable=value.trainable)
+        return copies[id(value)]
+    if isinstance(value, keras.DTypePolicy):
+        return keras.DTypePolicy(policy)
+    if isinstance(value, list | tuple | dict) and any(_holds_state(part) for part in keras.tree.flatten(value)):
+        return keras.tree.map_structure(lambda part: _copied(part, policy, copies), value)
+    return value
+
+
+def _holds_state(value):
+    import keras
+
+    return isinstance(value, keras.Layer | keras.Variable)
 
 
 def _mapped(node, change):

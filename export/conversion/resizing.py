@@ -1,4 +1,6 @@
-"""Resize and crop in the graph, as `images.fit` does with Pillow: the same filters, as products with two matrices.
+"""Resizing in the graph, as products with two matrices of filter weights.
+
+`fitted` resizes and crops as `images.fit` does with Pillow; `resized_as_tensorflow` does what `tf.image.resize` does.
 
 ONNX has a Resize that filters where it makes smaller only from opset 18 on, and TensorFlow's own has no counterpart there. A
 matrix whose rows hold a filter's weights is the same arithmetic out of ops that every runtime has. Pillow rounds to whole levels
@@ -6,9 +8,20 @@ after each axis; here nothing is rounded, so that a pixel differs by less than `
 overshoot at edges between black and white: that is cut off after each axis, and which Pillow takes first depends on the image.
 """
 
+from __future__ import annotations
+
+import contextlib
+import functools
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 LEVELS = 1.5
 
@@ -31,7 +44,7 @@ def _cubic(x, a=-0.5):
 def _lanczos(x, lobes=3):
     import tensorflow as tf
 
-    def sinc(x):
+    def sinc(x: tf.Tensor) -> tf.Tensor:
         safe = tf.where(x == 0, tf.ones_like(x), x)
         return tf.where(x == 0, tf.ones_like(x), tf.sin(math.pi * safe) / (math.pi * safe))
 
@@ -41,7 +54,7 @@ def _lanczos(x, lobes=3):
 FILTERS = {"bilinear": _triangle, "bicubic": _cubic, "lanczos": _lanczos}
 
 
-def fitted(pixels, preprocessing):
+def fitted(pixels: tf.Tensor, preprocessing: dict) -> tf.Tensor:
     """Images of any size as the size that a card names, see `images.fit`.
 
     Args:
@@ -98,3 +111,113 @@ def _matrix(have, want, first, count, name, axis):
     centres = (tf.cast(new, "float32") + 0.5) * scale
     weights = FILTERS[name]((tf.cast(old, "float32") + 0.5 - centres) / tf.maximum(scale, 1))
     return weights / tf.reduce_sum(weights, 1 - axis, keepdims=True)
+
+
+# ---------------------------------------------------------------- as TensorFlow does it
+
+TABLE = 1024  # TensorFlow's bicubic rounds positions to this many parts of a pixel
+FILTERS_OF_TENSORFLOW: dict[str, tuple[Callable, float]] = {
+    "bilinear": (_triangle, 1),
+    "bicubic": (_cubic, 2),
+    "lanczos3": (_lanczos, 3),
+    "lanczos5": (functools.partial(_lanczos, lobes=5), 5),
+}
+DYNAMIC = (*FILTERS_OF_TENSORFLOW, "area")
+STATIC = (*DYNAMIC, "gaussian", "mitchellcubic")
+
+
+def resized_as_tensorflow(
+    real: Callable[..., tf.Tensor],
+    images: tf.Tensor,
+    size: object,
+    method: str = "bilinear",
+    preserve_aspect_ratio: bool = False,
+    antialias: bool = False,
+    name: str | None = None,
+) -> tf.Tensor:
+    """`tf.image.resize` in operations that ONNX has: the other arguments are that function's own.
+
+    The Resize of ONNX divides by a scale where TensorFlow multiplies by its inverse. Coordinates in a large image then differ
+    by so much that bilinear results are off by 3e-5 of the largest value, and nearest pixels are others. It is used only where
+    the scale is a power of two, for which both are exact.
+    """
+    import tensorflow as tf
+
+    images = tf.convert_to_tensor(images)
+    size = tf.convert_to_tensor(size, "int32")
+    have, want = images.shape[-3:-1].as_list(), tf.get_static_value(size)
+    is_static = None not in have and want is not None
+    picks = method == "nearest" or method == "bilinear" and not antialias
+    exact = picks and is_static and all(math.log2(new / old).is_integer() for new, old in zip(want, have, strict=True))
+    known = picks or method in (STATIC if is_static else DYNAMIC)
+    if exact or not known or preserve_aspect_ratio or images.shape.rank not in (3, 4) or is_static and have == list(want):
+        return real(images, size, method, preserve_aspect_ratio, antialias, name)
+    sizes = list(zip(have, want, strict=True)) if is_static else [(tf.shape(images)[axis - 3], size[axis]) for axis in (0, 1)]
+    resized = images if method == "nearest" else tf.cast(images, "float32")
+    if picks:
+        for axis in (1, 0):  # as TensorFlow does: columns first
+            resized = _picked(resized, axis - 3, *sizes[axis], method)
+    else:
+        swap = [0, 3, 1, 2] if images.shape.rank == 4 else [2, 0, 1]
+        back = [0, 2, 3, 1] if images.shape.rank == 4 else [1, 2, 0]
+        rows, columns = (
+            _measured(real, *pair, method, antialias) if is_static else _tensorflow_matrix(*pair, method, antialias)
+            for pair in sizes
+        )
+        resized = tf.transpose(tf.matmul(rows, tf.matmul(tf.transpose(resized, swap), columns, transpose_b=True)), back)
+    if want is not None:
+        resized.set_shape([*images.shape[:-3], *want, images.shape[-1]])
+    return resized
+
+
+def _picked(images: tf.Tensor, axis: int, have: int | tf.Tensor, want: int | tf.Tensor, method: str) -> tf.Tensor:
+    """One axis of an image resized to the nearest pixels, or between the two nearest ones."""
+    import tensorflow as tf
+
+    with tf.init_scope() if isinstance(have, int) else contextlib.nullcontext():
+        scale = tf.cast(have, "float32") / tf.cast(want, "float32")
+        centres = (tf.cast(tf.range(want), "float32") + 0.5) * scale
+        if method == "bilinear":
+            centres -= 0.5
+        pixels = tf.floor(centres)
+        lower = tf.clip_by_value(tf.cast(pixels, "int32"), 0, have - 1)
+        upper = tf.minimum(tf.cast(pixels, "int32") + 1, have - 1)
+        share = tf.reshape(centres - pixels, [-1] + [1] * (-1 - axis))
+        if isinstance(have, int):
+            lower, upper, share = lower.numpy(), upper.numpy(), share.numpy()
+    first = tf.gather(images, lower, axis=axis)
+    return first if method == "nearest" else first + (tf.gather(images, upper, axis=axis) - first) * share
+
+
+def _measured(real: Callable[..., tf.Tensor], have: int, want: int, method: str, antialias: bool) -> np.ndarray:
+    """The weights that TensorFlow itself uses for these sizes: what it makes of each single pixel of a column."""
+    import tensorflow as tf
+
+    with tf.init_scope():
+        column = np.eye(have, dtype="float32")[None, :, None]
+        return real(column, (int(want), 1), method, False, antialias).numpy()[0, :, 0]
+
+
+def _tensorflow_matrix(have: tf.Tensor, want: tf.Tensor, method: str, antialias: bool) -> tf.Tensor:
+    """Weights of the old pixels in the new ones, `[want, have]`, for sizes that are known at run time only."""
+    import tensorflow as tf
+
+    new, old = tf.cast(tf.range(want), "float32")[:, None], tf.cast(tf.range(have), "float32")[None]
+    have, want = tf.cast(have, "float32"), tf.cast(want, "float32")
+    if method == "area":
+        scale = have / want
+        first, last = new * scale, (new + 1) * scale
+        overlap = tf.maximum(tf.minimum(last, old + 1) - tf.maximum(first, old), 0.0)
+        return tf.where(tf.logical_and(first >= old, last <= old + 1), scale, overlap) / scale
+    weigh, radius = FILTERS_OF_TENSORFLOW[method]
+    if method == "bicubic" and not antialias:
+        centres = (new + 0.5) * (have / want) - 0.5
+        pixel = tf.floor(centres)
+        distances = pixel + tf.round((centres - pixel) * TABLE) / TABLE - old
+    else:
+        # Rounded twice, as TensorFlow does. Of `1 / x` onnxruntime would make one division with the product that follows.
+        scale = tf.math.reciprocal(want / have)
+        distances = old + 0.5 - (new + 0.5) * scale
+        distances = distances / tf.maximum(scale, 1.0) if antialias else distances
+    weights = tf.where(tf.abs(distances) < radius, weigh(distances), 0.0)
+    return weights / tf.reduce_sum(weights, 1, keepdims=True)

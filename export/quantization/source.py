@@ -52,7 +52,7 @@ class Source:
 
 
 def open_source(path: str | os.PathLike[str] | Source, name: str | None = None) -> Source:
-    """Open a float32 file of any origin.
+    """Open a float32 file of any exporter.
 
     Args:
         path: ONNX file; an opened one is returned as it is.
@@ -119,7 +119,7 @@ def _with_inputs_for(model: ir.Model, large: Mapping[str, ir.TensorProtocol]) ->
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     for name, tensor in large.items():
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), list(tensor.shape)))
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), tensor.shape.numpy()))
     return proto
 
 

@@ -3,10 +3,13 @@
 Everything but the run itself happens on the event loop's thread, so nothing here needs a lock.
 """
 
+from __future__ import annotations
+
 import asyncio
 import functools
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +41,7 @@ class BatchOptions:
     queue_rows: int = 1024
     instances: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_rows", "queue_rows", "instances"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
@@ -60,14 +63,14 @@ class Timing:
 class Answer:
     """Outputs of a request, nanoseconds it waited in the queue, and the `Timing` of every run that had a part in it."""
 
-    outputs: dict
+    outputs: dict[str, np.ndarray]
     queued: int
-    runs: tuple
+    runs: tuple[Timing, ...]
 
 
 @dataclass(eq=False)
 class _Item:
-    inputs: dict
+    inputs: dict[str, np.ndarray]
     rows: int
     future: asyncio.Future
     arrived: int = field(default_factory=time.monotonic_ns)
@@ -90,17 +93,24 @@ class Batcher:
         batched: whether the first axis of every array counts rows; otherwise every request runs alone, and counts as one row.
     """
 
-    def __init__(self, run, options, observe=lambda timing: None, batched=True):
+    def __init__(
+        self,
+        run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+        options: BatchOptions,
+        observe: Callable[[Timing], object] = lambda timing: None,
+        batched: bool = True,
+    ) -> None:
         self.options, self.batched = options, batched
         self._run, self._observe = run, observe
         self._groups = {}
         self._waiting = self._running = self._coming = self._pending = 0
         self._freed = self._expected = 0
-        self._timer = self._drained = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
         self._threads = ThreadPoolExecutor(options.instances, thread_name_prefix="infer")
 
     @property
-    def waiting(self):
+    def waiting(self) -> int:
         """Rows in the queue."""
         return self._waiting
 
@@ -110,7 +120,7 @@ class Batcher:
         return self._pending
 
     @contextmanager
-    def announced(self):
+    def announced(self) -> Iterator[None]:
         """Around the reading of a request that will be submitted next: until then others may wait `max_delay` for it."""
         self._coming += 1
         try:
@@ -122,7 +132,7 @@ class Batcher:
             raise
         self._coming -= 1
 
-    async def submit(self, inputs, timeout=None):
+    async def submit(self, inputs: dict[str, np.ndarray], timeout: float | None = None) -> Answer:
         """Run one request, together with others where that serves.
 
         Args:
@@ -165,7 +175,7 @@ class Batcher:
             runs=tuple(timing for _, _, timing in done),
         )
 
-    async def close(self):
+    async def close(self) -> None:
         """Finish what was submitted, take no more, and give the threads back."""
         self._drained = self._drained or asyncio.get_running_loop().create_future()
         self._check_drained()
@@ -216,7 +226,7 @@ class Batcher:
         return not self.batched or self._holds(group, self.options.max_rows)
 
     @staticmethod
-    def _holds(group, enough):
+    def _holds(group: Iterable[_Item], enough: int) -> bool:
         """Whether a group has so many rows."""
         rows = 0
         for item in group:

@@ -33,7 +33,7 @@ class Codec:
         max_json: Largest JSON part of a request or an answer, in bytes.
     """
 
-    def __init__(self, threads: int, max_json: int):
+    def __init__(self, threads: int, max_json: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._max_json = max_json
         self._worker, self._waiting = Worker(), ThreadPoolExecutor(1, thread_name_prefix="large JSON")
@@ -70,12 +70,12 @@ class Codec:
             raise ProtocolError(f"{numbers:,} numbers are too many for JSON; ask for binary data", 413)
         if numbers > PROCESS_NUMBERS:
             parts, length = await self._in_process(_encoded, *arguments)
-            return [memoryview(part) for part in parts], length
+            return [part.data for part in parts], length
         if numbers * 8 > INLINE_BYTES or any(array.dtype.kind == "O" and array.size > 1000 for _, array, _ in tensors):
             return await self.in_thread(protocol.response_parts, *arguments)
         return protocol.response_parts(*arguments)
 
-    async def decompress(self, body: bytes | bytearray, encoding: str, limit: int) -> bytes:
+    async def decompress(self, body: bytes | bytearray, encoding: str, limit: int) -> bytes | bytearray:
         """Decompress a body, see `protocol.decompress`."""
         return await self.in_thread(protocol.decompress, body, encoding, limit)
 
@@ -105,7 +105,7 @@ class Codec:
 
 
 def _decoded(body: np.ndarray, json_length: int | None) -> InferRequest:
-    return protocol.decode_request(memoryview(body), json_length)
+    return protocol.decode_request(body.data, json_length)
 
 
 def _encoded(*arguments: Any) -> tuple[list[np.ndarray], int | None]:

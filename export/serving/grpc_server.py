@@ -69,7 +69,7 @@ class GrpcServer:
         UsageError: The TLS files cannot be read.
     """
 
-    def __init__(self, service: Service, options: GrpcOptions):
+    def __init__(self, service: Service, options: GrpcOptions) -> None:
         self.service, self.options = service, options
         self.port = options.port
         self.failure: UsageError | None = None

@@ -79,7 +79,7 @@ class Supervisor:
             `stopped`.
     """
 
-    def __init__(self, serve: Callable[[int, Announce], Any], count: int, announce: Announce):
+    def __init__(self, serve: Callable[[int, Announce], Any], count: int, announce: Announce) -> None:
         self.serve, self.count, self.announce = serve, count, announce
         self._children: list[_Child] = []
         self._ended_by: int | None = None
@@ -100,7 +100,7 @@ class Supervisor:
             while self._children:
                 by_pipe = {child.events: child for child in self._children}
                 for pipe in wait(list(by_pipe)):
-                    self._hear(by_pipe[pipe])
+                    self._hear(by_pipe[pipe])  # type: ignore[index]
         finally:
             self._send(signal.SIGTERM)
             for child in self._children:

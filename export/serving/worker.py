@@ -100,7 +100,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _strings(raw: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return protocol.from_bytes(memoryview(raw), "BYTES", shape, "strings")
+    return protocol.from_bytes(raw.data, "BYTES", shape, "strings")
 
 
 def _send(connection: Connection, value: Any) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from ..artifact import read_proto
 from ..conversion.trace import calls_of_layers
+from .metrics import off_by_rounding
 
 if TYPE_CHECKING:
     from ..conversion.signature import Signature
@@ -20,10 +21,10 @@ CLEARLY_OFF = 1e-4
 AMPLIFIED = 30
 
 
-def first_layer_that_differs(path: str | Path, signature: Signature, cases: list[Case]) -> str | None:
+def first_layer_that_differs(path: str | os.PathLike[str], signature: Signature, cases: list[Case]) -> str | None:
     """The first layer, in the file's order, whose output differs, on whichever batch shows one.
 
-    Noise comes first: among small numbers a small fault stands out, and pixels reach what saturates.
+    Noise comes first: among small numbers a small fault shows, and pixels reach what saturates.
     """
     for case in reversed(cases):
         try:
@@ -36,7 +37,7 @@ def first_layer_that_differs(path: str | Path, signature: Signature, cases: list
 
 
 def first_divergence(
-    path: str | Path, signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF
+    path: str | os.PathLike[str], signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF
 ) -> str | None:
     """The first layer, in the file's order, whose output differs for one batch.
 
@@ -53,17 +54,13 @@ def first_divergence(
         The layer's path, or None where no named tensor differs (the fault is then after the last of them).
     """
     expected = layer_outputs(signature, feeds)
-    nearby = layer_outputs(signature, {name: _off_by_little(array) for name, array in feeds.items()})
+    rng = np.random.default_rng(0)
+    nearby = layer_outputs(signature, {name: off_by_rounding(rng, array) for name, array in feeds.items()})
     for name, value in inner_tensors(path, feeds, set(expected)).items():
         rounding = _difference(nearby[name], expected[name]) if name in nearby else 0.0
         if _difference(value, expected[name]) > max(bound, AMPLIFIED * rounding):
             return name
     return None
-
-
-def _off_by_little(array: np.ndarray) -> np.ndarray:
-    """Inputs that are off by about what float32 rounds; whole numbers stay."""
-    return (array * (1 + 1e-7 * np.random.default_rng(0).choice([-1, 1], array.shape))).astype(array.dtype)
 
 
 def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,7 +71,7 @@ def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[st
 
     found, repeated = {}, set()
 
-    def noted(path, result):
+    def noted(path: str, result: Any) -> None:
         if tf.is_tensor(result):
             repeated.update({path} & set(found))
             found[path] = result
@@ -84,7 +81,7 @@ def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[st
     return {path: result.numpy() for path, result in found.items() if path not in repeated}
 
 
-def inner_tensors(path: str | Path, feeds: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
+def inner_tensors(path: str | os.PathLike[str], feeds: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
     """`{tensor name: array}` of those tensors of a file, in its order, from onnxruntime without optimisation."""
     import onnxruntime as ort
 

@@ -1,6 +1,9 @@
 """Finding the residual blocks of a model by their `ResidualAdd`, whoever built them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 from keras import tree
@@ -24,16 +27,16 @@ class Block:
     same_shape: bool = False
 
     @property
-    def gate(self):
+    def gate(self) -> str | None:
         return self.add.gate
 
     @property
-    def removable(self):
+    def removable(self) -> bool:
         """Whether `prune` may take it out: grown or pre-activation, and of one shape."""
         return self.same_shape and (self.add.grown or self.add.kind == "preact")
 
 
-def find_blocks(model):
+def find_blocks(model: keras.Model) -> list[Block]:
     """All residual blocks of a model, found by their `ResidualAdd`, through nested models and `ResidualBlock` layers.
 
     Args:
@@ -65,7 +68,7 @@ def _branch(shortcut, branch):
     backbone = ancestors(shortcut)
     layers, seen, starts = [], set(), set()
 
-    def visit(tensor):
+    def visit(tensor: Any) -> None:
         if id(tensor) in backbone or (node := producer(tensor)) is None or node.is_input:
             starts.add(id(tensor))
         elif id(tensor) not in seen:

@@ -1,7 +1,10 @@
 """Residual blocks that start as the identity: a Keras layer and functional builders."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,16 +12,25 @@ from keras import ops
 from ..checks import whole_number
 from ..graphs import ancestors, data_format_at, mask_of, producer, producer_name
 from ..layers import IgnoreMask, ResidualAdd, register
-from .gates import BlockSpec, branch_layers
+from .gates import BlockSpec
+from .kit import LayerKit, branch_layers
 from .signs import is_non_negative
+from .style import BlockStyle
 
 
-def addition(spec, name, dtype=None):
+def addition(spec: BlockSpec, name: str, dtype: Any = None) -> ResidualAdd:
     """The `ResidualAdd` that closes a block of this spec."""
-    return ResidualAdd(name, spec.gate, spec.kind.kind, grown=True, scale=spec.scale, name=f"{name}_add", dtype=dtype)
+    kind = "preact" if spec.kind.preact else "postact"
+    return ResidualAdd(name, spec.gate, kind, grown=True, scale=spec.scale, name=f"{name}_add", dtype=dtype)
 
 
-def closing_relu(name, dtype):
+def _branch(spec: BlockSpec, channels: int, rank: int, data_format: str, name: str, dtype: object) -> list[keras.layers.Layer]:
+    """The layers of a block's branch, not yet built. Their norms have momentum 0.9, the default of the style, so that the
+    statistics of a new branch catch up within a short fine-tuning."""
+    return branch_layers(spec.steps(channels), channels, LayerKit(BlockStyle(rank=rank), data_format, dtype), name)
+
+
+def closing_relu(name: str, dtype: Any) -> keras.Layer:
     """The ReLU after a post-activation block, in the backbone's own dtype, so that it rounds nothing."""
     return keras.layers.Activation("relu", name=f"{name}_out", dtype=dtype)
 
@@ -44,14 +56,14 @@ def append_block(
     data_format = data_format or data_format_at(x)
     rank, channels = check_fits(x.shape, x.dtype, data_format, name)
     y = x
-    for layer in branch_layers(spec, channels, rank, data_format, name, dtype):
+    for layer in _branch(spec, channels, rank, data_format, name, dtype):
         if mask_of(y) is not None and not layer.supports_masking:
             y = IgnoreMask(name=f"{name}_unmask", dtype=dtype)(y)
         y = layer(y)
     if not spec.kind.residual:
         return y
     y = addition(spec, name, dtype)([x, y])
-    return closing_relu(name, x.dtype)(y) if spec.kind.kind == "postact" else y
+    return closing_relu(name, x.dtype)(y) if spec.kind.closes_with_relu else y
 
 
 def check_fits(shape: tuple, dtype: object, data_format: str, where: str) -> tuple[int, int]:
@@ -72,9 +84,9 @@ def check_fits(shape: tuple, dtype: object, data_format: str, where: str) -> tup
     return len(shape) - 2, channels
 
 
-def check_post_activation(x, spec, where, outer=None):
+def check_post_activation(x: keras.KerasTensor, spec: BlockSpec, where: str, outer: Any = None) -> None:
     """Refuse a post-activation block on a tensor that may be negative: its closing ReLU would cut that off."""
-    if spec.kind.kind == "postact" and not is_non_negative(x, outer):
+    if spec.kind.closes_with_relu and not is_non_negative(x, outer):
         raise ValueError(
             f'a post-activation block cannot be the identity at "{where}": nothing there keeps the tensor from being negative, '
             'and its closing ReLU would cut that off; use block="preact", or a place behind a ReLU or a pooling of one'
@@ -170,8 +182,8 @@ class ResidualBlock(keras.layers.Layer):
         depth: int = 1,
         data_format: str | None = None,
         scale: float = 1.0,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self.filters, self.data_format = filters, data_format or keras.config.image_data_format()
@@ -179,28 +191,28 @@ class ResidualBlock(keras.layers.Layer):
         self.supports_masking = True
 
     @property
-    def non_negative_output(self):
-        return self.spec.kind.kind == "postact" or not self.spec.kind.residual
+    def non_negative_output(self) -> bool:
+        return self.spec.kind.closes_with_relu or not self.spec.kind.residual
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         rank, channels = check_fits(input_shape, "float32", self.data_format, self.name)
         if self.filters not in (None, channels):
             raise ValueError(
                 f"`filters` must equal the input's channels ({channels}), got {self.filters}: "
                 "a block that changes width is not the identity"
             )
-        self.branch = branch_layers(self.spec, channels, rank, self.data_format, self.name, self.dtype_policy)
+        self.branch = _branch(self.spec, channels, rank, self.data_format, self.name, self.dtype_policy)
         shape = tuple(input_shape)
         for layer in self.branch:
             layer.build(shape)
             shape = tuple(layer.compute_output_shape(shape))
         self.add = addition(self.spec, self.name, self.dtype_policy) if self.spec.kind.residual else None
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         check_fits(inputs.shape, keras.backend.standardize_dtype(inputs.dtype), self.data_format, self.name)
         return self.run(inputs)
 
-    def run(self, inputs, training: bool | None = None, visit: Callable | None = None):
+    def run(self, inputs: keras.KerasTensor, training: bool | None = None, visit: Callable | None = None) -> keras.KerasTensor:
         """Return the block's output; `visit(layer, inputs, output)` is called after each of its layers."""
         shortcut, branch = self.parts(inputs, training, visit)
         if self.add is None:
@@ -208,9 +220,9 @@ class ResidualBlock(keras.layers.Layer):
         total = self.add([shortcut, branch])
         if visit is not None:
             visit(self.add, [shortcut, branch], total)
-        return ops.relu(total) if self.spec.kind.kind == "postact" else total
+        return ops.relu(total) if self.spec.kind.closes_with_relu else total
 
-    def parts(self, inputs, training: bool | None = None, visit: Callable | None = None) -> tuple:
+    def parts(self, inputs: keras.KerasTensor, training: bool | None = None, visit: Callable | None = None) -> tuple:
         """Return what `ResidualAdd` takes, `(x, F(x))`."""
         y = inputs
         for layer in self.branch:
@@ -221,16 +233,16 @@ class ResidualBlock(keras.layers.Layer):
                 visit(layer, before, y)
         return inputs, y
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         check_fits(inputs.shape, inputs.dtype, self.data_format, self.name)
         if producer(inputs) is not None:
             check_post_activation(inputs, self.spec, self.name)
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         spec = self.spec
         own = {"filters": self.filters, "kind": spec.block, "gate": spec.gate, "seed": spec.seed, "depth": spec.depth}
         return {**super().get_config(), **own, "data_format": self.data_format, "scale": spec.scale}

@@ -1,104 +1,76 @@
-"""Blocks for any rank and layout: convolution, norm, activation and pooling are bound once, in a `LayerKit`."""
+"""The residual blocks of architectures: branch, shortcut and what closes them, for any rank and data format."""
 
-from dataclasses import dataclass
+import dataclasses
 
-from keras import layers
+import keras
 
+from ..checks import nearest
 from ..layers import ChannelPad, DropPath, ResidualAdd
-from .branches import BRANCHES, BlockPlan
-from .kit import LayerKit
+from .branches import BRANCHES, BlockPlan, Blur, ConvPlan, Dropout, Norm, Step, in_order, plan_convolutions
+from .kit import LayerKit, apply, branch_layers
+from .style import BlockStyle
 
 
-@dataclass(frozen=True)
-class BlockStyle:
-    """What the blocks of one network share beside their layers; the fields are those of `ResNetConfig`."""
+def apply_block(x: keras.KerasTensor, plan: BlockPlan, kit: LayerKit) -> keras.KerasTensor:
+    """Apply a block: `act(shortcut + branch)`, or `shortcut + branch` with pre-activation.
 
-    preact: bool = False
-    shortcut: str = "projection"
-    shortcut_norm: bool = True
-    projection_bias: bool = False
-    antialias: bool = False
-    gate: str | None = None
-    dropout: float = 0.0
-
-    @classmethod
-    def of(cls, config):
-        """The style of a `ResNetConfig`."""
-        return cls(
-            config.preact,
-            config.shortcut,
-            config.shortcut_norm,
-            "projection" in config.conv_bias,
-            config.antialias,
-            config.gate,
-            config.dropout,
-        )
-
-
-def apply_block(x, plan, style=None, kit=None):
-    """One block as its `BlockPlan` says: `act(shortcut + branch)`, or `shortcut + branch` with pre-activation.
-
-    The projection of a pre-activation block reads the normed, activated tensor in every projecting block; the paper's text
-    does so in the first block only, its code and all descendants in every one.
+    The projection of a pre-activation block reads the normed, activated tensor in every block that projects. The paper's text
+    does so in the first block only, its code and all that follow it in every one.
 
     Args:
-        x: feature map.
-        plan: `BlockPlan`.
-        style: `BlockStyle`.
-        kit: `LayerKit`.
+        x: Feature map.
+        plan: The block's sizes.
+        kit: Makes the layers; its style must be a `BlockStyle`, such as a `ResNetConfig`.
 
     Returns:
         Feature map with `plan.filters` channels.
 
     Source: arXiv 1512.03385, figures 2 and 5; arXiv 1603.05027, figure 1.
     """
-    style, kit = style or BlockStyle(), kit or LayerKit()
-    entry = kit.norm_act(x, 1, name=plan.name) if style.preact else x
-    skip = None if style.shortcut == "none" else _shortcut(x, entry, plan, style, kit)
-    branch = _branch(entry, plan, style, kit)
+    style, name = kit.style, plan.name
+    branch = branch_layers(branch_steps(plan, style), plan.in_filters, kit, name)
+    shared = 2 if style.preact else 0  # The first norm and activation serve a projection too.
+    entry = apply(branch[:shared], x)
+    skip = None if style.shortcut == "none" else _shortcut(x, entry, plan, kit)
+    y = apply(branch[shared:], entry)
     if plan.squeeze:
-        branch = kit.squeeze_excite(branch, plan.squeeze, name=plan.name)
+        y = kit.squeeze_excite(y, plan.squeeze, name=name)
     if skip is not None:
         if plan.drop_path:
-            branch = DropPath(plan.drop_path, dtype=kit.dtype, name=f"{plan.name}_drop_path")(branch)
+            y = DropPath(plan.drop_path, dtype=kit.dtype, name=f"{name}_drop_path")(y)
         kind = "preact" if style.preact else "postact"
-        branch = ResidualAdd(plan.name, style.gate, kind, dtype=kit.dtype, name=f"{plan.name}_add")([skip, branch])
-    return branch if style.preact else kit.act(branch, name=f"{plan.name}_out")
+        y = ResidualAdd(name, style.gate, kind, dtype=kit.dtype, name=f"{name}_add")([skip, y])
+    return y if style.preact else kit.act(y, name=f"{name}_out")
 
 
-def _branch(x, plan, style, kit):
-    """The convolutions, with norm and activation between them (and a norm behind the last, without pre-activation)."""
-    last = len(plan.convs)
-    for number, conv in enumerate(plan.convs, start=1):
-        if number == last and style.dropout:
-            x = layers.Dropout(style.dropout, dtype=kit.dtype, name=f"{plan.name}_dropout")(x)
-        blurred = style.antialias and conv.stride > 1
-        x = kit.conv(
-            x,
-            conv.filters,
-            conv.kernel,
-            stride=1 if blurred else conv.stride,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias,
-            zero=number == last and style.gate == "zero_conv",
-            name=f"{plan.name}_conv{number}",
-        )
-        if number < last:
-            x = kit.norm_act(x, number + style.preact, name=plan.name)
-        elif not style.preact:
-            x = kit.norm(x, zero=style.gate == "zero_gamma", name=f"{plan.name}_norm{number}")
-        if blurred:
-            x = kit.blur(x, name=f"{plan.name}_blur")
-    return x
+def branch_steps(plan: BlockPlan, style: BlockStyle) -> list[Step]:
+    """Return the steps of a block's branch: its convolutions in order, with gate, dropout and blur as the style says."""
+    steps: list[Step] = []
+    last, is_blur_due = plan.convs[-1], False
+    for step in in_order(plan.convs, style.preact):
+        if isinstance(step, ConvPlan):
+            if is_blur_due:
+                steps.append(Blur())
+            is_last = step is last
+            if is_last and style.dropout:
+                steps.append(Dropout(style.dropout))
+            if is_last and style.gate == "zero_conv":
+                step = dataclasses.replace(step, initializer="zeros")
+            if is_blur_due := style.antialias and step.stride > 1:
+                step = dataclasses.replace(step, stride=1)
+        steps.append(step)
+    if style.gate == "zero_gamma":
+        steps[-1] = Norm(zero=True)
+    return [*steps, Blur()] if is_blur_due else steps
 
 
-def _shortcut(x, entry, plan, style, kit):
-    """What stands beside the branch; see `ResNetConfig.shortcut`."""
-    name, kind, stride = f"{plan.name}_shortcut", style.shortcut, plan.stride
+def _shortcut(x: keras.KerasTensor, entry: keras.KerasTensor, plan: BlockPlan, kit: LayerKit) -> keras.KerasTensor:
+    """What the branch is added to; see `ResNetConfig.shortcut`."""
+    style, name, stride = kit.style, f"{plan.name}_shortcut", plan.stride
+    kind = style.shortcut
     if not plan.projects(kind):
         if kind.startswith("pad") and plan.changes_shape:
-            return _padded(x, plan, kind, kit, name)
+            return _padded(x, plan, kit, name)
         return kit.pool("Max", x, 1, stride, name=f"{name}_pool") if stride > 1 else x
     if kind == "average":
         if stride > 1:
@@ -106,12 +78,13 @@ def _shortcut(x, entry, plan, style, kit):
         elif plan.dilation > 1:
             entry = kit.dense_average(entry, name=f"{name}_pool")
         stride = 1
-    entry = kit.conv(entry, plan.filters, 1, stride=stride, bias=style.projection_bias, name=f"{name}_conv")
+    entry = kit.conv(entry, plan.filters, 1, stride=stride, bias="projection" in style.conv_bias, name=f"{name}_conv")
     return kit.norm(entry, name=f"{name}_norm") if style.shortcut_norm and not style.preact else entry
 
 
-def _padded(x, plan, kind, kit, name):
+def _padded(x: keras.KerasTensor, plan: BlockPlan, kit: LayerKit, name: str) -> keras.KerasTensor:
     """Option A: fewer pixels, and zeros as the new channels."""
+    kind = kit.style.shortcut
     if plan.stride > 1:
         pooling, size = ("Average", plan.stride) if kind == "pad_average" else ("Max", 1)
         x = kit.pool(pooling, x, size, plan.stride, name=f"{name}_pool")
@@ -120,58 +93,84 @@ def _padded(x, plan, kind, kit, name):
 
 
 def residual(
-    x, filters, *, name, block="basic", inner=None, stride=1, dilation=1, groups=1, squeeze=0, drop_path=0.0, style=None, kit=None
-):
-    """A residual block on any feature map; differs from the paper by nothing at the defaults.
+    x: keras.KerasTensor,
+    filters: int,
+    *,
+    name: str,
+    block: str = "basic",
+    inner: int | None = None,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    squeeze: int = 0,
+    drop_path: float = 0.0,
+    style: BlockStyle | None = None,
+    kit: LayerKit | None = None,
+) -> keras.KerasTensor:
+    """Apply a residual block to any feature map. The defaults are the paper's basic block.
 
     Args:
-        x: feature map.
-        filters: channels that go out.
-        name: prefix of the layers' names; must be new to the model.
-        block: `"basic"` or `"bottleneck"`.
-        inner: filters of the 3×3; None is `filters`, for a bottleneck a quarter of it.
-        stride: of the block.
-        dilation: of its 3×3.
-        groups: of its 3×3; must divide `inner`.
-        squeeze: width of squeeze-and-excitation, 0 for none.
-        drop_path: probability to drop the branch in training.
-        style: `BlockStyle`; None is a post-activation block with option B.
-        kit: `LayerKit`; None has batch norm and ReLU.
+        x: Feature map.
+        filters: Number of channels of the output.
+        name: Prefix of the layers' names; must be new to the model.
+        block: A key of `BRANCHES`: `"basic"` (default), `"bottleneck"` or `"depthwise"`.
+        inner: Inner width of the branch. Default: `filters`, for a bottleneck a quarter of it.
+        stride: Stride of the block.
+        dilation: Dilation of its spatial convolutions.
+        groups: Number of groups of its first spatial convolution; must divide `inner`.
+        squeeze: Width of squeeze-and-excitation, 0 (default) for none.
+        drop_path: Probability with which the branch is dropped in training.
+        style: What the layers have in common. Default: post-activation, option B, batch norm and ReLU.
+        kit: Data format and dtype of the layers, and their style if `style` is not given.
 
     Returns:
-        Feature map of `filters` channels.
+        Feature map with `filters` channels.
 
     Raises:
-        ValueError: a bad block name, groups that do not divide, a gate that does not suit the style.
+        ValueError: The block is unknown, groups do not divide, or the gate does not suit the style.
 
     Source: arXiv 1512.03385, figures 2 and 5.
     """
     if block not in BRANCHES:
-        raise ValueError(f"`block` must be one of {', '.join(map(repr, BRANCHES))}, got {block!r}")
-    style, kit = style or BlockStyle(), kit or LayerKit()
+        raise ValueError(f"unknown `block` {block!r}{nearest(block, BRANCHES)}")
+    kit = kit or LayerKit()
+    kit = kit if style is None else dataclasses.replace(kit, style=style)
+    style = kit.style
     if style.gate and style.gate != ("zero_conv" if style.preact else "zero_gamma"):
         raise ValueError(f"`gate` {style.gate!r} does not suit a {'pre' if style.preact else 'post'}-activation block")
-    inner = inner or (filters // 4 if block == "bottleneck" else filters)
-    convs = BRANCHES[block](inner, filters, stride=stride, dilation=dilation, entry_dilation=dilation, groups=groups)
-    plan = BlockPlan(name, 1, True, False, x.shape[kit.axis], convs, stride, dilation, squeeze, drop_path)
-    return apply_block(x, plan, style, kit)
+    branch, channels = BRANCHES[block], x.shape[kit.axis]
+    convs = plan_convolutions(
+        branch,
+        channels,
+        inner or int(filters / branch.expansion),
+        filters,
+        stride=stride,
+        dilation=dilation,
+        entry_dilation=dilation,
+        groups=groups,
+        bias=style.conv_bias,
+    )
+    return apply_block(x, BlockPlan(name, 1, True, False, channels, convs, stride, dilation, squeeze, drop_path), kit)
 
 
-def basic(x, filters, *, name, **options):
-    """Two 3×3 convolutions, post-activation (arXiv 1512.03385, figure 5 left). Options as in `residual`."""
+def basic(x: keras.KerasTensor, filters: int, *, name: str, **options: object) -> keras.KerasTensor:
+    """Apply two 3×3 convolutions (arXiv 1512.03385, figure 5, left). Options as in `residual`."""
     return residual(x, filters, block="basic", name=name, **options)
 
 
-def bottleneck(x, filters, *, name, **options):
-    """1×1, 3×3 with the stride (v1.5), 1×1, post-activation (arXiv 1512.03385, figure 5 right). Options as in `residual`."""
+def bottleneck(x: keras.KerasTensor, filters: int, *, name: str, **options: object) -> keras.KerasTensor:
+    """Apply 1×1, 3×3 (with the stride: v1.5), 1×1 (arXiv 1512.03385, figure 5, right). Options as in `residual`."""
     return residual(x, filters, block="bottleneck", name=name, **options)
 
 
-def preactivation(x, filters, *, name, **options):
-    """Norm and activation first, nothing behind the sum (arXiv 1603.05027, figure 4e). Options as in `residual`, less `style`."""
+def preactivation(x: keras.KerasTensor, filters: int, *, name: str, **options: object) -> keras.KerasTensor:
+    """Apply a block with norm and activation before each convolution, and nothing after the addition.
+
+    Options as in `residual`, except `style`. Source: arXiv 1603.05027, figure 4e.
+    """
     return residual(x, filters, style=BlockStyle(preact=True), name=name, **options)
 
 
-def plain(x, filters, *, name, **options):
-    """The basic block's layers without its shortcut: the paper's plain net. Options as in `residual`, less `style`."""
+def plain(x: keras.KerasTensor, filters: int, *, name: str, **options: object) -> keras.KerasTensor:
+    """Apply the basic block without its shortcut: the paper's plain net. Options as in `residual`, except `style`."""
     return residual(x, filters, style=BlockStyle(shortcut="none"), name=name, **options)

@@ -1,5 +1,9 @@
 """Which tensors cannot be negative, proved from the graph: what a post-activation block needs to be the identity."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import tree
 
@@ -25,7 +29,7 @@ _SIGN_KEEPING_OPERATIONS = {
 }  # fmt: skip
 
 
-def is_non_negative(tensor, outer=None, known=None):
+def is_non_negative(tensor: keras.KerasTensor, outer: Any = None, known: dict[int, bool] | None = None) -> bool:
     """Whether a symbolic tensor is ≥ 0 by the operations that made it, whatever the input.
 
     Args:
@@ -84,7 +88,7 @@ def _keeps_sign(name, node):
     return name in _SIGN_KEEPING_OPERATIONS and len(parents) >= operands and len(constants) == len(parents)
 
 
-def callers(model):
+def callers(model: keras.Model) -> dict[int, Any]:
     """For `is_non_negative`: the tensors that each nested graph's inputs are called on, over all its calls."""
     found = {}
     for _, _, node in walk(model):

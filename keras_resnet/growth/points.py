@@ -1,8 +1,11 @@
 """Places: where in a model's tree a block can go, and what is known about the tensor there."""
 
+from __future__ import annotations
+
 import fnmatch
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -20,11 +23,11 @@ class Place:
     tensor: object
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self.node.operation.name
 
 
-def find_places(model, after, node=None):
+def find_places(model: keras.Model, after: Any, node: int | None = None) -> list[Place]:
     """The calls that `after` names.
 
     Args:

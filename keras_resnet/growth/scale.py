@@ -1,6 +1,9 @@
 """Matching the size of a new branch to the tensor that it is added to."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -61,7 +64,7 @@ def measure_rms(model: keras.Model, calls: dict, data: object, batch_size: int =
     """
     totals = {key: np.zeros(2) for key in calls}
 
-    def call(node, args, kwargs):
+    def call(node: Any, args: Any, kwargs: Any) -> Any:
         operation = node.operation
         if isinstance(operation, keras.Model) and (graph := graph_of(operation)) is not None:
             outputs = replay(graph, flat_inputs(graph, call_inputs(args, kwargs)), call)

@@ -1,11 +1,14 @@
 """The only code that rewrites a model's graph: copy it, and on the way put blocks in or take blocks out."""
 
+from __future__ import annotations
+
 import dataclasses
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 from keras import ops, tree
@@ -14,12 +17,25 @@ from ..blocks.finding import find_blocks
 from ..blocks.identity import BlockSpec, append_block, check_fits, check_post_activation
 from ..blocks.signs import callers
 from ..checks import first_line, nearest, whole_number
-from ..graphs import data_format_at, graph_of, is_weighted, nodes, replay, require_graph, state_variables, walk
+from ..graphs import (
+    data_format_at,
+    graph_of,
+    is_weighted,
+    lambda_output_shape,
+    layers_in,
+    nodes,
+    pack_inputs,
+    producer,
+    replay,
+    require_graph,
+    state_variables,
+    walk,
+)
 from .points import find_places
 from .scale import MATCH, check_scale, measure_rms
 
 
-def copy_model(model, rewrite=None, name=None):
+def copy_model(model: keras.Model, rewrite: Callable[..., Any] | None = None, name: str | None = None) -> keras.Model:
     """Copy a model with its weights, and let `rewrite` replace the output of any call on the way.
 
     Differs from `keras.models.clone_model`: weights come along (by position in the model's tree, since paths repeat
@@ -56,7 +72,7 @@ def _check_sharing(leaves):
     """A layer shared by way of a wrapper (`TimeDistributed(conv)` and `conv`) would come apart."""
     owners = {}
     for old, _ in leaves:
-        for part in old._flatten_layers():
+        for part in layers_in(old):
             if (owner := owners.setdefault(id(part), old)) is not old:
                 raise ValueError(
                     f'layer "{part.name}" is shared by "{owner.name}" and "{old.name}" in a way that a copy cannot keep; '
@@ -67,17 +83,17 @@ def _check_sharing(leaves):
 def _copy_graph(graph, rewrite, twins, name):
     inputs = [_copy_input(tensor) for tensor in graph.inputs]
 
-    def call(node, args, kwargs):
+    def call(node: Any, args: Any, kwargs: Any) -> Any:
         outputs = _twin(node.operation, rewrite, twins)(*args, **kwargs)
         flat = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         return rewrite(graph, node, flat, outputs)
 
     outputs = replay(graph, inputs, call)
-    return keras.Model(tree.pack_sequence_as(graph._inputs_struct, inputs), outputs, name=name)
+    return keras.Model(pack_inputs(graph, inputs), outputs, name=name)
 
 
 def _copy_input(tensor):
-    layer = tensor._keras_history.operation
+    layer = producer(tensor).operation
     copied = type(layer).from_config(layer.get_config()).output
     # An auto-named input has two names, the layer's and the tensor's; inputs may be fed by either.
     copied.name = tensor.name
@@ -100,7 +116,7 @@ def _copy_operation(operation):
         config = operation.get_config()
         if isinstance(operation, keras.layers.Lambda):
             # A lambda's code does not survive its config; the function itself can be shared, having no weights.
-            config |= {"function": operation.function, "output_shape": operation._output_shape, "mask": operation.mask}
+            config |= {"function": operation.function, "output_shape": lambda_output_shape(operation), "mask": operation.mask}
             return type(operation)(**config)
         return type(operation).from_config(config)
     except Exception as error:
@@ -119,7 +135,7 @@ def _copy_state(old, new):
             f'layer "{old.name}" ({type(old).__name__}) builds other variables when made from its config; '
             "its `get_config` is incomplete"
         )
-    parts = list(zip(old._flatten_layers(), new._flatten_layers(), strict=True))
+    parts = list(zip(layers_in(old), layers_in(new), strict=True))
     states = [pair for a, b in parts for pair in zip(state_variables(a), state_variables(b), strict=True)]
     for source, target in [*zip(old.variables, new.variables, strict=True), *states]:
         target.assign(ops.convert_to_numpy(source))
@@ -139,13 +155,13 @@ def _copy_state(old, new):
 
 def _copy_trainable(containers, leaves):
     """Freeze what was frozen, layer by layer and variable by variable; what is new can learn, wherever it stands."""
-    copied = {id(part) for _, new in leaves for part in new._flatten_layers()}
+    copied = {id(part) for _, new in leaves for part in layers_in(new)}
     for old, new in containers:
-        parts = new._flatten_layers(include_self=False)
+        parts = layers_in(new, include_self=False)
         if not old.trainable and all(id(part) in copied for part in parts if not isinstance(part, keras.Model) and part.weights):
             new.trainable = False
     for old, new in leaves:
-        for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+        for source, target in zip(layers_in(old), layers_in(new), strict=True):
             if source.trainable != target.trainable:
                 target.trainable = source.trainable
         for source, target in zip(old.variables, new.variables, strict=True):
@@ -212,7 +228,7 @@ def grow(
     if scale is not None:
         stacks = _scaled(model, stacks, scale, data)
 
-    def rewrite(graph, call, inputs, outputs):
+    def rewrite(graph: Any, call: Any, inputs: Any, outputs: Any) -> Any:
         if id(call) in stacks:
             stack = stacks[id(call)]
             x = tree.flatten(outputs)[0]
@@ -255,7 +271,7 @@ class _Stack:
     data_format: str
     policy: object
 
-    def block_path(self, block_name):
+    def block_path(self, block_name: str) -> str:
         """The path by which `find_blocks` finds a block of the stack."""
         return "/".join(filter(None, (self.path.rpartition("/")[0], block_name)))
 
@@ -305,7 +321,7 @@ def _scaled(model, stacks, scale, data):
     ]:
         raise ValueError(f'`scale` has no number for block "{missing[0]}"{nearest(missing[0], scales)}')
 
-    def with_scale(stack):
+    def with_scale(stack: Any) -> Any:
         return [(name, dataclasses.replace(spec, scale=scales[stack.block_path(name)])) for name, spec in stack.blocks]
 
     return {call: dataclasses.replace(stack, blocks=with_scale(stack)) for call, stack in stacks.items()}
@@ -376,7 +392,7 @@ def _trunk_layers_before(model, places):
     return counts
 
 
-def spread(total, weights):
+def spread(total: int, weights: Sequence[int]) -> list[int]:
     """Share `total` out in proportion to `weights`: largest remainder, ties to the deeper (later) place.
 
     Args:

@@ -1,20 +1,21 @@
 """A config to a model, whatever its family."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 
-# Keras has no public way to drop variables that wait for their first value; it would fill them at the next occasion.
-from keras.src.backend.common import global_state
-
+from ..graphs import without_values
 from ..growth.surgery import grow
-from ..zoo.config import ResNetConfig, VGGConfig
+from ..zoo.config import Growth, ResNetConfig, VGGConfig
 from ..zoo.resnet import resnet
 from ..zoo.vgg import vgg
 
 BUILDERS = {ResNetConfig: resnet, VGGConfig: vgg}
-WAITING = "uninitialized_variables"
 
 
-def build(config, **options):
+def build(config: Any, **options: Any) -> keras.Model:
     """The model of a config; `options` are the fields of `BuildOptions`.
 
     Raises:
@@ -28,7 +29,7 @@ def build(config, **options):
     return grown(model, config.growth, partial=bool(options.get("features_only")))
 
 
-def grown(model, growth, partial=False):
+def grown(model: keras.Model, growth: Growth | None, partial: bool = False) -> keras.Model:
     """The model with the blocks of a `Growth`, as `keras_resnet.grow` would put them there; a partial one may lack places."""
     names = {layer.name for layer in model.layers}
     # Places of one count go together: every `grow` copies the model.
@@ -39,11 +40,7 @@ def grown(model, growth, partial=False):
     return model
 
 
-def outline(config, **options):
+def outline(config: Any, **options: Any) -> keras.Model:
     """The same model without numbers in its weights, for names, shapes and counts: it takes no memory at any size."""
-    before = list(global_state.get_global_attribute(WAITING, []))
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            return build(config, **options)
-    finally:
-        global_state.set_global_attribute(WAITING, before)
+    with without_values():
+        return build(config, **options)

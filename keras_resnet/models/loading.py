@@ -1,12 +1,18 @@
 """Loads model files that Keras wrote: `.keras` archives and legacy HDF5, recognised by their content."""
 
+from __future__ import annotations
+
+import importlib
 import json
 import os
 import re
+import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
@@ -17,6 +23,28 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LONGEST = 300  # characters of a message of Keras
 # How Keras 2 stored calls of TensorFlow functions; Keras 3 has no such layers.
 KERAS_2_CALLS = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceProperty", "InstanceMethod")
+# The options of the commands for the kinds of `ModelFileError`.
+COMMAND_REMEDIES = {
+    "lambda": "if you trust the file, allow it with --unsafe-lambda, or replace the layer by one with a class",
+    "unknown class": "name the module that registers it with --import",
+}
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import modules, of the current folder too, that register the layers of a model file.
+
+    Raises:
+        ModelFileError: One cannot be imported.
+    """
+    sys.path.insert(0, os.getcwd())
+    try:
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except Exception as error:  # the module is the user's; whatever it raises is about it
+                raise ModelFileError(f"cannot import {name}: {first_line(error)}") from error
+    finally:
+        sys.path.remove(os.getcwd())
 
 
 class ModelFileError(ValueError):
@@ -31,6 +59,11 @@ class ModelFileError(ValueError):
     def __init__(self, problem: str, remedy: str = "", kind: str = "") -> None:
         super().__init__(f"{problem}; {remedy}" if remedy else problem)
         self.problem, self.kind = problem, kind
+
+    def for_commands(self) -> str:
+        """The message with the options `--unsafe-lambda` and `--import` in place of Python calls."""
+        remedy = COMMAND_REMEDIES.get(self.kind)
+        return f"{self.problem}; {remedy}" if remedy else str(self)
 
 
 @dataclass(frozen=True)
@@ -156,7 +189,7 @@ class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """Reads what Keras 2 wrote: its config has `groups`, which is always 1 and which Keras 3 refuses."""
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> keras.layers.DepthwiseConv2D:
         return keras.layers.DepthwiseConv2D.from_config({key: value for key, value in config.items() if key != "groups"})
 
 

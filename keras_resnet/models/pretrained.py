@@ -1,12 +1,15 @@
 """Weights meet models: what `weights=` may be, what it decides about the model, and loading into one that exists."""
 
+from __future__ import annotations
+
 import difflib
 import json
 import os
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -20,6 +23,9 @@ from ..weights.sources import WeightSource, locate, recognise
 from ..zoo.config import Config, config_from_dict, differences
 from ..zoo.counting import arithmetic
 from .build import outline
+
+if TYPE_CHECKING:
+    from ..modelcard import ModelCard
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,14 @@ class Pretrained:
     source: WeightSource | None = None
 
     @property
-    def preprocessing(self):
+    def preprocessing(self) -> str | dict[str, Any] | None:
         """Mode or numbers the network was trained with; None where nothing tells."""
         if self.source:
             return self.source.preprocessing
         return self.file.card.mode if self.file.card else self.file.origin.preprocessing
 
     @property
-    def image(self):
+    def image(self) -> dict[str, Any]:
         """How an image file becomes the input, for the card."""
         if self.source:
             return self.source.image
@@ -54,7 +60,7 @@ class Pretrained:
         return self.file.origin.image
 
     @property
-    def labels(self):
+    def labels(self) -> list[str] | None:
         """Class names, if the origin has them."""
         known = self.source or self.file.card or self.file.origin
         return list(known.labels) if known.labels else None
@@ -72,7 +78,7 @@ class Pretrained:
         saved = self.file.card and self.file.card.config
         return saved["num_classes"] if saved else None
 
-    def describe(self):
+    def describe(self) -> dict[str, Any] | None:
         """The `weights` entry of the model card."""
         if self.source:
             keys = ("dataset", "accuracy", "licence", "page", "url")
@@ -82,7 +88,7 @@ class Pretrained:
         return {"source": os.path.basename(self.file.path), "origin": self.file.origin.name, **self.file.origin.card}
 
 
-def find_weights(weights, model, sources):
+def find_weights(weights: str | os.PathLike[str], model: str, sources: Mapping[str, WeightSource]) -> Pretrained:
     """What `weights=` stands for: a path if there is such a file, else a named source, else a packaged tag.
 
     Args:
@@ -105,7 +111,7 @@ def find_weights(weights, model, sources):
     return Pretrained(open_weights(path), text, source)
 
 
-def preprocessing_or_warn(pretrained):
+def preprocessing_or_warn(pretrained: Pretrained) -> str | dict[str, Any]:
     """The mode that comes with the weights, or `"none"` and a warning where the file does not tell."""
     if pretrained.preprocessing is not None:
         return pretrained.preprocessing
@@ -212,7 +218,7 @@ def _may_fit(config: Config, file: WeightFile) -> bool:
     return first is not None and first.shape == (config.scaled(config.widths[0]),)
 
 
-def load_weights(model, path):
+def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> ModelCard:
     """Load a file into a zoo model that exists; unlike Keras' own method it knows foreign formats and names what does not fit.
 
     Args:
@@ -238,7 +244,7 @@ def load_weights(model, path):
     return set_card(model, weights=pretrained.describe())
 
 
-def save_weights(model, path, *, dtype=None):
+def save_weights(model: keras.Model, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
     """Write weights and card of a zoo model as `.safetensors`, which other frameworks read too.
 
     Args:

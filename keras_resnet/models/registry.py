@@ -1,11 +1,18 @@
 """Names to models: the built-in variants and those that other packages declare."""
 
+from __future__ import annotations
+
 import dataclasses
 import fnmatch
 import functools
 import importlib.metadata
+import inspect
+import os
+import typing
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -20,6 +27,10 @@ from ..zoo.variants import NOTES, VARIANTS, slim_vgg
 from .build import build, outline
 from .pretrained import check_variant, fill, find_weights, fitting_variant, kept_classes, preprocessing_or_warn
 
+if TYPE_CHECKING:
+    from ..weights.sources import WeightSource
+
+
 ENTRY_POINT_GROUP = "keras_resnet.models"
 
 
@@ -32,8 +43,8 @@ class Plugin:
         sources: name -> `WeightSource`, for `weights=`.
     """
 
-    models: dict = field(default_factory=dict)
-    sources: dict = field(default_factory=dict)
+    models: dict[str, Config] = field(default_factory=dict)
+    sources: dict[str, WeightSource] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,17 +67,17 @@ class ModelInfo:
     trainable: int
     total: int
     macs: int | None
-    input_shape: tuple
-    features: list
+    input_shape: tuple[int | None, ...]
+    features: list[dict[str, Any]]
     owner: str | None = None
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         config = self.config.to_dict() if self.config else None
         return {**dataclasses.asdict(self), "config": config, "input_shape": list(self.input_shape)}
 
 
-def list_models(pattern="*"):
+def list_models(pattern: str = "*") -> list[str]:
     """Names of all variants that match, sorted; those of plug-ins too.
 
     Args:
@@ -76,7 +87,7 @@ def list_models(pattern="*"):
 
 
 @functools.cache
-def catalogue():
+def catalogue() -> dict[str, tuple[Config, str | None]]:
     """Name -> `(config, owner)` of every variant.
 
     Raises:
@@ -92,7 +103,7 @@ def catalogue():
 
 
 @functools.cache
-def plugins():
+def plugins() -> tuple[tuple[str, Plugin], ...]:
     """`(owner, Plugin)` of every installed entry point; one that cannot be imported is left out with a warning."""
     found = []
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
@@ -108,7 +119,7 @@ def plugins():
     return tuple(found)
 
 
-def config_of(name):
+def config_of(name: str) -> Config:
     """The config behind a name; VGGs of any width have one, e.g. `vgg16_w16`, though only some are listed.
 
     Raises:
@@ -123,7 +134,9 @@ def config_of(name):
     return models[name][0]
 
 
-def create_model(name, /, *, weights=None, num_classes=None, **changes):
+def create_model(
+    name: str | Config, /, *, weights: str | os.PathLike[str] | None = None, num_classes: int | None = None, **changes: Any
+) -> keras.Model:
     """Build a variant; differs from keras.applications by one name for all families, and by random weights unless asked.
 
     Args:
@@ -182,12 +195,12 @@ def _fitting(pretrained, name, fields):
 
 
 @functools.cache
-def weight_sources():
+def weight_sources() -> dict[str, WeightSource]:
     """Name -> `WeightSource`, those of plug-ins too."""
     return all_sources(plugins())
 
 
-def list_weights(pattern="*"):
+def list_weights(pattern: str = "*") -> list[str]:
     """Names of weights that `weights=` takes beside files, e.g. `"torchvision/resnet50.IMAGENET1K_V2"`; packaged ones too.
 
     Args:
@@ -197,7 +210,7 @@ def list_weights(pattern="*"):
     return sorted(fnmatch.filter([*weight_sources(), *own], pattern))
 
 
-def split_arguments(config, changes):
+def split_arguments(config: Config, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`(config fields, build options)` among keyword arguments.
 
     Raises:
@@ -227,7 +240,7 @@ def _channels(options):
     return shape[0 if first else -1] if shape and isinstance(shape, tuple | list) else None
 
 
-def model_info(model, **changes):
+def model_info(model: str | keras.Model, **changes: Any) -> ModelInfo:
     """Parameters, multiply-adds and stage outputs of a variant or a model.
 
     Args:
@@ -252,13 +265,34 @@ def model_info(model, **changes):
     return ModelInfo(name, config, counts.trainable, counts.total, counts.macs, shape, features, owner)
 
 
-def constructor(name):
-    """The named constructor of a variant, e.g. what `keras_resnet.resnet50` is."""
-    config_of(name)
+def constructor(name: str) -> Callable[..., keras.Model]:
+    """Return the constructor of a variant, which is what `keras_resnet.resnet50` is.
 
-    def build(*, weights=None, num_classes=None, **changes):
+    Args:
+        name: A name from `list_models()`.
+
+    Returns:
+        Function that takes the arguments of `create_model`; its signature shows them with the defaults of the variant.
+    """
+    signature = inspect.Signature([*parameters(config_of(name))], return_annotation=keras.Model)
+
+    def build(*, weights: str | os.PathLike[str] | None = None, num_classes: int | None = None, **changes: Any) -> keras.Model:
         return create_model(name, weights=weights, num_classes=num_classes, **changes)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"Build `{name}`{': ' + NOTES[name] if name in NOTES else ''}. Arguments as in `create_model`."
+    build.__signature__ = signature
     return build
+
+
+def parameters(config: Config) -> Iterator[inspect.Parameter]:
+    """Yield the keyword arguments that `create_model` takes for a variant, with their types and defaults."""
+    kinds = typing.get_type_hints(BuildOptions) | typing.get_type_hints(type(config))
+    options = [(item.name, kinds[item.name], item.default) for item in dataclasses.fields(BuildOptions)]
+    fields = [(item.name, kinds[item.name], getattr(config, item.name)) for item in dataclasses.fields(config)]
+    fields = [field for field in fields if field[0] != "num_classes"]
+    # None is the preprocessing that belongs to the weights.
+    options = [(name, kind | None, None) if name == "preprocessing" else (name, kind, default) for name, kind, default in options]
+    first = [("weights", str | os.PathLike[str] | None, None), ("num_classes", int | None, None)]
+    for name, kind, default in [*first, *options, *fields]:
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)

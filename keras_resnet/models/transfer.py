@@ -8,7 +8,7 @@ import keras
 from keras import layers, ops
 
 from ..checks import positive_integer
-from ..graphs import data_format_at, final_activation, graph_of, output_heads, producer, replay, require_graph
+from ..graphs import data_format_at, final_activation, graph_of, layers_in, output_heads, producer, replay, require_graph
 from ..growth.surgery import copy_model
 from ..layers import Card
 from ..modelcard import ModelCard, card, card_layer, check_labels, preprocessing_card, set_card
@@ -251,7 +251,7 @@ def _with_entrance(model: keras.Model, entrance: Callable) -> keras.Model:
     """A copy of a model whose first input passes through `entrance` before the first layer."""
     copied = copy_model(model)
     graph = require_graph(copied)
-    inputs = [type(layer).from_config(layer.get_config()).output for layer in (t._keras_history.operation for t in graph.inputs)]
+    inputs = [type(layer).from_config(layer.get_config()).output for layer in (producer(t).operation for t in graph.inputs)]
     for old, new in zip(graph.inputs, inputs, strict=True):
         new.name = old.name
     tensors = [entrance(inputs[0]), *inputs[1:]]
@@ -274,7 +274,7 @@ def freeze_batch_norm(model: keras.Model, frozen: bool = True) -> int:
     Returns:
         How many batch norms there are.
     """
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in layers_in(model) if isinstance(layer, keras.layers.BatchNormalization)]
     for layer in norms:
         layer.trainable = not frozen
     return len(norms)

@@ -1,5 +1,7 @@
 """Downloads into Keras' cache: resumed, retried, checked, and announced in one sentence when they fail."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import time
@@ -13,13 +15,13 @@ CHUNK = 1 << 20
 TIMEOUT = 30
 
 
-def cache_folder():
+def cache_folder() -> str:
     """Folder for weights: `models/keras_resnet` in Keras' home (`KERAS_HOME`, else `~/.keras`)."""
     home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
     return os.path.join(home, "models", "keras_resnet")
 
 
-def fetch(url, digest=None, folder=None, pause=1.0):
+def fetch(url: str, digest: str | None = None, folder: str | os.PathLike[str] | None = None, pause: float = 1.0) -> str:
     """The local path of a file; unlike `keras.utils.get_file` it resumes, retries, and never leaves a partial file in place.
 
     Args:

@@ -1,5 +1,7 @@
 """A file of weights, whatever its format: its arrays, and where they come from."""
 
+from __future__ import annotations
+
 import json
 import os
 import zipfile
@@ -51,12 +53,12 @@ class WeightFile:
     """
 
     path: str
-    arrays: dict = field(repr=False)
+    arrays: dict[str, np.ndarray] = field(repr=False)
     origin: Origin
     card: ModelCard | None = None
 
 
-def open_weights(path):
+def open_weights(path: str | os.PathLike[str]) -> WeightFile:
     """Read a file of weights and recognise its origin by the names in it; no pickle is run.
 
     Args:

@@ -1,5 +1,7 @@
 """Strict assignment of a file's arrays to a model's variables: all of them or none."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ CLASSIFIER = "predictions"
 SHOWN = 3
 
 
-def variables_of(model):
+def variables_of(model: keras.Model) -> dict[tuple[str, str], keras.Variable]:
     """`(layer, variable)` names -> Keras variable, for all weights of a zoo model; seeds of dropout layers are none."""
     return {
         (layer.name, variable.name): variable
@@ -175,7 +177,7 @@ def _rows_channels_last(value, config):
     return np.moveaxis(value.reshape(len(value), channels, *sides), (0, 1), (-1, -2)).reshape(-1, len(value))
 
 
-def adapt_channels(kernel, channels):
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """A first convolution for RGB made to take `channels`: summed for one, repeated and scaled for more.
 
     Args:

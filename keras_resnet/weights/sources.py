@@ -1,10 +1,15 @@
 """Named weights: files of other projects on the network, and those that lie in this package."""
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import json
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from ..checks import closest
 from ..zoo.config import FAMILIES
@@ -47,22 +52,22 @@ class WeightSource:
     accuracy: float | None = None
     licence: str = "unknown"
     page: str = ""
-    labels: tuple | None = None
+    labels: tuple[str, ...] | None = None
 
     @property
-    def image(self):
+    def image(self) -> dict[str, Any]:
         """The part of a model card's `preprocessing` that this source decides."""
         return {"size": [self.size, self.size], "resize": self.resize, "interpolation": self.interpolation}
 
 
 @functools.cache
-def built_in_sources():
+def built_in_sources() -> dict[str, WeightSource]:
     """Name -> `WeightSource` of the table in `data/sources.json`."""
     table = json.loads((PACKAGED / "sources.json").read_text(encoding="utf-8"))
     return {name: WeightSource(**{**table["defaults"][name.split("/")[0]], **row}) for name, row in table["sources"].items()}
 
 
-def all_sources(plugins=()):
+def all_sources(plugins: Iterable[tuple[str, Any]] = ()) -> dict[str, WeightSource]:
     """Name -> `WeightSource`, those of plug-ins included.
 
     Args:
@@ -80,7 +85,7 @@ def all_sources(plugins=()):
     return {name: source for name, (source, _) in found.items()}
 
 
-def recognise(path, model, sources):
+def recognise(path: str | os.PathLike[str], model: str, sources: Mapping[str, WeightSource]) -> tuple[str, WeightSource] | None:
     """The source whose published sha256 a file has, so that its card comes along.
 
     Args:
@@ -104,7 +109,7 @@ def recognise(path, model, sources):
     return own
 
 
-def packaged():
+def packaged() -> dict[tuple[str, str], str]:
     """`(model, tag)` -> path of the weights in this package, e.g. for `("resnet20", "cifar10")`."""
     entries = sorted(PACKAGED.iterdir(), key=lambda entry: entry.name) if PACKAGED.is_dir() else ()
     found = {}
@@ -115,7 +120,7 @@ def packaged():
     return found
 
 
-def locate(weights, model, sources):
+def locate(weights: str, model: str, sources: Mapping[str, WeightSource]) -> tuple[str, WeightSource | None]:
     """The file behind `weights=`, downloaded if it has to be.
 
     Args:

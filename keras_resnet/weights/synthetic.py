@@ -1,17 +1,27 @@
 """Weights from a seed and a name: the same numbers in any framework, so that two networks can be compared without a file."""
 
+from __future__ import annotations
+
 import math
 import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .matching import variables_of
 
+if TYPE_CHECKING:
+    import keras
+
+    from .families.origin import Origin
+
+
 # He's factor times this keeps hundreds of blocks within float32, while every branch still moves the logits.
 GAIN = 0.7
 
 
-def values(name, shape, seed, torch_layout, gain=GAIN):
+def values(name: str, shape: Sequence[int], seed: int, torch_layout: bool, gain: float = GAIN) -> np.ndarray:
     """Numbers for one parameter; batch-norm statistics are random too, since fresh ones hide errors.
 
     Args:
@@ -34,7 +44,7 @@ def values(name, shape, seed, torch_layout, gain=GAIN):
     return (0.1 * random.standard_normal(shape, "float32")).astype("float32")
 
 
-def state_for(model, config, origin, seed):
+def state_for(model: keras.Model, config: Any, origin: Origin, seed: int) -> dict[str, np.ndarray]:
     """The arrays a file of that origin would hold for a zoo model, made from a seed.
 
     Args:
@@ -53,7 +63,7 @@ def state_for(model, config, origin, seed):
     return arrays
 
 
-def images(size, seed, channels=3, rank=2, batch=1):
+def images(size: int, seed: int, channels: int = 3, rank: int = 2, batch: int = 1) -> np.ndarray:
     """Normalised images, channels last, from a seed."""
     random = np.random.default_rng([seed, size])
     return random.standard_normal((batch, *(size,) * rank, channels), "float32")

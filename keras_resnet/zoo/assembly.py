@@ -1,7 +1,10 @@
 """What both families put around their trunk: input, card, preprocessing, head, named stage outputs."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import layers
@@ -11,6 +14,10 @@ from ..layers import Card
 from ..modelcard import ModelCard, check_labels, preprocessing_card
 from ..preprocessing import Preprocessing
 from .plan import block_plans
+
+if TYPE_CHECKING:
+    from ..blocks.kit import LayerKit
+    from .config import Config
 
 
 @dataclass(frozen=True)
@@ -36,19 +43,19 @@ class BuildOptions:
 
     include_top: bool = True
     pooling: str | None = None
-    input_shape: tuple | None = None
-    input_tensor: Any = None
-    preprocessing: Any = "none"
+    input_shape: tuple[int | None, ...] | None = None
+    input_tensor: keras.KerasTensor | None = None
+    preprocessing: str | dict[str, Any] = "none"
     include_preprocessing: bool = True
-    features_only: Any = False
+    features_only: bool | str | Sequence[str] = False
     data_format: str | None = None
-    dtype: Any = None
+    dtype: str | keras.DTypePolicy | None = None
     name: str | None = None
-    labels: list | None = None
-    source: dict | None = None
-    image: dict | None = None
+    labels: Sequence[str] | None = None
+    source: dict[str, Any] | None = None
+    image: dict[str, Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pooling not in (None, "avg", "max"):
             raise ValueError(f'`pooling` must be None, "avg" or "max", got {self.pooling!r}')
         shape = self.input_shape
@@ -61,7 +68,7 @@ class BuildOptions:
             raise ValueError(f'`data_format` must be "channels_last" or "channels_first", got {self.data_format!r}')
 
 
-def entrance(config, options):
+def entrance(config: Config, options: BuildOptions) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     """The model's input and what the trunk gets: card and preprocessing stand in between.
 
     Returns:
@@ -90,7 +97,15 @@ def entrance(config, options):
     return inputs, layer(Card(card.to_dict(), name="card")(x))
 
 
-def finish(config, options, inputs, x, features, kit, classifier):
+def finish(
+    config: Config,
+    options: BuildOptions,
+    inputs: keras.KerasTensor,
+    x: keras.KerasTensor,
+    features: dict[str, keras.KerasTensor],
+    kit: LayerKit,
+    classifier: Callable[[keras.KerasTensor], keras.KerasTensor],
+) -> keras.Model:
     """The model from its trunk: stage outputs, a feature map, pooled features or logits.
 
     Args:
@@ -113,12 +128,12 @@ def finish(config, options, inputs, x, features, kit, classifier):
     return keras.Model(inputs, outputs, name=options.name or config.family)
 
 
-def logits(x, num_classes):
+def logits(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
     """The classifier; float32 under any policy, since half precision would tie close classes."""
     return layers.Dense(num_classes, dtype="float32", name="predictions")(x)
 
 
-def feature_info(config):
+def feature_info(config: Config) -> list[dict[str, Any]]:
     """Channels and stride of each stage output, in order; like timm's `feature_info`.
 
     Args:

@@ -4,12 +4,15 @@ import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any, Self, get_origin
 
+from ..blocks.branches import BRANCHES
+from ..blocks.style import BlockStyle, LayerStyle
 from ..checks import is_number, positive_integer, probability
 from ..layers import config_differences
 
 CHOICES = {
-    "block": ("basic", "bottleneck"),
+    "block": tuple(BRANCHES),
     "shortcut": (
         "projection",
         "projection_all",
@@ -48,11 +51,11 @@ class Growth:
         ValueError: no pairs of a name and a whole number.
     """
 
-    blocks: tuple
+    blocks: tuple[tuple[str, int], ...]
     block: str = "preact"
     gate: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             pairs = tuple((str(place), count) for place, count in self.blocks)
         except (TypeError, ValueError) as error:
@@ -65,7 +68,7 @@ class Growth:
 class Config:
     """What both families share: checked choices, a JSON form, and copies with changes."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.growth, dict):
             object.__setattr__(self, "growth", Growth(**self.growth))
         if not isinstance(self.growth, Growth | None):
@@ -74,7 +77,7 @@ class Config:
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
-            elif field.type is tuple and not isinstance(value, tuple):
+            elif (get_origin(field.type) or field.type) is tuple and not isinstance(value, tuple):
                 raise ValueError(f"`{field.name}` must be a tuple, got {value!r}")
             if field.name in CHOICES and value not in CHOICES[field.name]:
                 raise ValueError(f"`{field.name}` must be one of {', '.join(map(repr, CHOICES[field.name]))}, got {value!r}")
@@ -83,17 +86,17 @@ class Config:
         if not is_number(self.norm_epsilon) or self.norm_epsilon <= 0:
             raise ValueError(f"`norm_epsilon` must be a number above 0, got {self.norm_epsilon!r}")
 
-    def replace(self, **changes):
+    def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed; checked like a new config."""
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # both families are dataclasses
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the family under `"family"`; `config_from_dict` is the way back."""
         return {"family": self.family, **_plain(dataclasses.asdict(self))}
 
 
 @dataclass(frozen=True)
-class ResNetConfig(Config):
+class ResNetConfig(Config, BlockStyle):
     """A residual network; the defaults are torchvision's ResNet (v1.5), not the paper's: the stride sits in the 3×3.
 
     Args:
@@ -146,37 +149,22 @@ class ResNetConfig(Config):
     Source: He et al. (arXiv 1512.03385, 1603.05027); the fields' own sources stand at the variants.
     """
 
-    depths: tuple
-    widths: tuple = (64, 128, 256, 512)
+    depths: tuple[int, ...]
+    widths: tuple[int, ...] = (64, 128, 256, 512)
     block: str = "bottleneck"
-    preact: bool = False
-    shortcut: str = "projection"
-    shortcut_norm: bool = True
     groups: int = 1
     base_width: int = 64
-    stem_widths: tuple = (64,)
+    stem_widths: tuple[int, ...] = (64,)
     stem_kernel: int = 7
     stem_stride: int = 2
     stem_pool: str | None = "max"
     stride_in: str = "3x3"
     stride_block: str = "first"
-    padding: str = "symmetric"
     se_ratio: float = 0.0
     se_divisor: int = 8
-    norm: str = "batch"
-    norm_groups: int = 32
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    weight_standardization: bool = False
-    conv_bias: tuple = ()
-    activation: str = "relu"
-    antialias: bool = False
-    gate: str | None = None
     output_stride: int | None = None
     drop_path: float = 0.0
-    dropout: float = 0.0
     head_dropout: float = 0.0
-    rank: int = 2
     num_classes: int = 1000
     input_size: int = 224
     channels: int = 3
@@ -184,7 +172,7 @@ class ResNetConfig(Config):
 
     family = "resnet"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.depths or len(self.depths) != len(self.widths):
             raise ValueError(f"`depths` and `widths` must have one entry per stage, got {self.depths} and {self.widths}")
@@ -197,7 +185,7 @@ class ResNetConfig(Config):
             probability(name, getattr(self, name))
         if not is_number(self.se_ratio) or self.se_ratio < 0:
             raise ValueError(f"`se_ratio` must be a number from 0 up, got {self.se_ratio!r}")
-        if self.block == "basic" and (self.groups, self.base_width) != (1, 64):
+        if self.expansion == 1 and (self.groups, self.base_width) != (1, 64):
             got = f"groups={self.groups}, base_width={self.base_width}"
             raise ValueError(f'`groups` and `base_width` need block="bottleneck", got {got}')
         if unknown := set(self.conv_bias) - set(BIASED):
@@ -218,7 +206,7 @@ class ResNetConfig(Config):
                 raise ValueError(f"`output_stride` must be one of {', '.join(map(str, allowed))}, got {self.output_stride}")
 
     @classmethod
-    def cifar(cls, depth, *, block="basic", **changes):
+    def cifar(cls, depth: int, *, block: str = "basic", **changes: Any) -> Self:
         """The paper's network for 32×32 images: `n` blocks in each of three stages of 16, 32, 64 filters.
 
         Args:
@@ -235,7 +223,7 @@ class ResNetConfig(Config):
         return cls(**{"depths": (blocks,) * 3, "widths": (16, 32, 64), "block": block, **CIFAR_STEM, **changes})
 
     @classmethod
-    def wide(cls, depth, widen, **changes):
+    def wide(cls, depth: int, widen: int, **changes: Any) -> Self:
         """A Wide ResNet for 32×32 images; its depth is 6n+4, since it counts the stages' projections too.
 
         Args:
@@ -253,27 +241,27 @@ class ResNetConfig(Config):
         return cls(**{**fields, **CIFAR_STEM, **changes})
 
     @property
-    def expansion(self):
+    def expansion(self) -> float:
         """Filters a block puts out per filter of its width."""
-        return 4 if self.block == "bottleneck" else 1
+        return BRANCHES[self.block].expansion
 
     @property
-    def stem_reduction(self):
+    def stem_reduction(self) -> int:
         """Stride of the stem, pool included."""
         return self.stem_stride * (1 if self.stem_pool is None else 2)
 
     @property
-    def reduction(self):
+    def reduction(self) -> int:
         """Stride of the trunk, i.e. the smallest side the network takes."""
         return self.output_stride or self.stem_reduction * 2 ** (len(self.depths) - 1)
 
-    def inner_filters(self, stage):
+    def inner_filters(self, stage: int) -> int:
         """Filters of the 3×3 in a stage (counted from 0)."""
-        if self.block == "basic":
+        if self.expansion == 1:
             return self.widths[stage]
         return int(self.widths[stage] * self.base_width / 64) * self.groups
 
-    def squeeze_filters(self, filters):
+    def squeeze_filters(self, filters: int) -> int:
         """Width of the squeeze for a block of `filters`, 0 without squeeze-and-excitation; rounds halves up, like timm."""
         if not self.se_ratio:
             return 0
@@ -281,7 +269,7 @@ class ResNetConfig(Config):
 
 
 @dataclass(frozen=True)
-class VGGConfig(Config):
+class VGGConfig(Config, LayerStyle):
     """A VGG network; differs from the paper by a head that also fits small inputs, and by pooling to 7×7 at other sizes.
 
     Args:
@@ -306,18 +294,14 @@ class VGGConfig(Config):
     Source: Simonyan and Zisserman (arXiv 1409.1556), table 1.
     """
 
-    stages: tuple = (2, 2, 3, 3, 3)
-    widths: tuple = (64, 128, 256, 512, 512)
+    stages: tuple[int, ...] = (2, 2, 3, 3, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     width: int = 100
     batch_norm: bool = False
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
     head: str = "dense"
-    head_widths: tuple = (4096, 4096)
+    head_widths: tuple[int, ...] = (4096, 4096)
     head_size: int = 7
     head_dropout: float = 0.5
-    activation: str = "relu"
-    rank: int = 2
     num_classes: int = 1000
     input_size: int = 224
     channels: int = 3
@@ -325,7 +309,7 @@ class VGGConfig(Config):
 
     family = "vgg"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.stages or len(self.stages) != len(self.widths):
             raise ValueError(f"`stages` and `widths` must have one entry per stage, got {self.stages} and {self.widths}")
@@ -337,11 +321,11 @@ class VGGConfig(Config):
         probability("head_dropout", self.head_dropout)
 
     @property
-    def reduction(self):
+    def reduction(self) -> int:
         """Stride of the trunk, i.e. the smallest side the network takes."""
         return 2 ** len(self.stages)
 
-    def scaled(self, filters):
+    def scaled(self, filters: int) -> int:
         """`filters` at this width, at least one."""
         return max(1, math.floor(filters * self.width / 100 + 0.5))
 
@@ -349,7 +333,7 @@ class VGGConfig(Config):
 FAMILIES = {family.family: family for family in (ResNetConfig, VGGConfig)}
 
 
-def config_from_dict(data):
+def config_from_dict(data: dict[str, Any]) -> ResNetConfig | VGGConfig:
     """The config that `Config.to_dict` wrote, e.g. `config_from_dict(kr.card(model).config)`.
 
     Raises:

@@ -1,7 +1,11 @@
 """Parameters and multiply-adds, by walking a model's layers, or by arithmetic on a `ResNetConfig` alone."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import layers
@@ -9,6 +13,10 @@ from keras import layers
 from ..blocks.identity import ResidualBlock
 from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
 from .plan import block_plans
+
+if TYPE_CHECKING:
+    from .config import ResNetConfig
+
 
 # Layers whose every kernel is applied at every place of what comes out.
 CONVOLUTIONS = (
@@ -33,7 +41,7 @@ class Counts:
     macs: int | None
 
 
-def count(model, input_shape=None):
+def count(model: keras.Model, input_shape: Sequence[int | None] | None = None) -> Counts:
     """Parameters and multiply-adds of any Keras model, by a walk over its layers; Keras has no such counter.
 
     Args:
@@ -48,7 +56,7 @@ def count(model, input_shape=None):
     return Counts(trainable, model.count_params(), count_macs(model, input_shape))
 
 
-def count_macs(model, input_shape=None):
+def count_macs(model: keras.Model, input_shape: Sequence[int | None] | None = None) -> int | None:
     """Multiply-adds for one input; see `count`."""
     graph = require_graph(model)
     if input_shape is None:
@@ -64,7 +72,7 @@ def _walk(graph, inputs):
     """`(multiply-adds, outputs)` of a graph on symbolic inputs. Shapes are inferred without a call, which would add a node."""
     total = 0
 
-    def infer(node, args, kwargs):
+    def infer(node: Any, args: Any, kwargs: Any) -> Any:
         nonlocal total
         operation = node.operation
         inner = graph_of(operation) if isinstance(operation, keras.Model) else None
@@ -93,7 +101,7 @@ def _layer_macs(layer, args, output):
     return 0
 
 
-def arithmetic(config):
+def arithmetic(config: ResNetConfig) -> Counts:
     """The same figures for a `ResNetConfig` at its published input size, without building anything (0.1 s at depth 1202).
 
     Returns:
@@ -152,15 +160,15 @@ def _count_block(tally, config, plan, side):
 class _Tally:
     """Running sums for `arithmetic`."""
 
-    def __init__(self, config):
+    def __init__(self, config: ResNetConfig) -> None:
         self.rank, self.has_statistics = config.rank, config.norm == "batch"
         self.trainable = self.statistics = self.macs = 0
 
-    def conv(self, inputs, filters, kernel, side, groups=1, bias=False):
+    def conv(self, inputs: int, filters: int, kernel: int, side: int, groups: int = 1, bias: bool = False) -> None:
         weights = kernel**self.rank * inputs // groups * filters
         self.trainable += weights + filters * bias
         self.macs += weights * side**self.rank
 
-    def norm(self, filters):
+    def norm(self, filters: int) -> None:
         self.trainable += 2 * filters
         self.statistics += 2 * filters * self.has_statistics

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..blocks.branches import BRANCHES, BlockPlan
+from ..blocks.branches import BRANCHES, BlockPlan, plan_convolutions
 from .config import ResNetConfig
 
 
@@ -19,14 +19,16 @@ def block_plans(config: ResNetConfig) -> Iterator[BlockPlan]:
             if stride > 1 and reduction >= config.reduction:
                 dilation, stride = dilation * stride, 1
             reduction *= stride
-            out = width * config.expansion
+            out = int(width * config.expansion)
             yield BlockPlan(
                 name=f"stage{stage + 1}_block{index + 1}",
                 stage=stage + 1,
                 opens_stage=index == 0,
                 closes_stage=index == depth - 1,
                 in_filters=filters,
-                convs=branch(
+                convs=plan_convolutions(
+                    branch,
+                    filters,
                     config.inner_filters(stage),
                     out,
                     stride=stride,

@@ -1,14 +1,23 @@
 """All residual networks: one builder that reads a `ResNetConfig`. A variant is a row in `variants.py`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from keras import layers
 
 from ..blocks.kit import LayerKit
-from ..blocks.residual import BlockStyle, apply_block
+from ..blocks.residual import apply_block
 from .assembly import BuildOptions, entrance, finish, logits
 from .plan import block_plans
 
+if TYPE_CHECKING:
+    import keras
 
-def resnet(config, **options):
+    from .config import ResNetConfig
+
+
+def resnet(config: ResNetConfig, **options: Any) -> keras.Model:
     """A residual network; differs from keras.applications by taking pixels 0–255 and returning float32 logits.
 
     Args:
@@ -24,13 +33,13 @@ def resnet(config, **options):
     Source: arXiv 1512.03385; the sources of the variants stand in `variants.py`.
     """
     options = BuildOptions(**options)
-    kit, style = LayerKit.of(config, options.data_format, options.dtype), BlockStyle.of(config)
+    kit = LayerKit(config, options.data_format, options.dtype)
     inputs, x = entrance(config, options)
     x = _stem(x, config, kit)
     features = {"stem": x}
     x = _stem_pool(x, config, kit)
     for plan in block_plans(config):
-        x = apply_block(x, plan, style, kit)
+        x = apply_block(x, plan, kit)
         if plan.closes_stage:
             features[f"stage{plan.stage}"] = x
     if config.preact:

@@ -1,5 +1,7 @@
 """The named variants: a row each. Sources stand at the groups; counts are checked in tests/zoo/test_counts.py."""
 
+from __future__ import annotations
+
 import re
 
 from .config import Growth, ResNetConfig, VGGConfig
@@ -129,7 +131,7 @@ VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19:
 SLIM = {"head": "pool", "head_widths": (), "num_classes": 10, "input_size": 32}
 
 
-def slim_vgg(name):
+def slim_vgg(name: str) -> VGGConfig | None:
     """Config of `vgg{depth}[_bn]_w{percent}` at any width of 1 to 200 per cent, or None for another name."""
     match = re.fullmatch(r"vgg(11|13|16|19)(_bn)?_w([1-9]\d{0,2})", str(name))
     if match is None or int(match.group(3)) > 200:

@@ -1,13 +1,22 @@
 """VGG 11 to 19, with or without batch norm, at any width and with any head; layers are named as in keras.applications."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from keras import layers
 
 from ..blocks.kit import LayerKit
 from ..layers import AdaptiveAverage
 from .assembly import BuildOptions, entrance, finish, logits
 
+if TYPE_CHECKING:
+    import keras
 
-def vgg(config, **options):
+    from .config import VGGConfig
+
+
+def vgg(config: VGGConfig, **options: Any) -> keras.Model:
     """A VGG network; differs from keras.applications by logits, batch norm, widths, and a head that fits small inputs.
 
     Args:
@@ -23,14 +32,7 @@ def vgg(config, **options):
     Source: arXiv 1409.1556, table 1.
     """
     options = BuildOptions(**options)
-    kit = LayerKit(
-        rank=config.rank,
-        data_format=options.data_format,
-        dtype=options.dtype,
-        norm_epsilon=config.norm_epsilon,
-        norm_momentum=config.norm_momentum,
-        activation=config.activation,
-    )
+    kit = LayerKit(config, options.data_format, options.dtype)
     inputs, x = entrance(config, options)
     features = {}
     for stage, (count, width) in enumerate(zip(config.stages, config.widths, strict=True), start=1):

@@ -160,12 +160,15 @@ KINDS: dict[str, Kind] = {}
 ANY, MAPS = (0, 1, 2, 3), (1, 2, 3)
 
 
-def kind(*names: str, ranks: tuple[int, ...]) -> Callable[[Callable], Callable]:
-    """Register a writer, which gets the name as its last argument, for layer kinds."""
+def kind(*names: str, ranks: tuple[int, ...], more: int = 0) -> Callable[[Callable], Callable]:
+    """Register a writer, which gets the name as its last argument, for layer kinds.
+
+    A kind called `…2D` takes maps of two dimensions, and `more` for time.
+    """
 
     def register(function: Callable) -> Callable:
         for name in names:
-            on = tuple(rank for rank in ranks if not name.endswith("D") or name[-2] == str(rank))
+            on = tuple(rank for rank in ranks if not name.endswith("D") or int(name[-2]) + more == rank)
             KINDS[name] = Kind(on, functools.partial(function, name=name))
         return function
 
@@ -228,8 +231,11 @@ def _pooling(d: Draw, rank: int, shape: tuple, name: str) -> str:
 
 @kind(*(f"Adaptive{way}Pooling{rank}D" for way in ("Average", "Max") for rank in MAPS), ranks=MAPS)
 def _adaptive(d: Draw, rank: int, shape: tuple, name: str) -> str:
-    # TensorFlow crashes where the result is larger than the map.
-    sizes = tuple(d.number(1, min(4, size or 4)) for size in shape[:-1])
+    # TensorFlow crashes where the result is larger than the map, and in a maximum over the whole of an axis.
+    least = 2 if "Max" in name else 1
+    if any(size is not None and size < least for size in shape[:-1]):
+        return "None"  # no tensor, which is not written
+    sizes = tuple(d.number(least, min(4, size or 4)) for size in shape[:-1])
     return _turned(d, rank, shape, f"layers.{name}", sizes[0] if rank == 1 else sizes)
 
 
@@ -485,7 +491,7 @@ def _cells(d: Draw, rank: int, shape: tuple, name: str) -> str:
     return f"layers.RNN({cell.get(name, f'layers.{name}(3)')}, return_sequences={d.chance(50)})(x)"
 
 
-@kind("ConvLSTM1D", "ConvLSTM2D", ranks=(2, 3))
+@kind("ConvLSTM1D", "ConvLSTM2D", ranks=(2, 3), more=1)
 def _conv_lstm(d: Draw, rank: int, shape: tuple, name: str) -> str:
     options = {"return_sequences": d.maybe(40, True), "padding": d.maybe(60, "same"), "strides": d.maybe(20, 2)}
     return f"{call(f'layers.{name}', 2, d.pick(1, 2, 3), **options)}(x)"
@@ -973,6 +979,8 @@ class _Writing:
                 found["dynamic_size"] = True
         if head in CLASSIFIERS and d.chance(20):
             found["top_k"] = 2
+            if head == "softmax by hand":  # no attribute tells of it
+                found["output_kind"] = "probabilities"
         if head in ("softmax", "Softmax layer", "Activation softmax") and d.chance(20):
             found["outputs"] = ["logits", "probabilities"]
         if d.chance(8):

@@ -98,9 +98,12 @@ def test_truncated_torch_files_are_refused(name, share, tmp_path):
     [
         (b"", "truncated"),
         (b"\xff" * 20, "truncated"),
-        (b"\x02" + b"\x00" * 7 + b"{]", "header cannot be read"),
-        (b"\x40" + b"\x00" * 7 + b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}   ', "truncated or damaged"),
-        (b"\x40" + b"\x00" * 7 + b'{"a": {"dtype": "F9", "shape": [9], "data_offsets": [0, 36]}}    ', "header cannot be read"),
+        (b"\x02" + b"\x00" * 7 + b"{]", "not a readable safetensors file"),
+        (b"\x40" + b"\x00" * 7 + b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}   ', "truncated"),
+        (
+            b"\x40" + b"\x00" * 7 + b'{"a": {"dtype": "F9", "shape": [9], "data_offsets": [0, 36]}}    ',
+            "not a readable safetensors file.*header",
+        ),
     ],
 )
 def test_damaged_safetensors_are_refused(content, message, tmp_path):
@@ -337,7 +340,7 @@ BOMBS = [
     (hdf5_bomb, "x.weights.h5", "would take 268,435,456 bytes"),
     (hdf5_of_another_file, "x.weights.h5", "holds no numbers of this file"),
     (npz_bomb, "x.npz", "would take"),
-    (overlapping, "x.safetensors", "its arrays overlap"),
+    (overlapping, "x.safetensors", "invalid offset"),
 ]
 
 
@@ -468,7 +471,8 @@ def test_dense_rows_of_a_vgg_are_turned_to_channels_last(tmp_path):
     changes = {"stages": (1, 1), "widths": (8, 12), "head_widths": (16, 16), "head_size": 3, "num_classes": 5}
     model = kr.create_model("vgg11", **changes, input_shape=(12, 12, 3))
     state = state_for(model, config_behind(model), torchvision.VGG, 0)
-    loaded = kr.create_model("vgg11", weights=written(tmp_path, state), **changes, input_shape=(12, 12, 3))
+    path = written(tmp_path, state)
+    loaded = kr.create_model("vgg11", weights=path, **changes, input_shape=(12, 12, 3), preprocessing="none")
     x = images(12, 0) * 60 + 120
     features = np.array(keras.Model(loaded.input, loaded.get_layer("block2_pool").output)(x))
     hidden = features.transpose(0, 3, 1, 2).reshape(1, -1)

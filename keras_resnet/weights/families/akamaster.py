@@ -1,5 +1,9 @@
 """akamaster/pytorch_resnet_cifar10: ResNet-20 to 1202 on CIFAR-10, option A (or B) shortcuts, ImageNet mean and deviation."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 import numpy as np
 
 from .origin import TORCH_VARIABLES, Origin, by_rules
@@ -18,7 +22,7 @@ def _translate(config, layer, variable):
     return f"{by_rules(RULES, layer)}.{TORCH_VARIABLES[variable]}"
 
 
-def is_akamaster(arrays):
+def is_akamaster(arrays: Mapping[str, np.ndarray]) -> bool:
     """Three stages of 16, 32 and 64 filters; kuangliu/pytorch-cifar names its wider networks alike."""
     stem = arrays.get("conv1.weight", np.empty(0))
     return "linear.weight" in arrays and "layer1.0.conv1.weight" in arrays and stem.shape == (16, 3, 3, 3)

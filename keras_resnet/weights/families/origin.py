@@ -1,8 +1,15 @@
 """What is known about a place weights come from: how it names and lays out its arrays, and what its networks are like."""
 
+from __future__ import annotations
+
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 # Names of a torch module's arrays by ours.
 TORCH_VARIABLES = {
@@ -41,18 +48,18 @@ class Origin:
     ignored: str = r"$^"
     fits: Callable = lambda config, arrays: None
     preprocessing: str | None = None
-    card: dict = field(default_factory=dict)
-    image: dict | None = None
-    labels: tuple | None = None
+    card: dict[str, Any] = field(default_factory=dict)
+    image: dict[str, Any] | None = None
+    labels: tuple[str, ...] | None = None
 
-    def refusal(self, config, arrays):
+    def refusal(self, config: Any, arrays: Mapping[str, np.ndarray]) -> str | None:
         """Why a file from here cannot belong to a config, although its shapes may fit, or None."""
         if self.family not in (None, config.family):
             return f"it holds a {self.family} network, the model is a {config.family}"
         return self.fits(config, arrays)
 
 
-def by_rules(rules, layer):
+def by_rules(rules: Mapping[str, str], layer: str) -> str:
     """The first rule whose pattern matches the whole layer name, filled in; numbers in `{n-1}` style count from 0.
 
     Args:

@@ -1,6 +1,15 @@
 """torchvision's ResNets, ResNeXts, Wide ResNets and VGGs; timm's first-generation ResNets share the ResNets' names."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from .origin import TORCH_VARIABLES, Origin, by_rules
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 BLOCK = {
     r"stage(\d+)_block(\d+)_conv(\d)": "layer{0}.{1-1}.conv{2}",
@@ -34,19 +43,19 @@ DEEP_STEM = {
 }
 
 
-def resnet_rules(config):
+def resnet_rules(config: Any) -> dict[str, str]:
     """Pattern -> template for a `ResNetConfig`."""
     shortcut = POOLED_SHORTCUT if config.shortcut == "average" else PLAIN_SHORTCUT
     pool_norm = {"stem_pool_norm": "maxpool.2" if config.antialias else "maxpool.1"}
     return {**DEEP_STEM, **pool_norm, **shortcut, **BLOCK}
 
 
-def translate_resnet(config, layer, variable):
+def translate_resnet(config: Any, layer: str, variable: str) -> str:
     """Our name of a variable in torchvision's and timm's terms."""
     return f"{by_rules(resnet_rules(config), layer)}.{TORCH_VARIABLES[variable]}"
 
 
-def resnet_fits(config, arrays):
+def resnet_fits(config: Any, arrays: Mapping[str, np.ndarray]) -> str | None:
     """Why a file with torch's conventions cannot belong to a config, or None."""
     if config.stride_in == "1x1" and config.block == "bottleneck":
         return "it has the stride in the 3×3 (v1.5), the model in the 1×1"
@@ -56,7 +65,7 @@ def resnet_fits(config, arrays):
     return None
 
 
-def vgg_places(config):
+def vgg_places(config: Any) -> dict[str, int]:
     """Our layer -> place in torchvision's `features`, which counts norms, activations and pools too."""
     places, place = {}, 0
     for stage, count in enumerate(config.stages, start=1):
@@ -68,7 +77,7 @@ def vgg_places(config):
     return places
 
 
-def translate_vgg(config, layer, variable):
+def translate_vgg(config: Any, layer: str, variable: str) -> str:
     """Likewise for VGGs; their dense layers count activations and dropout too."""
     hidden = len(config.head_widths)
     places = {name: f"features.{place}" for name, place in vgg_places(config).items()}
@@ -82,7 +91,7 @@ IMAGE = {"size": [224, 224], "resize": 256}
 IGNORED = r".*num_batches_tracked"
 
 
-def is_resnet(arrays):
+def is_resnet(arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether arrays are named like those of torchvision's ResNets, the classifier's name left open."""
     return "layer1.0.conv1.weight" in arrays and ("conv1.weight" in arrays or "conv1.0.weight" in arrays)
 

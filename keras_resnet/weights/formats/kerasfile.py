@@ -1,9 +1,12 @@
 """Arrays by layer and variable name from Keras' three formats: old `.h5`, `.weights.h5` and `.keras`."""
 
+from __future__ import annotations
+
 import io
 import json
 import os
 import zipfile
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,7 +18,7 @@ NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 DENSE = ("kernel", "bias")
 
 
-def read(path):
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any] | None, bool]:
     """`layer/variable` -> array, and the model's card if the file holds one.
 
     Nothing is deserialised, so a `.keras` file cannot run code here, and no other file is opened that it points to.
@@ -86,7 +89,7 @@ def _read_keras3(file, budget):
     """
     arrays, cards = {}, []
 
-    def visit(path, group):
+    def visit(path: str, group: Any) -> None:
         if not path.endswith("/vars") or not isinstance(group, h5py.Group) or not len(group):
             return
         if STORED_CARD in group:

@@ -1,5 +1,7 @@
 """What all readers of files share: how much a file may unpack to, and what a damaged one makes libraries raise."""
 
+from __future__ import annotations
+
 import pickle
 import struct
 import zipfile
@@ -21,10 +23,10 @@ class Budget:
         ratio: times its size it may unpack to; 1 for formats that do not compress.
     """
 
-    def __init__(self, size, ratio=RATIO):
+    def __init__(self, size: int, ratio: int = RATIO) -> None:
         self.size, self.left = size, size if ratio == 1 else max(ratio * size, SMALL)
 
-    def take(self, count, what):
+    def take(self, count: int, what: str) -> None:
         """Take `count` bytes.
 
         Raises:

@@ -1,11 +1,15 @@
 """Reads `.pth`, `.pt` and `.th` without PyTorch, and without running what a pickle asks to be run."""
 
+from __future__ import annotations
+
 import collections
 import io
 import math
 import os
 import pickle
 import zipfile
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,18 +34,18 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 class _Storage:
     """Numbers of one storage; they are filled in after the tensors that refer to them were made."""
 
-    def __init__(self, kind):
+    def __init__(self, kind: str) -> None:
         self.kind, self.numbers = kind, None
 
     @property
-    def itemsize(self):
+    def itemsize(self) -> int:
         return self._stored.itemsize
 
     @property
     def _stored(self):
         return np.dtype("<u2" if self.kind == "bfloat16" else self.kind)
 
-    def fill(self, content):
+    def fill(self, content: bytes) -> None:
         numbers = np.frombuffer(content, self._stored)
         self.numbers = from_bfloat16(numbers) if self.kind == "bfloat16" else numbers
 
@@ -49,10 +53,10 @@ class _Storage:
 class _Tensor:
     """A view into a storage, resolved once the storage is there; no tensor is copied, so many take no more than one."""
 
-    def __init__(self, storage, offset, size, stride, *_):
+    def __init__(self, storage: _Storage, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> None:
         self.storage, self.offset, self.size, self.stride = storage, offset, tuple(size), tuple(stride)
 
-    def array(self):
+    def array(self) -> np.ndarray:
         numbers = self.storage.numbers
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
         if numbers is None or min((self.offset, *self.size, *self.stride)) < 0:
@@ -66,10 +70,10 @@ class _Tensor:
 class _Ignored:
     """Stands for what training scripts put beside the tensors (options, scores): nothing of it is made or run."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 
@@ -95,23 +99,23 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "ne
 class _Unpickler(pickle._Unpickler):
     """Knows the names in `ALLOWED` and no others. In Python, since the one in C allocates what a few bytes ask for."""
 
-    def __init__(self, file, storages):
+    def __init__(self, file: Any, storages: dict[str, _Storage]) -> None:
         super().__init__(file, encoding="latin1")
         self.storages = storages
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise ValueError(f"it holds {module}.{name}, which is no tensor; save the `state_dict()` alone, or as .safetensors")
         return ALLOWED[module, name]
 
-    def persistent_load(self, identity):
+    def persistent_load(self, identity: Any) -> _Storage:
         tag, kind, key, *_ = identity
         if tag != "storage" or not isinstance(kind, str) or kind not in STORAGES.values():
             raise ValueError(f"it holds an unknown storage ({tag!r}, {kind!r})")
         return self.storages.setdefault(str(key), _Storage(kind))
 
 
-def read(path):
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Name -> array of a PyTorch checkpoint, new (zip) or old format; differs from `torch.load` by never running code.
 
     Args:
@@ -141,7 +145,7 @@ def _read_zip(file, budget):
         if index is None:
             raise ValueError("it is a zip file without data.pkl, i.e. no PyTorch checkpoint")
 
-        def member(name):
+        def member(name: str) -> Any:
             # torch does not compress, so nothing may be larger than the file.
             budget.take(archive.getinfo(name).file_size, name)
             return archive.read(name)

@@ -108,6 +108,15 @@ GRAPHS = {
         KERNEL | {"z": np.float32(0.1), "k": np.float32(0.5)},
         {"If"},
     ),
+    "a condition on the size": (
+        """(float[N,4,16,W] x) => (float[N,4,14,V] y) {
+        s = Shape(x)  w = Gather<axis=0>(s, axis)  c = Greater(w, limit)
+        b = If(c) <then_branch = t () => (float[N,4,16,W] r) { r = Mul(x, k) },
+                   else_branch = e () => (float[N,4,16,W] r) { r = Identity(x) }>
+        y = Conv(b, w0) }""",
+        {"w0": normal(4, 4, 3, 3), "axis": np.int64(3), "limit": np.int64(100), "k": np.float32(0.5)},
+        {"If", "Shape"},
+    ),
     "an output that is tiny throughout": (
         "(float[N,4,16,16] x) => (float[N,4,14,14] y) { a = Conv(x, w)  y = Mul(a, k) }",
         KERNEL | {"k": np.float32(1e-9)},
