@@ -318,6 +318,8 @@ def _peer(program, python, health, kind, *arguments):
     """Another server with the same session, in an environment of its own, once `health` answers."""
     with _started([python, Path(__file__).with_name(program), *arguments], stderr=subprocess.DEVNULL) as process:
         url = process.stdout.readline().strip()
+        if not url:
+            raise SystemExit(f"{program} does not start; run it by hand: {' '.join(map(str, process.args))}")
         for _ in range(600):
             with contextlib.suppress(OSError):
                 if urlopen(f"{url}/{health}").status == 200:
