@@ -119,7 +119,9 @@ def test_there_are_no_cycles(package):
         visit(name)
 
 
-@pytest.mark.parametrize(("package", "foreign"), [("keras_resnet", {"keras_resnet", "resnet_export"}), ("export", {"resnet_export"})])
+@pytest.mark.parametrize(
+    ("package", "foreign"), [("keras_resnet", {"keras_resnet", "resnet_export"}), ("export", {"resnet_export"})]
+)
 def test_packages_import_their_own_modules_relatively(package, foreign):
     """Otherwise the order above would not see such an import; and `keras_resnet` never depends on the exporter."""
     found = []
