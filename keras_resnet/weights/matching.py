@@ -1,4 +1,4 @@
-"""Strict assignment of a file's arrays to a model's variables: all of them or none."""
+"""Strict assignment of the arrays of a file to the variables of a model: all of them or none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = 3
 
 
 def variables_of(model: keras.Model) -> dict[tuple[str, str], keras.Variable]:
-    """`(layer, variable)` names -> Keras variable, for all weights of a zoo model; seeds of dropout layers are none."""
+    """Return `{(layer, variable): Keras variable}` of all weights of a zoo model; seeds of dropout layers are not weights."""
     return {
         (layer.name, variable.name): variable
         for layer in model.layers
