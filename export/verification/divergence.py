@@ -16,19 +16,22 @@ if TYPE_CHECKING:
     from ..conversion.signature import Signature
     from .inputs import Case
 
-CLEARLY_OFF = 1e-4
+# Error of a layer's output, as a share of its largest value, that rounding alone does not explain.
+CLEARLY_OFF = {"float32": 1e-4, "float16": 2e-2}
 # In a network that amplifies rounding, a layer counts as wrong if it is off by this many times what nearby inputs make of it.
 AMPLIFIED = 30
 
 
-def first_layer_that_differs(path: str | os.PathLike[str], signature: Signature, cases: list[Case]) -> str | None:
+def first_layer_that_differs(
+    path: str | os.PathLike[str], signature: Signature, cases: list[Case], precision: str = "float32"
+) -> str | None:
     """The first layer, in the file's order, whose output differs, on whichever batch shows one.
 
     Noise comes first: among small numbers a small fault shows, and pixels reach what saturates.
     """
     for case in reversed(cases):
         try:
-            layer = first_divergence(path, signature, case.feeds)
+            layer = first_divergence(path, signature, case.feeds, CLEARLY_OFF[precision])
         except Exception:  # a file that does not run for this batch, which is among the problems already
             continue
         if layer is not None:
@@ -37,7 +40,7 @@ def first_layer_that_differs(path: str | os.PathLike[str], signature: Signature,
 
 
 def first_divergence(
-    path: str | os.PathLike[str], signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF
+    path: str | os.PathLike[str], signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF["float32"]
 ) -> str | None:
     """The first layer, in the file's order, whose output differs for one batch.
 
