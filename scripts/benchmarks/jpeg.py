@@ -1,7 +1,7 @@
 """`scripts/benchmark.py jpeg`: where the time of the image route goes, and what decoding at reduced size would change.
 
-Pillow's draft mode has libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size. It is faster for large pictures, but the pixels differ,
-so that the answers may. The server does not use it; this says what it would gain and cost.
+Pillow's draft mode has libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size. It is faster for large pictures, but the pixels
+differ, so that the answers may. The server does not use it; this says what it would gain and cost.
 """
 
 import io
