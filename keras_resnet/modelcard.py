@@ -21,7 +21,7 @@ class ModelCard:
         config: Config of the architecture as a dict, or None for a model from elsewhere.
         preprocessing: `{"mode", "size": [H, W] | None, "resize": int | None, "interpolation"}`. `mode` is what the first
             layers of the model do to pixels 0–255. The rest is how an image file becomes `size` pixels: its
-            shorter side is resized to `resize` and the centre is cropped, or the image is stretched to `size` if `resize` is None.
+            shorter side is resized to `resize` and the centre is cropped, or the image is stretched if `resize` is None.
         labels: Class names in the order of the logits, or None.
         weights: Card of the weights (`source`, `dataset`, `accuracy`, `licence` …), or None for random weights.
     """
