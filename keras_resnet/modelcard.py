@@ -20,17 +20,17 @@ class ModelCard:
         name: Name of the model, e.g. `"resnet50"`.
         config: Config of the architecture as a dict, or None for a model from elsewhere.
         preprocessing: `{"mode", "size": [H, W] | None, "resize": int | None, "interpolation"}`. `mode` is what the first
-            layers of the model do to pixels 0–255. The rest is how an image file becomes `size` pixels: its
-            shorter side is resized to `resize` and the centre is cropped, or the image is stretched if `resize` is None.
+            layers of the model do to pixels 0–255. The rest is how an image file becomes `size` pixels: its shorter side is
+            resized to `resize` and the centre is cropped, or the image is stretched to `size` if `resize` is None.
         labels: Class names in the order of the logits, or None.
         weights: Card of the weights (`source`, `dataset`, `accuracy`, `licence` …), or None for random weights.
     """
 
     name: str
-    config: dict | None = None
-    preprocessing: dict = dataclasses.field(default_factory=lambda: preprocessing_card())
-    labels: list | None = None
-    weights: dict | None = None
+    config: dict[str, Any] | None = None
+    preprocessing: dict[str, Any] = dataclasses.field(default_factory=lambda: preprocessing_card())
+    labels: list[str] | None = None
+    weights: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

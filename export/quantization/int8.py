@@ -46,7 +46,7 @@ def to_int8(
     onnxruntime's own defaults leave a third of a ResNet's convolutions in float32 and are half as fast on a CPU.
 
     Args:
-        source: float32 ONNX file, of any origin; opsets below 13 are raised.
+        source: float32 ONNX file, of any exporter; opsets below 13 are raised.
         path: File to write.
         calibration: Images that set the ranges of activations: a folder, an `.npz` or `.npy` file, an array, or
             `{input name: array}`.

@@ -52,7 +52,7 @@ class Source:
 
 
 def open_source(path: str | os.PathLike[str] | Source, name: str | None = None) -> Source:
-    """Open a float32 file of any origin.
+    """Open a float32 file of any exporter.
 
     Args:
         path: ONNX file; an opened one is returned as it is.

@@ -43,8 +43,8 @@ class Plugin:
         sources: name -> `WeightSource`, for `weights=`.
     """
 
-    models: dict = field(default_factory=dict)
-    sources: dict = field(default_factory=dict)
+    models: dict[str, Config] = field(default_factory=dict)
+    sources: dict[str, WeightSource] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class ModelInfo:
     trainable: int
     total: int
     macs: int | None
-    input_shape: tuple
-    features: list
+    input_shape: tuple[int | None, ...]
+    features: list[dict[str, Any]]
     owner: str | None = None
 
     def to_json(self) -> dict[str, Any]:

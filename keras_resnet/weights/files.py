@@ -34,7 +34,7 @@ class WeightFile:
     """
 
     path: str
-    arrays: dict = field(repr=False)
+    arrays: dict[str, np.ndarray] = field(repr=False)
     checkpoint_format: CheckpointFormat
     card: ModelCard | None = None
 

@@ -52,7 +52,7 @@ class WeightSource:
     accuracy: float | None = None
     licence: str = "unknown"
     page: str = ""
-    labels: tuple | None = None
+    labels: tuple[str, ...] | None = None
 
     @property
     def image(self) -> dict[str, Any]:
