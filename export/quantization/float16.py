@@ -17,7 +17,7 @@ from onnx_ir.passes import common
 
 from .. import artifact
 from ..conversion.passes.common import array, attribute
-from ..errors import MismatchError
+from ..errors import MismatchError, UsageError
 from ..metadata import TOLERANCES
 from ..results import Comparison, ExportResult, VerificationReport
 from ..verification.agreement import RUNTIME
@@ -109,14 +109,21 @@ def _converted(
     """Write the float16 file with some nodes in float32, and compare it.
 
     Raises:
+        UsageError: There are no weights.
         MismatchError: No weight is left that could be float16.
     """
+    if not any(_is_weight(value) for value in source.model.graph.initializers.values()):
+        raise UsageError(f"{source.name} has no weights, which float16 would make smaller; keep the float32 file")
     converted = in_float16(source, reasons)
     if not any(value.const_value.dtype == HALF for value in converted.graph.initializers.values()):
         why = "; ".join(_notes(reasons)) or "no operator with weights has a float16 form"
         raise MismatchError(f"every weight of {source.name} would stay float32: {why}")
     save(converted, work, source, "float16", TOLERANCE)
     return verify_float16(work, source, cases, expected)
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.dtype == FLOAT
 
 
 def _notes(reasons: Mapping[str, str]) -> list[str]:
