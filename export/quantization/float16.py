@@ -17,7 +17,7 @@ from onnx_ir.passes import common
 
 from .. import artifact
 from ..conversion.passes.common import array, attribute
-from ..errors import MismatchError
+from ..errors import MismatchError, UsageError
 from ..metadata import TOLERANCES
 from ..results import Comparison, ExportResult, VerificationReport
 from ..verification.agreement import RUNTIME
@@ -112,8 +112,11 @@ def _converted(
     """Write the float16 file with some nodes in float32, and compare it.
 
     Raises:
+        UsageError: There are no weights.
         MismatchError: No weight is left that could be float16.
     """
+    if not any(_is_weight(value) for value in source.model.graph.initializers.values()):
+        raise UsageError(f"{source.name} has no weights, which float16 would make smaller; keep the float32 file")
     converted = in_float16(source, reasons)
     if not _has_weights(converted):
         why = "; ".join(_notes(reasons)) or "no operator with weights has a float16 form"
@@ -125,6 +128,10 @@ def _converted(
 def _has_weights(model: ir.Model) -> bool:
     """Whether a graph has weights in float16."""
     return any(value.const_value.dtype == HALF for value in model.graph.initializers.values())
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.dtype == FLOAT
 
 
 def _notes(reasons: Mapping[str, str]) -> list[str]:

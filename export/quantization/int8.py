@@ -124,12 +124,20 @@ def _within_budget(source: Source, work: Path, trial: _Trial, calibrated_on_test
         if report.passed:
             return report
         best = report if best is None else min(best, report, key=lambda found: _shortfall(trial.outputs, found))
-        excluded += [layer for layer in candidates(errors) if layer not in excluded][: 2 ** (attempt + 1)]
-        if not remaining:
+        if len(remaining) < 2:
             break
+        excluded += _next_in_float32(errors, excluded, remaining, 2 ** (attempt + 1))
     if best is None:
         raise MismatchError(f"onnxruntime's quantiser leaves every layer of {source.name} in float32; keep the float32 file")
     return _with_what_is_reachable(best, trial.outputs)
+
+
+def _next_in_float32(errors: Mapping[str, LayerError], excluded: list[str], remaining: list[str], count: int) -> list[str]:
+    """The next nodes that go back to float32, at most `count`; one layer with weights stays in int8, to see what it costs."""
+    chosen = [name for name in candidates(errors) if name not in excluded][:count]
+    if set(remaining) <= set(chosen):
+        chosen.remove(next(name for name in reversed(chosen) if name in remaining))
+    return chosen
 
 
 def _attempt(source: Source, work: Path, trial: _Trial, excluded: Collection[str]) -> VerificationReport:

@@ -252,6 +252,13 @@ def test_what_float16_cannot_hold_at_all_is_refused(tmp_path):
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
+def test_a_file_without_weights_is_refused_for_that(tmp_path):
+    source = write_graph(tmp_path / "m.onnx", "g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }", {})
+    with pytest.raises(rx.UsageError, match="m.onnx has no weights, which float16 would make smaller"):
+        rx.to_float16(source, tmp_path / "h.onnx")
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
 def test_a_case_of_the_users_shows_what_overflows(tmp_path):
     """The model takes 0–1 and overflows on pixels. With samples, random numbers are from their range."""
     source = write_graph(

@@ -98,6 +98,13 @@ def test_a_budget_that_does_not_hold_says_what_is_reachable(tmp_path):
     assert op_counts(tmp_path / "q.onnx")["QuantizeLinear"]
 
 
+def test_one_layer_stays_in_int8_to_the_last():
+    errors = {name: int8.LayerError(added, added) for name, added in zip("abcde", (1, 3, 2, 5, 4), strict=True)}
+    assert int8._next_in_float32(errors, [], list("abcde"), 2) == ["a", "e"]
+    assert int8._next_in_float32(errors, ["a", "e"], list("bcd"), 4) == ["d", "b"], "all but the one with the smallest error"
+    assert int8._next_in_float32(errors, ["a", "e"], list("bc"), 2) == ["d", "b"]
+
+
 def test_a_budget_that_does_not_hold_has_exit_code_3(tmp_path, capsys):
     source = write_graph(tmp_path / "m.onnx", DECIDES, SPREAD, kinds={"y": "logits"})
     np.save(tmp_path / "c.npy", np.random.default_rng(0).normal(size=(64, 4)).astype("float32"))
