@@ -1,7 +1,7 @@
 """Adaptive pooling in operations that ONNX has.
 
-Keras pools with windows of two sizes and picks from both, which TensorFlow refuses to trace where one window is larger than the map,
-as in pooling to a single pixel, and which needs a height and a width that are known.
+Keras pools with windows of two sizes and picks from both. TensorFlow refuses to trace that where one window is larger than the
+map, as in pooling to a single pixel, and it needs a height and a width that are known.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def _from_config(model, change):
 
 
 def _own_objects(*layers):
-    """The classes of layers and the functions that they hold, by name: `Dense(activation=tf.nn.softmax)` is saved as a mere name."""
+    """The classes of layers and the functions they hold, by name: a config has only the name of `activation=tf.nn.softmax`."""
     found = {type(layer).__name__: type(layer) for layer in layers}
     functions = [value for layer in layers for value in vars(layer).values() if callable(value) and hasattr(value, "__name__")]
     return found | {function.__name__: function for function in functions}

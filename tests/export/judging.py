@@ -521,7 +521,12 @@ def shrink(recipe: Any, outcome: Outcome, seconds: float = 300) -> Any:
     worker, deadline = _Worker(), time.monotonic() + seconds
 
     def fails(candidate: Any) -> bool:
-        question = {"seed": 0, "recipe": dataclasses.asdict(candidate), "twice": outcome.kind == OTHER_BYTES, "savedmodel": "SavedModel" in outcome.detail}
+        question = {
+            "seed": 0,
+            "recipe": dataclasses.asdict(candidate),
+            "twice": outcome.kind == OTHER_BYTES,
+            "savedmodel": "SavedModel" in outcome.detail,
+        }
         return signature(worker.ask(question)) == signature(outcome)
 
     progress = True

@@ -34,7 +34,9 @@ ELEMENTWISE = {
     },
     **{name: (lambda x, p, k, name=name: getattr(ops, name)(k, k + 3)) for name in BIT_SHIFTS},
     **{
-        f"{name} {dtype}": (lambda x, p, k, name=name, dtype=dtype: getattr(ops, name)(ops.cast(k - 3, dtype), ops.cast(k * k, dtype)))
+        f"{name} {dtype}": (
+            lambda x, p, k, name=name, dtype=dtype: getattr(ops, name)(ops.cast(k - 3, dtype), ops.cast(k * k, dtype))
+        )
         for name in "bitwise_and bitwise_or bitwise_xor".split()
         for dtype in ("int32", "uint8")
     },

@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 
-from . import generator, judging
+from . import generator
 
 
 def test_every_layer_kind_of_keras_is_drawn_or_excluded_with_a_reason() -> None:
@@ -25,5 +25,3 @@ def test_a_seed_always_gives_the_same_recipe() -> None:
 @given(generator.recipes())
 def test_hypothesis_draws_models(recipe: generator.Recipe) -> None:
     assert recipe.model().outputs
-
-

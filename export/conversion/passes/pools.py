@@ -47,8 +47,8 @@ def split_means(graph):
 def settle_same_padding(graph):
     """Write SAME padding as numbers where it does not depend on the size: at stride 1, and for windows of 1 and 2.
 
-    A window of 2 needs a zero at the end at most, which does no harm where it is not needed. onnxruntime computes a negative padding
-    where the stride is larger than the window and stops, and not every runtime has SAME padding with dilation.
+    A window of 2 needs a zero at the end at most, which does no harm where it is not needed. onnxruntime computes a negative
+    padding where the stride is larger than the window and stops, and not every runtime has SAME padding with dilation.
     """
     for node in graph:
         kernel = attribute(node, "kernel_shape")
