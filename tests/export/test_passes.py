@@ -380,7 +380,10 @@ def test_settle_same_padding():
     passes.settle_same_padding(model.graph)
     np.testing.assert_array_equal(numbers(model, X)[0], X["x"][:, :, ::2, ::2])
     assert "auto_pad" not in next(iter(model.graph)).attributes
-    wide = graph('y = MaxPool <kernel_shape = [2, 1], strides = [2, 2], auto_pad = "SAME_UPPER"> (x)')
+    narrow = graph('y = MaxPool <kernel_shape = [2, 1], strides = [3, 2], auto_pad = "SAME_UPPER"> (x)')
+    passes.settle_same_padding(narrow.graph)
+    assert list(next(iter(narrow.graph)).attributes["pads"].value) == [0, 0, 1, 0]
+    wide = graph('y = MaxPool <kernel_shape = [3, 1], strides = [2, 2], auto_pad = "SAME_UPPER"> (x)')
     passes.settle_same_padding(wide.graph)
     assert "auto_pad" in next(iter(wide.graph)).attributes
 
