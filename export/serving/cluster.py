@@ -136,10 +136,10 @@ def protect_proxy() -> list:
     limits = ConnectionLimits(per_address=files // 2 if files else None)
 
     def load_protected(config: uvicorn.Config) -> None:
-        config.http, config.ws = functools.partial(Connection, limits=limits), "none"
+        config.http, config.ws = functools.partial(Connection, limits=limits), "none"  # type: ignore[assignment]
         load(config)
 
-    uvicorn.Config.load = load_protected
+    uvicorn.Config.load = load_protected  # type: ignore[assignment, method-assign]
     return []
 
 
