@@ -54,16 +54,28 @@ def first_divergence(
             off by rounding change it as much.
 
     Returns:
-        The layer's path, or None where no named tensor differs (the fault is then after the last of them).
+        The layer's path, or None where no named tensor and no output differs.
     """
     expected = layer_outputs(signature, feeds)
     rng = np.random.default_rng(0)
     nearby = layer_outputs(signature, {name: off_by_rounding(rng, array) for name, array in feeds.items()})
-    for name, value in inner_tensors(path, feeds, set(expected)).items():
-        rounding = _difference(nearby[name], expected[name]) if name in nearby else 0.0
-        if _difference(value, expected[name]) > max(bound, AMPLIFIED * rounding):
-            return name
+    layers = {name: name for name in expected} | layers_of_outputs(signature)
+    for name, value in inner_tensors(path, feeds, {name for name, layer in layers.items() if layer in expected}).items():
+        layer = layers[name]
+        rounding = _difference(nearby[layer], expected[layer]) if layer in nearby else 0.0
+        if _difference(value, expected[layer]) > max(bound, AMPLIFIED * rounding):
+            return layer
     return None
+
+
+def layers_of_outputs(signature: Signature) -> dict[str, str]:
+    """`{output name: name of the layer that makes it}`: in the file, a model's output has the output's name, not the layer's."""
+    from keras_resnet.graphs import graph_of, producer_name
+
+    graph = graph_of(signature.model)
+    if graph is None:
+        return {}
+    return {output.name: producer_name(graph.outputs[output.index]) for output in signature.outputs if output.source == "model"}
 
 
 def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

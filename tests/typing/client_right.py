@@ -22,7 +22,7 @@ def grow(photos: np.ndarray) -> keras.Model:
     return kr.replace_head(small, num_classes=3, labels=None if labels is None else labels.labels)
 
 
-def export(model: object, path: str) -> float:
+def export(model: keras.Model, path: str) -> float:
     result = rx.to_onnx(model, path, opset=18, layout="nchw", outputs=["logits", "features"], progress=print)
     assert_type(result, rx.ExportResult)
     assert_type(result.report, rx.VerificationReport)
@@ -48,7 +48,7 @@ def run(path: str) -> np.ndarray:
     return outputs["logits"]
 
 
-def report_problems(path: str, model: object) -> int:
+def report_problems(path: str, model: keras.Model) -> int:
     try:
         rx.to_savedmodel(model, path)
     except rx.MismatchError as error:

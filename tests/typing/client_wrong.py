@@ -1,5 +1,7 @@
 """Wrong uses of the public API; each must be an error of the kind named, since an unneeded `type: ignore` is one too."""
 
+import keras
+
 import keras_resnet as kr
 import resnet_export as rx
 
@@ -18,7 +20,7 @@ def grow() -> None:
     kr.model_info("resnet50").mac  # type: ignore[attr-defined]
 
 
-def export(model: object, path: str) -> None:
+def export(model: keras.Model, path: str) -> None:
     rx.to_onnx(model)  # type: ignore[call-arg]
     rx.to_onnx(model, path, opsett=18)  # type: ignore[call-arg]
     rx.to_onnx(model, path, opset="18")  # type: ignore[arg-type]
