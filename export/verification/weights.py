@@ -69,7 +69,7 @@ def file_weights(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def weight_error(have: np.ndarray, expected: np.ndarray) -> float:
-    """max |Δ| / max |expected|; infinite where shapes or kinds differ, or not finite numbers do (NaN may be a constant)."""
+    """max |Δ| / max |expected|; infinite where shapes, kinds or numbers that are not finite differ (NaN may be a constant)."""
     expected = np.asarray(expected)
     if have.shape != expected.shape or have.dtype.kind != expected.dtype.kind:
         return np.inf
