@@ -22,6 +22,8 @@ REQUIRES = [
     "rich>=13",
     "numpy>=1.26",
     "pillow>=10",
+    "safetensors>=0.5",
+    "lazy-loader>=0.5",
 ]
 SERVE = [
     # Below 1.0.1 a malformed `Host` reaches the application (CVE-2026-48710).
@@ -38,7 +40,7 @@ EXTRAS = {
     "train-gpu": ["tensorflow[and-cuda]>=2.21,<2.22", "onnxruntime-gpu[cuda,cudnn]==1.26.*"],
     "serve": SERVE,
     # Before 1.80, its asyncio server logs errors where a process has several event loops.
-    "grpc": ["grpcio>=1.80", "protobuf>=6.31", *SERVE],
+    "grpc": ["grpcio>=1.80", "protobuf>=6.31.1", *SERVE],
     "cluster": ["ray[serve,data]>=2.60", *SERVE],
     "data": ["tensorflow-datasets>=4.9"],
     "train": ["pyyaml>=6", "matplotlib>=3.8"],
@@ -46,6 +48,7 @@ EXTRAS = {
     "demo": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "batch": ["pyarrow>=15"],
     "client": ["httpx>=0.27"],
+    "docs": ["sphinx>=8", "furo>=2024.8", "myst-nb>=1.3", "sphinx-click>=6"],
     "backends": ["jax>=0.4.30", "torch>=2.4"],
     "peers": [
         "onnxscript>=0.3",
@@ -58,9 +61,18 @@ EXTRAS = {
     ],
 }
 EXTRAS["dev"] = sorted(
-    {"pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.20", "schemathesis>=4", "ruff>=0.6", "build>=1.2"}.union(
-        *(EXTRAS[name] for name in ("demo", "train", "tensorboard", "serve", "grpc", "client", "batch"))
-    )
+    {
+        "pytest>=8",
+        "pytest-xdist>=3.5",
+        "pytest-cov>=5",
+        "hypothesis>=6.100",
+        "selenium>=4.20",
+        "schemathesis>=4",
+        "ruff>=0.12",
+        "mypy>=2.0",
+        "pre-commit>=4",
+        "build>=1.2",
+    }.union(*(EXTRAS[name] for name in ("demo", "train", "tensorboard", "serve", "grpc", "client", "batch", "docs")))
 )
 
 setup(
@@ -76,7 +88,10 @@ setup(
     + ["resnet_export"]
     + ["resnet_export." + name for name in find_packages("export")],
     package_dir={"resnet_export": "export"},
-    package_data={"keras_resnet": ["py.typed", "weights/data/*"], "resnet_export": ["py.typed", "serving/page/*"]},
+    package_data={
+        "keras_resnet": ["py.typed", "*.pyi", "weights/data/*"],
+        "resnet_export": ["py.typed", "*.pyi", "serving/page/*"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["resnet-export = resnet_export.cli:main", "resnet-train = resnet_export.train:main"]},

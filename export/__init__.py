@@ -1,37 +1,28 @@
-"""Verified ONNX and SavedModel export of Keras models. Names load on first use: reading an artefact needs no TensorFlow."""
+"""Verified ONNX and SavedModel export of Keras models.
+
+The public names are listed in `__init__.pyi`, from which editors complete them, and are imported when they are first used:
+reading a file needs no TensorFlow.
+"""
+
+from __future__ import annotations
 
 import importlib
 import warnings
+from typing import Any
+
+import lazy_loader
 
 from .runtime import installation as clash
 
 if (_rival := clash.installed_version()) is not None:
     warnings.warn(f"{clash.sentence(_rival)}; to fix it: {clash.FIX}", stacklevel=2)
 
-_HOME = {
-    "to_onnx": "exporters",
-    "to_savedmodel": "exporters",
-    "verify": "exporters",
-    "to_float16": "quantization.float16",
-    "to_int8": "quantization.int8",
-    "predict": "runtime.prediction",
-    "session": "runtime.sessions",
-    "bench": "runtime.benchmark",
-    "inspect": "runtime.inspection",
-    "diagnose": "runtime.doctor",
-    "ExportResult": "results",
-    "VerificationReport": "results",
-    "ExportError": "errors",
-    "UsageError": "errors",
-    "MismatchError": "errors",
-    "DeviceError": "errors",
-}
-__all__ = sorted(_HOME)
+_public_name, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def __getattr__(name):
-    if name in _HOME:
-        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return _public_name(name)
     try:
         return importlib.import_module(f".{name}", __name__)
     except ModuleNotFoundError as error:
@@ -40,5 +31,5 @@ def __getattr__(name):
         raise
 
 
-def __dir__():
-    return sorted(set(globals()) | set(_HOME))
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,16 +25,18 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import NotRanked, UsageError
 from .options import KINDS
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    import onnx_ir as ir
 
 PREFIX = "keras_resnet."
 FOLDER_FILE = "keras_resnet.json"  # the same keys, without prefix, in a SavedModel folder
@@ -133,7 +135,7 @@ def _listed(outputs: dict[str, list]) -> str:
     return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in outputs.items())
 
 
-def encode_metadata(metadata):
+def encode_metadata(metadata: dict[str, Any]) -> dict[str, str]:
     """`{"card": …, …}` as the string pairs that an ONNX file holds, in a fixed order.
 
     Raises:
@@ -144,7 +146,7 @@ def encode_metadata(metadata):
     return {PREFIX + key: json.dumps(metadata[key], sort_keys=True, ensure_ascii=False) for key in KEYS if key in metadata}
 
 
-def decode_metadata(pairs):
+def decode_metadata(pairs: Mapping[str, str]) -> dict[str, Any]:
     """The metadata among the string pairs of an ONNX file; keys of other makers are left out, broken JSON too."""
     found = {}
     for key in KEYS:
@@ -153,7 +155,7 @@ def decode_metadata(pairs):
     return found
 
 
-def read_metadata(path):
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata of an ONNX file, without its external data, or of a SavedModel folder.
 
     Args:
@@ -179,7 +181,7 @@ def write_folder_metadata(folder: Path, metadata: dict) -> None:
     (folder / FOLDER_FILE).write_text(json.dumps(metadata, ensure_ascii=False, indent=1, sort_keys=True), "utf-8")
 
 
-def read_proto(path, external_data=True):
+def read_proto(path: str | os.PathLike[str], external_data: bool = True) -> onnx.ModelProto:
     """The `ModelProto` of an ONNX file.
 
     Raises:
@@ -197,7 +199,7 @@ def read_proto(path, external_data=True):
     return proto
 
 
-def external_files(path):
+def external_files(path: str | os.PathLike[str]) -> list[str]:
     """The names of the files next to an ONNX file that hold its external data.
 
     Raises:
@@ -210,7 +212,7 @@ def external_files(path):
     return sorted(names)
 
 
-def existing_file(path):
+def existing_file(path: str | os.PathLike[str]) -> Path:
     """`Path(path)`, or a `UsageError` if there is no such file."""
     path = Path(path)
     if path.is_dir():
@@ -223,18 +225,22 @@ def existing_file(path):
 MOST_CHARACTERS = 300
 
 
-def first_line(error: object) -> str:
+def first_line(error: object, most: int = MOST_CHARACTERS) -> str:
     """The line of an exception's text that says what is wrong, for messages.
 
     Left out are terminal colours, the frame that Keras puts around a layer's error, and TensorFlow's node names.
+
+    Args:
+        error: The exception.
+        most: Maximum number of characters.
     """
     text = re.sub(r"\x1b\[[0-9;]*m|\{\{function_node [^}]*\}\} ?", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception encountered")]
     line = lines[0] if lines else type(error).__name__
-    return line if len(line) <= MOST_CHARACTERS else line[: MOST_CHARACTERS - 1] + "…"
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def check_target(path, overwrite, mark=None):
+def check_target(path: str | os.PathLike[str], overwrite: bool, mark: str | None = None) -> Path:
     """The absolute target path, checked before any work is done.
 
     Args:
@@ -272,10 +278,12 @@ NO_ROOM = 2**20
 
 
 @contextlib.contextmanager
-def publishing(path, overwrite=True, keep_failed=False, mark=None):
+def publishing(
+    path: str | os.PathLike[str], overwrite: bool = True, keep_failed: bool = False, mark: str | None = None
+) -> Iterator[Path]:
     """A folder next to `path` to write into; its content is moved into place if the block ends well.
 
-    Everything is written under its final name (the place of external data is baked into an ONNX file) and verified there;
+    Everything is written under its final name (an ONNX file names the file of its external data) and verified there;
     then companions (`path.name + ".data"` …) move first and the file or folder itself last, so that a reader never sees a
     half-written one; the data of the old file go with it. If the block raises, the folder goes and what was at `path` stays.
 
@@ -319,6 +327,22 @@ def publishing(path, overwrite=True, keep_failed=False, mark=None):
 
 
 @contextlib.contextmanager
+def temporary_folder(prefix: str, parent: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """A folder that is gone when the block ends, or when this process is killed or crashes while the block runs.
+
+    Args:
+        prefix: What its name begins with.
+        parent: Folder to make it in; by default the system's for temporary files.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=parent))
+    try:
+        with _removed_if_killed(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def _removed_if_killed(folder: Path) -> Iterator[None]:
     """Remove a folder even if this process is killed, or a native library crashes it, while the block runs.
 
@@ -352,20 +376,20 @@ def _move(source, target, work):
 
 
 def is_written_through(path: str | os.PathLike[str]) -> bool:
-    """Whether a path stands for something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
+    """Whether a path names something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
     return os.path.islink(path) or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 @contextlib.contextmanager
-def written(path: str | os.PathLike[str]) -> Iterator[str | Path]:
-    """Yield the path to write a file to: a new file, renamed when it is complete, or what a link or pipe stands for.
+def written(path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
+    """Yield the path to write a file to: a new file, renamed when it is complete, or what a link or pipe leads to.
 
     Raises:
         UsageError: It cannot be written; what was there stays (unless it is the target of a link).
     """
     try:
-        with contextlib.nullcontext(path) if is_written_through(path) else publishing(path) as place:
-            yield place
+        with contextlib.nullcontext(path) if is_written_through(path) else publishing(path) as opened:
+            yield opened
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -374,7 +398,7 @@ LARGEST_FILE = 2**31 - 2**24  # protobuf messages end at 2 GiB
 EXTERNAL_FROM = 1024
 
 
-def write_onnx(model, path, external_data=None):
+def write_onnx(model: ir.Model, path: str | os.PathLike[str], external_data: bool | None = None) -> None:
     """Write an onnx-ir model without a copy of its weights in memory.
 
     protobuf would build the message, then its bytes: three times the weights. Here the graph is serialised without them, and
@@ -409,7 +433,7 @@ def write_onnx(model, path, external_data=None):
             file.write(content)
 
 
-def write_with_weights(source, path, weights):
+def write_with_weights(source: str | os.PathLike[str], path: str | os.PathLike[str], weights: Mapping[str, Any]) -> None:
     """Write the graph of an ONNX file with other weights, where it has ones of those names; for a throw-away file.
 
     Args:
@@ -457,7 +481,7 @@ def _varint(number):
     return bytes(encoded)
 
 
-def digest(path):
+def digest(path: str | os.PathLike[str]) -> str:
     """sha256 of a file, or of all files of a folder with their relative paths, in order; hexadecimal."""
     path, total = Path(path), hashlib.sha256()
     files = sorted(entry for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else companions(path)
@@ -470,7 +494,7 @@ def digest(path):
     return total.hexdigest()
 
 
-def companions(path):
+def companions(path: str | os.PathLike[str]) -> list[Path]:
     """The files an ONNX file consists of: itself, and its external data if it has any."""
     path = Path(path)
     data = path.with_name(f"{path.name}.data")
@@ -484,7 +508,7 @@ def _refers_to(path, name):
     return False
 
 
-def disk_size(path):
+def disk_size(path: str | os.PathLike[str]) -> int:
     """Bytes of a file with its external data, or of a folder."""
     path = Path(path)
     files = [entry for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else companions(path)

@@ -1,17 +1,21 @@
 """`resnet-export`: each command parses, calls one function and prints."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import json
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 from . import console as report
 from .errors import ExportError, MismatchError
-from .options import KINDS, ExportOptions
-from .serving.commands import are_many, many_options, predict_many, register
+from .options import ExportOptions
+from .serving.commands import are_many, many_options, predict_many, register, scores_options
 
 EXAMPLES = {
     "list": "resnet-export list 'resnet*'",
@@ -29,7 +33,7 @@ EXAMPLES = {
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="keras-resnet-export", prog_name="resnet-export")
-def cli():
+def cli() -> None:
     """Keras models to ONNX and SavedModel, every file verified before it is there.
 
     \b
@@ -38,10 +42,10 @@ def cli():
     """
 
 
-def command(name):
+def command(name: str) -> Callable[[Callable], click.Command]:
     """A subcommand with its example, `--json` and `--debug`."""
 
-    def decorate(function):
+    def decorate(function: Callable) -> click.Command:
         function.__doc__ = f"{function.__doc__}\n\n\b\nExample:\n  {EXAMPLES[name]}"
         function = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks and TensorFlow's messages.")(
             function
@@ -52,10 +56,11 @@ def command(name):
     return decorate
 
 
+SAMPLES = "Images to verify on, in addition to random batches: a folder, .npz or .npy."
 SOURCE_OPTIONS = ("weights", "num_classes", "seed", "imports", "preprocessing", "unsafe_lambda")
 
 
-def model_options(function):
+def model_options(function: Callable) -> Callable:
     """What it takes to name a Keras model: the options in `SOURCE_OPTIONS`."""
     options = (
         click.option(
@@ -80,10 +85,10 @@ def model_options(function):
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
 
 
-def declared(*names):
+def declared(*names: str) -> Callable[[Callable], Callable]:
     """The flags of some fields of `ExportOptions`, as a decorator."""
 
-    def decorate(function):
+    def decorate(function: Callable) -> Callable:
         fields = {field.name: field for field in dataclasses.fields(ExportOptions)}
         for name in reversed(names):
             settings = dict(fields[name].metadata)
@@ -102,7 +107,7 @@ def declared(*names):
     return decorate
 
 
-def output_options(function):
+def output_options(function: Callable) -> Callable:
     """What `onnx` and `savedmodel` share."""
     options = (
         click.argument("model"),
@@ -110,7 +115,7 @@ def output_options(function):
         click.option("-o", "--output", "out_option", help="The same as OUT."),
         declared("outputs", "output_kind", "layout"),
         click.option("--labels", help="Class names: a text file with one per line, or a JSON list."),
-        click.option("--samples", help="Folder of images to verify on, in addition to random batches."),
+        click.option("--samples", help=SAMPLES),
         click.option("--force", is_flag=True, help="Overwrite OUT."),
         click.option("--keep-failed", is_flag=True, help="Keep a file that failed verification as OUT.failed."),
         click.option("--report", "report_file", help="Write the verification figures to a JSON file, replacing it."),
@@ -118,7 +123,7 @@ def output_options(function):
     return model_options(functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function))
 
 
-def budget_options(function):
+def budget_options(function: Callable) -> Callable:
     """How much int8 may change."""
     drop = click.option(
         "--max-drop",
@@ -139,7 +144,7 @@ def budget_options(function):
 
 @command("list")
 @click.argument("pattern", default="*")
-def list_command(pattern, as_json):
+def list_command(pattern: str, as_json: bool) -> None:
     """Names of the zoo's models that match PATTERN."""
     from .source import zoo_names
 
@@ -150,7 +155,7 @@ def list_command(pattern, as_json):
 @command("info")
 @click.argument("model")
 @model_options
-def info_command(model, as_json, **source):
+def info_command(model: str, as_json: bool, **source: Any) -> None:
     """Parameters, multiply-adds, input and outputs of MODEL, a .keras or .h5 file, or a zoo name."""
     from .source import describe
 
@@ -167,7 +172,7 @@ def info_command(model, as_json, **source):
 @click.option("--target", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="What int8 is for.")
 @budget_options
 @click.option("--external-data", is_flag=True, default=None, help="Weights in a second file; automatic above 2 GB.")
-def onnx_command(**options):
+def onnx_command(**options: Any) -> None:
     """Export MODEL, a .keras or .h5 file, or a zoo name, to the ONNX file OUT, and verify it."""
     from .exporters import to_onnx
 
@@ -177,7 +182,7 @@ def onnx_command(**options):
 
 @command("savedmodel")
 @output_options
-def savedmodel_command(**options):
+def savedmodel_command(**options: Any) -> None:
     """Export MODEL, a .keras or .h5 file, or a zoo name, to the SavedModel folder OUT, and verify it."""
     from .exporters import to_savedmodel
 
@@ -204,17 +209,17 @@ def _export(exporter, options):
     out, model = out_option if out is None else out, options.pop("model")
     read = report.files(model, *(options.get(name) for name in ("weights", "labels", "calibration", "samples")))
     report.check_apart(out, read)
-    report.check_places([report_file], [out, *read])
+    report.check_figure_files([report_file], [out, *read])
     source = {key: options.pop(key) for key in SOURCE_OPTIONS}
     options["overwrite"] = options.pop("force")
     options["output_kind"] = _output_kinds(options["output_kind"])
     options["labels"] = read_labels(options["labels"]) if options["labels"] else None
-    with report.steps(as_json) as tell:
-        tell("load")
+    with report.steps(as_json) as progress:
+        progress("load")
         loaded, notes = load_model(model, **source)
         report.notes(notes)
         try:
-            result = exporter(loaded, out, progress=tell, **options)
+            result = exporter(loaded, out, progress=progress, **options)
         except MismatchError as error:
             report.write_json(report_file, error.report)
             raise
@@ -226,31 +231,36 @@ def _export(exporter, options):
 @click.argument("file")
 @click.argument("model")
 @model_options
-@click.option("--labels", help="Class names that FILE must bear, by default the model's: a text file, or a JSON list.")
-@click.option("--samples", help="Folder of images to verify on, in addition to random batches.")
+@click.option("--labels", help="Class names that FILE must hold, by default the model's: a text file, or a JSON list.")
+@click.option("--samples", help=SAMPLES)
+@budget_options
 @click.option("--report", "report_file", help="Write the figures to a JSON file, replacing it.")
-def verify_command(file, model, labels, samples, report_file, as_json, **source):
+def verify_command(
+    file: str,
+    model: str,
+    labels: str | None,
+    samples: str | None,
+    max_drop: float,
+    max_error: float,
+    report_file: str | None,
+    as_json: bool,
+    **source: Any,
+) -> None:
     """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras or .h5 file, or a zoo name."""
     from .exporters import require, verify
     from .source import load_model, read_labels
 
-    report.check_places([report_file], report.files(file, model, labels, source.get("weights")))
-    with report.steps(as_json) as tell:
-        tell("load")
+    report.check_figure_files([report_file], report.files(file, model, labels, source.get("weights")))
+    with report.steps(as_json) as progress:
+        progress("load")
         loaded, notes = load_model(model, **source)
         report.notes(notes)
-        tell("verify")
-        verdict = verify(file, loaded, labels=read_labels(labels) if labels else None, samples=samples)
+        progress("verify")
+        labels = read_labels(labels) if labels else None
+        verdict = verify(file, loaded, labels=labels, samples=samples, max_drop=max_drop, max_error=max_error)
     report.write_json(report_file, verdict)
     report.show(verdict.to_json(), report.verification_text(verdict), as_json)
     require(verdict)
-
-
-def scores_options(function):
-    """How to declare what the outputs of a file from elsewhere mean."""
-    name = click.option("--scores", metavar="NAME", help="Output that scores classes, for a file that does not state it.")
-    kind = click.option("--output-kind", type=click.Choice(KINDS), help="What that output means, likewise.")
-    return name(kind(function))
 
 
 @command("predict")
@@ -260,7 +270,18 @@ def scores_options(function):
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, tensorrt or openvino.")
 @scores_options
 @many_options
-def predict_command(file, images, top, device, scores, output_kind, url, out, as_json, **many):
+def predict_command(
+    file: str | None,
+    images: tuple[str, ...],
+    top: int,
+    device: str,
+    scores: str | None,
+    output_kind: str | None,
+    url: str | None,
+    out: str | None,
+    as_json: bool,
+    **many: Any,
+) -> int | None:
     """Classify IMAGES (files, folders, .txt lists, .parquet tables) with the ONNX file FILE, which carries its labels and
     preprocessing, or with a server (--url, then without FILE)."""
     if url and file:
@@ -268,12 +289,15 @@ def predict_command(file, images, top, device, scores, output_kind, url, out, as
     if not images:
         raise click.UsageError("Missing argument 'IMAGES...'.")
     if are_many(images, url, out, many["engine"]):
-        return predict_many(file, images, out, as_json, url=url, top=top, device=device, **many)
+        return predict_many(
+            file, images, out, as_json, url=url, top=top, device=device, scores=scores, output_kind=output_kind, **many
+        )
     from .runtime.prediction import predict
 
     report.chosen([device])
     predictions = predict(file, list(images), top=top, device=device, scores=scores, output_kind=output_kind)
     report.show([prediction.to_json() for prediction in predictions], report.prediction_text(predictions), as_json)
+    return None
 
 
 register(cli)
@@ -291,7 +315,17 @@ register(cli)
 @scores_options
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--keep-failed", is_flag=True, help="Keep a file that failed verification as OUT.failed.")
-def quantize_command(file, out, fp16, int8, force, keep_failed, samples, as_json, **options):
+def quantize_command(
+    file: str,
+    out: str,
+    fp16: bool,
+    int8: bool,
+    force: bool,
+    keep_failed: bool,
+    samples: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Make a float16 or int8 file OUT from the float32 ONNX file FILE, and verify it against FILE."""
     from .quantization.float16 import to_float16
     from .quantization.int8 import to_int8
@@ -303,11 +337,12 @@ def quantize_command(file, out, fp16, int8, force, keep_failed, samples, as_json
     if int8 and not options["calibration"]:
         raise click.UsageError("--int8 needs --calibration.")
     report.check_apart(out, report.files(file, options["calibration"], samples))
-    with report.steps(as_json) as tell:
-        tell("quantize")
-        source, given = open_source(file), {"samples": samples, "overwrite": force, "keep_failed": keep_failed}
+    with report.steps(as_json) as progress:
+        progress("quantize")
+        source = open_source(file)
+        given: dict[str, Any] = {"samples": samples, "overwrite": force, "keep_failed": keep_failed}
         result = to_float16(source, out, **given) if fp16 else to_int8(source, out, **options, **given)
-        tell("bench")
+        progress("bench")
         result = side_by_side(source, result)
     report.show(result.to_json(), report.export_text(result), as_json)
 
@@ -329,17 +364,17 @@ def _numbers(context, parameter, value):
 @click.option("--runs", default=31, show_default=True, help="Timed rounds.")
 @click.option("--csv", "csv_file", help="Write the numbers to a CSV file, replacing it.")
 @click.option("--figure", "figure_file", help="Draw latency and throughput into a .png, .svg or .pdf file, replacing it.")
-def bench_command(files, csv_file, figure_file, as_json, **options):
+def bench_command(files: tuple[str, ...], csv_file: str | None, figure_file: str | None, as_json: bool, **options: Any) -> None:
     """Latency percentiles and throughput of ONNX files side by side, interleaved."""
     from .runtime import figure
     from .runtime.benchmark import bench
 
-    report.check_places([csv_file, figure_file], files)
+    report.check_figure_files([csv_file, figure_file], files)
     if figure_file:
         figure.check(figure_file)
     report.chosen(options["devices"])
-    with report.steps(as_json) as tell:
-        tell("bench")
+    with report.steps(as_json) as progress:
+        progress("bench")
         found = bench(list(files), **options)
     timings = [timing.to_json() for timing in found]
     report.write_csv(csv_file, timings)
@@ -351,13 +386,13 @@ def bench_command(files, csv_file, figure_file, as_json, **options):
 @command("inspect")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--html", "html_file", help="Write a picture of the graph's blocks to an HTML file, replacing it; for one FILE.")
-def inspect_command(files, html_file, as_json):
+def inspect_command(files: tuple[str, ...], html_file: str | None, as_json: bool) -> None:
     """Nodes, parameters, multiply-adds, inputs, outputs and metadata of ONNX FILES, and what onnxruntime makes of them."""
     from .runtime.inspection import inspect, picture
 
     if html_file and len(files) > 1:
         raise click.UsageError("--html goes with one FILE.")
-    report.check_places([html_file], files)
+    report.check_figure_files([html_file], files)
     found = [inspect(file) for file in files]
     if html_file:
         report.write_text(html_file, picture(found[0]))
@@ -367,7 +402,7 @@ def inspect_command(files, html_file, as_json):
 
 
 @command("doctor")
-def doctor_command(as_json):
+def doctor_command(as_json: bool) -> None:
     """Versions, devices that really start, missing libraries and clashing installations, and how to fix each."""
     from .runtime.doctor import diagnose
 
@@ -375,7 +410,7 @@ def doctor_command(as_json):
     report.show(diagnosis.to_json(), report.diagnosis_text(diagnosis), as_json)
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Entry point of `resnet-export`; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments

@@ -1,19 +1,28 @@
 """What the commands print: tables and sentences, progress on a terminal, JSON for programs."""
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import io
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .artifact import check_target, is_written_through, written
 from .errors import UsageError
 
+if TYPE_CHECKING:
+    from .results import ExportResult, VerificationReport
+    from .runtime.doctor import Diagnosis
+    from .runtime.prediction import Prediction
 
-def show(data, text, as_json):
+
+def show(data: Any, text: str, as_json: bool) -> None:
     """Print `data` as JSON, or the text."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_plain) if as_json else text)
 
@@ -22,7 +31,7 @@ def _plain(value):
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def write_json(path, report):
+def write_json(path: str | os.PathLike[str] | None, report: VerificationReport | None) -> None:
     """Write a report's JSON to a file, if there are both.
 
     Raises:
@@ -32,18 +41,20 @@ def write_json(path, report):
         write_text(path, json.dumps(report.to_json(), indent=2, default=_plain))
 
 
-def check_places(places, taken=()):
+def check_figure_files(
+    paths: Iterable[str | os.PathLike[str] | None], taken: Iterable[str | os.PathLike[str] | None] = ()
+) -> None:
     """Refuse, before any work, files for figures that could not be written or would take the place of another file.
 
     Args:
-        places: paths that the command will write in addition to its output, replacing what is there; None where not asked for.
+        paths: paths that the command will write in addition to its output, replacing what is there; None where not asked for.
         taken: paths that it reads, or writes otherwise.
 
     Raises:
         UsageError: names the path.
     """
     taken = [path for path in taken if path]
-    for path in places:
+    for path in paths:
         if path is None:
             continue
         check_apart(path, taken)
@@ -52,12 +63,12 @@ def check_places(places, taken=()):
         taken.append(path)
 
 
-def files(*paths):
+def files(*paths: str | os.PathLike[str] | None) -> list[str | os.PathLike[str]]:
     """Those of some options' values that are files, rather than names, folders or nothing."""
     return [path for path in paths if path and os.path.isfile(path)]
 
 
-def check_apart(path, taken):
+def check_apart(path: str | os.PathLike[str], taken: Iterable[str | os.PathLike[str]]) -> None:
     """Refuse a path that is one of others.
 
     Raises:
@@ -67,19 +78,19 @@ def check_apart(path, taken):
         raise UsageError(f"cannot write {path}: the command has another use for that file; choose another name")
 
 
-def write_text(path, text):
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file; see `written`."""
-    with written(path) as place, open(place, "w", newline="", encoding="utf-8") as file:
+    with written(path) as target, open(target, "w", newline="", encoding="utf-8") as file:
         file.write(text)
 
 
-def notes(sentences):
+def notes(sentences: Iterable[str]) -> None:
     """Warnings, one line each, on standard error."""
     for sentence in sentences:
         click.echo(f"note: {sentence}", err=True)
 
 
-def chosen(devices):
+def chosen(devices: Sequence[str]) -> None:
     """Say what `auto` takes and why, if it is among the devices."""
     from .runtime.sessions import choice
 
@@ -88,7 +99,7 @@ def chosen(devices):
 
 
 @contextlib.contextmanager
-def steps(as_json):
+def steps(as_json: bool) -> Iterator[Callable[[str], None]]:
     """A spinner that names the current step, on a terminal; silent where output is piped or JSON.
 
     Yields:
@@ -103,7 +114,7 @@ def steps(as_json):
         yield lambda step: status.update(f"{step} …")
 
 
-def table(data):
+def table(data: dict[str, Any]) -> str:
     """A dict as aligned lines; lists of dicts one below the other."""
     width = max(len(key) for key in data)
     lines = []
@@ -120,7 +131,7 @@ def _pairs(entry):
     return ", ".join(f"{key} {value}" for key, value in entry.items() if value is not None)
 
 
-def export_text(result):
+def export_text(result: ExportResult) -> str:
     """An `ExportResult` for people."""
     lines = [f"note: {note}" for note in dict.fromkeys((*result.notes, *result.report.notes))]
     lines += [f"{result.path}  {result.size / 1e6:,.1f} MB  sha256 {result.sha256[:16]}", verification_text(result.report)]
@@ -130,7 +141,7 @@ def export_text(result):
 COLUMNS = ("output", "batch", "data", "runtime", "max_abs", "mean_abs", "relative", "cosine", "top1", "top5")
 
 
-def verification_text(report):
+def verification_text(report: VerificationReport) -> str:
     """A `VerificationReport` for people: a table of all comparisons and the verdict."""
     rows = [COLUMNS] + [tuple(_cell(getattr(comparison, column)) for column in COLUMNS) for comparison in report.comparisons]
     lines = columns(rows) if report.comparisons else []
@@ -150,25 +161,26 @@ def _cell(value):
     return str(value)
 
 
-def columns(rows):
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of strings as aligned lines."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def prediction_text(predictions):
+def prediction_text(predictions: Sequence[Prediction]) -> str:
     """Predictions for people: one line per class; of a file that does not score classes, the values of its outputs."""
     if any(prediction.values is not None for prediction in predictions):
         return _values_text(predictions)
     rows = [("image", "class", "label", "probability")]
     for prediction in predictions:
-        for place, index in enumerate(prediction.classes):
-            file = prediction.file if place == 0 else ""
-            rows.append((file, str(index), prediction.labels[place] or "-", f"{prediction.probabilities[place]:.4f}"))
+        for rank, index in enumerate(prediction.classes):
+            file = prediction.file if rank == 0 else ""
+            rows.append((file, str(index), prediction.labels[rank] or "-", f"{prediction.probabilities[rank]:.4f}"))
     return "\n".join(columns(rows))
 
 
 SHOWN_VALUES = 8
+VALUES_HINT = "These outputs are not known to score classes. If one does, declare it: --scores NAME --output-kind KIND"
 
 
 def _values_text(predictions):
@@ -181,11 +193,10 @@ def _values_text(predictions):
             array = np.asarray(values)
             first = " ".join(f"{value:.6g}" for value in array.reshape(-1)[:SHOWN_VALUES].tolist())
             rows.append((prediction.file, name, str(list(array.shape)), first + (" …" if array.size > SHOWN_VALUES else "")))
-    hint = "These outputs are not known to score classes. If one does, declare it: --scores NAME --output-kind KIND"
-    return "\n".join([*columns(rows), hint])
+    return "\n".join([*columns(rows), VALUES_HINT])
 
 
-def write_csv(path, rows):
+def write_csv(path: str | os.PathLike[str] | None, rows: Sequence[dict[str, Any]]) -> None:
     """Write a list of equal dicts as CSV, if a path is given.
 
     Raises:
@@ -199,12 +210,12 @@ def write_csv(path, rows):
         write_text(path, text.getvalue())
 
 
-def rows_text(rows):
+def rows_text(rows: Sequence[dict[str, Any]]) -> str:
     """A list of equal dicts as an aligned table."""
     return "\n".join(columns([tuple(rows[0]), *(tuple(_cell(value) for value in row.values()) for row in rows)]))
 
 
-def precision_text(rows):
+def precision_text(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Size, latency and agreement of a file and its form in lower precision, as lines; see `results.ExportResult.table`."""
     shown = [("precision", "size", "latency", "top-1 agreement")] if rows else []
     for row in rows:
@@ -213,7 +224,7 @@ def precision_text(rows):
     return columns(shown) if shown else []
 
 
-def diagnosis_text(diagnosis):
+def diagnosis_text(diagnosis: Diagnosis) -> str:
     """A `doctor.Diagnosis` for people."""
     lines = columns([*diagnosis.versions.items(), ("NVIDIA driver", diagnosis.driver or "none")])
     lines += ["", *columns(list(diagnosis.devices.items()))]

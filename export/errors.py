@@ -1,5 +1,12 @@
 """What can go wrong, and the exit code each kind has on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .results import VerificationReport
+
 
 class ExportError(Exception):
     """Base of all errors that this package raises on purpose: one message that names the thing and how to fix it."""
@@ -8,7 +15,7 @@ class ExportError(Exception):
 
 
 class UsageError(ExportError):
-    """Wrong usage, unreadable input, or a place that cannot be written."""
+    """Wrong usage, unreadable input, or a path that cannot be written."""
 
     exit_code = 2
 
@@ -27,7 +34,7 @@ class MismatchError(ExportError):
 
     exit_code = 3
 
-    def __init__(self, message, report=None):
+    def __init__(self, message: str, report: VerificationReport | None = None) -> None:
         super().__init__(message)
         self.report = report
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +14,15 @@ from typing import TYPE_CHECKING
 from . import artifact
 from .conversion.convert import FALLBACK, FALLBACK_NOTE, convert, weights_of
 from .conversion.prepare import prepare
-from .conversion.savedmodel import MARK, write_savedmodel
+from .conversion.savedmodel import MARK, SIGNATURE, write_savedmodel
 from .errors import MismatchError, UsageError
 from .metadata import TOLERANCES, metadata_of, stamp
 from .options import ExportOptions
-from .quantization.int8 import Budget
 from .results import ExportResult, VerificationReport
-from .verification.inputs import read_samples
+from .verification.agreement import Budget, verify_int8
+from .verification.inputs import load_samples, read_samples
 from .verification.onnx_file import verify_onnx
-from .verification.savedmodel import verify_savedmodel
+from .verification.savedmodel import load, verify_savedmodel
 
 if TYPE_CHECKING:
     import keras
@@ -94,7 +93,7 @@ def to_onnx(
 
     Raises:
         UsageError: An option or the model does not fit, or the file cannot be written.
-        MismatchError: The file does not compute what the model computes; nothing is left behind.
+        MismatchError: The file does not compute what the model computes; nothing is left of it.
 
     Example:
         >>> result = rx.to_onnx(kr.resnet50(), "resnet50.onnx")
@@ -107,7 +106,7 @@ def to_onnx(
         layout=layout,
         input_dtype=input_dtype,
         resize=resize,
-        outputs=None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs),
+        outputs=None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs),  # type: ignore[arg-type]
         output_kind=output_kind,
         dynamic_size=dynamic_size,
         top_k=top_k,
@@ -167,12 +166,12 @@ def to_savedmodel(
 
     Raises:
         UsageError: An option or the model does not fit, or the folder cannot be written.
-        MismatchError: The folder does not compute what the model computes; nothing is left behind.
+        MismatchError: The folder does not compute what the model computes; nothing is left of it.
     """
     step = progress or (lambda name: None)
     artifact.check_target(path, overwrite, MARK)
     names = None if outputs is None else outputs if isinstance(outputs, str) else tuple(outputs)
-    options = ExportOptions(outputs=names, output_kind=output_kind, layout=layout)
+    options = ExportOptions(outputs=names, output_kind=output_kind, layout=layout)  # type: ignore[arg-type]
     prepared = prepare(model, options, labels)
     metadata = metadata_of(prepared, options, labels)
     samples = None if samples is None else read_samples(samples, prepared.signature)
@@ -192,6 +191,8 @@ def verify(
     labels: list[str] | None = None,
     samples: Images | None = None,
     seed: int = 0,
+    max_drop: float = 1.0,
+    max_error: float = 0.1,
 ) -> VerificationReport:
     """Compare an ONNX file or SavedModel folder with the model that it is said to come from.
 
@@ -201,6 +202,7 @@ def verify(
         labels: Class names that the file must hold; by default those of the model's card.
         samples: Images to compare on in addition to random batches: a folder, or an array in the file's layout.
         seed: Seed of the random batches.
+        max_drop, max_error: How much an int8 file may differ; see `to_int8`.
 
     Returns:
         `VerificationReport`; `passed` says whether everything agreed. Nothing is raised on a mismatch.
@@ -215,7 +217,7 @@ def verify(
         )
     options = ExportOptions.from_metadata(metadata.get("options") or {})
     is_old = "outputs" not in metadata
-    if is_old and options.outputs is None and not folder:
+    if is_old and options.outputs is None and "options" in metadata:
         options = dataclasses.replace(options, outputs=_own_outputs_in(path))
     stated = labels if labels is not None else (metadata.get("card") or {}).get("labels")
     prepared = prepare(model, options, stated, old_names=is_old)
@@ -224,16 +226,16 @@ def verify(
     if folder:
         return verify_savedmodel(path, prepared, metadata=expected, samples=samples, seed=seed)
     if precision == "int8":
-        from .verification.agreement import verify_int8
-
         if samples is None:
-            raise UsageError(f"{path} is int8: give images (--samples) on which its best classes have to be the model's")
-        return verify_int8(path, prepared, samples, expected)
+            raise UsageError(f"{path} is int8: give images (--samples) on which it has to agree with the model")
+        return verify_int8(path, prepared, samples, expected, Budget(max_drop, max_error))
     return verify_onnx(path, prepared, opset=options.opset, precision=precision, metadata=expected, samples=samples, seed=seed)
 
 
 def _own_outputs_in(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The outputs of a file of version 0.1, without those that `top_k` adds."""
+    """The outputs of a file or folder of version 0.1, without those that `top_k` adds."""
+    if Path(path).is_dir():
+        return tuple(load(path).signatures[SIGNATURE].structured_outputs)
     outputs = artifact.read_proto(path, external_data=False).graph.output
     return tuple(value.name for value in outputs if not value.name.startswith("top_"))
 
@@ -249,20 +251,21 @@ def require(report: VerificationReport) -> VerificationReport:
     return report
 
 
-def _result(path, work: Path, report: VerificationReport, method: str, notes: list[str]) -> ExportResult:
+def _result(path: str | os.PathLike[str], work: Path, report: VerificationReport, method: str, notes: list[str]) -> ExportResult:
     """The result of an export, if the file in the temporary folder passed."""
     problems = tuple(problem.replace(str(work), str(path)) for problem in report.problems)
     report = require(dataclasses.replace(report, path=str(path), problems=problems))
     return ExportResult(str(path), report, artifact.digest(work), method, artifact.disk_size(work), tuple(notes))
 
 
-def _lower_precision(precision: str, calibration, budget: Budget, target: str, external_data: bool | None) -> Callable:
+def _lower_precision(
+    precision: str, calibration: Images | None, budget: Budget, target: str, external_data: bool | None
+) -> Callable:
     """The function that makes the file in lower precision, its arguments checked before the float32 export begins."""
     import functools
 
     from .quantization.float16 import to_float16
     from .quantization.int8 import check_target, to_int8
-    from .quantization.samples import load
 
     if precision not in TOLERANCES:
         raise UsageError(f"`precision` must be one of {', '.join(TOLERANCES)}, got {precision!r}")
@@ -274,20 +277,29 @@ def _lower_precision(precision: str, calibration, budget: Budget, target: str, e
         raise UsageError("`precision` int8 needs `calibration` images")
     check_target(target)
     return functools.partial(
-        to_int8, calibration=load(calibration), max_drop=budget.max_drop, max_error=budget.max_error, target=target
+        to_int8, calibration=load_samples(calibration), max_drop=budget.max_drop, max_error=budget.max_error, target=target
     )
 
 
 def _through_float32(
-    model, path, options: ExportOptions, labels, samples, lower: Callable, precision: str, overwrite, keep_failed, step
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    options: ExportOptions,
+    labels: list[str] | None,
+    samples: Images | None,
+    lower: Callable,
+    precision: str,
+    overwrite: bool,
+    keep_failed: bool,
+    step: Progress,
 ) -> ExportResult:
     """A float32 file in a temporary folder, and from it the file that was asked for."""
     from .quantization.source import open_source
     from .quantization.table import side_by_side
 
     target = artifact.check_target(path, overwrite)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        full = Path(folder) / target.name
+    with artifact.temporary_folder(f".{target.name}.", target.parent) as folder:
+        full = folder / target.name
         fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
         first = to_onnx(model, full, **fields, labels=labels, samples=samples, progress=step)
         step(precision)

@@ -91,4 +91,5 @@ class ExportOptions:
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(options) - known):
             raise UsageError(f"the file was written with options that this version does not know: {', '.join(unknown)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        return cls(**values)

@@ -1,6 +1,9 @@
 """What the exporters and the verifier return: plain dataclasses with `to_json()`."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Comparison:
 
     output: str
     batch: int
-    shape: list
+    shape: list[int]
     data: str
     runtime: str
     max_abs: float
@@ -56,21 +59,21 @@ class VerificationReport:
     passed: bool
     precision: str
     tolerance: float
-    comparisons: tuple
-    weights: dict | None = None
+    comparisons: tuple[Comparison, ...]
+    weights: dict[str, Any] | None = None
     diverges: str | None = None
-    problems: tuple = ()
-    notes: tuple = ()
-    layers: dict | None = None
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    layers: dict[str, dict[str, float]] | None = None
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def worst(self):
+    def worst(self) -> float:
         """The largest `relative` error of all comparisons, 0.0 if there are none."""
         return max((comparison.relative for comparison in self.comparisons), default=0.0)
 
-    def summary(self):
+    def summary(self) -> str:
         """The verdict in one sentence."""
         if not self.passed:
             layer = f"; first layer that differs: {self.diverges}" if self.diverges else ""
@@ -104,8 +107,8 @@ class ExportResult:
     sha256: str
     method: str
     size: int
-    notes: tuple = ()
-    table: tuple = ()
+    notes: tuple[str, ...] = ()
+    table: tuple[dict[str, Any], ...] = ()
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)

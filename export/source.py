@@ -1,15 +1,16 @@
 """A Keras model from a file that Keras saved or a name of the zoo, for the command line and for scripts."""
 
+from __future__ import annotations
+
 import contextlib
-import importlib
 import json
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .artifact import existing_file, first_line
 from .errors import DeviceError, UsageError
@@ -18,11 +19,21 @@ if TYPE_CHECKING:
     import keras
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
-# The options of the commands for what `keras_resnet.loading.ModelFileError` tells apart.
-REMEDIES = {
-    "lambda": "if you trust the file, allow it with --unsafe-lambda, or replace the layer by one with a class",
-    "unknown class": "name the module that registers it with --import",
+
+# Python names in messages of `keras_resnet`, and what the commands have instead.
+IN_COMMANDS = {
+    "`list_models()` has all": "`resnet-export list` shows all",
+    "give `preprocessing=`": "give --preprocessing MODE",
+    "; to load it all the same, give these fields as arguments": "",
 }
+
+
+def for_commands(message: object) -> str:
+    """A message of `keras_resnet` on one line, with the options of the commands instead of arguments in Python."""
+    line = first_line(message, most=1000)  # the hint comes last
+    for python, option in IN_COMMANDS.items():
+        line = line.replace(python, option)
+    return line
 
 
 def load_model(
@@ -34,7 +45,7 @@ def load_model(
     imports: Sequence[str] = (),
     preprocessing: str | None = None,
     unsafe_lambda: bool = False,
-) -> tuple["keras.Model", list[str]]:
+) -> tuple[keras.Model, list[str]]:
     """Load or build the model that a command names.
 
     Args:
@@ -58,8 +69,11 @@ def load_model(
         import keras
 
         import keras_resnet as kr
-    for name in imports:
-        _import(name)
+        from keras_resnet.models.loading import ModelFileError, import_modules
+    try:
+        import_modules(imports)
+    except ModelFileError as error:
+        raise UsageError(str(error)) from error
     if is_file(model):
         for option, value in (("weights", weights), ("num_classes", num_classes)):
             if value is not None:
@@ -67,21 +81,22 @@ def load_model(
         notes = [f"code in Lambda layers of {model} may run in this process"] if unsafe_lambda else []
         try:
             loaded = kr.load_model_file(model, unsafe_lambda=unsafe_lambda)
+        except ModelFileError as error:
+            raise UsageError(error.for_commands()) from error
         except (ValueError, OSError) as error:
-            remedy = REMEDIES.get(getattr(error, "kind", ""))
-            raise UsageError(f"{error.problem}; {remedy}" if remedy else first_line(error)) from error
+            raise UsageError(first_line(error)) from error
     else:
         if weights is None:
             keras.utils.set_random_seed(seed)
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", UserWarning)
-                loaded = kr.create_model(model, weights=weights, num_classes=num_classes)
+                loaded = kr.create_model(str(model), weights=weights, num_classes=num_classes)
         except (ValueError, OSError) as error:
             ending = "; a file must end in .keras, .h5 or .hdf5" if "." in str(model) else ""
-            raise UsageError(f"{first_line(error)}{ending}") from error
+            raise UsageError(f"{for_commands(error)}{ending}") from error
         notes = [f"random weights (seed {seed})"] if weights is None else []
-        notes += [first_line(entry.message) for entry in said if issubclass(entry.category, UserWarning)]
+        notes += [for_commands(entry.message) for entry in said if issubclass(entry.category, UserWarning)]
     return with_preprocessing(loaded, preprocessing), notes
 
 
@@ -90,17 +105,7 @@ def is_file(model: str | os.PathLike[str]) -> bool:
     return str(model).endswith(SUFFIXES) or os.sep in str(model) or Path(model).is_file()
 
 
-def _import(name):
-    sys.path.insert(0, os.getcwd())
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # the module is the user's; whatever it raises is about it
-        raise UsageError(f"cannot import {name}: {first_line(error)}") from error
-    finally:
-        sys.path.remove(os.getcwd())
-
-
-def with_preprocessing(model: "keras.Model", mode: str | None) -> "keras.Model":
+def with_preprocessing(model: keras.Model, mode: str | None) -> keras.Model:
     """Put a preprocessing layer and a card in front of a model; itself if `mode` is None.
 
     Raises:
@@ -116,7 +121,7 @@ def with_preprocessing(model: "keras.Model", mode: str | None) -> "keras.Model":
         raise UsageError(first_line(error)) from error
 
 
-def read_labels(path):
+def read_labels(path: str | os.PathLike[str]) -> list[str]:
     """Class names from a text file with one per line, or from a JSON list.
 
     Raises:
@@ -133,7 +138,7 @@ def read_labels(path):
 
 
 @contextlib.contextmanager
-def quiet_start():
+def quiet_start() -> Iterator[None]:
     """Hold back what TensorFlow prints while it is imported (its C++ side writes to the descriptor); shown if the import fails.
 
     Raises:
@@ -162,7 +167,7 @@ def quiet_start():
             os.close(before)
 
 
-def zoo_names(pattern="*"):
+def zoo_names(pattern: str = "*") -> list[str]:
     """Names of the zoo that match a shell pattern.
 
     Raises:
@@ -175,12 +180,12 @@ def zoo_names(pattern="*"):
             return names
     except ValueError as error:
         raise UsageError(first_line(error)) from error
-    from keras_resnet.hints import nearest
+    from keras_resnet.checks import nearest
 
     raise UsageError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), kr.list_models())}")
 
 
-def describe(model, **source):
+def describe(model: str | os.PathLike[str], **source: Any) -> dict[str, Any]:
     """What `info` shows of a model: its size, and the inputs and outputs it would be exported with. Args as `load_model`."""
     from .conversion.signature import signature_of
 

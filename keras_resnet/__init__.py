@@ -1,45 +1,41 @@
-"""Residual networks for Keras that start as the identity: layers, zoo, growth."""
+"""Residual networks for Keras that start as the identity: layers, blocks, a zoo of models, growth of trained models.
 
-import importlib
+The public names are listed in `__init__.pyi`, from which editors complete them, and are imported when they are first used. Every
+variant of the zoo is also a constructor: `keras_resnet.resnet50(weights=…)`.
+"""
+
+from __future__ import annotations
+
 import sys
+from typing import Any
 
-# Functional models of depth 1202 overrun the default limit of 1000 while Keras builds, loads or clones them.
+import lazy_loader
+
+# Functional models of depth 1202 exceed the default limit of 1000 while Keras builds, loads or clones them.
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 9_000))
 
-from . import blocks, layers
-from ._version import __version__
-from .assembly import feature_info
-from .config import Growth, ResNetConfig, VGGConfig, config_from_dict
-from .growth import (
-    ResidualBlock,
-    block_scales,
-    drift,
-    find_blocks,
-    grow,
-    growth_scores,
-    identity_report,
-    prune,
-    residual_stack,
-    without_blocks,
-)
-from .loading import load_model_file
-from .modelcard import ModelCard, card, set_card
-from .preprocessing import Preprocessing
-from .pretrained import load_weights, save_weights
-from .registry import ModelInfo, Plugin, constructor, create_model, list_models, list_weights, model_info
-from .transfer import add_preprocessing, freeze_batch_norm, replace_head, with_card
-from .weights.sources import WeightSource
+# These modules register their classes with Keras, so that saved models load without `custom_objects`.
+from . import blocks, layers, preprocessing
+
+# Users look for every layer in `kr.layers`, but a block is made of those layers and therefore defined above them.
+layers.ResidualBlock = blocks.ResidualBlock
+
+_public_name, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def __getattr__(name):
-    # These need TensorFlow, whatever Keras' backend is, so they are imported when they are asked for.
-    if name in ("data", "training"):
-        return importlib.import_module(f"{__name__}.{name}")
-    # Every variant is a constructor too (`keras_resnet.resnet50()`), those of plug-ins included.
-    if not name.startswith("_") and name in list_models():
-        return constructor(name)
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return _public_name(name)
+    # The variants of plug-ins are constructors too, so the names are not all known in advance.
+    if not name.startswith("_"):
+        from .models.registry import constructor, list_models
+
+        if name in list_models():
+            return constructor(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
-    return sorted([*globals(), "data", "training", *list_models()])
+def __dir__() -> list[str]:
+    from .models.registry import list_models
+
+    return sorted({*globals(), *__all__, *list_models()})

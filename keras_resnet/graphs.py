@@ -1,22 +1,39 @@
 """Reading a model's graph and what its outputs mean. Nothing here changes a model.
 
-Private attributes of Keras are used in this module only. A *graph* is a Functional model, or the Functional model inside a
-Sequential one. Graphs nest; a *path* such as `"backbone/block5_pool"` names an operation in a nested graph.
+A *graph* is a Functional model, or the Functional model inside a Sequential one. Graphs nest; a *path* such as
+`"backbone/block5_pool"` names an operation in a nested graph.
+
+Private attributes of Keras are used in this module only (training has those of optimizers and trainers). They were checked
+against Keras 3.15, and tests/test_graphs.py fails if one of them changes:
+
+| private | used for |
+|---|---|
+| `Functional` (class), `Sequential._functional` | recognising graphs |
+| `_nodes_by_depth`, `_inputs_struct`, `_outputs_struct`, `_standardize_inputs` of a graph | running it call by call |
+| `_keras_history` of a tensor, `_inbound_nodes` of an operation | what made a tensor |
+| `_keras_mask`, `_keras_logits` of a tensor | its mask, the logits before a softmax |
+| `_flatten_layers` of a layer | the layers inside it, wrapped ones included |
+| `_output_shape` of a `Lambda` | making it again |
+| `global_state`, its entry `uninitialized_variables` | building a model without numbers in its weights |
 """
+
+from __future__ import annotations
 
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
+from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 
 
-def graph_of(operation):
+def graph_of(operation: Any) -> Any:
     """The Functional graph behind a model or layer, or None if its calls are not a known graph.
 
     Subclasses of Functional count as long as they do not override `call`.
@@ -28,7 +45,7 @@ def graph_of(operation):
     return None
 
 
-def require_graph(model):
+def require_graph(model: keras.Model) -> Any:
     """As `graph_of`, with a sentence instead of None."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a Keras model, got {type(model).__name__}")
@@ -42,13 +59,13 @@ def require_graph(model):
     return graph
 
 
-def nodes(graph):
+def nodes(graph: Any) -> list[Any]:
     """The graph's calls in order of execution, inputs left out."""
     by_depth = graph._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if node.operation and not node.is_input]
 
 
-def replay(graph, inputs, call):
+def replay(graph: Any, inputs: Sequence[Any], call: Callable[..., Any]) -> Any:
     """Run a graph on tensors, symbolic or real.
 
     Args:
@@ -67,7 +84,7 @@ def replay(graph, inputs, call):
     return tree.pack_sequence_as(graph._outputs_struct, [values[id(output)] for output in graph.outputs])
 
 
-def flat_inputs(graph, x):
+def flat_inputs(graph: Any, x: Any) -> list[Any]:
     """Inputs as a caller gives them (tensor, list, dict by name), as the flat list that `replay` takes."""
     with warnings.catch_warnings():
         # Keras warns where a lone tensor stands for a list of one; both are fine here.
@@ -75,7 +92,12 @@ def flat_inputs(graph, x):
         return tree.flatten(graph._standardize_inputs(x))
 
 
-def walk(model, path=""):
+def pack_inputs(graph: Functional, tensors: list) -> object:
+    """Return a flat list of tensors in the structure (tensor, list, dict) in which a graph takes its inputs."""
+    return tree.pack_sequence_as(graph._inputs_struct, tensors)
+
+
+def walk(model: keras.Model, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield `(path, graph, node)` of every call in the model's tree, in order of execution.
 
     A nested model comes before its parts, and its parts come once, however often it is called.
@@ -93,33 +115,121 @@ def _walk(graph, path, seen):
             yield from _walk(inner, name + "/", seen)
 
 
-def call_inputs(args, kwargs):
+def call_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What a layer was called on, whether given by position or as `inputs=`."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def producer(tensor):
+def producer(tensor: keras.KerasTensor) -> Any:
     """The node that made a symbolic tensor, or None."""
     history = getattr(tensor, "_keras_history", None)
     return None if history is None or history.operation is None else history.operation._inbound_nodes[history.node_index]
 
 
-def mask_of(tensor):
+def producer_name(tensor: keras.KerasTensor) -> str:
+    """Name of the operation that made a symbolic tensor, "" if there is none."""
+    node = producer(tensor)
+    return "" if node is None else node.operation.name
+
+
+def ancestors(tensor: keras.KerasTensor) -> dict[int, keras.KerasTensor]:
+    """The tensor and all that it is made from, by id."""
+    found, queue = {id(tensor): tensor}, [tensor]
+    while queue:
+        node = producer(queue.pop())
+        for parent in node.arguments.keras_tensors if node is not None else ():
+            if id(parent) not in found:
+                found[id(parent)] = parent
+                queue.append(parent)
+    return found
+
+
+def mask_of(tensor: Any) -> Any:
     """Return the Keras mask of a tensor, symbolic or real, or None."""
     return getattr(tensor, "_keras_mask", None)
 
 
-def is_convolution(operation):
+def logits_of(output: object) -> object:
+    """Return the logits that a softmax or sigmoid took, or the tensor itself where Keras keeps none."""
+    return getattr(output, "_keras_logits", output)
+
+
+def layers_in(layer: keras.layers.Layer, include_self: bool = True) -> list[keras.layers.Layer]:
+    """Return a layer or model and all layers in it: those of nested models, and those that wrappers hold."""
+    return list(layer._flatten_layers(include_self=include_self))
+
+
+def lambda_output_shape(layer: keras.layers.Lambda) -> object:
+    """Return the argument `output_shape` that a `Lambda` was made with."""
+    return layer._output_shape
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Let models that are built in the context have weights without numbers, which take no memory at any size.
+
+    Keras has no public way to drop variables that wait for their first value; it would fill them when the next model is built.
+    """
+    waiting = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(waiting, []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute(waiting, before)
+
+
+def is_convolution(operation: Any) -> bool:
     """Whether an operation is a layer with a kernel over space: `Conv*`, `DepthwiseConv*`, `SeparableConv*`."""
     named = "Conv" in type(operation).__name__ and "LSTM" not in type(operation).__name__
     return isinstance(operation, keras.layers.Layer) and named and hasattr(operation, "kernel_size")
 
 
-def is_weighted(operation):
+def is_weighted(operation: Any) -> bool:
     """Whether an operation counts as a weighted layer, as papers count depth: it holds a kernel (not just vectors)."""
     if isinstance(operation, keras.Model) or not isinstance(operation, keras.layers.Layer):
         return False
     return any(len(weight.shape) >= 2 for weight in operation.weights)
+
+
+def data_format_at(tensor: keras.KerasTensor, graph: Any = None) -> str:
+    """Layout of a symbolic tensor: that of the nearest layer before it that has one, or else behind it.
+
+    Args:
+        tensor: KerasTensor.
+        graph: Functional that it is part of, or None.
+
+    Returns:
+        `"channels_last"` or `"channels_first"`; Keras' setting where no layer tells.
+    """
+    if (found := _layout(tensor, {})) is not None:
+        return found
+    for node in nodes(graph) if graph is not None else ():
+        if (found := getattr(node.operation, "data_format", None)) is not None:
+            return found
+    return keras.config.image_data_format()
+
+
+def _layout(tensor, known):
+    if id(tensor) not in known:
+        known[id(tensor)] = None
+        node = producer(tensor)
+        if node is not None and not node.is_input:
+            known[id(tensor)] = _layout_behind(node, known)
+    return known[id(tensor)]
+
+
+def _layout_behind(node, known):
+    if (own := getattr(node.operation, "data_format", None)) is not None:
+        return own
+    before = next((found for parent in node.arguments.keras_tensors if (found := _layout(parent, known))), None)
+    order = getattr(node.operation, "dims", None) or getattr(node.operation, "axes", None)
+    if before is None or type(node.operation).__name__ not in ("Permute", "Transpose") or order is None:
+        return before
+    # Where has the channel axis gone? `Permute` leaves the batch out of its list.
+    order = (0, *order) if type(node.operation).__name__ == "Permute" else tuple(order)
+    place = order.index(1 if before == "channels_first" else len(order) - 1)
+    return {1: "channels_first", len(order) - 1: "channels_last"}.get(place)
 
 
 def state_variables(layer: keras.Layer) -> list[keras.Variable]:
@@ -137,7 +247,7 @@ def state_kept(*models: keras.Model, but: Iterable[keras.Variable] = ()) -> Iter
         but: Variables that may change.
     """
     free = {id(variable) for variable in but}
-    layers = [layer for model in models for layer in model._flatten_layers()]
+    layers = [layer for model in models for layer in layers_in(model)]
     variables = [v for model in models for v in model.variables if not v.trainable]
     variables += [v for layer in layers for v in state_variables(layer)]
     variables = [v for v in variables if id(v) not in free]
@@ -193,7 +303,7 @@ def _sized(head: OutputHead, shape: tuple) -> OutputHead:
     return OutputHead("binary" if len(shape) > 1 and shape[-1] == 1 else "multilabel", head.activation)
 
 
-def _head(tensor, graph) -> OutputHead:
+def _head(tensor: keras.KerasTensor, graph: Any) -> OutputHead:
     """The head of a symbolic tensor that belongs to a graph."""
     node = producer(tensor)
     if node is None or node.is_input:
@@ -212,7 +322,7 @@ def _head(tensor, graph) -> OutputHead:
     return OTHER
 
 
-def final_activation(operation) -> str | None:
+def final_activation(operation: Any) -> str | None:
     """Name the activation that an operation applies last, over the last axis: `"softmax"`, `"sigmoid"` or None."""
     layers = keras.layers
     if isinstance(operation, keras.Layer) and "call" in vars(operation):  # somebody replaced it on this one object
@@ -238,7 +348,7 @@ _WITH_ACTIVATION = (
 ).split()
 
 
-def _has_own_call(operation, kind: type) -> bool:
+def _has_own_call(operation: Any, kind: type) -> bool:
     """Whether an operation is a layer of that Keras class, or of a subclass that does not override `call`."""
     return isinstance(operation, kind) and type(operation).call is kind.call
 
@@ -255,7 +365,7 @@ def _named(function: Callable) -> str | None:
     return None
 
 
-def _keeps_values(operation, sources: list, result) -> bool:
+def _keeps_values(operation: Any, sources: list, result: Any) -> bool:
     """Whether an operation, in inference, gives its one input back, at most in another shape with the same last axis."""
     if len(sources) != 1:
         return False
@@ -268,5 +378,5 @@ def _keeps_values(operation, sources: list, result) -> bool:
     return any(_has_own_call(operation, kind) for kind in (*kinds, layers.Identity, layers.ActivityRegularization))
 
 
-def _is_reshape(operation) -> bool:
+def _is_reshape(operation: Any) -> bool:
     return type(operation).__module__.startswith("keras.src.ops") and type(operation).__name__ == "Reshape"

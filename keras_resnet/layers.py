@@ -1,27 +1,22 @@
 """The layers Keras lacks. All are registered, so `keras.saving.load_model` needs no `custom_objects`."""
 
+from __future__ import annotations
+
 import json
 import warnings
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from .config import config_from_dict, differences
+from .checks import positive_number, probability
 
 PACKAGE = "keras_resnet"
 # Where a file of weights holds the card, among the variables of the layer.
 STORED_CARD = "card"
 register = keras.saving.register_keras_serializable(PACKAGE)
-
-
-def __getattr__(name):
-    # `ResidualBlock` is built from the layers here, in growth; users look for it among the layers.
-    if name == "ResidualBlock":
-        from .growth.blocks import ResidualBlock
-
-        return ResidualBlock
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @register
@@ -55,8 +50,8 @@ class ResidualAdd(keras.layers.Layer):
         kind: str = "preact",
         grown: bool = False,
         scale: float = 1.0,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         if kind not in ("preact", "postact"):
@@ -65,16 +60,16 @@ class ResidualAdd(keras.layers.Layer):
         self.scale = positive_number("scale", scale)
         self.supports_masking = True
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[keras.KerasTensor]) -> keras.KerasTensor:
         shortcut, branch = inputs
         return shortcut + self.scaled(branch, shortcut.dtype)
 
-    def scaled(self, branch, dtype):
+    def scaled(self, branch: keras.KerasTensor, dtype: Any) -> keras.KerasTensor:
         """Return what is added to the shortcut: the branch in the given dtype, times `scale`."""
         branch = ops.cast(branch, dtype)
         return branch if self.scale == 1 else branch * self.scale
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: Sequence[keras.KerasTensor]) -> keras.KerasTensor:
         shortcut, branch = inputs
         if len(shortcut.shape) != len(branch.shape) or any(
             a is not None and b is not None and a != b for a, b in zip(shortcut.shape, branch.shape, strict=True)
@@ -84,25 +79,13 @@ class ResidualAdd(keras.layers.Layer):
             )
         return keras.KerasTensor(shortcut.shape, dtype=shortcut.dtype)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         # The block changes nothing at first, so the shortcut's mask stays valid.
         return previous_mask[0] if isinstance(previous_mask, (list, tuple)) else previous_mask
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = {"block": self.block, "gate": self.gate, "kind": self.kind, "grown": self.grown, "scale": self.scale}
         return {**super().get_config(), **own}
-
-
-def positive_number(name: str, value: object) -> float:
-    """Return `value` as a float.
-
-    Raises:
-        ValueError: It is not a positive finite number; the message names the argument.
-    """
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < np.inf:
-        raise ValueError(f"`{name}` must be a positive finite number, got {value!r}")
-    return float(value)
 
 
 @register
@@ -112,18 +95,46 @@ class IgnoreMask(keras.layers.Layer):
     A residual branch needs it where the tensor it starts from has a mask. The shortcut keeps the mask, and so does the block.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         return ops.copy(inputs)
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
         return None
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         # Keras' automatic config does not take a dtype policy.
         return super().get_config()
+
+
+# Fields of a config in which a model may differ from the network that its weights were trained in. All other fields change what
+# the weights mean.
+MAY_DIFFER = frozenset("num_classes input_size channels output_stride gate drop_path dropout head_dropout norm_momentum".split())
+
+
+def config_differences(saved: dict, own: dict, may_differ: Collection[str] = ()) -> list[str]:
+    """Compare the config of a network whose weights are loaded with that of the model they are loaded into.
+
+    Args:
+        saved: Config in which the weights were trained, as plain JSON values.
+        own: Config of the model, likewise. Fields that only one of the two has are not compared.
+        may_differ: Fields that may differ in addition to `MAY_DIFFER`.
+
+    Returns:
+        Messages such as `"shortcut='pad', the model has 'none'"`, one for each field that changes the outputs.
+    """
+    if saved.get("family") != own.get("family"):
+        return [f"family={saved.get('family')!r}, the model has {own.get('family')!r}"]
+    # A model that was grown by hand does not say so in its config; there the names of the layers tell.
+    free = {*MAY_DIFFER, *may_differ, *(() if saved.get("growth") and own.get("growth") else ("growth",))}
+    pairs = {name: (saved[name], own[name]) for name in own if name in saved and name not in free}
+    return [f"{name}={_shown(was)!r}, the model has {_shown(has)!r}" for name, (was, has) in pairs.items() if was != has]
+
+
+def _shown(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @register
@@ -138,30 +149,29 @@ class Card(keras.layers.Layer):
         card: JSON-serialisable dict, see `keras_resnet.modelcard.ModelCard`.
     """
 
-    def __init__(self, card, **kwargs):
+    def __init__(self, card: dict[str, Any], **kwargs: Any) -> None:
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
         self.card = dict(card)
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         return inputs
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         store[STORED_CARD] = np.frombuffer(json.dumps(self.card, sort_keys=True).encode(), "uint8")
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         if STORED_CARD not in store.keys():
             return
         saved = json.loads(np.asarray(store[STORED_CARD]).tobytes())
         if saved.get("config") and self.card.get("config"):
-            found = differences(saved["config"], config_from_dict(self.card["config"]))
-            if found:
+            if found := config_differences(saved["config"], self.card["config"]):
                 warnings.warn(f"the weights were trained in another network: {'; '.join(found)}", stacklevel=2)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "card": self.card}
 
 
@@ -178,14 +188,14 @@ class Affine(keras.layers.Layer):
     Source: SkipInit (arXiv 2002.10444), LayerScale (arXiv 2103.17239), Fixup (arXiv 1901.09321).
     """
 
-    def __init__(self, scale="scalar", initial=1.0, shift=False, axis=-1, **kwargs):
+    def __init__(self, scale: str = "scalar", initial: float = 1.0, shift: bool = False, axis: int = -1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if scale not in ("scalar", "channel", None):
             raise ValueError(f'`scale` must be "scalar", "channel" or None, got {scale!r}')
         self.scale_kind, self.initial, self.use_shift, self.axis = scale, float(initial), bool(shift), axis
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         shape = ()
         if self.scale_kind == "channel":
             shape = [1] * (len(input_shape) - 1)
@@ -197,14 +207,14 @@ class Affine(keras.layers.Layer):
         if self.use_shift:
             self.shift = self.add_weight(name="shift", shape=(), initializer="zeros")
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         x = inputs if self.scale is None else inputs * ops.cast(self.scale, inputs.dtype)
         return x if self.shift is None else x + ops.cast(self.shift, inputs.dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = {"scale": self.scale_kind, "initial": self.initial, "shift": self.use_shift, "axis": self.axis}
         return {**super().get_config(), **own}
 
@@ -220,44 +230,42 @@ class DropPath(keras.layers.Layer):
     Source: arXiv 1603.09382, section 3.
     """
 
-    def __init__(self, rate, seed=None, **kwargs):
+    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"`rate` must be at least 0 and below 1, got {rate!r}")
-        self.rate, self.seed = float(rate), seed
+        self.rate, self.seed = probability("rate", rate), seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: keras.KerasTensor, training: bool | None = False) -> keras.KerasTensor:
         if not training or not self.rate:
             return inputs
         shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
         kept = keras.random.uniform(shape, seed=self.seed_generator) >= self.rate
         return inputs * ops.cast(kept, inputs.dtype) / (1 - self.rate)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
 class _Spatial(keras.layers.Layer):
     """A weightless layer on a feature map of any rank: resolves the data format and keeps it in the config."""
 
-    def __init__(self, data_format=None, **kwargs):
+    def __init__(self, data_format: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.data_format = data_format or keras.config.image_data_format()
         if self.data_format not in ("channels_last", "channels_first"):
             raise ValueError(f'`data_format` must be "channels_last" or "channels_first", got {data_format!r}')
 
-    def channel_axis(self, shape):
+    def channel_axis(self, shape: Sequence[int | None]) -> int:
         return len(shape) - 1 if self.data_format == "channels_last" else 1
 
-    def spatial_axes(self, shape):
+    def spatial_axes(self, shape: Sequence[int | None]) -> list[int]:
         return [axis for axis in range(1, len(shape)) if axis != self.channel_axis(shape)]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "data_format": self.data_format}
 
 
@@ -275,18 +283,18 @@ class ChannelPad(_Spatial):
     Source: arXiv 1512.03385, section 3.3; the paper does not say where the zeros go, published code differs.
     """
 
-    def __init__(self, filters, position="both", data_format=None, **kwargs):
+    def __init__(self, filters: int, position: str = "both", data_format: str | None = None, **kwargs: Any) -> None:
         super().__init__(data_format, **kwargs)
         if position not in ("both", "end"):
             raise ValueError(f'`position` must be "both" or "end", got {position!r}')
         self.filters, self.position = filters, position
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         channels = input_shape[self.channel_axis(input_shape)]
         if channels > self.filters:
             raise ValueError(f"`filters` must be at least the channels that come in ({channels}), got {self.filters}")
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         axis = self.channel_axis(inputs.shape)
         missing = self.filters - inputs.shape[axis]
         before = missing // 2 if self.position == "both" else 0
@@ -294,12 +302,12 @@ class ChannelPad(_Spatial):
         padding[axis] = (before, missing - before)
         return ops.pad(inputs, padding)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         shape = list(input_shape)
         shape[self.channel_axis(shape)] = self.filters
         return tuple(shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "filters": self.filters, "position": self.position}
 
 
@@ -311,23 +319,23 @@ class InfinityPad(_Spatial):
         size: places per side. Default 1.
     """
 
-    def __init__(self, size=1, data_format=None, **kwargs):
+    def __init__(self, size: int = 1, data_format: str | None = None, **kwargs: Any) -> None:
         super().__init__(data_format, **kwargs)
         self.size = size
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         padding = [(0, 0)] * len(inputs.shape)
         for axis in self.spatial_axes(inputs.shape):
             padding[axis] = (self.size, self.size)
         return ops.pad(inputs, padding, constant_values=float("-inf"))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         shape = list(input_shape)
         for axis in self.spatial_axes(shape):
             shape[axis] = None if shape[axis] is None else shape[axis] + 2 * self.size
         return tuple(shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "size": self.size}
 
 
@@ -338,14 +346,14 @@ class BlurPool(_Spatial):
     Source: arXiv 1904.11486, section 3.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         for axis in self.spatial_axes(inputs.shape):
             inputs = self._along(inputs, axis)
         return inputs
 
     @staticmethod
-    def _along(x, axis):
-        def part(start, stop=None, step=None):
+    def _along(x: keras.KerasTensor, axis: int) -> keras.KerasTensor:
+        def part(start: Any, stop: Any = None, step: Any = None) -> Any:
             index = [slice(None)] * len(x.shape)
             index[axis] = slice(start, stop, step)
             return tuple(index)
@@ -353,7 +361,7 @@ class BlurPool(_Spatial):
         padded = ops.concatenate([x[part(1, 2)], x, x[part(-2, -1)]], axis=axis)
         return (padded[part(0, -2, 2)] + 2 * padded[part(1, -1, 2)] + padded[part(2, None, 2)]) / 4
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         shape = list(input_shape)
         for axis in self.spatial_axes(shape):
             shape[axis] = None if shape[axis] is None else (shape[axis] + 1) // 2
@@ -371,15 +379,15 @@ class AdaptiveAverage(_Spatial):
         ValueError: the sides of the input are not known.
     """
 
-    def __init__(self, size, data_format=None, **kwargs):
+    def __init__(self, size: int, data_format: str | None = None, **kwargs: Any) -> None:
         super().__init__(data_format, **kwargs)
         self.size = size
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         if any(input_shape[axis] is None for axis in self.spatial_axes(input_shape)):
             raise ValueError(f"the sides of the input must be known, got {tuple(input_shape)}")
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         for axis in self.spatial_axes(inputs.shape):
             weights = ops.cast(self._weights(inputs.shape[axis]), inputs.dtype)
             inputs = ops.moveaxis(ops.tensordot(inputs, weights, [[axis], [0]]), -1, axis)
@@ -392,13 +400,13 @@ class AdaptiveAverage(_Spatial):
         inside = (places >= first) & (places < end)
         return (inside / inside.sum(0)).astype("float32")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         shape = list(input_shape)
         for axis in self.spatial_axes(shape):
             shape[axis] = self.size
         return tuple(shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "size": self.size}
 
 
@@ -409,7 +417,7 @@ class GroupNormalization(keras.layers.GroupNormalization):
     Same arguments, same weights. Logits of BiT come out 2 to 3 times closer to those in float64.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         shape, axis, rank = ops.shape(inputs), self.axis % len(inputs.shape), len(inputs.shape)
         grouped = (*shape[:axis], self.groups, inputs.shape[axis] // self.groups, *shape[axis + 1 :])
@@ -426,7 +434,7 @@ class GroupNormalization(keras.layers.GroupNormalization):
         return ops.cast(x, self.compute_dtype)
 
     @staticmethod
-    def _means(x, groups):
+    def _means(x: keras.KerasTensor, groups: int) -> keras.KerasTensor:
         for axis in reversed(range(1, len(x.shape))):
             if axis != groups:
                 x = ops.mean(x, axis=axis, keepdims=True)
@@ -441,11 +449,11 @@ class _Standardized:
 
     epsilon = 1e-8
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: keras.KerasTensor, kernel: keras.KerasTensor) -> keras.KerasTensor:
         weights = ops.cast(kernel, "float32")
         mean, variance = ops.moments(weights, axes=list(range(len(weights.shape) - 1)), keepdims=True)
         standardized = (weights - mean) / ops.sqrt(variance + self.epsilon)
-        return super().convolution_op(inputs, ops.cast(standardized, kernel.dtype))
+        return super().convolution_op(inputs, ops.cast(standardized, kernel.dtype))  # type: ignore[misc]  # a mixin
 
 
 @register
@@ -463,6 +471,6 @@ class StandardizedConv3D(_Standardized, keras.layers.Conv3D):
     """`Conv3D` with weight standardisation; see `StandardizedConv2D`."""
 
 
-def standardized_conv(rank):
+def standardized_conv(rank: int) -> Any:
     """The convolution with weight standardisation for 1, 2 or 3 spatial axes."""
     return {1: StandardizedConv1D, 2: StandardizedConv2D, 3: StandardizedConv3D}[rank]

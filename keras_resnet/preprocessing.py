@@ -1,4 +1,9 @@
-"""Pixels to network input, as a layer: it travels with the model, into the exported file too."""
+"""Preprocessing as a layer, so that it is saved with the model and is a part of the exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,23 +21,31 @@ MODES = {
 
 @keras.saving.register_keras_serializable("keras_resnet")
 class Preprocessing(keras.layers.Layer):
-    """`(x / 255 − mean) / std` in float32; differs from `preprocess_input` by being a layer and by leaving its input alone.
+    """Compute `(x / 255 − mean) / std` in float32. Unlike `preprocess_input` it is a layer and does not change its input.
 
     Args:
-        mode: a key of `MODES`: `"none"` (numbers pass as they are), `"torch"` (ImageNet mean and deviation), `"caffe"`
-            (BGR, mean 103.939/116.779/123.68, not scaled), `"tf"` (−1 to 1), `"cifar10"`; or `"custom"` with own numbers.
-        mean: mean of pixels / 255: a number, or one per channel in RGB order.
-        std: standard deviation of pixels / 255, likewise.
-        bgr: whether the channels are then reversed.
-        data_format: `"channels_last"` or `"channels_first"`; None is Keras' setting.
+        mode: A key of `MODES`: `"none"` (values stay as they are), `"torch"` (ImageNet mean and deviation), `"caffe"`
+            (BGR, mean 103.939/116.779/123.68, not scaled), `"tf"` (−1 to 1), `"cifar10"`; or `"custom"` with `mean` and `std`.
+        mean: Mean of pixels / 255: a number, or one per channel in RGB order.
+        std: Standard deviation of pixels / 255, likewise.
+        bgr: Whether the channels are then reversed.
+        data_format: `"channels_last"` or `"channels_first"`. Default: Keras' setting.
 
     Raises:
-        ValueError: an unknown mode, numbers beside a named mode, or numbers that do not match the input's channels.
+        ValueError: The mode is unknown, numbers are given with a named mode, or they do not match the channels of the input.
 
     Source: the modes are those of `keras.applications.imagenet_utils`, torchvision and the usual CIFAR-10 statistics.
     """
 
-    def __init__(self, mode="none", mean=None, std=None, bgr=False, data_format=None, **kwargs):
+    def __init__(
+        self,
+        mode: str = "none",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        bgr: bool = False,
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         # A mixed policy would round the pixels (by up to 0.5 in bfloat16).
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
@@ -52,8 +65,8 @@ class Preprocessing(keras.layers.Layer):
         self.data_format = data_format or keras.config.image_data_format()
 
     @classmethod
-    def of(cls, spec, **kwargs):
-        """The layer for a mode's name or a dict of `mean`, `std` and perhaps `bgr`."""
+    def of(cls, spec: str | dict[str, Any], **kwargs: Any) -> Preprocessing:
+        """Make the layer from the name of a mode, or from a dict of `mean`, `std` and optionally `bgr`."""
         if isinstance(spec, dict):
             numbers = {key: value for key, value in spec.items() if key != "mode"}
             if unknown := set(numbers) - {"mean", "std", "bgr"}:
@@ -61,7 +74,7 @@ class Preprocessing(keras.layers.Layer):
             return cls(spec.get("mode", "custom"), **numbers, **kwargs)
         return cls(spec, **kwargs)
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         x = ops.cast(inputs, "float32")
         if not self.numbers:
             return x
@@ -80,7 +93,7 @@ class Preprocessing(keras.layers.Layer):
         return self.numbers.get("bgr", False) and channels > 1
 
     def _per_channel(self, key, channels):
-        """The numbers in pixels, one or one per channel; a grey image gets the mean over the colours."""
+        """The mean or deviation in pixels, one or one per channel. A grey image gets the mean over the colours."""
         values = np.atleast_1d(np.asarray(self.numbers[key], "float64")) * 255
         if channels == 1:
             values = values.mean(keepdims=True)
@@ -91,18 +104,18 @@ class Preprocessing(keras.layers.Layer):
             )
         return values.astype("float32")
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         if self.numbers:
             for key in ("mean", "std"):
                 self._per_channel(key, inputs.shape[self._axis(inputs.shape)])
         return keras.KerasTensor(inputs.shape, dtype="float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         numbers = {"mean": self.mean, "std": self.std, "bgr": self.bgr}
         return {**super().get_config(), "mode": self.mode, **numbers, "data_format": self.data_format}
 
-    def describe(self):
-        """The layer's part of a card's `preprocessing`: `mode`, and the numbers of a custom one."""
+    def describe(self) -> dict[str, Any]:
+        """Return what a card stores about the layer: its `mode`, and the numbers of a custom one."""
         if self.mode != "custom":
             return {"mode": self.mode}
         return {"mode": "custom", "mean": self.mean, "std": self.std, "bgr": self.bgr}

@@ -251,7 +251,7 @@ def sizes_for(name, sizes):
         return [int(size) for size in sizes.split(",")]
     if name.startswith("vgg"):
         return [224, 225]
-    from keras_resnet.registry import config_of
+    from keras_resnet.models.registry import config_of
 
     return [32, 41] if config_of(name).input_size == 32 else [64, 97]
 

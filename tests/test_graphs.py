@@ -1,10 +1,16 @@
 """What a model's outputs mean, read from its graph: never by an attribute that the layer does not use last."""
 
+import ast
+from pathlib import Path
+
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
 
+import keras_resnet
+from keras_resnet import graphs
 from keras_resnet.graphs import OutputHead, output_heads
 
 PROBABILITIES, BINARY = OutputHead("probabilities", "softmax"), OutputHead("binary", "sigmoid")
@@ -109,3 +115,81 @@ def test_a_call_replaced_on_one_object_explains_nothing():
     layer.call = lambda inputs: inputs
     x = keras.Input((4,))
     assert output_heads(keras.Model(x, layer(x))) == [OTHER]
+
+
+# ---------------------------------------------------------------- private attributes of Keras
+
+
+def test_private_attributes_of_keras_mean_what_graphs_takes_them_for():
+    left, right = keras.Input((4,), name="l"), keras.Input((4,), name="r")
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="dense")], name="inner")
+    wrapped = layers.TimeDistributed(layers.Dense(3, name="wrapped"), name="wrapper")
+    total = layers.Add(name="add")([inner(left), right])
+    model = keras.Model({"l": left, "r": right}, {"out": wrapped(layers.Reshape((1, 4), name="reshape")(total))})
+
+    assert graphs.graph_of(model) is model and isinstance(graphs.graph_of(inner), keras.Model)
+    assert [node.operation.name for node in graphs.nodes(model)] == ["inner", "add", "reshape", "wrapper"]
+    assert [path for path, _, _ in graphs.walk(model)] == ["inner", "inner/dense", "add", "reshape", "wrapper"]
+    assert graphs.producer(total).operation.name == "add" and graphs.producer(left).operation.name == "l"
+    assert {"dense", "wrapped", "wrapper"} <= {layer.name for layer in graphs.layers_in(model)}
+    assert [layer.name for layer in graphs.layers_in(wrapped, include_self=False)] == ["wrapped"]
+
+    values = {"l": np.ones((2, 4), "float32"), "r": np.zeros((2, 4), "float32")}
+    flat = graphs.flat_inputs(model, values)
+    np.testing.assert_array_equal(flat[0], values["l"])
+    assert graphs.pack_inputs(model, flat).keys() == {"l", "r"}
+    outputs = graphs.replay(model, flat, lambda node, args, kwargs: node.operation(*args, **kwargs))
+    assert isinstance(outputs, dict)
+    np.testing.assert_array_equal(np.asarray(outputs["out"]), np.asarray(model(values)["out"]))
+
+
+def test_private_attributes_of_tensors_and_layers():
+    embedded = layers.Embedding(5, 3, mask_zero=True)(keras.Input((4,), dtype="int32"))
+    assert graphs.mask_of(embedded) is not None and graphs.mask_of(keras.Input((4,))) is None
+    logits = ops.convert_to_tensor([[1.0, 2.0]])
+    softmax = layers.Activation("softmax")(logits)
+    np.testing.assert_array_equal(np.asarray(graphs.logits_of(softmax)), np.asarray(logits))
+    assert graphs.logits_of(logits) is logits
+    assert graphs.lambda_output_shape(layers.Lambda(lambda x: x, output_shape=(7,))) == (7,)
+
+
+def test_models_without_values_leave_nothing_behind():
+    with graphs.without_values():
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(10**6)])
+    assert model.count_params() == 5 * 10**6 and model.layers[0].kernel._value is None
+    assert layers.Dense(2)(np.ones((1, 4), "float32")).shape == (1, 2)
+    assert model.layers[0].kernel._value is None
+
+
+# Whose private attributes are used where, in addition to `graphs`: those of pickle and of TensorFlow have tests of their own, and
+# training uses those of optimizers and trainers.
+ELSEWHERE = {"growth/onednn.py", "weights/formats/torchfile.py", "training"}
+
+
+def _private(tree):
+    """What a module uses that is private and not its own."""
+
+    def is_private(name):
+        return str(name).startswith("_") and not str(name).startswith("__")
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            if any(package in ast.unparse(node) for package in ("keras.src", "tensorflow.python")):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr", "setattr"):
+            if isinstance(node.args[1], ast.Constant) and is_private(node.args[1].value):
+                yield ast.unparse(node)
+
+
+def test_private_attributes_are_used_in_graphs_only():
+    root = Path(keras_resnet.__file__).parent
+    found = {
+        f"{file.relative_to(root)}: {use}"
+        for file in root.rglob("*.py")
+        if file.name != "graphs.py" and not {str(file.relative_to(root)), file.relative_to(root).parts[0]} & ELSEWHERE
+        for use in _private(ast.parse(file.read_text()))
+    }
+    assert found == set()

@@ -1,6 +1,10 @@
 """tf2onnx's own conversion, for what the weightless road cannot follow (variables read inside loops, as in an LSTM)."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -11,8 +15,11 @@ from .handlers import HANDLERS
 from .trace import concrete_function
 from .translate import check_ops, quiet, restart_names
 
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-def stock_model(call, specs, opset):
+
+def stock_model(call: Callable[..., dict[str, tf.Tensor]], specs: Sequence[tf.TensorSpec], opset: int) -> ir.Model:
     """Convert with TensorFlow's freezing and tf2onnx's optimiser: slow and memory-hungry, but it follows everything they do.
 
     Args:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from .trace import GROWTH
 
+if TYPE_CHECKING:
+    from tf2onnx.graph import Graph, Node
 
-def conv_transpose(ctx, node, name: str, args: list) -> None:
+
+def conv_transpose(ctx: Graph, node: Node, name: str, args: list) -> None:
     """Write a ConvTranspose with explicit pads, whatever of height and width is dynamic.
 
     tf2onnx cuts the pads off with nodes of shape arithmetic where sizes are dynamic, records a wrong shape there (it takes -1
@@ -46,7 +50,7 @@ def conv_transpose(ctx, node, name: str, args: list) -> None:
     nn.conv_convert_inputs(ctx, node, with_kernel=True, spatial=spatial, quantization_axis=1)
 
 
-def _replace(ctx, node, op: str, inputs: list[str], attributes: dict | None = None) -> None:
+def _replace(ctx: Graph, node: Node, op: str, inputs: list[str], attributes: dict | None = None) -> None:
     """Put an ONNX node in the place of a TensorFlow one."""
     shapes, dtypes, outputs = node.output_shapes, node.output_dtypes, node.output
     ctx.remove_node(node.name)
@@ -56,7 +60,7 @@ def _replace(ctx, node, op: str, inputs: list[str], attributes: dict | None = No
 class _Builder:
     """Short names for making nodes and constants."""
 
-    def __init__(self, ctx, node) -> None:
+    def __init__(self, ctx: Graph, node: Node) -> None:
         self.ctx, self.node = ctx, node
 
     def __getattr__(self, op: str) -> Callable[..., str]:
@@ -70,7 +74,7 @@ class _Builder:
         return self.ctx.make_const(utils.make_name(self.node.name), np.asarray(content, dtype)).output[0]
 
 
-def select(ctx, node, name: str, args: list) -> None:
+def select(ctx: Graph, node: Node, name: str, args: list) -> None:
     """Choose floats with Where; tf2onnx multiplies both by 0 or 1, and 0 times an infinity that was not chosen is no number."""
     from tf2onnx.onnx_opset import controlflow
 
@@ -80,7 +84,7 @@ def select(ctx, node, name: str, args: list) -> None:
     choose(ctx, node)
 
 
-def floor_div(ctx, node, name: str, args: list) -> None:
+def floor_div(ctx: Graph, node: Node, name: str, args: list) -> None:
     """Divide and round down; ONNX' division of integers rounds towards zero."""
     from tf2onnx.onnx_opset import math
 
@@ -97,7 +101,7 @@ def floor_div(ctx, node, name: str, args: list) -> None:
     _replace(ctx, node, "Sub", [quotient, make.Cast(rounded_up, to=ctx.get_dtype(x))])
 
 
-def floor_mod(ctx, node, name: str, args: list) -> None:
+def floor_mod(ctx: Graph, node: Node, name: str, args: list) -> None:
     """What a division that rounds down leaves."""
     from tf2onnx.onnx_opset import math
 
@@ -107,7 +111,7 @@ def floor_mod(ctx, node, name: str, args: list) -> None:
         math.FloorMod.version_7(ctx, node)
 
 
-def bias_add(ctx, node, name: str, args: list) -> None:
+def bias_add(ctx: Graph, node: Node, name: str, args: list) -> None:
     """Add a number per channel, which is the second axis in channels-first layout; tf2onnx misses that after some operations."""
     make, (x, bias) = _Builder(ctx, node), node.input
     if node.get_attr_value("data_format", b"NHWC") in (b"NCHW", "NCHW"):
@@ -115,14 +119,14 @@ def bias_add(ctx, node, name: str, args: list) -> None:
     _replace(ctx, node, "Add", [x, bias])
 
 
-def expm1(ctx, node, name: str, args: list) -> None:
+def expm1(ctx: Graph, node: Node, name: str, args: list) -> None:
     """`exp(x) - 1` as `tanh(x / 2) * (exp(x) + 1)`, which is exact near zero too."""
     make, x = _Builder(ctx, node), node.input[0]
     half, one = make.const(0.5, like=x), make.const(1, like=x)
     _replace(ctx, node, "Mul", [make.Tanh(make.Mul(x, half)), make.Add(make.Exp(x), one)])
 
 
-def log1p(ctx, node, name: str, args: list) -> None:
+def log1p(ctx: Graph, node: Node, name: str, args: list) -> None:
     """`log(1 + x)`, corrected by what the sum rounds off: `log(u) * x / (u - 1)` with `u = 1 + x`."""
     make, x = _Builder(ctx, node), node.input[0]
     one, zero = make.const(1, like=x), make.const(0, like=x)
@@ -133,7 +137,7 @@ def log1p(ctx, node, name: str, args: list) -> None:
     _replace(ctx, node, "Where", [make.Equal(kept, x), logarithm, small])
 
 
-def invert(ctx, node, name: str, args: list) -> None:
+def invert(ctx: Graph, node: Node, name: str, args: list) -> None:
     """All bits of an integer flipped: the largest number of its type (-1 for a signed one) minus it."""
     make, x = _Builder(ctx, node), node.input[0]
     dtype = np.dtype(ctx_dtype(ctx, x))
@@ -141,14 +145,14 @@ def invert(ctx, node, name: str, args: list) -> None:
     _replace(ctx, node, "Sub", [make.const(ones, like=x), x])
 
 
-def ctx_dtype(ctx, tensor: str) -> type:
+def ctx_dtype(ctx: Graph, tensor: str) -> Any:
     """The numpy dtype of a tensor."""
     from tf2onnx import utils
 
     return utils.map_onnx_to_numpy_type(ctx.get_dtype(tensor))
 
 
-def bitwise(ctx, node, name: str, args: list) -> None:
+def bitwise(ctx: Graph, node: Node, name: str, args: list) -> None:
     """And, Or and Xor of every bit, which ONNX has from opset 18 on: bits are digits that add up to the number.
 
     A negative number of 32 bits or less is one of the upper half of the numbers from 0 to 2^32. There is no room for those of 64.
@@ -175,7 +179,7 @@ def _floor_quotient(make: _Builder, x: str, divisors: np.ndarray) -> str:
     return make.Div(make.Sub(x, make.Mod(x, divisors)), divisors)
 
 
-def image_patches(ctx, node, name: str, args: list) -> None:
+def image_patches(ctx: Graph, node: Node, name: str, args: list) -> None:
     """Patches of an image as the channels of one pixel each: a convolution whose kernel picks one number per channel."""
     make, channels = _Builder(ctx, node), ctx.get_shape(node.input[0])[3]
     (height, width), strides, rates = (node.get_attr_value(key)[1:3] for key in ("ksizes", "strides", "rates"))
@@ -192,7 +196,7 @@ def image_patches(ctx, node, name: str, args: list) -> None:
     _replace(ctx, node, "Transpose", [patches], {"perm": [0, 2, 3, 1]})
 
 
-def bitcast(ctx, node, name: str, args: list) -> None:
+def bitcast(ctx: Graph, node: Node, name: str, args: list) -> None:
     """The sign bit of a float32, which is all that Keras' `signbit` and `argmax` read: set below zero and for -0."""
     make, x = _Builder(ctx, node), node.input[0]
     users = ctx.find_output_consumers(node.output[0])
@@ -208,7 +212,7 @@ def bitcast(ctx, node, name: str, args: list) -> None:
     _replace(ctx, node, "Where", [negative, make.const(np.int32(lowest)), make.const(np.int32(0))])
 
 
-def bucketize(ctx, node, name: str, args: list) -> None:
+def bucketize(ctx: Graph, node: Node, name: str, args: list) -> None:
     """The number of boundaries that a number reaches."""
     make, x = _Builder(ctx, node), node.input[0]
     boundaries = make.const(np.asarray(node.get_attr_value("boundaries"), "float32"))
@@ -216,7 +220,7 @@ def bucketize(ctx, node, name: str, args: list) -> None:
     _count(ctx, node, make, make.GreaterOrEqual(numbers, boundaries))
 
 
-def bound(ctx, node, name: str, args: list) -> None:
+def bound(ctx: Graph, node: Node, name: str, args: list) -> None:
     """The number of sorted numbers below a number (LowerBound), or not above it (UpperBound)."""
     make = _Builder(ctx, node)
     values = make.Unsqueeze(node.input[1], make.const(np.array([-1])))
@@ -224,12 +228,12 @@ def bound(ctx, node, name: str, args: list) -> None:
     _count(ctx, node, make, (make.Greater if node.type == "LowerBound" else make.GreaterOrEqual)(values, row))
 
 
-def _count(ctx, node, make: _Builder, condition: str) -> None:
+def _count(ctx: Graph, node: Node, make: _Builder, condition: str) -> None:
     dtype = ctx.get_dtype(node.output[0])
     _replace(ctx, node, "ReduceSum", [make.Cast(condition, to=dtype), make.const(np.array([-1]))], {"keepdims": 0})
 
 
-def broadcast_args(ctx, node, name: str, args: list) -> None:
+def broadcast_args(ctx: Graph, node: Node, name: str, args: list) -> None:
     """The shape that two shapes broadcast to."""
     make = _Builder(ctx, node)
     ranks = [ctx.get_shape(shape)[0] for shape in node.input]
@@ -240,7 +244,7 @@ def broadcast_args(ctx, node, name: str, args: list) -> None:
     _replace(ctx, node, "Where", [make.Equal(first, make.const(1, like=first)), second, first])
 
 
-def cross(ctx, node, name: str, args: list) -> None:
+def cross(ctx: Graph, node: Node, name: str, args: list) -> None:
     """The vector product of the last axis, of size 3."""
     make = _Builder(ctx, node)
     turned, back = make.const(np.array([1, 2, 0])), make.const(np.array([2, 0, 1]))
@@ -249,7 +253,7 @@ def cross(ctx, node, name: str, args: list) -> None:
     _replace(ctx, node, "Sub", [left, make.Mul(make.Gather(a, back, axis=-1), make.Gather(b, turned, axis=-1))])
 
 
-def update_slice(ctx, node, name: str, args: list) -> None:
+def update_slice(ctx: Graph, node: Node, name: str, args: list) -> None:
     """A tensor with another written into it from a corner on."""
     make, (data, update, corner) = _Builder(ctx, node), node.input
     begins = make.Cast(corner, to=onnx.TensorProto.INT64)

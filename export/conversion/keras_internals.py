@@ -23,11 +23,12 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import keras
     import tensorflow as tf
 
 
@@ -238,7 +239,7 @@ def calls_of_layers(noted: Callable[[str, object], object]) -> Iterator[None]:
     stack: list[str] = []
     original = keras.Layer.__call__
 
-    def told(layer, *args, **kwargs):
+    def told(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
         stack.append(layer.name)
         try:
             result = original(layer, *args, **kwargs)
@@ -246,7 +247,7 @@ def calls_of_layers(noted: Callable[[str, object], object]) -> Iterator[None]:
             return result
         except Exception as error:
             if not hasattr(error, "layer_path"):  # the innermost layer is the first to be left
-                error.layer_path = "/".join(stack[1:]) or stack[0]
+                error.layer_path = "/".join(stack[1:]) or stack[0]  # type: ignore[attr-defined]
             raise
         finally:
             stack.pop()
@@ -262,7 +263,7 @@ def before_batch_norms(seen: Callable[[object, np.ndarray], object]) -> Iterator
 
     original = keras.layers.BatchNormalization.call
 
-    def told(layer, inputs, *args, **kwargs):
+    def told(layer: keras.Layer, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         seen(layer, np.asarray(inputs))
         return original(layer, inputs, *args, **kwargs)
 

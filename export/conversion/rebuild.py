@@ -1,11 +1,18 @@
 """Copies of Keras models that cannot be exported as they are: in float32, or with dynamic size."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from ..artifact import first_line
 from ..errors import UsageError
 from .keras_internals import calls_of_layers, names_from_the_start
 
+if TYPE_CHECKING:
+    import keras
 
-def in_float32(model):
+
+def in_float32(model: keras.Model) -> tuple[keras.Model, str | None]:
     """The model under the float32 policy, itself if it has it already; weights are copied by position.
 
     A mixed model's graph would hold casts around every layer, unfolded batch norms and half-precision errors; a float64 model's
@@ -43,7 +50,7 @@ def _with_float32(node):
     }
 
 
-def in_float64(model):
+def in_float64(model: keras.Model) -> keras.Model:
     """The model under the float64 policy, for reference; layers that are pinned to float32 by their class stay so.
 
     Raises:
@@ -58,7 +65,7 @@ def _with_float64(node):
     return {key: "float64" if key == "dtype" and value == "float32" else value for key, value in node.items()}
 
 
-def with_open_size(model):
+def with_open_size(model: keras.Model) -> keras.Model:
     """The model with open height and width, itself if it has them already.
 
     Raises:
@@ -96,7 +103,7 @@ def _call_at_another_size(model, height, width):
 def _opened(model):
     import keras
 
-    def clone(layer):
+    def clone(layer: keras.Layer) -> keras.Layer:
         inner = isinstance(layer, keras.Model) and len(layer.inputs) == 1 and len(layer.inputs[0].shape) == 4
         return _opened(layer) if inner else _again(layer)
 
@@ -105,7 +112,7 @@ def _opened(model):
     return keras.models.clone_model(model, input_tensors=entry, clone_function=clone)
 
 
-def without_identity_blocks(model, tolerance=0.0):
+def without_identity_blocks(model: keras.Model, tolerance: float = 0.0) -> tuple[keras.Model, str]:
     """The model without the residual blocks whose gate is at most `tolerance`, and a note that says how many that were.
 
     Raises:
@@ -157,7 +164,7 @@ def _own_objects(*layers):
 def _layer_by_layer(model, policy, change):
     import keras
 
-    def clone(layer):
+    def clone(layer: keras.Layer) -> keras.Layer:
         inner = isinstance(layer, keras.Model) and layer.inputs
         return _layer_by_layer(layer, policy, change) if inner else _again(layer, policy, change)
 

@@ -44,7 +44,7 @@ def _cubic(x, a=-0.5):
 def _lanczos(x, lobes=3):
     import tensorflow as tf
 
-    def sinc(x):
+    def sinc(x: tf.Tensor) -> tf.Tensor:
         safe = tf.where(x == 0, tf.ones_like(x), x)
         return tf.where(x == 0, tf.ones_like(x), tf.sin(math.pi * safe) / (math.pi * safe))
 
@@ -116,7 +116,7 @@ def _matrix(have, want, first, count, name, axis):
 # ---------------------------------------------------------------- as TensorFlow does it
 
 TABLE = 1024  # TensorFlow's bicubic rounds positions to this many parts of a pixel
-FILTERS_OF_TENSORFLOW = {
+FILTERS_OF_TENSORFLOW: dict[str, tuple[Callable, float]] = {
     "bilinear": (_triangle, 1),
     "bicubic": (_cubic, 2),
     "lanczos3": (_lanczos, 3),

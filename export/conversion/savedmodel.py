@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import artifact
@@ -23,7 +23,7 @@ SIGNATURE, BYTES_SIGNATURE, BYTES_INPUT = "serving_default", "serving_bytes", "i
 MARK = "saved_model.pb"
 
 
-def write_savedmodel(signature: Signature, path: str | Path) -> None:
+def write_savedmodel(signature: Signature, path: str | os.PathLike[str]) -> None:
     """Write the folder, unverified. Variables are tracked one by one, so that nothing of Keras is needed to load it."""
     import tensorflow as tf
 
@@ -82,7 +82,7 @@ def _from_bytes(signature: Signature, encoded: tf.Tensor) -> dict[str, tf.Tensor
     height, width, channels = signature.model.inputs[0].shape[1:]
     preprocessing = image_preprocessing(signature.model)
 
-    def decoded(image):
+    def decoded(image: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
         channels_first = tf.transpose(tf.cast(pixels, tf.float32), [2, 0, 1])[None]
         return tf.ensure_shape(fitted(channels_first, preprocessing)[0], (channels, height, width))

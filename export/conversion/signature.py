@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..options import KINDS
@@ -354,7 +354,7 @@ def _scores_classes(model: keras.Model, known: ModelCard | None, labels: list[st
     """Whether a card or class names say that a linear output holds one score per class."""
     if not _is_classifier(model):
         return False
-    labels = labels if labels is not None else known and known.labels
+    labels = labels if labels is not None or known is None else known.labels
     return bool(known and known.config) or bool(labels) and len(labels) == model.outputs[0].shape[-1]
 
 
@@ -429,7 +429,7 @@ def _top_outputs(model: keras.Model, own: dict[str, OutputSpec], top_k: int) -> 
 
 def _tap(model: keras.Model, name: str) -> keras.KerasTensor:
     """The inner tensor that `features` or `features_LAYER` stands for."""
-    from keras_resnet.hints import nearest
+    from keras_resnet.checks import nearest
 
     if name == FEATURES:
         for layer in reversed(model.layers):
@@ -453,7 +453,7 @@ def _with_taps(model: keras.Model, taps: dict) -> keras.Model:
     return keras.Model(model.inputs, [*model.outputs, *taps.values()]) if taps else model
 
 
-def _pooling_layers() -> tuple[type, ...]:
+def _pooling_layers() -> tuple[Any, ...]:
     from keras import layers
 
     kinds = ("GlobalAveragePooling", "GlobalMaxPooling")

@@ -5,9 +5,13 @@ variable becomes a placeholder that remembers which variable it stands for, and 
 scale and shift) is computed with numpy in float64, so that only the boundary between weights and data stays in the graph.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +31,10 @@ from .keras_internals import (
 from .pooling import adaptive_average_pool, adaptive_max_pool
 from .resizing import resized_as_tensorflow
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
 __all__ = ["NotWeightless", "Trace", "Weight", "calls_of_layers", "clean_name", "concrete_function", "trace"]
 
 LARGEST_CONSTANT = 4096
@@ -40,18 +48,18 @@ class NotWeightless(Exception):
 class Weight:
     """A value that depends on weights alone: a variable (read when asked for) or an array computed from some."""
 
-    source: object
+    source: Any
     path: str | None = None
     shape: tuple = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.shape = tuple(self.source.shape)
 
-    def array(self):
+    def array(self) -> np.ndarray:
         return self.source if isinstance(self.source, np.ndarray) else self.source.numpy()
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         """numpy dtype in the graph: arithmetic is float64, the graph stays float32."""
         dtype = np.dtype(getattr(self.source.dtype, "as_numpy_dtype", self.source.dtype))
         return np.dtype("float32") if dtype == np.float64 and isinstance(self.source, np.ndarray) else dtype
@@ -76,7 +84,7 @@ class Trace:
     layers: dict
 
 
-def trace(call, specs):
+def trace(call: Callable[..., dict[str, tf.Tensor]], specs: Sequence[tf.TensorSpec]) -> Trace:
     """Trace `call(*tensors) -> {name: tensor}` and take the weights out.
 
     Args:
@@ -97,7 +105,9 @@ def trace(call, specs):
     return Trace(graph, [tensor.name for tensor in concrete.inputs[: len(specs)]], outputs, weights, layers)
 
 
-def concrete_function(call, specs, to_convert=False):
+def concrete_function(
+    call: Callable[..., dict[str, tf.Tensor]], specs: Sequence[tf.TensorSpec], to_convert: bool = False
+) -> tuple[Any, dict[str, str]]:
     """Trace a call.
 
     Args:
@@ -115,7 +125,7 @@ def concrete_function(call, specs, to_convert=False):
 
     layers = {}
 
-    def noted(path, result):
+    def noted(path: str, result: Any) -> None:
         if isinstance(result, tf.Tensor):
             layers.setdefault(result.name, path)
 
@@ -150,7 +160,7 @@ def concrete_function(call, specs, to_convert=False):
 TRANSPOSED = {"Conv2DBackpropInput": 2, "Conv3DBackpropInputV2": 3}
 
 
-def growth_of_transposed_convolutions(graph):
+def growth_of_transposed_convolutions(graph: tf.Graph) -> dict[str, tuple[int, ...]]:
     """How much larger than stride times input the output of every transposed convolution is, per spatial axis.
 
     TensorFlow gets the output's size as a tensor. Keras computes it from the input's, so that the difference is a constant
@@ -327,7 +337,7 @@ def _evaluate_frontier(graph, weights, outputs):
     known = dict(weights)
     constants = {node.name: node for node in graph.node if node.op == "Const"}
 
-    def value(name):
+    def value(name: str) -> np.ndarray:
         return known[name].array() if name in known else tf.make_ndarray(constants[name].attr["value"].tensor)
 
     for node in graph.node:  # inference only: control edges merely order reads, and node order is topological

@@ -4,8 +4,12 @@ tf2onnx's own optimiser is left out: it copies the whole model per pass, leaves 
 unfolded and swallows its errors. `passes` does that work.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -14,8 +18,11 @@ import onnx_ir as ir
 from ..errors import UsageError
 from . import handlers
 
+if TYPE_CHECKING:
+    from .trace import Trace
 
-def to_ir(trace, opset):
+
+def to_ir(trace: Trace, opset: int) -> ir.Model:
     """Translate a `tracing.Trace`.
 
     Args:
@@ -74,7 +81,7 @@ def _handlers_only(trace, opset):
     return proto, types
 
 
-def restart_names():
+def restart_names() -> None:
     """Let tf2onnx number its names from the start, as in a new process; it sorts nodes by them."""
     from tf2onnx import utils
 
@@ -82,7 +89,7 @@ def restart_names():
 
 
 @contextlib.contextmanager
-def quiet(logger):
+def quiet(logger: str) -> Iterator[None]:
     """Hold back a library's log lines; what they would say is raised as an error here."""
     log = logging.getLogger(logger)
     before = log.level
@@ -96,7 +103,7 @@ def quiet(logger):
 KNOWN_GAPS = {"Erfc"}  # `passes.simplify` rewrites these
 
 
-def check_ops(proto, layers):
+def check_ops(proto: onnx.ModelProto, layers: dict[str, str]) -> None:
     """Refuse ops that ONNX does not have; tf2onnx passes them through, and no runtime loads such a file.
 
     Raises:

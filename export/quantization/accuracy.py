@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +11,12 @@ import onnx
 import onnx_ir as ir
 
 from .. import artifact
-from ..artifact import Scores
 from ..errors import MismatchError, UsageError
-from ..results import Comparison, VerificationReport
+from ..results import VerificationReport
 from ..runtime.sessions import Session, session
-from ..verification.metrics import measure
-from .samples import Feeds, Outputs
+from ..verification.agreement import Budget, QuantisedOutput, quantised_outputs
+from .samples import Feeds
 from .source import Source, inner_values
-
-RUNTIME = "onnxruntime, default"
 
 DEQUANTISED = "_DequantizeLinear_Output"  # what onnxruntime's quantiser appends to a tensor's name
 
@@ -112,88 +107,14 @@ def worst_layers(errors: Mapping[str, LayerError]) -> list[str]:
 # ---------------------------------------------------------------- outputs
 
 
-@dataclass(frozen=True)
-class OutputJudge:
-    """How an output of a quantised file is compared with the float32 one.
-
-    Attributes:
-        output: Name of the output.
-        scores: What its numbers mean, or None for an output that scores no classes.
-        tolerance: Allowed loss of agreement as a share; for outputs that score no classes, the allowed relative error.
-    """
-
-    output: str
-    scores: Scores | None
-    tolerance: float
-
-    def compare(self, batches: list[Feeds], reference: list[Outputs], got: list[Outputs]) -> Comparison:
-        """Compare all batches at once.
-
-        Args:
-            batches: What was fed.
-            reference: What the float32 file computed.
-            got: What the quantised file computed.
-        """
-        want, have = ([outputs[self.output] for outputs in side] for side in (reference, got))
-        first = next(iter(batches[0].values()))
-        rows = sum(len(next(iter(feeds.values()))) for feeds in batches)
-        shape = [rows, *first.shape[1:]]
-        if self.scores is None:
-            figures = measure(*(np.concatenate([value.ravel() for value in side]) for side in (want, have)))
-            figures |= {"top1": None, "top5": None}
-            comparison = Comparison(self.output, rows, shape, "samples", RUNTIME, passed=False, **figures)
-        else:
-            want, have = np.concatenate(want), np.concatenate(have)
-            figures = measure(want, have) | {"top1": self.scores.agreement(want, have)}
-            comparison = Comparison(self.output, rows, shape, "samples", RUNTIME, passed=False, **figures)
-        return dataclasses.replace(comparison, passed=self.needed(comparison) <= self.tolerance)
-
-    def needed(self, comparison: Comparison) -> float:
-        """The tolerance that a comparison needs in order to pass."""
-        if self.scores is not None:
-            return math.inf if comparison.top1 is None else 1 - comparison.top1
-        return max(comparison.relative, 1 - comparison.cosine)
-
-    def described(self, comparison: Comparison) -> str:
-        """A comparison as a message."""
-        if self.scores is None:
-            return (
-                f"output `{self.output}` is off by {comparison.relative:.2%} of its largest value, with a cosine of "
-                f"{comparison.cosine:.5f}, on {comparison.batch} images"
-            )
-        kind = "top-1 agreement" if self.scores.kind in ("logits", "probabilities") else "agreement on the side of 0.5"
-        share = "not measurable" if comparison.top1 is None else f"{comparison.top1:.2%}"
-        return f"{kind} of `{self.output}` with float32 is {share} on {comparison.batch} images"
-
-    def option(self, comparison: Comparison) -> str:
-        """The option with which a comparison would pass."""
-        needed = self.needed(comparison)
-        if not math.isfinite(needed):
-            return "no option"
-        if self.scores is None:
-            return f"`--max-error {_rounded_up(needed)}`"
-        return f"`--max-drop {_rounded_up(100 * needed)}`"
-
-
-def _rounded_up(number: float) -> str:
-    """The next number with at most two digits: 1.95 → 2, 0.0312 → 0.032."""
-    if number <= 0:
-        return "0"
-    step = 10.0 ** (math.floor(math.log10(number)) - (1 if number < 1 or number >= 10 else 0))
-    return f"{math.ceil(number / step - 1e-9) * step:.6g}"
-
-
-def judges_of(
-    model: Session, scores: str | None, output_kind: str | None, max_drop: float, max_error: float
-) -> list[OutputJudge]:
-    """How the outputs of a file are judged: those that score classes by their decisions; all others, if there are none such.
+def outputs_to_compare(model: Session, scores: str | None, output_kind: str | None, budget: Budget) -> list[QuantisedOutput]:
+    """The outputs of a file by which its quantised form is accepted; see `quantised_outputs`.
 
     Args:
         model: The float32 file.
-        scores: Name of the only output to judge, or None.
+        scores: Name of the only output to compare, or None.
         output_kind: Its kind, or None to take what the file states.
-        max_drop: Allowed loss of agreement, in percent.
-        max_error: Allowed relative error of outputs that score no classes.
+        budget: How much they may differ.
 
     Raises:
         UsageError: There is no such output, its kind is unknown, or it cannot have that kind.
@@ -204,13 +125,7 @@ def judges_of(
     kinds = artifact.output_kinds(model.metadata, shapes)
     if output_kind is not None:
         kinds |= {_declared(model, shapes, scores, output_kind): output_kind}
-    ranked = [name for name in shapes if kinds.get(name, "other") != "other" and len(shapes[name]) == 2]
-    found = []
-    for name in [scores] if scores else ranked or list(shapes):
-        is_ranked = name in ranked
-        tolerance = max_drop / 100 if is_ranked else max_error
-        found.append(OutputJudge(name, Scores(name, kinds[name]) if is_ranked else None, tolerance))
-    return found
+    return quantised_outputs(shapes, kinds, budget, scores)
 
 
 def _declared(model: Session, shapes: Mapping[str, list], scores: str | None, kind: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from onnx_ir.passes import common
 
 from .. import artifact
 from ..conversion.passes.common import array, attribute
-from ..errors import MismatchError
+from ..errors import MismatchError, UsageError
 from ..metadata import TOLERANCES
 from ..results import Comparison, ExportResult, VerificationReport
+from ..verification.agreement import RUNTIME
 from ..verification.half_weights import COPY, compare_half_weights
 from ..verification.metrics import measure
-from .accuracy import RUNTIME, layer_errors, open_converted, require, worst_layers
+from .accuracy import layer_errors, open_converted, require, worst_layers
 from .samples import Case, find_cases, read_samples
 from .source import Source, largest_values, open_source, save
 
@@ -65,7 +66,7 @@ def to_float16(
     """Write a float16 file with float32 inputs and outputs; nodes whose numbers float16 cannot hold stay float32.
 
     Args:
-        source: float32 ONNX file, of any origin; opsets below 13 are raised.
+        source: float32 ONNX file, of any exporter; opsets below 13 are raised.
         path: File to write.
         samples: What to verify on, in addition to random batches: a folder of images, an `.npz` or `.npy` file, an array, or
             `{input name: array}`.
@@ -94,7 +95,10 @@ def to_float16(
             if report.passed:
                 break
             worst = _worst_nodes(opened, work, cases[0], reasons, share)
-            reasons |= dict.fromkeys(worst, "their rounding shows in the outputs")
+            more = reasons | dict.fromkeys(worst, "their rounding shows in the outputs")
+            if not _has_weights(in_float16(opened, more)):
+                break  # the report says by how much float16 is too coarse
+            reasons = more
             report = _converted(opened, work, cases, expected, reasons)
         notes = (*opened.notes, *_notes(reasons))
         report = dataclasses.replace(report, path=str(path), notes=(*report.notes, *notes))
@@ -108,14 +112,26 @@ def _converted(
     """Write the float16 file with some nodes in float32, and compare it.
 
     Raises:
+        UsageError: There are no weights.
         MismatchError: No weight is left that could be float16.
     """
+    if not any(_is_weight(value) for value in source.model.graph.initializers.values()):
+        raise UsageError(f"{source.name} has no weights, which float16 would make smaller; keep the float32 file")
     converted = in_float16(source, reasons)
-    if not any(value.const_value.dtype == HALF for value in converted.graph.initializers.values()):
+    if not _has_weights(converted):
         why = "; ".join(_notes(reasons)) or "no operator with weights has a float16 form"
         raise MismatchError(f"every weight of {source.name} would stay float32: {why}")
     save(converted, work, source, "float16", TOLERANCE)
     return verify_float16(work, source, cases, expected)
+
+
+def _has_weights(model: ir.Model) -> bool:
+    """Whether a graph has weights in float16."""
+    return any(value.const_value.dtype == HALF for value in model.graph.initializers.values())
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.dtype == FLOAT
 
 
 def _notes(reasons: Mapping[str, str]) -> list[str]:
@@ -176,7 +192,7 @@ def _reason(
     kept: Mapping[str, str],
 ) -> str | None:
     """Why a node stays float32, or None. Nodes that compute on shapes are added to `from_shapes`."""
-    data = [value for value in node.inputs if value is not None and value.const_value is None]
+    data = [value for value in (*node.inputs, *_captured(node)) if value is not None and value.const_value is None]
     if node.op_type in ("Shape", "Size") or data and all(value.producer() in from_shapes for value in data):
         from_shapes.add(node)
         return "as it computes on shapes"
@@ -193,6 +209,16 @@ def _reason(
     if node.op_type not in LINEAR and not all(_fits(value) for value in node.inputs):
         return "they have constants that float16 cannot hold, such as an epsilon of 1e-12"
     return None
+
+
+def _captured(node: ir.Node) -> Iterator[ir.Value]:
+    """What the subgraphs of a node (`If`, `Loop`) read from the graph around it, in addition to its inputs."""
+    for attr in node.attributes.values():
+        for graph in [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else ():
+            within = [*graph.inputs, *(output for inner in graph.all_nodes() for output in inner.outputs)]
+            inside = {id(value) for value in within}
+            read = [*(value for inner in graph.all_nodes() for value in inner.inputs), *graph.outputs]
+            yield from (value for value in read if value is not None and id(value) not in inside)
 
 
 def _fits(value: ir.Value | None) -> bool:
@@ -281,7 +307,7 @@ def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
         return None
 
 
-def _formal(parameters: Collection[Any], index: int) -> str:
+def _formal(parameters: Sequence[Any], index: int) -> str:
     """The type variable of an actual parameter; the last formal one may stand for any number of them."""
     return parameters[min(index, len(parameters) - 1)].type_str
 
@@ -346,10 +372,10 @@ class _Casts:
         return made
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        producer, origin = value.producer(), value
+        producer, source = value.producer(), value
         if producer is not None and producer.op_type == "Cast" and producer.inputs[0].dtype not in (FLOAT, HALF, None):
-            origin = producer.inputs[0]  # pixels and masks become float16 in one step
-        node = ir.node("Cast", [origin], {"to": int(dtype)})
+            source = producer.inputs[0]  # pixels and masks become float16 in one step
+        node = ir.node("Cast", [source], {"to": int(dtype)})
         node.outputs[0].name = node.name = f"{value.name}{COPY if dtype == HALF else '__float32'}"
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
         if producer is None:
@@ -401,7 +427,7 @@ def verify_float16(path: Path, source: Source, cases: list[Case], expected: Mapp
             continue
         found = list(_compared(name, cases, pairs))
         comparisons += found
-        cosine = measure(*(np.concatenate([side.ravel() for side in sides]) for sides in zip(*pairs, strict=True)))["cosine"]
+        cosine = measure(*(np.concatenate([side.ravel() for side in sides]) for sides in zip(*pairs, strict=True)))["cosine"]  # type: ignore[arg-type]
         worst = max(comparison.relative for comparison in found)
         if not all(comparison.passed for comparison in found) or not cosine >= COSINE:
             problems.append(

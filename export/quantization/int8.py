@@ -16,34 +16,15 @@ import onnx_ir as ir
 from .. import artifact
 from ..errors import MismatchError, UsageError
 from ..results import ExportResult, VerificationReport
-from .accuracy import LayerError, OutputJudge, judges_of, layer_errors, open_converted, require, worst_layers
+from ..verification.agreement import Budget, QuantisedOutput
+from .accuracy import LayerError, layer_errors, open_converted, outputs_to_compare, require, worst_layers
 from .samples import Feeds, Outputs, read_samples
-from .source import Source, open_source, quiet, save
+from .source import Source, is_large, open_source, quiet, save
 from .strides import subsample_once
 
 TARGETS = ("cpu", "gpu")
 ROUNDS = 6  # 2, 4, 8, 16 and 32 layers go back to float32, one round after the other
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much a quantised file may differ from its float32 file.
-
-    Attributes:
-        max_drop: Allowed loss of agreement of outputs that score classes, in percent of the images (of the decisions, for
-            `"multilabel"`).
-        max_error: Allowed error of other outputs: max |Δ| as a share of the largest value, and 1 − cosine.
-    """
-
-    max_drop: float = 1.0
-    max_error: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_drop <= 100:
-            raise UsageError(f"`max_drop` must be from 0 to 100 percent, got {self.max_drop}")
-        if not 0 < self.max_error:
-            raise UsageError(f"`max_error` must be positive, got {self.max_error}")
 
 
 def to_int8(
@@ -65,7 +46,7 @@ def to_int8(
     onnxruntime's own defaults leave a third of a ResNet's convolutions in float32 and are half as fast on a CPU.
 
     Args:
-        source: float32 ONNX file, of any origin; opsets below 13 are raised.
+        source: float32 ONNX file, of any exporter; opsets below 13 are raised.
         path: File to write.
         calibration: Images that set the ranges of activations: a folder, an `.npz` or `.npy` file, an array, or
             `{input name: array}`.
@@ -74,7 +55,7 @@ def to_int8(
         max_drop: Allowed loss of agreement with the float32 file, in percent of the images: the same best class, or the same
             side of 0.5 where classes are independent.
         max_error: Allowed error of outputs that score no classes: max |Δ| as a share of the largest value, and 1 − cosine.
-        scores: Name of the output to judge; by default all that score classes, or all where none does.
+        scores: Name of the output to compare; by default all that score classes, or all where none does.
         output_kind: Kind of that output, one of `artifact.KINDS`, for files that do not state it.
         overwrite: Whether `path` may exist.
         keep_failed: Keep a file that failed as `path + ".failed"`.
@@ -90,13 +71,13 @@ def to_int8(
     budget = Budget(max_drop, max_error)
     artifact.check_target(path, overwrite)
     opened = open_source(source)
-    judges = judges_of(opened.session, scores, output_kind, budget.max_drop, budget.max_error)
+    outputs = outputs_to_compare(opened.session, scores, output_kind, budget)
     ranges = read_samples(calibration, opened.session)
     tests = ranges if samples is None else read_samples(samples, opened.session)
-    names = [judge.output for judge in judges]
+    names = [output.output for output in outputs]
     reference = [opened.session.run(feeds, names) for feeds in tests]
     with artifact.publishing(path, overwrite, keep_failed) as work:
-        report = _within_budget(opened, work, _Trial(judges, ranges, tests, reference, target), samples is None)
+        report = _within_budget(opened, work, _Trial(outputs, ranges, tests, reference, target), samples is None)
         report = dataclasses.replace(report, path=str(path))
         require(report)
         return ExportResult(str(path), report, artifact.digest(work), "int8", artifact.disk_size(work), report.notes)
@@ -114,9 +95,9 @@ def check_target(target: str) -> None:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What every attempt at a quantised file is made and judged with."""
+    """What every attempt at a quantised file is made and compared with."""
 
-    judges: list[OutputJudge]
+    outputs: list[QuantisedOutput]
     ranges: list[Feeds]
     tests: list[Feeds]
     reference: list[Outputs]
@@ -142,37 +123,50 @@ def _within_budget(source: Source, work: Path, trial: _Trial, calibrated_on_test
         report = _with_notes(report, source, errors, excluded, len(layers), calibrated_on_tests)
         if report.passed:
             return report
-        best = report if best is None else min(best, report, key=lambda found: _shortfall(trial.judges, found))
-        excluded += [layer for layer in candidates(errors) if layer not in excluded][: 2 ** (attempt + 1)]
-        if not remaining:
+        best = report if best is None else min(best, report, key=lambda found: _shortfall(trial.outputs, found))
+        if len(remaining) < 2:
             break
+        excluded += _next_in_float32(errors, excluded, remaining, 2 ** (attempt + 1))
     if best is None:
         raise MismatchError(f"onnxruntime's quantiser leaves every layer of {source.name} in float32; keep the float32 file")
-    return _with_what_is_reachable(best, trial.judges)
+    return _with_what_is_reachable(best, trial.outputs)
+
+
+def _next_in_float32(errors: Mapping[str, LayerError], excluded: list[str], remaining: list[str], count: int) -> list[str]:
+    """The next nodes that go back to float32, at most `count`; one layer with weights stays in int8, to see what it costs."""
+    chosen = [name for name in candidates(errors) if name not in excluded][:count]
+    if set(remaining) <= set(chosen):
+        chosen.remove(next(name for name in reversed(chosen) if name in remaining))
+    return chosen
 
 
 def _attempt(source: Source, work: Path, trial: _Trial, excluded: Collection[str]) -> VerificationReport:
     quantise(source, work, trial.ranges, excluded, trial.target)
     quantised = open_converted(work, source)
-    names = [judge.output for judge in trial.judges]
+    names = [output.output for output in trial.outputs]
     got = [quantised.run(feeds, names) for feeds in trial.tests]
-    comparisons = tuple(judge.compare(trial.tests, trial.reference, got) for judge in trial.judges)
+    inputs = [next(iter(feeds.values())) for feeds in trial.tests]
+    shape = [sum(map(len, inputs)), *inputs[0].shape[1:]]
+    pairs = [([batch[name] for batch in trial.reference], [batch[name] for batch in got]) for name in names]
+    comparisons = tuple(output.compare(shape, *pair) for output, pair in zip(trial.outputs, pairs, strict=True))
     problems = tuple(
-        judge.described(comparison) for judge, comparison in zip(trial.judges, comparisons, strict=True) if not comparison.passed
+        output.described(comparison)
+        for output, comparison in zip(trial.outputs, comparisons, strict=True)
+        if not comparison.passed
     )
-    tolerance = trial.judges[0].tolerance
+    tolerance = trial.outputs[0].tolerance
     return VerificationReport(str(work), not problems, "int8", tolerance, comparisons, problems=problems)
 
 
-def _shortfall(judges: list[OutputJudge], report: VerificationReport) -> float:
-    return max(judge.needed(comparison) for judge, comparison in zip(judges, report.comparisons, strict=True))
+def _shortfall(outputs: list[QuantisedOutput], report: VerificationReport) -> float:
+    return max(output.needed(comparison) for output, comparison in zip(outputs, report.comparisons, strict=True))
 
 
-def _with_what_is_reachable(report: VerificationReport, judges: list[OutputJudge]) -> VerificationReport:
+def _with_what_is_reachable(report: VerificationReport, outputs: list[QuantisedOutput]) -> VerificationReport:
     """The report with, instead of what is wrong with the last attempt, what is the best that was reached and what would pass."""
     problems = tuple(
-        f"{judge.described(comparison)} at best; {judge.option(comparison)} would pass"
-        for judge, comparison in zip(judges, report.comparisons, strict=True)
+        f"{output.described(comparison)} at best; {output.option(comparison)} would pass"
+        for output, comparison in zip(outputs, report.comparisons, strict=True)
         if not comparison.passed
     )
     return dataclasses.replace(report, problems=problems)
@@ -239,6 +233,7 @@ def quantise(source: Source, path: Path, ranges: list[Feeds], excluded: Collecti
                 str(path),
                 Reader(),
                 quant_format=QuantFormat.QDQ,
+                use_external_data_format=is_large(proto),
                 per_channel=True,
                 reduce_range=target == "cpu" and not symmetric and not has_vnni(),
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
@@ -254,7 +249,9 @@ def quantise(source: Source, path: Path, ranges: list[Feeds], excluded: Collecti
         raise UsageError(
             f"onnxruntime's quantiser cannot handle {source.name}: {artifact.first_line(error)}".replace(str(path), "its output")
         ) from error
-    save(ir.from_proto(artifact.read_proto(path)), path, source, "int8", None)
+    quantised = ir.from_proto(artifact.read_proto(path))
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # the quantiser's; int8 is small enough for one file again
+    save(quantised, path, source, "int8", None)
 
 
 def has_vnni(path: str = "/proc/cpuinfo") -> bool:

@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ..errors import UsageError
 from ..runtime import images
 from ..runtime.prediction import batches, image_input
 from ..runtime.sessions import Session, TensorInfo
+from ..verification.inputs import load_samples
 from .source import Source
 
 Feeds = dict[str, np.ndarray]
@@ -213,7 +213,7 @@ def read_samples(source: Any, model: Session) -> list[Feeds]:
     Raises:
         UsageError: Nothing is there, or it does not fit the inputs.
     """
-    source, fixed = load(source), isinstance(model.inputs[0].shape[0], int)
+    source, fixed = load_samples(source), isinstance(model.inputs[0].shape[0], int)
     if isinstance(source, str | os.PathLike):
         spec = image_input(model)
         groups = list(batches(images.find(source), model.card, spec))
@@ -223,35 +223,6 @@ def read_samples(source: Any, model: Session) -> list[Feeds]:
     rows = model.inputs[0].shape[0] if fixed else ROWS
     crops: dict[tuple, int] = {}
     return [_runnable(model, feeds, crops) for feeds in _in_rows(arrays, rows, fixed)]
-
-
-def load(source: Any) -> Any:
-    """What an `.npz` or `.npy` file holds: an array, or a dict of several; an array, a dict or a folder with images as it is.
-
-    Raises:
-        UsageError: There is no such file, no image in the folder, or no array in the file.
-    """
-    if not isinstance(source, str | os.PathLike):
-        return source
-    if not Path(source).is_dir():
-        return _read_arrays(artifact.existing_file(source))
-    images.find(source)
-    return source
-
-
-def _read_arrays(path: Path) -> Any:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not hasattr(loaded, "files"):
-            return loaded
-        arrays = {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise UsageError(
-            f"{path} is neither a folder of images nor an .npz or .npy file: {artifact.first_line(error)}"
-        ) from error
-    if not arrays:
-        raise UsageError(f"{path} holds no arrays")
-    return arrays
 
 
 def _checked(source: Any, model: Session) -> Feeds:

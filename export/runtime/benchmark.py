@@ -1,13 +1,22 @@
 """Latency and throughput of ONNX files, alternatives interleaved so that a noisy machine treats them alike."""
 
+from __future__ import annotations
+
+import os
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UsageError
 from .sessions import session
+
+if TYPE_CHECKING:
+    from .sessions import Session
+
 
 WARM_UP = 3
 
@@ -33,11 +42,19 @@ class Timing:
     p99: float
     throughput: float
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def bench(files, *, devices=("auto",), batches=(1,), threads=(0,), runs=31, seed=0):
+def bench(
+    files: Sequence[str | os.PathLike[str]],
+    *,
+    devices: Sequence[str] = ("auto",),
+    batches: Sequence[int] = (1,),
+    threads: Sequence[int] = (0,),
+    runs: int = 31,
+    seed: int = 0,
+) -> list[Timing]:
     """Time files against each other: in every round each one runs once.
 
     Args:
@@ -89,7 +106,7 @@ def _timing(file, device, batch, threads, taken):
     return Timing(file, device, batch, threads, len(taken), p50, p90, p99, batch / statistics.median(taken))
 
 
-def random_feeds(model, batch, seed=0):
+def random_feeds(model: Session, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Random input for a session: pixels for integer inputs and images, open sizes as 224.
 
     Raises:

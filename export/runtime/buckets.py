@@ -1,11 +1,18 @@
 """Runs through buffers that stay where they are, one set per batch size: what a CUDA graph needs, and an engine likes."""
 
+from __future__ import annotations
+
 import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .sessions import TensorInfo
 
 
 class Buckets:
@@ -26,7 +33,17 @@ class Buckets:
         UsageError: no sizes or one below 1, or an input or output whose other sizes than the batch are open.
     """
 
-    def __init__(self, session, inputs, outputs, sizes, *, memory="cpu", device_id=0, graphs=False):
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        inputs: Sequence[TensorInfo],
+        outputs: Sequence[TensorInfo],
+        sizes: Iterable[int],
+        *,
+        memory: str = "cpu",
+        device_id: int = 0,
+        graphs: bool = False,
+    ) -> None:
         self.sizes = checked_sizes(sizes)
         for value in (*inputs, *outputs):
             if not isinstance(value.shape[0], str) or any(isinstance(size, str) for size in value.shape[1:]):
@@ -38,7 +55,7 @@ class Buckets:
         self._bound = {}
         self._lock = threading.Lock()  # the buffers are shared between callers
 
-    def run(self, feeds, names):
+    def run(self, feeds: dict[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
         """Outputs as arrays of the caller's own, in the order of `names`.
 
         Args:
@@ -86,7 +103,7 @@ class Buckets:
         return binding, buffers, options
 
 
-def checked_sizes(sizes):
+def checked_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
     """Batch sizes as a rising tuple without repetitions.
 
     Raises:

@@ -1,10 +1,14 @@
 """What is really there: versions, devices that start, missing libraries, clashing installations, and how to fix each."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import platform
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import DeviceError
 from . import installation as clash
@@ -36,17 +40,17 @@ class Diagnosis:
         findings: tuple of `Finding`.
     """
 
-    versions: dict
+    versions: dict[str, str]
     driver: str | None
-    devices: dict
-    missing: dict
-    findings: tuple
+    devices: dict[str, str]
+    missing: dict[str, list[str]]
+    findings: tuple[Finding, ...]
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def diagnose():
+def diagnose() -> Diagnosis:
     """Look at this installation. Starts each device once; imports neither Keras nor TensorFlow.
 
     Returns:
@@ -62,14 +66,14 @@ def diagnose():
     return Diagnosis(versions, driver, devices, lacking, tuple(findings))
 
 
-def installed():
+def installed() -> dict[str, str]:
     """`{distribution name in lower case: version}`."""
     return {
         entry.metadata["Name"].lower(): entry.version for entry in importlib.metadata.distributions() if entry.metadata["Name"]
     }
 
 
-def start(device):
+def start(device: str) -> str:
     """`"starts"`, or the reason why a session on a device does not."""
     from .sessions import session
 
@@ -96,7 +100,7 @@ def _write_probe(path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def clashes(found):
+def clashes(found: dict[str, str]) -> list[Finding]:
     """What of the installed distributions gets in each other's way.
 
     Args:
@@ -131,7 +135,7 @@ def clashes(found):
     return findings
 
 
-def library_finding(device, names, driver):
+def library_finding(device: str, names: Sequence[str], driver: str | None) -> Finding:
     """A `Finding` on the libraries that a device lacks."""
     if driver is None:
         return Finding(f"{device}: there is no NVIDIA driver", "install one (580 or later for CUDA 13), or use the CPU")

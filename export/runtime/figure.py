@@ -1,15 +1,23 @@
 """A figure of benchmark timings: latency and throughput over the batch size, one line per file, device and thread count."""
 
+from __future__ import annotations
+
 import importlib.util
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..artifact import written
 from ..errors import DeviceError, UsageError
 
+if TYPE_CHECKING:
+    from .benchmark import Timing
+
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def check(path):
+def check(path: str | os.PathLike[str]) -> None:
     """Raise before anything is measured if no figure could be drawn.
 
     Raises:
@@ -27,7 +35,7 @@ def check(path):
         raise DeviceError("a figure needs matplotlib: pip install 'keras-resnet-export[demo]'")
 
 
-def draw(timings, path):
+def draw(timings: Sequence[Timing], path: str | os.PathLike[str]) -> None:
     """Draw `benchmark.Timing`s into a file.
 
     Args:
@@ -56,8 +64,8 @@ def draw(timings, path):
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     throughput.legend(fontsize="small")
-    with rc_context({"svg.fonttype": "none"}), written(path) as place:
-        figure.savefig(place, dpi=120)
+    with rc_context({"svg.fonttype": "none"}), written(path) as target:
+        figure.savefig(target, dpi=120)
 
 
 def _lines(timings):

@@ -1,9 +1,13 @@
 """Image files to arrays, with Pillow: the one place that decodes, resizes and crops."""
 
+from __future__ import annotations
+
 import functools
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -23,7 +27,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 
 
-def decode(source, channels=3, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES):
+def decode(
+    source: str | os.PathLike[str] | bytes, channels: int = 3, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> np.ndarray:
     """One image as pixels, upright (EXIF orientation is applied) and without alpha.
 
     Differs from `keras.utils.load_img`: the size is checked before anything is decompressed, and 16-bit greyscale is scaled.
@@ -102,7 +108,9 @@ def _read(source, max_bytes):
         raise UsageError(f"cannot read {name}: {error.strerror}") from error
 
 
-def fit(pixels, preprocessing, size=None, max_pixels=MAX_PIXELS):
+def fit(
+    pixels: np.ndarray, preprocessing: dict[str, Any], size: Sequence[int] | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Bring pixels to the size a model wants, as its card says: shorter side to `resize` and centre crop, or stretched.
 
     Args:
@@ -134,7 +142,7 @@ def fit(pixels, preprocessing, size=None, max_pixels=MAX_PIXELS):
         raise UsageError(
             f"the image of {have} pixels is too long and narrow: resized it has {want}, at most {max_pixels:,} pixels"
         )
-    pixels = _resize(pixels, *resized, resampling)
+    pixels = _resize(pixels, resized[0], resized[1], resampling)
     top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[:2], (height, width), strict=True))
     return pixels[top : top + height, left : left + width]
 
@@ -154,12 +162,14 @@ def _resize(pixels, height, width, resampling):
     return np.asarray(Image.fromarray(pixels).resize((width, height), resampling))
 
 
-def load(source, preprocessing, size=None, channels=3):
+def load(
+    source: str | os.PathLike[str] | bytes, preprocessing: dict[str, Any], size: Sequence[int] | None = None, channels: int = 3
+) -> np.ndarray:
     """One image file (or its bytes) decoded and fitted: uint8 array [height, width, channels]. See `decode` and `fit`."""
     return fit(decode(source, channels), preprocessing, size)
 
 
-def find(folder):
+def find(folder: str | os.PathLike[str]) -> list[Path]:
     """All image files below a folder, sorted by path.
 
     Raises:

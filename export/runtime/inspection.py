@@ -1,15 +1,25 @@
 """What is in an ONNX file: nodes, parameters, multiply-adds, ports, metadata, parts, and what onnxruntime makes of it."""
 
+from __future__ import annotations
+
 import html
-import tempfile
+import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import artifact
 from .sessions import session
+
+if TYPE_CHECKING:
+    import onnx
+
+    from .sessions import TensorInfo
+
 
 MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # How many numbers a constant must have to count as a parameter of an op; those of other ops (bounds, sizes, scales) never do.
@@ -33,28 +43,28 @@ class Inspection:
         metadata: see `artifact`; labels as their number.
         runtime_nodes: `{op: number}` after onnxruntime's default optimisation on the CPU.
         blocks: `[{"name", "ops", "nodes", "parameters", "sources", "skips"}]`: runs of nodes whose names share their first part,
-            in order; `sources` are the places of the blocks that it reads from, `skips` whether it reads one of them twice, as
+            in order; `sources` are the positions of the blocks that it reads from, `skips` whether it reads one of them twice, as
             the two branches of a residual block do.
     """
 
     path: str
-    files: dict
+    files: dict[str, int]
     ir_version: int
-    opsets: dict
-    inputs: list
-    outputs: list
-    nodes: dict
+    opsets: dict[str, int]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    nodes: dict[str, int]
     parameters: int
     macs: int | None
-    metadata: dict
-    runtime_nodes: dict
-    blocks: list
+    metadata: dict[str, Any]
+    runtime_nodes: dict[str, int]
+    blocks: list[dict[str, Any]]
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def inspect(path):
+def inspect(path: str | os.PathLike[str]) -> Inspection:
     """Look into an ONNX file.
 
     Args:
@@ -89,12 +99,12 @@ def inspect(path):
     )
 
 
-def parameters(proto):
+def parameters(proto: onnx.ModelProto) -> dict[str, int]:
     """`{name: numbers}` of the constants that are weights of an op, see `LEAST`, or become some through `PASSING_ON`."""
     constants, found = {name: int(np.prod(dims)) for name, dims in _constants(proto).items()}, {}
-    behind = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type in PASSING_ON}
+    passed = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type in PASSING_ON}
     for node in proto.graph.node:
-        for name in (behind.get(name, name) for name in node.input):
+        for name in (passed.get(name, name) for name in node.input):
             if constants.get(name, 0) >= LEAST.get(node.op_type, np.inf):
                 found[name] = constants[name]
     return found
@@ -110,15 +120,15 @@ def _after_onnxruntime(path):
 
     from .sessions import session_options
 
-    with tempfile.TemporaryDirectory() as folder:
+    with artifact.temporary_folder("resnet-export-") as folder:
         options = session_options()
         options.log_severity_level = 4  # it warns that such a file is for this machine only, which is what is wanted
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.optimized_model_filepath = str(folder / "optimised.onnx")
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return _counted(artifact.read_proto(options.optimized_model_filepath))
 
 
-def multiply_adds(proto, inputs):
+def multiply_adds(proto: onnx.ModelProto, inputs: Sequence[TensorInfo]) -> int | None:
     """Multiply-adds of one row through convolutions and matrix products; None where a size other than the batch is open.
 
     Args:
@@ -169,7 +179,7 @@ def _constants(proto):
 
 
 def _weight_shapes(proto):
-    """Shapes of the constants by name, and of those behind a DequantizeLinear by its output."""
+    """Shapes of the constants by name, and of those before a DequantizeLinear by its output."""
     shapes = _constants(proto)
     for node in proto.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
@@ -177,8 +187,8 @@ def _weight_shapes(proto):
     return shapes
 
 
-def blocks(proto, sizes):
-    """Runs of nodes whose names share what stands before the last underscore-separated part, in the file's order."""
+def blocks(proto: onnx.ModelProto, sizes: dict[str, int]) -> list[dict[str, Any]]:
+    """Runs of nodes whose names share what comes before the last underscore-separated part, in the file's order."""
     found, maker, read = [], {}, Counter()
     for node in proto.graph.node:
         name = node.name.rsplit("/", 1)[-1].rsplit("__", 1)[0]
@@ -186,15 +196,15 @@ def blocks(proto, sizes):
         if not found or found[-1]["name"] != name:
             found.append({"name": name, "ops": {}, "nodes": 0, "parameters": 0, "sources": [], "skips": False})
             read.clear()
-        block, place = found[-1], len(found) - 1
+        block, position = found[-1], len(found) - 1
         block["ops"][node.op_type] = block["ops"].get(node.op_type, 0) + 1
         block["nodes"] += 1
         block["parameters"] += sum(sizes.get(name, 0) for name in node.input)
-        outer = {name for name in node.input if maker.get(name, place) != place}
+        outer = {name for name in node.input if maker.get(name, position) != position}
         read.update(outer)
         block["sources"] = sorted({*block["sources"], *(maker[name] for name in outer)})
         block["skips"] = any(count > 1 for count in read.values())
-        maker.update(dict.fromkeys(node.output, place))
+        maker.update(dict.fromkeys(node.output, position))
     return found
 
 
@@ -207,7 +217,7 @@ STYLE = (
 )
 
 
-def picture(inspection):
+def picture(inspection: Inspection) -> str:
     """A page without scripts: the graph's blocks one below the other, joined as they read each other, with ops and parameters.
 
     A curve on the left goes from a block to a later one than the next; one on the right marks a block with two branches.
@@ -234,15 +244,15 @@ def picture(inspection):
 
 def _joints(found, width=140, x=110):
     """The picture next to the table: a box per row, and what joins them."""
-    middle = [ROW * (place + 1.5) for place in range(len(found))]
+    middle = [ROW * (position + 1.5) for position in range(len(found))]
     parts = []
-    for place, block in enumerate(found):
-        y = middle[place]
+    for position, block in enumerate(found):
+        y = middle[position]
         for source in block["sources"]:
-            if source == place - 1:
+            if source == position - 1:
                 parts.append(f'<line x1="{x}" y1="{middle[source]}" x2="{x}" y2="{y}"/>')
             else:
-                bulge = min(x - 10, 12 * (place - source))
+                bulge = min(x - 10, 12 * (position - source))
                 parts.append(f'<path d="M{x} {middle[source]}C{x - bulge} {middle[source]} {x - bulge} {y} {x} {y}"/>')
         if block["skips"]:
             parts.append(f'<path d="M{x} {y - 9}C{x + 24} {y - 9} {x + 24} {y + 9} {x} {y + 9}"/>')

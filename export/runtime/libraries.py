@@ -1,7 +1,10 @@
 """Which shared libraries an execution provider of onnxruntime needs, and which of them cannot be loaded here."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
+import os
 import struct
 import subprocess
 from pathlib import Path
@@ -17,7 +20,7 @@ PROVIDER_FILES = {
 LATE = {"cuda": {"13": ("libcudnn.so.9", "libcufft.so.12"), "12": ("libcudnn.so.9", "libcufft.so.11")}}
 
 
-def provider_file(device):
+def provider_file(device: str) -> Path | None:
     """The provider's library in the installed onnxruntime, or None."""
     import onnxruntime
 
@@ -25,7 +28,7 @@ def provider_file(device):
     return path if path.is_file() else None
 
 
-def missing(device):
+def missing(device: str) -> list[str]:
     """Names of the libraries that a device needs and the loader does not find; empty where nothing is known of it."""
     path = provider_file(device)
     if path is None:
@@ -45,7 +48,7 @@ def _loads(name):
     return True
 
 
-def nvidia_driver():
+def nvidia_driver() -> str | None:
     """Version of the NVIDIA driver as its own tool says, or None."""
     with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -53,7 +56,7 @@ def nvidia_driver():
     return None
 
 
-def tensorrt_version():
+def tensorrt_version() -> int | None:
     """Version of the TensorRT library that onnxruntime would load, as a number, or None."""
     path = provider_file("tensorrt")
     names = [name for name in needed(path) if name.startswith("libnvinfer.so")] if path else []
@@ -62,7 +65,7 @@ def tensorrt_version():
     return None
 
 
-def needed(path):
+def needed(path: str | os.PathLike[str]) -> list[str]:
     """The names under DT_NEEDED of a 64-bit little-endian ELF file.
 
     Raises:

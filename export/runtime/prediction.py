@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from ..artifact import Scores, find_scores
 from ..errors import NotRanked, UsageError
 from . import images
 from .sessions import Session, session
+
+if TYPE_CHECKING:
+    from .sessions import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,11 @@ def predict(
         UsageError: An image cannot be read, the model does not take images, or several outputs score classes.
         DeviceError: The device does not start.
     """
-    model = path if hasattr(path, "run") else session(path, device)
+    model = path if isinstance(path, Session) else session(path, device)
     if top < 1:
         raise UsageError(f"`top` must be at least 1, got {top}")
     spec = image_input(model)
-    try:
-        ranking = scores_output(model, scores, output_kind)
-    except NotRanked:
-        if scores is not None or output_kind not in (None, "other"):
-            raise
-        ranking = None
+    ranking = scores_or_values(model, scores, output_kind)
     names, found = None if ranking is None else [ranking.output], []
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
@@ -94,7 +92,7 @@ def _rows(outputs: dict[str, np.ndarray]) -> int:
     return len(next(iter(outputs.values())))
 
 
-def image_input(model):
+def image_input(model: Session) -> TensorInfo:
     """The one image input (`TensorInfo`) of a session.
 
     Raises:
@@ -105,7 +103,7 @@ def image_input(model):
     return model.inputs[0]
 
 
-def scores_output(model, scores: str | None = None, kind: str | None = None) -> Scores:
+def scores_output(model: Session, scores: str | None = None, kind: str | None = None) -> Scores:
     """The output of a session that scores classes; see `artifact.find_scores`.
 
     Args:
@@ -120,11 +118,25 @@ def scores_output(model, scores: str | None = None, kind: str | None = None) -> 
     return find_scores(model.metadata, outputs, scores=scores, kind=kind, file=model.path.name)
 
 
+def scores_or_values(model: Session, scores: str | None = None, kind: str | None = None) -> Scores | None:
+    """The output that scores classes, as `scores_output` finds it, or None for a model whose outputs are shown as they are.
+
+    Raises:
+        UsageError: Several outputs score classes, or what the caller declares does not fit.
+    """
+    try:
+        return scores_output(model, scores, kind)
+    except NotRanked:
+        if scores is not None or kind not in (None, "other"):
+            raise
+        return None
+
+
 def _described(values):
     return ", ".join(f"{value.name} [{', '.join(map(str, value.shape))}]" for value in values)
 
 
-def batches(files, card, spec):
+def batches(files: Sequence[str | os.PathLike[str]], card: dict[str, Any], spec: TensorInfo) -> Iterator[np.ndarray]:
     """Arrays that fit an input, as few as images of one size allow; a model of open size takes each image as it is.
 
     Args:
@@ -143,7 +155,9 @@ def batches(files, card, spec):
         yield stacked(group, spec)
 
 
-def load_pixels(source, card, spec, max_pixels=images.MAX_PIXELS):
+def load_pixels(
+    source: str | os.PathLike[str] | bytes, card: dict[str, Any], spec: TensorInfo, max_pixels: int = images.MAX_PIXELS
+) -> np.ndarray:
     """One image file, or its bytes, as the uint8 pixels [height, width, channels] that an input takes.
 
     Raises:
@@ -155,13 +169,13 @@ def load_pixels(source, card, spec, max_pixels=images.MAX_PIXELS):
     return images.fit(pixels, card.get("preprocessing") or {}, size, max_pixels)
 
 
-def stacked(pixels, spec):
+def stacked(pixels: Sequence[np.ndarray], spec: TensorInfo) -> np.ndarray:
     """Pixels of one size as the array an input takes, in its dtype and layout."""
     array = np.stack(pixels).astype(spec.dtype)
     return array.transpose(0, 3, 1, 2) if spec.layout == "nchw" else array
 
 
-def ranked(file, scores, labels, top):
+def ranked(file: str | os.PathLike[str], scores: np.ndarray, labels: Sequence[str] | None, top: int) -> Prediction:
     """The `Prediction` for one row of probabilities; equal ones by index."""
     order = np.argsort(-scores, kind="stable")[:top]
     names = tuple(labels[index] if labels and index < len(labels) else None for index in order)

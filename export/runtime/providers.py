@@ -1,9 +1,18 @@
 """From settings in plain words to the options of onnxruntime's execution providers; pure functions, testable without a GPU."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .sessions import TensorInfo
+
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -14,8 +23,8 @@ PROVIDERS = {
 SEARCHES = {"exhaustive": "EXHAUSTIVE", "heuristic": "HEURISTIC", "default": "DEFAULT"}
 
 
-def _number(low):
-    def check(name, value):
+def _number(low: int) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise UsageError(f"`{name}` must be a number of at least {low}, got {value!r}")
         return str(value)
@@ -23,14 +32,14 @@ def _number(low):
     return check
 
 
-def _switch(name, value):
+def _switch(name: str, value: Any) -> str:
     if not isinstance(value, bool):
         raise UsageError(f"`{name}` must be True or False, got {value!r}")
     return str(int(value))
 
 
-def _among(table):
-    def check(name, value):
+def _among(table: dict[str, str]) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
         if value not in table:
             raise UsageError(f"`{name}` must be one of {', '.join(table)}, got {value!r}")
         return table[value]
@@ -64,7 +73,7 @@ SETTINGS = {
 }
 
 
-def provider_options(device, settings):
+def provider_options(device: str, settings: dict[str, Any]) -> dict[str, str]:
     """The option dict of a device's provider.
 
     Args:
@@ -80,7 +89,7 @@ def provider_options(device, settings):
     return {known[name][0]: known[name][1](name, value) for name, value in settings.items()}
 
 
-def shape_profiles(inputs, sizes):
+def shape_profiles(inputs: Sequence[TensorInfo], sizes: Sequence[int]) -> dict[str, str]:
     """TensorRT's profile options: without them an engine is built again for each new batch size, half a minute each.
 
     Args:
@@ -102,7 +111,9 @@ def shape_profiles(inputs, sizes):
     return profiles
 
 
-def cache_options(folder, model_digest, versions, gpu, options):
+def cache_options(
+    folder: str | os.PathLike[str], model_digest: str, versions: dict[str, str], gpu: str, options: dict[str, str]
+) -> dict[str, str]:
     """TensorRT's engine and timing cache, in a folder of its own for each model, set of versions, GPU and options.
 
     An engine is only valid for exactly those; a stale one gives wrong results or a crash.
@@ -115,10 +126,10 @@ def cache_options(folder, model_digest, versions, gpu, options):
         options: option dict of the provider: precision and shapes are baked into an engine.
     """
     key = hashlib.sha256(json.dumps([model_digest, versions, gpu, options], sort_keys=True).encode())
-    place = f"{folder}/{key.hexdigest()[:24]}"
+    cache = f"{folder}/{key.hexdigest()[:24]}"
     return {
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": place,
+        "trt_engine_cache_path": cache,
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": place,
+        "trt_timing_cache_path": cache,
     }

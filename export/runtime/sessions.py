@@ -1,11 +1,16 @@
 """onnxruntime sessions that do what was asked for, or say why not."""
 
+from __future__ import annotations
+
 import contextlib
 import io
+import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -40,11 +45,11 @@ class TensorInfo:
     """Name, shape and numpy dtype of an input or output; a dimension that may vary is its name (`"batch"`), not a number."""
 
     name: str
-    shape: tuple
+    shape: tuple[int | str, ...]
     dtype: str
 
     @property
-    def layout(self):
+    def layout(self) -> str | None:
         """`"nhwc"` or `"nchw"` of an image tensor, told by the axis that has 1, 3 or 4 entries; None for other ranks."""
         if len(self.shape) != 4:
             return None
@@ -65,8 +70,11 @@ class Session:
         buckets: `buckets.Buckets` that all runs go through, or None.
     """
 
-    def __init__(self, path, ort_session, device, note, held=()):
-        self._held, self.buckets = held, None
+    def __init__(
+        self, path: str | os.PathLike[str], ort_session: ort.InferenceSession, device: str, note: str, held: Sequence[object] = ()
+    ) -> None:
+        self._held = held
+        self.buckets: Buckets | None = None
         self.path, self.ort, self.device, self.note = Path(path), ort_session, device, note
         self.inputs = tuple(_tensor_info(value) for value in ort_session.get_inputs())
         self.outputs = tuple(_tensor_info(value) for value in ort_session.get_outputs())
@@ -74,7 +82,7 @@ class Session:
         self.card = self.metadata.get("card") or {}
         self.labels = self.card.get("labels")
 
-    def run(self, feeds, outputs=None):
+    def run(self, feeds: np.ndarray | dict[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run once.
 
         Args:
@@ -131,7 +139,17 @@ def _shown(shape):
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
-def session(path, device="auto", *, threads=None, optimise=True, batches=None, cache=None, detached=False, **settings):
+def session(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    optimise: bool = True,
+    batches: Sequence[int] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    detached: bool = False,
+    **settings: Any,
+) -> Session:
     """Open an ONNX file on a device; differs from `onnxruntime.InferenceSession` in that a missing device is an error.
 
     Args:
@@ -192,7 +210,7 @@ def _hold_external_data(path, options):
     return held
 
 
-def choice():
+def choice() -> tuple[str, str]:
     """The device that `auto` takes, and a sentence that says which and why."""
     if not _has_hardware(PROVIDERS["cuda"]):
         return "cpu", "cpu: onnxruntime sees no GPU here"
@@ -206,7 +224,12 @@ def _has_hardware(provider):
     return any(entry.ep_name == provider for entry in ort.get_ep_devices())
 
 
-def session_options(threads=None, optimise=True, fallback=True):
+def gpu_count() -> int:
+    """Number of GPUs that onnxruntime sees; `CUDA_VISIBLE_DEVICES` hides some."""
+    return sum(entry.ep_name == PROVIDERS["cuda"] for entry in ort.get_ep_devices())
+
+
+def session_options(threads: int | None = None, optimise: bool = True, fallback: bool = True) -> ort.SessionOptions:
     """onnxruntime's options as this package uses them everywhere.
 
     Args:

@@ -1,10 +1,12 @@
 """The server's HTTP face: an ASGI application over a `Repository`. Engines (uvicorn, Ray Serve) only carry it."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -78,7 +80,7 @@ def metrics_app(service: Service) -> Starlette:
     handlers = _Handlers(service, lambda: None)
     paths = {"/metrics": "metrics", "/v2/health/live": "live", "/v2/health/ready": "ready"}
     routes = [Route(path, getattr(handlers, name), methods=["GET"]) for path, name in paths.items()]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, ProtocolError: _protocol_error})
+    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, ProtocolError: _protocol_error})  # type: ignore[dict-item]
 
 
 class _Application(Starlette):
@@ -86,10 +88,10 @@ class _Application(Starlette):
 
     edge: Edge
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.edge(scope, receive, send)
 
-    async def inner(self, scope, receive, send):
+    async def inner(self, scope: Scope, receive: Receive, send: Send) -> None:
         await super().__call__(scope, receive, send)
 
 
@@ -125,13 +127,13 @@ def _routes():
 
 
 class _Handlers:
-    def __init__(self, service, on_ready):
+    def __init__(self, service: Service, on_ready: Callable[[], None]) -> None:
         self.service, self.on_ready = service, on_ready
         folder = files(__package__) / "page"
         self._page = {name: (folder / name).read_bytes() for name in PAGE}
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, app):
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Be alive at once, and ready when all models have been warmed up."""
         warming = asyncio.create_task(self._warm_up())
         yield
@@ -144,65 +146,65 @@ class _Handlers:
         if self.service.ready:
             self.on_ready()
 
-    async def page(self, request):
+    async def page(self, request: Request) -> Response:
         name = request.url.path.rsplit("/", 1)[1] or "index.html"
         headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
         return Response(self._page[name], media_type=PAGE[name], headers=headers | {"Cache-Control": "no-cache"})
 
-    async def openapi(self, request):
+    async def openapi(self, request: Request) -> Response:
         return JSONResponse(describe(self.service.version))
 
-    async def metrics(self, request):
+    async def metrics(self, request: Request) -> Response:
         text, media_type = self.service.metrics()
         return Response(text, headers={"Content-Type": media_type})
 
-    async def server_metadata(self, request):
+    async def server_metadata(self, request: Request) -> Response:
         return JSONResponse({"name": NAME, "version": self.service.version, "extensions": list(EXTENSIONS)})
 
-    async def live(self, request):
+    async def live(self, request: Request) -> Response:
         return JSONResponse({"live": True})
 
-    async def ready(self, request):
+    async def ready(self, request: Request) -> Response:
         if not self.service.ready:
             raise ProtocolError("not all models are ready", 503, RETRY)
         return JSONResponse({"ready": True})
 
-    async def model_metadata(self, request):
+    async def model_metadata(self, request: Request) -> Response:
         model = self._model(request)
         return JSONResponse(model.metadata(self.service.repository.versions(model.source.name)))
 
-    async def model_ready(self, request):
+    async def model_ready(self, request: Request) -> Response:
         return JSONResponse({"name": self._model(request).source.name, "ready": True})
 
-    async def config(self, request):
+    async def config(self, request: Request) -> Response:
         return JSONResponse(served_config(self._model(request)))
 
-    async def statistics(self, request):
+    async def statistics(self, request: Request) -> Response:
         return JSONResponse({"model_stats": self.service.statistics(*_named(request))})
 
-    async def all_statistics(self, request):
+    async def all_statistics(self, request: Request) -> Response:
         return JSONResponse({"model_stats": self.service.statistics()})
 
-    async def card(self, request):
+    async def card(self, request: Request) -> Response:
         model = self._model(request)
         about = {"device": model.session.device, "rows": model.options.batch.max_rows}
-        return JSONResponse({**about, "classifies_images": model.classifies_images, **model.session.metadata})
+        return JSONResponse({**about, "classifies_images": model.classifies_images, **model.card()})
 
-    async def index(self, request):
+    async def index(self, request: Request) -> Response:
         """The repository index; `{"ready": true}` in the body asks for models that are ready only."""
         message = await self._message(request)
         only_ready = message.get("ready") is True
         return JSONResponse([entry for entry in self.service.repository.index() if entry["state"] == "READY" or not only_ready])
 
-    async def load(self, request):
+    async def load(self, request: Request) -> Response:
         await self.service.load(request.path_params["name"], (await self._message(request)).get("parameters"))
         return JSONResponse({})
 
-    async def unload(self, request):
+    async def unload(self, request: Request) -> Response:
         await self.service.unload(request.path_params["name"])
         return JSONResponse({})
 
-    async def infer(self, request):
+    async def infer(self, request: Request) -> _Parts:
         admission = request.state.admission
         with self.service.announced(*_named(request)):
             body = await self._body(request)
@@ -226,7 +228,7 @@ class _Handlers:
             headers |= {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
         return _Parts(parts, headers)
 
-    async def classify(self, request):
+    async def classify(self, request: Request) -> Response:
         """The best classes of one encoded image, for people with curl."""
         top = _top(request.query_params.get("top", "5"))
         if request.headers.get("content-type", "").startswith("multipart/"):
@@ -240,6 +242,7 @@ class _Handlers:
             {
                 "model_name": model.source.name,
                 "model_version": model.source.version,
+                "output_kind": model.scores.kind,
                 "predictions": found,
                 "milliseconds": round((time.perf_counter() - started) * 1000, 3),
             }
@@ -295,7 +298,7 @@ class _Endpoint:
         handler: Coroutine function from a request to a response.
     """
 
-    def __init__(self, service: Service, name: str, handler: Callable[[Request], Awaitable[Response]]):
+    def __init__(self, service: Service, name: str, handler: Callable[[Request], Awaitable[Response]]) -> None:
         self.service, self.name, self.handler = service, name, handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -325,7 +328,7 @@ class _Parts:
         headers: Header names and values.
     """
 
-    def __init__(self, parts: list[bytes | memoryview], headers: dict[str, str]):
+    def __init__(self, parts: Sequence[bytes | memoryview], headers: dict[str, str]) -> None:
         self.parts = parts
         self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self.size = sum(map(len, parts))
@@ -336,7 +339,7 @@ class _Parts:
         if self.size <= WHOLE_BYTES:
             await send({"type": "http.response.body", "body": b"".join(self.parts)})
             return
-        for part in map(memoryview, self.parts):
+        for part in (memoryview(part) for part in self.parts):
             for start in range(0, len(part), PIECE_BYTES):
                 body = bytes(part[start : start + PIECE_BYTES])
                 await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -373,6 +376,8 @@ async def _unless_hung_up(request, coroutine):
     finally:
         work.cancel()
         gone.cancel()
+        # An error's traceback refers to this frame; together they would be a cycle, and the request would stay in memory.
+        del work, gone
 
 
 def _named(request):

@@ -3,10 +3,13 @@
 Everything but the run itself happens on the event loop's thread, so nothing here needs a lock.
 """
 
+from __future__ import annotations
+
 import asyncio
 import functools
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +41,7 @@ class BatchOptions:
     queue_rows: int = 1024
     instances: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_rows", "queue_rows", "instances"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
@@ -60,14 +63,14 @@ class Timing:
 class Answer:
     """Outputs of a request, nanoseconds it waited in the queue, and the `Timing` of every run that had a part in it."""
 
-    outputs: dict
+    outputs: dict[str, np.ndarray]
     queued: int
-    runs: tuple
+    runs: tuple[Timing, ...]
 
 
 @dataclass(eq=False)
 class _Item:
-    inputs: dict
+    inputs: dict[str, np.ndarray]
     rows: int
     future: asyncio.Future
     arrived: int = field(default_factory=time.monotonic_ns)
@@ -90,17 +93,24 @@ class Batcher:
         batched: whether the first axis of every array counts rows; otherwise every request runs alone, and counts as one row.
     """
 
-    def __init__(self, run, options, observe=lambda timing: None, batched=True):
+    def __init__(
+        self,
+        run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+        options: BatchOptions,
+        observe: Callable[[Timing], object] = lambda timing: None,
+        batched: bool = True,
+    ) -> None:
         self.options, self.batched = options, batched
         self._run, self._observe = run, observe
         self._groups = {}
         self._waiting = self._running = self._coming = self._pending = 0
         self._freed = self._expected = 0
-        self._timer = self._drained = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
         self._threads = ThreadPoolExecutor(options.instances, thread_name_prefix="infer")
 
     @property
-    def waiting(self):
+    def waiting(self) -> int:
         """Rows in the queue."""
         return self._waiting
 
@@ -110,7 +120,7 @@ class Batcher:
         return self._pending
 
     @contextmanager
-    def announced(self):
+    def announced(self) -> Iterator[None]:
         """Around the reading of a request that will be submitted next: until then others may wait `max_delay` for it."""
         self._coming += 1
         try:
@@ -122,7 +132,7 @@ class Batcher:
             raise
         self._coming -= 1
 
-    async def submit(self, inputs, timeout=None):
+    async def submit(self, inputs: dict[str, np.ndarray], timeout: float | None = None) -> Answer:
         """Run one request, together with others where that serves.
 
         Args:
@@ -145,24 +155,27 @@ class Batcher:
         items = [self._enqueue(part) for part in _split(inputs, rows, self.options.max_rows)]
         # The last part begins last; until then the request is in the queue.
         items[-1].is_last, self._pending = True, self._pending + 1
+        answers = [item.future for item in items]
         try:
             async with asyncio.timeout(timeout) as limit:
                 self._pump()
-                done = await asyncio.gather(*(item.future for item in items))
+                done = await asyncio.gather(*answers)
         except TimeoutError as error:
             if not limit.expired():
                 raise
             raise DeadlineExceeded(f"no answer within {timeout:g} s") from error
         finally:
-            for item in items:
-                self._drop(item)
+            while items:
+                self._drop(items.pop())
+            # An error's traceback refers to this frame; together they would be a cycle, and the inputs would stay in memory.
+            del answers
         return Answer(
             _joined([outputs for outputs, _, _ in done]),
             queued=max(queued for _, queued, _ in done),
             runs=tuple(timing for _, _, timing in done),
         )
 
-    async def close(self):
+    async def close(self) -> None:
         """Finish what was submitted, take no more, and give the threads back."""
         self._drained = self._drained or asyncio.get_running_loop().create_future()
         self._check_drained()
@@ -213,7 +226,7 @@ class Batcher:
         return not self.batched or self._holds(group, self.options.max_rows)
 
     @staticmethod
-    def _holds(group, enough):
+    def _holds(group: Iterable[_Item], enough: int) -> bool:
         """Whether a group has so many rows."""
         rows = 0
         for item in group:
@@ -327,15 +340,20 @@ def _execute(run, batch, batched, begun):
         return _run_together(run, live, batched)
     except Exception as error:
         if len(live) == 1:
-            return {live[0][0]: _Done(error, 0, None)}
+            return {live[0][0]: _failed(error)}
     # One request of several cannot be run, or all together are too much: each gets its own answer, or its own error.
     done = {}
     for pair in live:
         try:
             done |= _run_together(run, [pair], batched)
         except Exception as error:
-            done[pair[0]] = _Done(error, 0, None)
+            done[pair[0]] = _failed(error)
     return done
+
+
+def _failed(error):
+    """A run that failed, without the traceback, whose frames would keep the inputs in memory in a cycle."""
+    return _Done(error.with_traceback(None), 0, None)
 
 
 def _run_together(run, live, batched):
@@ -355,5 +373,10 @@ def _shares(outputs, counts):
     for name, array in outputs.items():
         if array.ndim == 0 or len(array) != sum(counts):
             raise ValueError(f"output {name!r} has shape {list(array.shape)} for {sum(counts)} rows")
+    if len(counts) == 1:
+        return [outputs]
     ends = np.cumsum(counts).tolist()
-    return [{name: array[end - rows : end] for name, array in outputs.items()} for rows, end in zip(counts, ends, strict=True)]
+    # Copies, because one client that does not take its answer would keep the outputs of the whole batch in memory.
+    return [
+        {name: array[end - rows : end].copy() for name, array in outputs.items()} for rows, end in zip(counts, ends, strict=True)
+    ]

@@ -4,6 +4,8 @@ What is done is kept in numbered parts next to the output (`OUT.partial/`), each
 put together at the end.
 """
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import itertools
@@ -11,20 +13,23 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
     fcntl = None
 
-from ..artifact import check_target, publishing
+from ..artifact import Scores, check_target, publishing
 from ..errors import UsageError
 from ..runtime.images import SUFFIXES
-from ..runtime.prediction import image_input, load_pixels, ranked, scores_output, stacked
+from ..runtime.prediction import image_input, load_pixels, ranked, scores_or_values, stacked
 from ..runtime.sessions import session
 
 PART_ROWS = 1000
@@ -39,7 +44,7 @@ class Item:
     source: object
 
 
-def read_items(arguments):
+def read_items(arguments: Iterable[str | os.PathLike[str]]) -> Iterator[Item]:
     """The images that arguments stand for, one by one, in an order that does not change.
 
     Args:
@@ -72,34 +77,48 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 class LocalClassifier:
-    """Images to rows of the result, with an ONNX file.
+    """Images to rows of the result, with an ONNX file. A file whose outputs do not score classes gives their values.
 
     Args:
-        path: ONNX file that classifies images.
+        path: ONNX file that takes images.
         device: see `resnet_export.runtime.session`.
         top: classes per image.
         batch: images per run.
         workers: threads that decode; one per core by default.
         threads: threads of onnxruntime; its own choice by default.
+        scores: Name of the output that scores classes, for a file that does not state it.
+        output_kind: Kind of that output, likewise.
 
     Raises:
-        UsageError: no such file, or no classifier.
+        UsageError: No such file, or several outputs score classes.
         DeviceError: the device does not start.
     """
 
-    def __init__(self, path, device="auto", top=5, batch=16, workers=None, threads=None):
-        self.session, self.top = session(path, device, threads=threads), top
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        top: int = 5,
+        batch: int = 16,
+        workers: int | None = None,
+        threads: int | None = None,
+        scores: str | None = None,
+        output_kind: str | None = None,
+    ) -> None:
+        self.session = session(path, device, threads=threads)
         self.spec = image_input(self.session)
-        self.scores = scores_output(self.session)
+        self.scores = scores_or_values(self.session, scores, output_kind)
+        self.top = top if self.scores else None
         self.batch = self.spec.shape[0] if isinstance(self.spec.shape[0], int) else batch
         self.workers = workers or os.cpu_count() or 1
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """What a run must share with the one it goes on with."""
-        return {"model": self.session.metadata.get("sha256") or str(self.session.path), "top": self.top}
+        file = self.session.metadata.get("sha256") or str(self.session.path)
+        return {"model": file, "top": self.top, "scores": self.scores and [self.scores.output, self.scores.kind]}
 
-    def rows(self, items):
+    def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """One row per item, in order; an image that cannot be read is a row with an `error`."""
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
             waiting = deque()
@@ -128,33 +147,53 @@ class LocalClassifier:
                 by_shape.setdefault(found.shape, []).append(index)
         for indices in by_shape.values():
             for part in _parts(indices, self.batch):
-                scores = self._scores([group[index][1] for index in part])
-                for index, row in zip(part, scores, strict=True):
-                    rows[index] = prediction_row(ranked(group[index][0], row, self.session.labels, self.top))
+                pixels = stacked([group[index][1] for index in part], self.spec)
+                outputs = self.session.run(pixels, self.scores and [self.scores.output])
+                for row, index in enumerate(part):
+                    values = {name: array[row] for name, array in outputs.items()}
+                    rows[index] = result_row(group[index][0], values, self.scores, self.session.labels, self.top)
         return rows
 
-    def _scores(self, pixels):
-        output = self.scores.output
-        return self.scores.probabilities(self.session.run(stacked(pixels, self.spec), [output])[output])
 
-
-def error_row(name, error):
+def error_row(name: str, error: str) -> dict[str, Any]:
     """The row of an image that could not be classified."""
     return {"file": name, "error": error, "classes": [], "labels": [], "probabilities": []}
 
 
-def prediction_row(prediction):
-    """The row of a `prediction.Prediction`."""
-    found = {"classes": list(prediction.classes), "labels": list(prediction.labels)}
-    return {"file": prediction.file, "error": None, **found, "probabilities": list(prediction.probabilities)}
+def result_row(
+    name: str, values: Mapping[str, np.ndarray], scores: Scores | None, labels: Sequence[str] | None, top: int | None
+) -> dict[str, Any]:
+    """The row of an image: its best classes or, of a model whose outputs do not score classes, the values of its outputs.
+
+    Args:
+        name: How the row names the image.
+        values: `{output name: array}` of this image, without the batch axis; with `scores`, that output is enough.
+        scores: The output that scores classes, or None.
+        labels: Class names, or None.
+        top: Number of classes.
+    """
+    if scores is None:
+        listed = {output: array.tolist() for output, array in values.items()}
+        return {"file": name, "error": None, "classes": [], "labels": [], "probabilities": [], "values": listed}
+    best = ranked(name, scores.probabilities(values[scores.output]), labels, top)
+    found = {"classes": list(best.classes), "labels": list(best.labels), "probabilities": list(best.probabilities)}
+    return {"file": name, "error": None, **found}
 
 
-def run(items, classifier, out, *, resume=False, overwrite=False, on_rows=lambda rows: None):
+def run(
+    items: Iterable[Item],
+    classifier: Any,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_rows: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
+) -> dict[str, Any]:
     """Classify items and write the rows, in order, to a file.
 
     Args:
         items: iterable of `Item`; the same ones again when a run is resumed.
-        classifier: has `settings`, `top`, and `rows(items)`.
+        classifier: Has `settings`, `rows(items)` and `top`, which is None where no classes are ranked.
         out: `.csv`, `.parquet` or `.jsonl` file.
         resume: go on where an interrupted run stopped.
         overwrite: replace `out`, and restart even if there is an interrupted run.
@@ -267,7 +306,7 @@ def _parts(sequence, size):
     return [sequence[start : start + size] for start in range(0, len(sequence), size)]
 
 
-def batched(rows, size):
+def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of `size` rows, the last one shorter, without reading ahead."""
     rows = iter(rows)
     while part := list(itertools.islice(rows, size)):
@@ -338,13 +377,22 @@ def _write_jsonl(place, rows, top):
 
 
 def _write_csv(place, rows, top):
+    """A row per image; `top` is None for a model that does not score classes, whose values are one column of JSON."""
     with open(place, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
+        if top is None:
+            writer.writerow(["file", "error", "values"])
+            writer.writerows([row["file"], row["error"] or "", _values_json(row)] for row in rows)
+            return
         fields = [f"{field}{number}" for number in range(1, top + 1) for field in ("class", "label", "probability")]
         writer.writerow(["file", "error", *fields])
         for row in rows:
             found = zip(row["classes"], row["labels"], row["probabilities"], strict=True)
             writer.writerow([row["file"], row["error"] or "", *itertools.chain.from_iterable(found)])
+
+
+def _values_json(row):
+    return json.dumps(row["values"]) if "values" in row else ""
 
 
 def _write_parquet(place, rows, top):
@@ -359,7 +407,9 @@ def _write_parquet(place, rows, top):
             "labels": pyarrow.list_(pyarrow.string()),
             "probabilities": pyarrow.list_(pyarrow.float64()),
         }
+        | ({"values": pyarrow.string()} if top is None else {})
     )
+    rows = rows if top is not None else ({**row, "values": _values_json(row)} for row in rows)
     with parquet.ParquetWriter(place, schema) as writer:
         for part in batched(rows, 10 * PART_ROWS):
             writer.write_table(pyarrow.Table.from_pylist(part, schema))

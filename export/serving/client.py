@@ -1,23 +1,31 @@
 """Classifying images through a server that speaks the Open Inference Protocol v2: ours, Triton, KServe, MLServer."""
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 import random
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx
 import numpy as np
 
 from ..artifact import find_scores
-from ..errors import UsageError
-from ..runtime.prediction import load_pixels, ranked, stacked
+from ..errors import NotRanked, UsageError
+from ..runtime.prediction import load_pixels, stacked
 from ..runtime.sessions import TensorInfo
 from . import protocol
-from .bulk import error_row, prediction_row
+from .bulk import error_row, result_row
 from .protocol import DTYPES, HEADER_LENGTH, ProtocolError
+
+if TYPE_CHECKING:
+    from .bulk import Item
+
 
 # What may be over in a moment: too many requests, a replica that died, a server that restarts.
 TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -34,6 +42,8 @@ class RemoteOptions:
         retries: further tries after an answer that may be over in a moment.
         api_key: sent as `Authorization: Bearer`.
         timeout: seconds for one request.
+        scores: Name of the output that scores classes, for a model whose server does not state it.
+        output_kind: Kind of that output, likewise.
     """
 
     top: int = 5
@@ -41,6 +51,8 @@ class RemoteOptions:
     retries: int = 6
     api_key: str | None = None
     timeout: float = 60.0
+    scores: str | None = None
+    output_kind: str | None = None
 
 
 class RemoteClassifier:
@@ -56,8 +68,8 @@ class RemoteClassifier:
         UsageError: the server does not answer, or has no such model, or the model does not classify images.
     """
 
-    def __init__(self, url, model=None, options=RemoteOptions()):
-        self.url, self.options, self.top = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}", options, options.top
+    def __init__(self, url: str, model: str | None = None, options: RemoteOptions = RemoteOptions()) -> None:
+        self.url, self.options = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}", options
         with self._client(httpx.Client) as client:
             self.model = model or self._only_model(client)
             self.path = f"v2/models/{quote(self.model, safe='')}"
@@ -66,14 +78,18 @@ class RemoteClassifier:
             self.binary = {"binary_tensor_data", "binary_data"} & set(extensions)
             stated = self._stated(client)
             self.card = stated.get("card") or {}
-            self.spec, self.scores = _tensors(metadata, self.model, stated)
+            self.spec, outputs = _tensors(metadata, self.model)
+            self.outputs = list(outputs)
+            self.scores = _scores(stated, outputs, options, self.model)
+            self.top = options.top if self.scores else None
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """What a run must share with the one it goes on with."""
-        return {"model": f"{self.url} {self.model}", "top": self.top}
+        scores = self.scores and [self.scores.output, self.scores.kind]
+        return {"model": f"{self.url} {self.model}", "top": self.top, "scores": scores}
 
-    def rows(self, items):
+    def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """One row per item, in order; an image that cannot be read, or that the server refuses, is a row with an `error`.
 
         Raises:
@@ -107,25 +123,26 @@ class RemoteClassifier:
         except UsageError as error:
             return error_row(item.name, str(error))
         try:
-            scores = await self._scores(client, stacked([pixels], self.spec))
+            values = await self._values(client, stacked([pixels], self.spec))
         except ProtocolError as error:
             if error.status in (401, 403, 404):
                 raise UsageError(f"{self.url} refuses: {error}") from error
             return error_row(item.name, str(error))
-        probabilities = self.scores.probabilities(scores[None])[0]
-        return prediction_row(ranked(item.name, probabilities, self.card.get("labels"), self.top))
+        return result_row(item.name, values, self.scores, self.card.get("labels"), self.top)
 
-    async def _scores(self, client, array):
-        wanted = [protocol.RequestedOutput(self.scores.output, bool(self.binary))]
+    async def _values(self, client, array):
+        """`{output name: array}` of one image, without the batch axis."""
+        names = [self.scores.output] if self.scores else self.outputs
+        wanted = [protocol.RequestedOutput(name, bool(self.binary)) for name in names]
         body, length = protocol.encode_request({self.spec.name: array}, wanted, binary=bool(self.binary))
         headers = {} if length is None else {HEADER_LENGTH: str(length)}
         answer = await self._patiently(lambda: client.post(f"{self.path}/infer", content=body, headers=headers))
         try:
             length = protocol.header_length(answer.headers.get(HEADER_LENGTH), len(answer.content))
-            scores = protocol.decode_response(answer.content, length).outputs[self.scores.output]
-        except (ProtocolError, KeyError) as error:
+            outputs = protocol.decode_response(answer.content, length).outputs
+            return {name: outputs[name][0] for name in names}
+        except (ProtocolError, KeyError, IndexError) as error:
             raise UsageError(f"{self.url} gave no answer in the protocol: {error}") from error
-        return scores.reshape(-1)
 
     async def _patiently(self, send):
         """The answer of a server that may be busy or restarting: tries again, each time after a longer pause."""
@@ -195,8 +212,8 @@ class RemoteClassifier:
         return names[0]
 
 
-def _tensors(metadata, model, stated):
-    """The image input, and the output that scores classes, from a model's metadata and what its file states."""
+def _tensors(metadata, model):
+    """The image input, and `{name: shape}` of the outputs, from a model's metadata."""
     try:
         inputs = [_info(entry) for entry in metadata["inputs"]]
         outputs = [_info(entry) for entry in metadata["outputs"]]
@@ -204,9 +221,19 @@ def _tensors(metadata, model, stated):
         raise UsageError(f"the metadata of {model!r} are not as the protocol has them: {error}") from error
     if len(inputs) != 1 or inputs[0].layout is None:
         raise UsageError(f"{model!r} does not take one batch of images; its inputs are {', '.join(info.name for info in inputs)}")
-    # Servers of other makers state no kinds; `logits` and `probabilities` are then a softmax classifier's, as in version 0.1.
+    return inputs[0], {info.name: list(info.shape) for info in outputs}
+
+
+def _scores(stated, outputs, options, model):
+    """The output that scores classes, as the server or else the caller states it, or None if its values are shown."""
+    # Servers of other makers state no kinds; `logits` and `probabilities` are then a softmax classifier's.
     stated = stated or {"card": {}}
-    return inputs[0], find_scores(stated, {info.name: list(info.shape) for info in outputs}, file=f"model {model!r}")
+    try:
+        return find_scores(stated, outputs, scores=options.scores, kind=options.output_kind, file=f"model {model!r}")
+    except NotRanked:
+        if options.scores is not None or options.output_kind not in (None, "other"):
+            raise
+        return None
 
 
 def _info(entry):

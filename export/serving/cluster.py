@@ -3,25 +3,40 @@
 Every replica runs the whole application, batcher included, so that rows are batched where the model is and only bodies travel.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import functools
 import json
+import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import ray
+import uvicorn
 from ray import serve
 
 from ..errors import UsageError
 from .app import AppOptions, create_app
 from .batcher import BatchOptions
+from .connection import Connection, ConnectionLimits
 from .models import ModelOptions, Source
 from .raydata import join
 from .repository import Repository
-from .server import ServerOptions, bind
+from .server import ServerOptions, allow_connections, bind
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
 
 APPLICATION = "resnet_export"
+# Ray calls the function of this name in every proxy, before the proxy listens.
+PROXY_HOOK = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "resnet_export.serving.cluster.protect_proxy")
 
 
 @dataclass(frozen=True)
@@ -40,26 +55,26 @@ class ClusterSettings:
         grace: seconds in which a replica that leaves finishes what it has taken.
     """
 
-    sources: tuple = ()
+    sources: tuple[Source, ...] = ()
     folder: str | None = None
     models: ModelOptions = ModelOptions()
     app: AppOptions = AppOptions()
     version: str = "0"
-    replicas: tuple = (1, 1)
+    replicas: tuple[int, int] = (1, 1)
     cpus: int = 1
     gpus: float = 0.0
     grace: float = 60.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.replicas[0] > self.replicas[1]:
             raise UsageError(f"--max-replicas ({self.replicas[1]}) must be at least --min-replicas ({self.replicas[0]})")
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Plain values, as the YAML for `serve deploy` holds them."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
     @classmethod
-    def from_json(cls, values):
+    def from_json(cls, values: dict[str, Any]) -> ClusterSettings:
         models = values["models"] | {"batch": BatchOptions(**values["models"]["batch"])}
         return cls(
             **values
@@ -72,7 +87,7 @@ class ClusterSettings:
         )
 
 
-def application(args: dict):
+def application(args: dict) -> serve.Application:
     """Ray Serve's application builder (`import_path: resnet_export.serving.cluster:application`).
 
     Args:
@@ -83,7 +98,7 @@ def application(args: dict):
     """
     settings = ClusterSettings.from_json(args)
 
-    def build():
+    def build() -> Starlette:
         # onnxruntime would otherwise take all cores, in every replica.
         models = dataclasses.replace(settings.models, threads=settings.cpus)
         repository = Repository(list(settings.sources), settings.folder, models)
@@ -94,7 +109,7 @@ def application(args: dict):
     return serve.deployment(serve.ingress(build)(), **deployment_options(settings)).bind()
 
 
-def deployment_options(settings):
+def deployment_options(settings: ClusterSettings) -> dict[str, Any]:
     """Ray Serve's options for a deployment: scaling, back-pressure, resources."""
     low, high = settings.replicas
     # Two batches' worth of requests keep a replica busy; more than that is a reason for another one.
@@ -111,7 +126,24 @@ def deployment_options(settings):
     return options | {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": busy}}
 
 
-def config_yaml(settings, host, port):
+def protect_proxy() -> list:
+    """Have this Ray proxy treat connections as `serve` does without Ray; its own protocol loses the body after an `Upgrade`.
+
+    Returns:
+        No middlewares, which is what Ray asks for here.
+    """
+    files, load = allow_connections(), uvicorn.Config.load
+    limits = ConnectionLimits(per_address=files // 2 if files else None)
+
+    def load_protected(config: uvicorn.Config) -> None:
+        config.http, config.ws = functools.partial(Connection, limits=limits), "none"  # type: ignore[assignment]
+        load(config)
+
+    uvicorn.Config.load = load_protected  # type: ignore[assignment, method-assign]
+    return []
+
+
+def config_yaml(settings: ClusterSettings, host: str, port: int) -> str:
     """The configuration for `serve deploy`, as YAML (of which JSON is a part)."""
     config = {
         "proxy_location": "EveryNode",
@@ -128,7 +160,7 @@ def config_yaml(settings, host, port):
     return json.dumps(config, indent=2) + "\n"
 
 
-def start(settings, host, port, address=None):
+def start(settings: ClusterSettings, host: str, port: int, address: str | None = None) -> None:
     """Start, or join, a cluster and serve on it; called again with other settings, replicas are exchanged one by one.
 
     Args:
@@ -142,6 +174,8 @@ def start(settings, host, port, address=None):
     if not ray.is_initialized():
         if address is None:
             bind(ServerOptions(host, port)).close()
+            # The proxies inherit the environment of the cluster, which begins here.
+            os.environ.setdefault(*PROXY_HOOK)
         join(address)
         serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
     try:
@@ -150,7 +184,7 @@ def start(settings, host, port, address=None):
         raise UsageError(f"the models do not start on the cluster: {error}") from error
 
 
-def run(settings, host, port, address, tell):
+def run(settings: ClusterSettings, host: str, port: int, address: str | None, tell: Callable[..., object]) -> int:
     """Serve on a cluster until SIGTERM or SIGINT.
 
     Args:
@@ -164,7 +198,7 @@ def run(settings, host, port, address, tell):
         raise UsageError("--engine ray needs a port of its own, not 0")
     ended, received = threading.Event(), []
 
-    def stop(number, frame):
+    def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         ended.set()
 
@@ -175,6 +209,8 @@ def run(settings, host, port, address, tell):
     tell("listening", f"serving on {url} with Ray", url=url, models=[source.name for source in settings.sources])
     tell("ready", "ready")
     ended.wait()
+    # The replicas finish what they have taken; a shutdown alone would end the proxy under their answers.
+    serve.delete(APPLICATION)
     serve.shutdown()
     ray.shutdown()
     tell("stopped", "stopped")

@@ -5,21 +5,15 @@ parsed, so that a thread would not help: above `PROCESS_BYTES` it goes to a proc
 """
 
 import asyncio
-import contextlib
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 
 from . import protocol
 from .protocol import InferRequest, ProtocolError
+from .worker import Worker, WorkerEnded
 
 # Up to here the work takes less time than handing it over is worth.
 INLINE_BYTES = 64 * 1024
@@ -39,10 +33,10 @@ class Codec:
         max_json: Largest JSON part of a request or an answer, in bytes.
     """
 
-    def __init__(self, threads: int, max_json: int):
+    def __init__(self, threads: int, max_json: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._max_json = max_json
-        self._process: ProcessPoolExecutor | None = None
+        self._worker, self._waiting = Worker(), ThreadPoolExecutor(1, thread_name_prefix="large JSON")
 
     async def decode_request(self, body: bytes | bytearray, json_length: int | None) -> InferRequest:
         """Decode an inference request, see `protocol.decode_request`.
@@ -56,7 +50,7 @@ class Codec:
                 f"the JSON of the request has {size:,} bytes, more than {self._max_json:,}; send the tensors as binary data", 413
             )
         if size > PROCESS_BYTES:
-            return await self._in_process(protocol.decode_request, body, json_length)
+            return await self._in_process(_decoded, np.frombuffer(body, "u1"), json_length)
         # A body with little JSON may still hold many strings.
         if len(body) > INLINE_BYTES:
             return await self.in_thread(protocol.decode_request, body, json_length)
@@ -75,12 +69,13 @@ class Codec:
         if 2 * numbers > self._max_json:
             raise ProtocolError(f"{numbers:,} numbers are too many for JSON; ask for binary data", 413)
         if numbers > PROCESS_NUMBERS:
-            return await self._in_process(_response, *arguments)
+            parts, length = await self._in_process(_encoded, *arguments)
+            return [part.data for part in parts], length
         if numbers * 8 > INLINE_BYTES or any(array.dtype.kind == "O" and array.size > 1000 for _, array, _ in tensors):
             return await self.in_thread(protocol.response_parts, *arguments)
         return protocol.response_parts(*arguments)
 
-    async def decompress(self, body: bytes | bytearray, encoding: str, limit: int) -> bytes:
+    async def decompress(self, body: bytes | bytearray, encoding: str, limit: int) -> bytes | bytearray:
         """Decompress a body, see `protocol.decompress`."""
         return await self.in_thread(protocol.decompress, body, encoding, limit)
 
@@ -97,36 +92,22 @@ class Codec:
     def close(self) -> None:
         """Give the threads and the process back."""
         self._threads.shutdown()
-        if self._process:
-            self._process.shutdown(wait=False, cancel_futures=True)
+        self._waiting.shutdown(wait=False, cancel_futures=True)
+        self._worker.close()
 
     async def _in_process(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        if self._process is None:
-            context = multiprocessing.get_context("spawn")
-            self._process = ProcessPoolExecutor(1, mp_context=context, initializer=_begin_worker)
-        process = self._process
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(process, function, *arguments)
-        except BrokenProcessPool as error:
-            if self._process is process:
-                self._process = None
+            return await loop.run_in_executor(self._waiting, self._worker.call, function, *arguments)
+        except WorkerEnded as error:
             reason = "the process that handles large JSON has ended; try again later, or use binary data"
             raise ProtocolError(reason, 503, {"Retry-After": "1"}) from error
 
 
-def _begin_worker() -> None:
-    # Ctrl-C reaches every process of a terminal; the server says when this one ends.
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _decoded(body: np.ndarray, json_length: int | None) -> InferRequest:
+    return protocol.decode_request(body.data, json_length)
 
 
-def _end_with_parent() -> None:
-    """End when the server has been killed; the executor's own pipes would stay open for ever."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(0)
-
-
-def _response(*arguments: Any) -> tuple[list[bytes], int | None]:
+def _encoded(*arguments: Any) -> tuple[list[np.ndarray], int | None]:
     parts, length = protocol.response_parts(*arguments)
-    return [bytes(part) for part in parts], length
+    return [np.frombuffer(part, "u1") for part in parts], length

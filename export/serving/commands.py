@@ -1,5 +1,7 @@
 """The command line of serving: parse, call one function, print. What these commands need is imported when they run."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import importlib.metadata
@@ -7,16 +9,20 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 
 from ..errors import DeviceError, UsageError
+from ..options import KINDS
 
 MIB = 2**20
 DELAY_HELP = "How long a request may wait for others that are on their way."
 
 
-def register(group):
+def register(group: click.Group) -> None:
     """Add the commands of this module to a click group."""
     for command in (serve, triton, tf_serving):
         group.add_command(command)
@@ -54,7 +60,7 @@ def _needs_extra(extra):
 
 
 def _options(*options):
-    def decorate(function):
+    def decorate(function: Callable) -> Callable:
         for option in reversed(options):
             function = option(function)
         return function
@@ -67,18 +73,26 @@ def _number(kind, name, default, text):
     return click.option(name, type=above_zero, default=default, show_default=default is not None, help=text)
 
 
+def scores_options(function: Callable) -> Callable:
+    """How to declare what the outputs of a file from elsewhere mean."""
+    name = click.option("--scores", metavar="NAME", help="Output that scores classes, for a file that does not state it.")
+    kind = click.option("--output-kind", type=click.Choice(KINDS), help="What that output means, likewise.")
+    return name(kind(function))
+
+
 model_options = _options(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, tensorrt or openvino."),
     _number(int, "--threads", None, "Threads of one run; onnxruntime's choice by default."),
     _number(int, "--max-batch", 16, "Rows that run together."),
     click.option("--max-delay-ms", type=click.FloatRange(0, 60_000), default=5.0, show_default=True, help=DELAY_HELP),
     _number(int, "--queue", 1024, "Rows that may wait; more are refused with 503."),
-    _number(int, "--instances", 1, "Batches that run at a time."),
+    _number(int, "--instances", 1, "Batches that run at a time; on several GPUs, spread over them."),
     _number(int, "--max-rows", 256, "Rows of one request."),
     _number(int, "--max-pixels", 64_000_000, "Pixels of one image."),
     _number(int, "--max-open-pixels", 2**22, "Pixels at which a model of open size is run."),
     _number(float, "--timeout", 60.0, "Seconds a request may wait and run."),
     click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Run every batch size before being ready."),
+    scores_options,
 )
 app_options = _options(
     _number(int, "--max-body-mb", 64, "MiB of one request."),
@@ -93,6 +107,13 @@ server_options = _options(
     click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."),
     click.option(
         "--grpc-port", type=click.IntRange(0, 65535), help="Port for gRPC, which is off by default; 0 takes a free one."
+    ),
+    _number(
+        int,
+        "--processes",
+        1,
+        "Server processes that share the port, each with its own models, queue and limits (Linux). Process k serves its "
+        "metrics on --metrics-port + k.",
     ),
     _number(float, "--grace", 60.0, "Seconds a shutdown waits for what is in flight."),
     _number(
@@ -145,13 +166,13 @@ many_options = _options(
 )
 
 
-def are_many(images, url, out, engine):
+def are_many(images: Sequence[str], url: str | None, out: str | None, engine: str) -> bool:
     """Whether `predict` streams: to a file, through a server, on a cluster, or from a folder, a list or a table."""
     collections = (name for name in images if os.path.isdir(name) or name.endswith((".txt", ".parquet")))
     return bool(url or out) or engine == "ray" or any(collections)
 
 
-def predict_many(file, images, out, as_json, **options):
+def predict_many(file: str | None, images: Sequence[str], out: str | None, as_json: bool, **options: Any) -> int | None:
     """`predict` for folders, lists (.txt), tables (.parquet), servers (`--url`) and output files (`--out`)."""
     from .. import console as report
     from . import bulk
@@ -166,26 +187,33 @@ def predict_many(file, images, out, as_json, **options):
     with report.steps(as_json) as tell:
         done = [0, 0]
 
-        def count(rows):
+        def count(rows: list[dict[str, Any]]) -> None:
             done[0] += len(rows)
             done[1] += sum(row["error"] is not None for row in rows)
             tell(f"{done[0]:,} images, {done[1]:,} errors")
 
         found = bulk.run(items, classifier, out, resume=options["resume"], overwrite=options["force"], on_rows=count)
     report.show(found, f"{found['images']:,} images, {found['errors']:,} errors: {found['file']}", as_json)
+    return None
 
 
 def _local(file, options):
     from .bulk import LocalClassifier
 
-    return LocalClassifier(file, options["device"], options["top"], options["batch"])
+    declared = {name: options[name] for name in ("scores", "output_kind")}
+    return LocalClassifier(file, options["device"], options["top"], options["batch"], **declared)
 
 
 def _pool(file, options):
     with _needs_extra("cluster"):
         from .raydata import PoolOptions, RayClassifier
     pool = PoolOptions(
-        workers=options["workers"], gpus=options["gpus_per_worker"], address=options["address"], batch=options["batch"]
+        workers=options["workers"],
+        gpus=options["gpus_per_worker"],
+        address=options["address"],
+        batch=options["batch"],
+        scores=options["scores"],
+        output_kind=options["output_kind"],
     )
     return RayClassifier(file, options["device"], options["top"], pool)
 
@@ -194,22 +222,30 @@ def _remote(options):
     with _needs_extra("client"):
         from .client import RemoteClassifier, RemoteOptions
     key = read_keys(options["api_key_file"])[0] if options["api_key_file"] else None
-    remote = RemoteOptions(options["top"], options["concurrency"], api_key=key)
+    declared = {name: options[name] for name in ("scores", "output_kind")}
+    remote = RemoteOptions(options["top"], options["concurrency"], api_key=key, **declared)
     return RemoteClassifier(options["url"], options["model"], remote)
 
 
 def _print_rows(rows, as_json):
     """Print a JSON line or the best class of every image as it comes; 2 if any could not be classified."""
-    failed = False
+    failed = has_values = False
     for row in rows:
         failed |= row["error"] is not None
+        has_values |= "values" in row
         if as_json:
             click.echo(json.dumps(row))
         elif row["error"]:
             click.echo(f"{row['file']}: {row['error']}", err=True)
+        elif "values" in row:
+            click.echo(f"{row['file']}  {json.dumps(row['values'])}")
         else:
             best = zip(row["classes"], row["labels"], row["probabilities"], strict=True)
             click.echo(f"{row['file']}  " + "  ".join(f"{label or index} {share:.4f}" for index, label, share in best))
+    if has_values and not as_json:
+        from ..console import VALUES_HINT
+
+        click.echo(VALUES_HINT, err=True)
     return 2 if failed else 0
 
 
@@ -222,7 +258,15 @@ def _print_rows(rows, as_json):
 @cluster_options
 @common_options
 @_output_is_optional()
-def serve(files, repository, engine, write_config, force, as_json, **options):
+def serve(
+    files: tuple[str, ...],
+    repository: str | None,
+    engine: str,
+    write_config: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> int | None:
     """Serve ONNX models over HTTP: the Open Inference Protocol v2, as KServe and Triton speak it, a page for people at /,
     and POST /v2/models/NAME/classify for image files. A name that comes again is the next version of that model.
 
@@ -241,6 +285,18 @@ def serve(files, repository, engine, write_config, force, as_json, **options):
 
 
 def _serve_here(files, repository, tell, options, as_json):
+    """Serve on this machine, in one process or several; returns the exit code."""
+    if options["processes"] > 1:
+        ended_by = _serve_in_processes(files, repository, tell, options, as_json)
+    else:
+        ended_by = _serve_in_process(files, repository, tell, options, as_json)
+        tell("stopped", "stopped")
+    # Ctrl-C is an interruption; SIGTERM is how a server is meant to be stopped.
+    return 130 if ended_by == signal.SIGINT else 0
+
+
+def _serve_in_process(files, repository, tell, options, as_json, reuse_port=False):
+    """Serve in this process until a signal comes; returns the signal."""
     with _needs_extra("serve"):
         from . import server
         from .app import create_app, metrics_app
@@ -255,6 +311,7 @@ def _serve_here(files, repository, tell, options, as_json):
         max_connections_per_address=options["max_connections_per_address"],
         shutdown_delay=options["shutdown_delay"],
         uds=options["uds"],
+        reuse_port=reuse_port,
         access_log=options["access_log"],
         tls=tls,
     )
@@ -266,14 +323,14 @@ def _serve_here(files, repository, tell, options, as_json):
         version(),
         on_ready=lambda: tell("ready", "ready"),
         root_path=options["root_path"],
-        with_metrics=metrics_port is None,
+        with_metrics=metrics_port is None and not reuse_port,
     )
     service = app.state.service
     config, bound = server.configure(app, listen), server.bind(listen)
     grpc = _with_grpc(app, listen, options["grpc_port"]) if options["grpc_port"] is not None else None
     beside, details = None, {"grpc": grpc.target} if grpc else {}
     if metrics_port is not None:
-        beside = metrics_app(service), server.bind(server.ServerOptions(options["host"], metrics_port))
+        beside = metrics_app(service), server.bind(server.ServerOptions(options["host"], metrics_port), "--metrics-port")
         details["metrics_url"] = server.url_of(beside[1]) + "/metrics"
     server.log_to_stderr(listen.access_log, as_json)
     models.open()
@@ -281,13 +338,43 @@ def _serve_here(files, repository, tell, options, as_json):
     names = ", ".join(f"{entry['name']}/{entry['version']}" for entry in models.index())
     shown = f"{url} and, for gRPC, {grpc.target}" if grpc else url
     tell("listening", f"serving {names} on {shown}", url=url, models=models.index(), **details)
-    hooks = server.Hooks(service.drain, lambda: service.keys.replace(_keys(options)), listen.shutdown_delay)
+
+    def reload():
+        service.keys.replace(_keys(options))
+        if grpc:
+            grpc.reload_certificate()
+
+    hooks = server.Hooks(service.drain, reload, listen.shutdown_delay)
     ended_by = server.run(config, bound, hooks, beside, companions=[grpc] if grpc else ())
     if grpc and grpc.failure:
         raise grpc.failure
-    tell("stopped", "stopped")
-    # Ctrl-C is an interruption; SIGTERM is how a server is meant to be stopped.
-    return 130 if ended_by == signal.SIGINT else 0
+    return ended_by
+
+
+def _serve_in_processes(files, repository, tell, options, as_json):
+    """Serve in several processes on the same ports until a signal comes; returns the signal."""
+    with _needs_extra("serve"):
+        from . import processes, server
+    processes.check_platform()
+    if wrong := [name for name in ("uds", "allow_control") if options[name]]:
+        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --processes, since it would reach one process only")
+    count, ports = options["processes"], {}
+    options = options | {"threads": options["threads"] or max(1, (os.cpu_count() or 1) // count)}
+    server.log_to_stderr(options["access_log"], as_json)
+    with contextlib.ExitStack() as held:
+        for name in ("port", "grpc_port"):
+            if options[name] is not None:
+                flag = f"--{name.replace('_', '-')}"
+                ports[name] = held.enter_context(processes.reserved_port(options["host"], options[name], flag))
+        serve_one = functools.partial(_serve_as_one_of, files, repository, options | ports, as_json)
+        return processes.Supervisor(serve_one, count, tell).run()
+
+
+def _serve_as_one_of(files, repository, options, as_json, index, tell):
+    """Serve as one of several processes, whose metrics have ports that follow each other."""
+    if options["metrics_port"]:
+        options = options | {"metrics_port": options["metrics_port"] + index}
+    return _serve_in_process(files, repository, tell, options, as_json, reuse_port=True)
 
 
 def _with_grpc(app, listen, port):
@@ -310,6 +397,7 @@ def _with_grpc(app, listen, port):
         max_connections=files // 2 if files else None,
         certificate=tls.get("ssl_certfile"),
         key=tls.get("ssl_keyfile"),
+        reuse_port=listen.reuse_port,
     )
     bound.close()
     made = grpc_server.GrpcServer(app.state.service, options)
@@ -323,6 +411,7 @@ def _serve_on_ray(files, repository, write_config, force, tell, options):
 
     alone = ("ssl_certfile", "access_log", "allow_control", "uds", "root_path", "metrics_port", "shutdown_delay")
     wrong = [name for name in alone if options[name]] + ["grpc_port"] * (options["grpc_port"] is not None)
+    wrong += ["processes"] * (options["processes"] > 1)
     if wrong:
         raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --engine ray")
     with _needs_extra("cluster"):
@@ -349,7 +438,7 @@ def _serve_on_ray(files, repository, write_config, force, tell, options):
     return 130 if ended_by == signal.SIGINT else 0
 
 
-def version():
+def version() -> str:
     try:
         return importlib.metadata.version("keras-resnet-export")
     except importlib.metadata.PackageNotFoundError:
@@ -375,6 +464,8 @@ def _model_options(options):
         max_open_pixels=options["max_open_pixels"],
         timeout=options["timeout"],
         warm_up=options["warm_up"],
+        scores=options["scores"],
+        output_kind=options["output_kind"],
     )
 
 
@@ -396,7 +487,7 @@ def _keys(options):
     return read_keys(options["api_key_file"]) if options["api_key_file"] else ()
 
 
-def read_keys(path):
+def read_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The keys in a file, one a line; empty lines and lines that begin with `#` are passed over.
 
     Raises:
@@ -430,7 +521,17 @@ def read_keys(path):
 @click.option("--kserve", type=click.Path(), help="Write a KServe InferenceService to this YAML file as well.")
 @click.option("--storage-uri", help="Where KServe finds the repository, e.g. s3://bucket/repository.")
 @common_options
-def triton(files, repository, force, add, kserve, storage_uri, as_json, max_delay_us, **options):
+def triton(
+    files: tuple[str, ...],
+    repository: str,
+    force: bool,
+    add: bool,
+    kserve: str | None,
+    storage_uri: str | None,
+    as_json: bool,
+    max_delay_us: int,
+    **options: Any,
+) -> None:
     """Write ONNX files as a model repository for NVIDIA's Triton; a name that comes again is the next version.
 
     \b
@@ -451,7 +552,7 @@ def triton(files, repository, force, add, kserve, storage_uri, as_json, max_dela
     if kserve:
         with publishing(kserve, force) as place:
             place.write_text(yaml, encoding="utf-8")
-        written.append(kserve)
+        written.append(Path(kserve))
     paths = [str(path) for path in written]
     click.echo(json.dumps({"files": paths}) if as_json else "\n".join(paths))
 
@@ -465,7 +566,7 @@ def _service_name(sources):
 @click.option("--name", help="Model name; the folder's by default.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the REST interface.")
 @common_options
-def tf_serving(folder, name, port, as_json):
+def tf_serving(folder: str, name: str | None, port: int, as_json: bool) -> None:
     """Print the command that serves a SavedModel folder with TensorFlow Serving.
 
     \b

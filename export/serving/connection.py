@@ -55,9 +55,10 @@ class Connection(HttpToolsProtocol):
         limits: `ConnectionLimits`.
     """
 
-    def __init__(self, *args: Any, limits: ConnectionLimits, **kwargs: Any):
+    def __init__(self, *args: Any, limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._limits, self._address = limits, None
+        self._limits = limits
+        self._address: str | None = None
         # The part of a request that is arriving: "head", "body" or None, and its bytes since the last piece of a body.
         self._receiving: str | None = None
         self._unread, self._progress = 0, False
@@ -66,8 +67,8 @@ class Connection(HttpToolsProtocol):
 
     # Called by the transport.
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(_GentleTransport(transport, self._close_gently))
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_GentleTransport(transport, self._close_gently))  # type: ignore[arg-type]
         self._address = self.client[0] if self.client else None
         if self._address:
             counts, most = self._limits.counts, self._limits.per_address
@@ -106,7 +107,7 @@ class Connection(HttpToolsProtocol):
             return
         self._update_deadlines()
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio closes the connection unless it is true
         # TLS has no half-closed connections.
         if self._receiving or not self._is_answering() or self.scheme == "https":
             return False
@@ -238,7 +239,7 @@ class _GentleTransport:
         close: Function that closes it.
     """
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[asyncio.Transport], None]):
+    def __init__(self, transport: asyncio.Transport, close: Callable[[asyncio.Transport], None]) -> None:
         self._transport, self._close, self._is_closing = transport, close, False
         self.write = transport.write
 

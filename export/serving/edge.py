@@ -54,7 +54,7 @@ class Edge:
         root_path: Path under which a proxy publishes the server, e.g. `/models`; requests may arrive with or without it.
     """
 
-    def __init__(self, app: Application, service: Service, root_path: str = ""):
+    def __init__(self, app: Application, service: Service, root_path: str = "") -> None:
         self.app, self.service, self.root_path = app, service, root_path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +97,7 @@ class Edge:
 class _Call:
     """The two ends of a request, watched."""
 
-    def __init__(self, record: Record, receive: Receive, send: Send, expects_continue: bool):
+    def __init__(self, record: Record, receive: Receive, send: Send, expects_continue: bool) -> None:
         self._record, self._receive, self._send, self._expects_continue = record, receive, send, expects_continue
 
     async def receive(self) -> MutableMapping[str, Any]:

@@ -88,7 +88,7 @@ class Calls(grpc.GenericRpcHandler):
         hang_up: Function that closes the connection of a client, given its address as gRPC names it.
     """
 
-    def __init__(self, service: Service, hang_up: Callable[[str], None]):
+    def __init__(self, service: Service, hang_up: Callable[[str], None]) -> None:
         self._service, self._close = service, hang_up
         self._readers: set[asyncio.Task] = set()
         self._counts = _Counts(service)
@@ -127,7 +127,7 @@ class Calls(grpc.GenericRpcHandler):
 
         return kind(call)
 
-    async def _answer(self, path: str, context: Any, respond: Callable[[Any], Awaitable[bytes | None]]) -> bytes | None:
+    async def _answer(self, path: str, context: Any, respond: Callable[[Any], Awaitable[bytes | None]]) -> bytes | None:  # type: ignore[return]
         """Check the call's key, have `respond` read the request and encode the answer, and turn errors into a status."""
         started = time.perf_counter()
         outcome = _Outcome(grpc.StatusCode.CANCELLED, "client_gone")
@@ -236,6 +236,8 @@ class Calls(grpc.GenericRpcHandler):
                 await self._write(context, await self._streamed_answer(held, ends_with_status))
                 held.release()
                 window.release()
+                # Not kept until the next answer, which may be hours away.
+                held = None
             await asyncio.wait({reader})
         finally:
             self._readers.discard(reader)
@@ -270,7 +272,7 @@ class Calls(grpc.GenericRpcHandler):
             del message
             return await work, None
         except ProtocolError as error:
-            failure = error
+            failure = _without_frames(error)
         except Exception as error:
             log.exception("gRPC ModelStreamInfer: internal error")
             failure = ProtocolError(f"internal error ({type(error).__name__})", 500)
@@ -311,7 +313,7 @@ class Calls(grpc.GenericRpcHandler):
 class _Questions:
     """Answers, from request messages, what carries no tensors: the HTTP front end's JSON, which then becomes a message."""
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service) -> None:
         self.service = service
 
     async def server_live(self, asked: Any) -> dict[str, Any]:
@@ -372,7 +374,7 @@ class _Questions:
 class _Counts:
     """Counts calls and writes the access log, under the names that other gRPC servers use for their metrics."""
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service) -> None:
         registry, names = service.requests.registry, ("grpc_type", "grpc_service", "grpc_method")
         self._calls = Counter("grpc_server_handled", "gRPC calls by status", (*names, "grpc_code", "reason"), registry=registry)
         self._seconds = Histogram(
@@ -399,6 +401,14 @@ class _Counts:
 async def _refuse_method(messages: Any, context: Any) -> None:
     reason = "this server has no such method; shared memory, tracing and log settings of Triton are not supported"
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, reason)
+
+
+def _without_frames(error: ProtocolError) -> ProtocolError:
+    """An error that is kept: its traceback would keep the request alive, in a cycle that only the garbage collector breaks."""
+    link: BaseException | None = error
+    while link:
+        link.__traceback__, link = None, link.__cause__ or link.__context__
+    return error
 
 
 def _snake(name: str) -> str:

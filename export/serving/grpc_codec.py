@@ -283,7 +283,7 @@ def _typed_values(contents: Any, datatype: str, shape: tuple[int, ...], label: s
         array[start : start + CHUNK] = values[start : start + CHUNK]
     dtype = DTYPES[datatype]
     if dtype.itemsize < array.itemsize and array.size:
-        limits = np.iinfo(dtype)
+        limits = np.iinfo(dtype)  # type: ignore[type-var]
         if array.min() < limits.min or array.max() > limits.max:
             raise ProtocolError(f"{label} holds values beyond {datatype} ({limits.min} to {limits.max})")
     return array.astype(dtype, copy=False).reshape(shape)

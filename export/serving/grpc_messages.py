@@ -6,8 +6,9 @@ second definition of the same names is an error; with a private pool, `tritoncli
 Source of the names and numbers: `grpc_service.proto` and `model_config.proto` of Triton, `health.proto` of gRPC.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -213,10 +214,10 @@ class Method:
     response: Any
 
 
-_Field = descriptor_pb2.FieldDescriptorProto
+_Field: TypeAlias = descriptor_pb2.FieldDescriptorProto
 
 
-def _field(text: str, enums: dict[str, tuple[str, ...]], package: str) -> tuple[_Field, str, str]:
+def _field(text: str, enums: Mapping[str, tuple[str, ...]], package: str) -> tuple[_Field, str, str]:
     """Read one line of the tables: the field, the value type if it is a map (else ""), and its oneof (else "")."""
     number, name, *words = text.split()
     oneof = words.pop() if words[-2:-1] == ["in"] else ""
@@ -232,7 +233,7 @@ def _field(text: str, enums: dict[str, tuple[str, ...]], package: str) -> tuple[
 
 
 def file_descriptor(
-    name: str, package: str, messages: dict[str, tuple[str, ...]], enums: dict[str, tuple[str, ...]]
+    name: str, package: str, messages: Mapping[str, tuple[str, ...]], enums: Mapping[str, tuple[str, ...]]
 ) -> descriptor_pb2.FileDescriptorProto:
     """Turn tables into the description of a .proto file.
 

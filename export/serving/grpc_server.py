@@ -25,8 +25,6 @@ MAX_CALLS = 16_384
 CHANNEL_OPTIONS = {
     "grpc.max_send_message_length": -1,
     "grpc.max_concurrent_streams": STREAMS_PER_CONNECTION,
-    # Otherwise a second server can listen on the same port, and each gets some of the connections.
-    "grpc.so_reuseport": 0,
     # A client that has gone without a word is noticed.
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
@@ -48,6 +46,7 @@ class GrpcOptions:
         max_connections: Largest number of connections, so that those to other ports find open files left. None for no bound.
         certificate: Path of the TLS certificate, or None to serve without TLS.
         key: Path of the certificate's private key; None if the certificate's file holds it.
+        reuse_port: Share the port with other processes that do so too.
     """
 
     host: str = "127.0.0.1"
@@ -56,6 +55,7 @@ class GrpcOptions:
     max_connections: int | None = None
     certificate: str | None = None
     key: str | None = None
+    reuse_port: bool = False
 
 
 class GrpcServer:
@@ -69,7 +69,7 @@ class GrpcServer:
         UsageError: The TLS files cannot be read.
     """
 
-    def __init__(self, service: Service, options: GrpcOptions):
+    def __init__(self, service: Service, options: GrpcOptions) -> None:
         self.service, self.options = service, options
         self.port = options.port
         self.failure: UsageError | None = None
@@ -93,6 +93,8 @@ class GrpcServer:
         """
         options = CHANNEL_OPTIONS | {
             "grpc.max_receive_message_length": self.service.options.max_body,
+            # By default any second server could listen on the same port, and each would get some of the connections.
+            "grpc.so_reuseport": int(self.options.reuse_port),
             "grpc.server_handshake_timeout_ms": round(1000 * self.service.options.body_timeout),
         }
         if self.options.max_connections:

@@ -1,23 +1,30 @@
 """Models that are served: loaded from files, warmed up, fed in batches, replaced while requests go on."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..artifact import first_line
+from ..artifact import Scores, first_line, output_kinds
 from ..errors import UsageError
 from ..runtime.images import MAX_PIXELS
 from ..runtime.prediction import image_input, load_pixels, ranked, scores_output, stacked
-from ..runtime.sessions import ON_GPU, session
+from ..runtime.sessions import ON_GPU, Session, gpu_count, session
 from .batcher import Batcher, BatchOptions, DeadlineExceeded, QueueFull
 from .protocol import DTYPES, ProtocolError, TensorSpec, datatype_of
 from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from .batcher import Answer
 
 RETRY = {"Retry-After": "1"}
 # The longest side that a JPEG can have; what a graph that resizes needs grows with it.
@@ -46,6 +53,8 @@ class ModelOptions:
         max_open_pixels: width × height that a model of open size is run at.
         timeout: seconds for which a request may wait and run.
         warm_up: run every batch size once before a model is ready.
+        scores: Name of the output that scores classes, for files that do not state it and have such an output.
+        output_kind: Kind of that output (one of `options.KINDS`), likewise.
     """
 
     device: str = "auto"
@@ -56,6 +65,8 @@ class ModelOptions:
     max_open_pixels: int = 2**22
     timeout: float = 60.0
     warm_up: bool = True
+    scores: str | None = None
+    output_kind: str | None = None
 
 
 class ServedModel:
@@ -70,18 +81,25 @@ class ServedModel:
         DeviceError: the device does not start.
     """
 
-    def __init__(self, source, options):
+    def __init__(self, source: Source, options: ModelOptions) -> None:
         self.source, self.options = source, options
-        self.session = _opened(source.path, options)
+        # One session per instance; instances on one device share theirs.
+        self.sessions = _opened(source.path, options)
+        self._free: SimpleQueue[Session] = SimpleQueue()
+        for opened in self.sessions:
+            self._free.put(opened)
+        self.session = self.sessions[0]
         self.inputs = tuple(_spec(value, source) for value in self.session.inputs)
         self.outputs = tuple(_spec(value, source) for value in self.session.outputs)
         self.batched = all(isinstance(v.shape[0], str) if v.shape else False for v in self.session.inputs + self.session.outputs)
+        self.scores = self._declared_scores()
         self.statistics = Statistics()
         self.batcher = Batcher(self._run, options.batch, self.statistics.executed, self.batched)
-        self._holders, self._released = 0, None
+        self._holders = 0
+        self._released: asyncio.Future[None] | None = None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator["ServedModel"]:
+    def held(self) -> Iterator[ServedModel]:
         """Keep the model open until the block ends: `close` waits for it."""
         self._holders += 1
         try:
@@ -92,10 +110,27 @@ class ServedModel:
                 self._released.set_result(None)
 
     @property
-    def labels(self):
+    def labels(self) -> list[str] | None:
         return self.session.labels
 
-    def metadata(self, versions):
+    def _declared_scores(self) -> Scores | UsageError:
+        """The output that scores classes, by the file or else by the options, or the reason why there is none."""
+        stated = output_kinds(self.session.metadata, {spec.name: list(spec.shape) for spec in self.outputs})
+        name = self.options.scores if self.options.scores in {spec.name for spec in self.outputs} else None
+        declared = not stated and self.options.scores in (None, name)
+        try:
+            return scores_output(self.session, name, self.options.output_kind if declared else None)
+        except UsageError as error:
+            return error
+
+    def card(self) -> dict[str, Any]:
+        """What the file says about itself, with the kind of the output that the options declare."""
+        metadata = self.session.metadata
+        if isinstance(self.scores, UsageError):
+            return metadata
+        return {**metadata, "outputs": {**metadata.get("outputs", {}), self.scores.output: self.scores.kind}}
+
+    def metadata(self, versions: Iterable[str]) -> dict[str, Any]:
         """The protocol's model metadata."""
         return {
             "name": self.source.name,
@@ -105,16 +140,18 @@ class ServedModel:
             "outputs": [spec.to_json() for spec in self.outputs],
         }
 
-    def warm_up(self):
+    def warm_up(self) -> None:
         """Run every batch size that may come once, with zeros; sizes left open come from the card, without one it is skipped."""
         shapes = [self.warm_shape(spec) for spec in self.inputs]
         if not self.options.warm_up or None in shapes:
             return
         for rows in buckets(self.options.batch.max_rows) if self.batched else [1]:
             lead = [rows] if self.batched else []
-            self._run({spec.name: _zeros(spec, lead + shape) for spec, shape in zip(self.inputs, shapes, strict=True)})
+            inputs = {spec.name: _zeros(spec, lead + shape) for spec, shape in zip(self.inputs, shapes, strict=True)}
+            for opened in dict.fromkeys(self.sessions):
+                self._run_on(opened, inputs)
 
-    def prepare(self, inputs):
+    def prepare(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Decoded inputs as the session takes them; what it cannot take is refused here, before it shares a batch with others.
 
         Args:
@@ -135,7 +172,7 @@ class ServedModel:
             raise ProtocolError(f"all inputs must have the same number of rows, got {sorted(rows)}")
         return {name: _native(name, array) for name, array in inputs.items()}
 
-    async def infer(self, inputs, timeout=None):
+    async def infer(self, inputs: dict[str, np.ndarray], timeout: float | None = None) -> Answer:
         """Outputs of the model.
 
         Args:
@@ -164,7 +201,7 @@ class ServedModel:
         self.statistics.succeeded(time.monotonic_ns() - started, answer)
         return answer
 
-    def read_image(self, body):
+    def read_image(self, body: bytes) -> dict[str, np.ndarray]:
         """An encoded image as input arrays (to be called in a thread: decoding takes its time).
 
         Raises:
@@ -172,7 +209,8 @@ class ServedModel:
         """
         try:
             spec = image_input(self.session)
-            scores_output(self.session)
+            if isinstance(self.scores, UsageError):
+                raise self.scores
             return {spec.name: stacked([load_pixels(body, self.session.card, spec, self.options.max_pixels)], spec)}
         except UsageError as error:
             raise ProtocolError(str(error)) from error
@@ -182,26 +220,24 @@ class ServedModel:
         """Whether `read_image` and `ranking` work: one image input and an output that ranks classes."""
         try:
             image_input(self.session)
-            scores_output(self.session)
         except UsageError:
             return False
-        return True
+        return isinstance(self.scores, Scores)
 
-    def ranking(self, outputs, top):
+    def ranking(self, outputs: dict[str, np.ndarray], top: int) -> list[dict[str, Any]]:
         """The best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
 
         Raises:
             ProtocolError: the model gave NaN.
         """
-        ranking = scores_output(self.session)
-        scores = outputs[ranking.output][:1]
+        scores = outputs[self.scores.output][:1]
         if not np.isfinite(scores).all():
             raise ProtocolError(f"model {self.source.name!r} gave NaN or infinity for this image", 500)
-        best = ranked("", ranking.probabilities(scores)[0], self.labels, top)
+        best = ranked("", self.scores.probabilities(scores)[0], self.labels, top)
         found = zip(best.classes, best.labels, best.probabilities, strict=True)
         return [{"class": index, "label": label, "probability": probability} for index, label, probability in found]
 
-    def warm_shape(self, spec):
+    def warm_shape(self, spec: TensorSpec) -> list[int] | None:
         """An input's shape, without the batch axis, with the card's size where it is open; None if the card names none."""
         size = (self.session.card.get("preprocessing") or {}).get("size") or ()
         shape = list(spec.shape[1:] if self.batched else spec.shape)
@@ -212,7 +248,7 @@ class ServedModel:
             shape[index] = dim
         return shape
 
-    async def close(self):
+    async def close(self) -> None:
         """Wait for those who hold the model, finish what was submitted, then let go."""
         if self._holders:
             self._released = self._released or asyncio.get_running_loop().create_future()
@@ -240,25 +276,41 @@ class ServedModel:
             raise ProtocolError(f"input {spec.name!r} of shape {list(array.shape)} has a side of more than {MAX_SIDE:,}", 413)
 
     def _run(self, inputs):
-        """The model itself; on a GPU, batches are filled up to sizes it has seen, because each new one is planned again."""
-        if not self.batched or self.session.device == "cpu" or self.session.buckets:
-            return self.session.run(inputs)
+        """The model itself, on the device that has been idle for longest."""
+        opened = self._free.get()
+        try:
+            return self._run_on(opened, inputs)
+        finally:
+            self._free.put(opened)
+
+    def _run_on(self, opened: Session, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a batch; on a GPU, batches are filled up to sizes it has seen, because each new one is planned again."""
+        if not self.batched or opened.device == "cpu" or opened.buckets:
+            return opened.run(inputs)
         rows = len(next(iter(inputs.values())))
         size = next(size for size in buckets(self.options.batch.max_rows) if size >= rows)
-        outputs = self.session.run({name: _filled(array, size) for name, array in inputs.items()})
+        outputs = opened.run({name: _filled(array, size) for name, array in inputs.items()})
         return {name: array[:rows] for name, array in outputs.items()}
 
 
-def _opened(path, options):
-    """The session; on a GPU, a model of fixed sizes gets buffers of its own there for every batch size that will come.
+def _opened(path: Path, options: ModelOptions) -> list[Session]:
+    """The session of every instance: all the same one, except on several GPUs, over which the instances are spread evenly.
 
-    Those buffers serve one run at a time, so that several instances do without.
+    On a GPU that runs one instance, a model of fixed sizes gets buffers of its own for every batch size that will come. Those
+    serve one run at a time, so that several instances on one GPU do without.
     """
-    opened = session(path, options.device, threads=options.threads, detached=True)
-    if opened.device not in ON_GPU or options.batch.instances > 1 or not all(map(_bindable, opened.inputs + opened.outputs)):
-        return opened
-    sizes = buckets(options.batch.max_rows)
-    return session(path, opened.device, threads=options.threads, detached=True, batches=sizes)
+    instances = options.batch.instances
+    first = session(path, options.device, threads=options.threads, detached=True)
+    if first.device not in ON_GPU:
+        return [first] * instances
+    used = min(instances, max(1, gpu_count()))
+    settings: dict[str, Any] = {"threads": options.threads, "detached": True}
+    if instances == used and all(map(_bindable, first.inputs + first.outputs)):
+        settings["batches"] = buckets(options.batch.max_rows)
+    elif used == 1:
+        return [first] * instances
+    opened = [session(path, first.device, device_id=number, **settings) for number in range(used)]
+    return [opened[number % used] for number in range(instances)]
 
 
 def _bindable(value):
@@ -267,7 +319,7 @@ def _bindable(value):
     return value.dtype != "object" and open_dims[:1] == [True] and not any(open_dims[1:])
 
 
-def buckets(max_rows):
+def buckets(max_rows: int) -> list[int]:
     """The batch sizes that are warmed up, and to which a GPU's batches are filled: powers of two and the limit itself."""
     return [2**power for power in range(max_rows.bit_length()) if 2**power < max_rows] + [max_rows]
 

@@ -1,5 +1,9 @@
 """The server's own description in OpenAPI 3.1: the same routes as `app`, as data."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from .protocol import DTYPES, HEADER_LENGTH
 
 ERROR = {
@@ -13,7 +17,7 @@ OF_MODELS = (400, 404, 408, 413, 415, 500, 503)
 PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 
 
-def describe(version):
+def describe(version: str) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:

@@ -6,15 +6,21 @@ then gives the length of the JSON. Whatever the bytes are, a reader returns a va
 Source: kserve/open-inference-protocol, `inference_rest.md`; Triton's `extension_binary_data.md`, `extension_classification.md`.
 """
 
+from __future__ import annotations
+
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import json_text
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DTYPES = {
@@ -65,7 +71,7 @@ class ProtocolError(Exception):
         reason: One word for metrics and logs; by default the usual one of the status.
     """
 
-    def __init__(self, message: str, status: int = 400, headers: dict[str, str] | None = None, reason: str | None = None):
+    def __init__(self, message: str, status: int = 400, headers: dict[str, str] | None = None, reason: str | None = None) -> None:
         super().__init__(message)
         self.status, self.headers, self.reason = status, headers or {}, reason or REASONS.get(status, "other")
 
@@ -76,9 +82,9 @@ class TensorSpec:
 
     name: str
     datatype: str
-    shape: tuple
+    shape: tuple[int, ...]
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
 
@@ -95,14 +101,14 @@ class RequestedOutput:
 class InferRequest:
     """A decoded inference request; `outputs` is None where the client named none, `binary` is what then holds for all."""
 
-    inputs: dict
+    inputs: dict[str, np.ndarray]
     id: str | None = None
-    parameters: dict = field(default_factory=dict)
-    outputs: tuple | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    outputs: tuple[RequestedOutput, ...] | None = None
     binary: bool = False
 
     @property
-    def timeout(self):
+    def timeout(self) -> float | None:
         """Seconds after which the client no longer wants an answer (`parameters.timeout` is in microseconds), or None."""
         return self.parameters["timeout"] / 1e6 if self.parameters.get("timeout") else None
 
@@ -114,10 +120,10 @@ class InferResponse:
     model_name: str
     model_version: str | None
     id: str | None
-    outputs: dict
+    outputs: dict[str, np.ndarray]
 
 
-def datatype_of(dtype):
+def datatype_of(dtype: DTypeLike) -> str:
     """The protocol's name of a numpy dtype.
 
     Raises:
@@ -130,7 +136,7 @@ def datatype_of(dtype):
     return name
 
 
-def parse_json(text):
+def parse_json(text: bytes | memoryview) -> dict[str, Any]:
     """The JSON object in `text`; NaN and infinity, which Python would take, are no JSON.
 
     Args:
@@ -151,7 +157,7 @@ def parse_json(text):
     return value
 
 
-def header_length(value, size):
+def header_length(value: str | None, size: int) -> int | None:
     """The length of the JSON part, from the header's text (None: no header, all of the body is JSON).
 
     Raises:
@@ -166,7 +172,7 @@ def header_length(value, size):
     return int(value)
 
 
-def decompress(body, encoding, limit):
+def decompress(body: bytes | bytearray, encoding: str | None, limit: int) -> bytes | bytearray:
     """The body as it was before `Content-Encoding`; never more than `limit` bytes are unpacked.
 
     Args:
@@ -228,7 +234,7 @@ def _weight(text: str) -> float:
         return 0.0
 
 
-def decode_request(body, json_length=None):
+def decode_request(body: bytes | bytearray | memoryview, json_length: int | None = None) -> InferRequest:
     """An inference request.
 
     Args:
@@ -277,7 +283,7 @@ def build_request(
     return InferRequest(inputs, _identifier(message), parameters, outputs or None, binary)
 
 
-def decode_raw_request(body, spec):
+def decode_raw_request(body: bytes | bytearray | memoryview, spec: TensorSpec) -> InferRequest:
     """A raw binary request: the body is the one input of the model, one row of it, and all outputs come back binary.
 
     Args:
@@ -338,7 +344,13 @@ def response_parts(
     return _encoded(message, "outputs", outputs, max_json)
 
 
-def encode_request(inputs, outputs=None, request_id=None, binary=True, parameters=None):
+def encode_request(
+    inputs: dict[str, np.ndarray],
+    outputs: Sequence[RequestedOutput] | None = None,
+    request_id: str | None = None,
+    binary: bool = True,
+    parameters: dict[str, Any] | None = None,
+) -> tuple[bytes, int | None]:
     """An inference request, for clients.
 
     Args:
@@ -354,7 +366,7 @@ def encode_request(inputs, outputs=None, request_id=None, binary=True, parameter
     Raises:
         ProtocolError: an array the protocol, or JSON, has no form for.
     """
-    message = {"parameters": {**(parameters or {}), "binary_data_output": binary}}
+    message: dict[str, Any] = {"parameters": {**(parameters or {}), "binary_data_output": binary}}
     if request_id is not None:
         message["id"] = request_id
     if outputs is not None:
@@ -368,7 +380,7 @@ def _output_entry(output):
     return {"name": output.name, "parameters": parameters}
 
 
-def decode_response(body, json_length=None):
+def decode_response(body: bytes | memoryview, json_length: int | None = None) -> InferResponse:
     """An inference response, for clients.
 
     Returns:
@@ -388,7 +400,7 @@ def decode_response(body, json_length=None):
     return InferResponse(name, version, _identifier(message), outputs)
 
 
-def classify(array, classes, labels=None, batched=True):
+def classify(array: np.ndarray, classes: int, labels: Sequence[str] | None = None, batched: bool = True) -> np.ndarray:
     """The classification extension: scores to strings `"value:index[:label]"`, best first, equal ones by index.
 
     Args:
@@ -497,10 +509,10 @@ def _requested_output(entry, binary):
 class _Tail:
     """Reads tensors that are given as JSON, or as bytes that follow the JSON in the order of the tensors."""
 
-    def __init__(self, raw):
+    def __init__(self, raw: memoryview) -> None:
         self._left = raw
 
-    def __call__(self, entry, datatype, shape, label):
+    def __call__(self, entry: dict[str, Any], datatype: str, shape: tuple[int, ...], label: str) -> np.ndarray:
         parameters = entry.get("parameters") or {}
         if "binary_data_size" not in parameters:
             return _from_json(entry.get("data"), datatype, shape, label)
@@ -512,7 +524,7 @@ class _Tail:
         raw, self._left = self._left[:size], self._left[size:]
         return from_bytes(raw, datatype, shape, label)
 
-    def check_end(self):
+    def check_end(self) -> None:
         if len(self._left):
             raise ProtocolError(f"{len(self._left)} bytes are left in the body after the last tensor")
 
@@ -659,7 +671,7 @@ def _encoded(
     for name, array, binary in tensors:
         array = np.asarray(array)
         datatype = wire_datatype(array)
-        entry = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+        entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
         if binary:
             raw.append(to_bytes(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
@@ -685,7 +697,7 @@ def to_bytes(array: np.ndarray) -> bytes | memoryview:
     if datatype == "BYTES":
         return _bytes_data(array)
     array = np.ascontiguousarray(array, DTYPES[datatype])
-    return memoryview(array.reshape(-1).view("u1")) if array.size else b""
+    return array.reshape(-1).view("u1").data if array.size else b""
 
 
 def _bytes_data(array):

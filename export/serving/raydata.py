@@ -1,15 +1,23 @@
 """`bulk` on Ray Data: the same rows in the same order, from a pool of workers on one machine or many."""
 
+from __future__ import annotations
+
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.data import DataContext
 
 from ..errors import UsageError
 from .bulk import Item, LocalClassifier, batched
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 # Items whose names and bytes are handed to Ray at a time; each such window has its own pool of workers.
 WINDOW = 100_000
@@ -25,6 +33,8 @@ class PoolOptions:
         gpus: GPUs of each; a fraction shares one.
         address: a running cluster (`auto`, `ray://HOST:PORT`); None starts one on this machine.
         batch: images per run.
+        scores: Name of the output that scores classes, for a file that does not state it.
+        output_kind: Kind of that output, likewise.
     """
 
     workers: int = 1
@@ -32,9 +42,11 @@ class PoolOptions:
     gpus: float = 0.0
     address: str | None = None
     batch: int = 16
+    scores: str | None = None
+    output_kind: str | None = None
 
 
-def join(address):
+def join(address: str | None) -> None:
     """Connect to a running cluster, or start one on this machine (None), without its dashboard and without telling anyone.
 
     Raises:
@@ -61,15 +73,19 @@ class RayClassifier:
         UsageError: no such file, no classifier, or no cluster at that address.
     """
 
-    def __init__(self, path, device="auto", top=5, options=PoolOptions()):
-        self.top, self.options = top, options
+    def __init__(
+        self, path: str | os.PathLike[str], device: str = "auto", top: int = 5, options: PoolOptions = PoolOptions()
+    ) -> None:
+        self.options = options
         # Opened here once on the CPU, for the settings, and so that mistakes are told before anything starts.
-        self.settings = LocalClassifier(path, "cpu", top, threads=1).settings
-        self.worker = {"path": str(Path(path).absolute()), "device": device, "top": top, "batch": options.batch}
+        declared: dict[str, Any] = {"scores": options.scores, "output_kind": options.output_kind}
+        opened = LocalClassifier(path, "cpu", top, threads=1, **declared)
+        self.settings, self.top = opened.settings, opened.top
+        self.worker = {"path": str(Path(path).absolute()), "device": device, "top": top, "batch": options.batch, **declared}
         if not ray.is_initialized():
             join(options.address)
 
-    def rows(self, items):
+    def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """One row per item, in order; an image that cannot be read is a row with an `error`."""
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
@@ -95,10 +111,10 @@ class RayClassifier:
 class _Worker:
     """A model, opened once per worker."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         self.classifier = LocalClassifier(**options, workers=options["threads"])
 
-    def __call__(self, batch):
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         fields = zip(batch["name"], batch["path"], batch["image"], strict=True)
         items = [Item(str(name), bytes(image) if path == b"" else Path(os.fsdecode(path))) for name, path, image in fields]
         return {"row": [json.dumps(row) for row in self.classifier.rows(items)]}

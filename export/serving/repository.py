@@ -1,15 +1,24 @@
 """The set of models a server has: which names and versions there are, which are ready, and how they are exchanged."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
+import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..artifact import existing_file, first_line
 from ..errors import ExportError, UsageError
 from .models import RETRY, ServedModel, Source
 from .protocol import ProtocolError
+
+if TYPE_CHECKING:
+    from .models import ModelOptions
+
 
 # "stats" would collide with the path of the statistics of all models.
 NAME = re.compile(r"(?!stats$)(?!\.+$)[A-Za-z0-9_.-]{1,128}")
@@ -29,7 +38,7 @@ class Entry:
     model: ServedModel | None = None
     reason: str = ""
 
-    def to_json(self):
+    def to_json(self) -> dict[str, str]:
         return {"name": self.source.name, "version": self.source.version, "state": self.state, "reason": self.reason}
 
 
@@ -45,14 +54,14 @@ class Repository:
         UsageError: no model at all, a name twice, or a bad name.
     """
 
-    def __init__(self, files, folder, options):
+    def __init__(self, files: Sequence[Source], folder: str | os.PathLike[str] | None, options: ModelOptions) -> None:
         self._files, self._folder, self._options = files, folder, options
         self._entries = {(source.name, source.version): Entry(source) for source in self._find()}
         self._changing = asyncio.Lock()
         if not self._entries:
             raise UsageError(f"{folder} holds no models (NAME/VERSION/model.onnx)" if folder else "there is no model to serve")
 
-    def open(self, warm_up=False):
+    def open(self, warm_up: bool = False) -> None:
         """Open every model.
 
         Args:
@@ -67,7 +76,7 @@ class Repository:
                 model.warm_up()
             self._entries[key] = Entry(entry.source, READY if warm_up else LOADING, model)
 
-    async def warm_up(self):
+    async def warm_up(self) -> list[str]:
         """Warm up what `open` has opened, one after the other, each ready as soon as it is done.
 
         Returns:
@@ -86,24 +95,24 @@ class Repository:
         return [entry.reason for entry in self._entries.values() if entry.reason]
 
     @property
-    def ready(self):
+    def ready(self) -> bool:
         """Whether all models are, but for those that were unloaded on purpose."""
         return all(entry.state == READY or entry.reason == UNLOADED for entry in self._entries.values())
 
-    def models(self):
+    def models(self) -> list[ServedModel]:
         """All models that are ready, by name and version."""
         return [entry.model for _, entry in sorted(self._entries.items(), key=_order) if entry.state == READY]
 
-    def names(self):
+    def names(self) -> list[str]:
         """All names."""
         return sorted({name for name, _ in self._entries})
 
-    def versions(self, name):
+    def versions(self, name: str) -> list[str]:
         """The versions of a model that are ready, oldest first."""
         found = sorted(self._entries.items(), key=_order)
         return [version for (known, version), entry in found if known == name and entry.state == READY]
 
-    def get(self, name, version=None):
+    def get(self, name: str, version: str | None = None) -> ServedModel:
         """A model that is ready; the newest version if none is named.
 
         Raises:
@@ -122,11 +131,11 @@ class Repository:
             raise ProtocolError(f"model {name!r} is still being loaded", 503, RETRY)
         raise ProtocolError(f"model {name!r} is not loaded", 404)
 
-    def index(self):
+    def index(self) -> list[dict[str, str]]:
         """The repository index: a list of `{"name", "version", "state", "reason"}`."""
         return [entry.to_json() for _, entry in sorted(self._entries.items(), key=_order)]
 
-    async def load(self, name):
+    async def load(self, name: str) -> None:
         """Load the versions of a model that are there now; those loaded before answer until their successors are ready.
 
         Raises:
@@ -139,7 +148,7 @@ class Repository:
             opened = [Entry(source, READY, await asyncio.to_thread(self._opened, source)) for source in sources]
             await self._exchange(name, opened)
 
-    async def unload(self, name):
+    async def unload(self, name: str) -> None:
         """Stop serving a model; requests it has taken are finished.
 
         Raises:
@@ -151,7 +160,7 @@ class Repository:
                 raise ProtocolError(f"there is no model {name[:128]!r}", 404)
             await self._exchange(name, [Entry(entry.source, UNAVAILABLE, reason=UNLOADED) for entry in entries])
 
-    async def close(self):
+    async def close(self) -> None:
         """Finish what the models have taken, and let go of them."""
         for entry in self._entries.values():
             if entry.model:
@@ -193,7 +202,7 @@ class Repository:
         return sources
 
 
-def parse_sources(arguments):
+def parse_sources(arguments: Iterable[str]) -> list[Source]:
     """`MODEL.onnx` and `NAME=MODEL.onnx` as sources; a name that comes again is the next version.
 
     Args:
@@ -215,7 +224,7 @@ def parse_sources(arguments):
     return sources
 
 
-def check_name(source):
+def check_name(source: Source) -> None:
     """Refuse a `Source` whose name would need quoting in URLs, leave a folder, or hide another path (`UsageError`)."""
     if not NAME.fullmatch(source.name):
         rule = "letters, digits, `_`, `.` and `-`, and is not `stats`"
@@ -231,7 +240,7 @@ def _has_good_name(source: Source) -> bool:
     return True
 
 
-def find_models(folder):
+def find_models(folder: str | os.PathLike[str]) -> list[Source]:
     """The models of a repository folder: `NAME/VERSION/model.onnx` as Triton lays it out, and `NAME.onnx`.
 
     Returns:

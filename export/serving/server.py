@@ -1,5 +1,7 @@
 """The application on one machine: uvicorn, with bounds on slow and oversized requests and a shutdown that loses nothing."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import datetime
@@ -10,13 +12,18 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from ..errors import UsageError
 from .connection import KEEP_ALIVE, Connection, ConnectionLimits
+
+if TYPE_CHECKING:
+    from .edge import Application
+
 
 OPEN_FILES = 65_536
 
@@ -37,6 +44,7 @@ class ServerOptions:
         shutdown_delay: Time for which the server still accepts requests after a signal to stop, while it reports that it is not
             ready, in seconds.
         uds: Path of a Unix socket to listen on instead of an address.
+        reuse_port: Share the port with other processes that do so too.
         access_log: one line per request on standard error.
         tls: uvicorn's `ssl_…` options.
     """
@@ -48,11 +56,12 @@ class ServerOptions:
     max_connections_per_address: int | None = None
     shutdown_delay: float = 0.0
     uds: str | None = None
+    reuse_port: bool = False
     access_log: bool = False
     tls: tuple = ()
 
 
-def bind(options, flag="--port"):
+def bind(options: ServerOptions, flag: str = "--port") -> socket.socket:
     """A socket bound to the address, not yet listening.
 
     Args:
@@ -70,6 +79,8 @@ def bind(options, flag="--port"):
         )[0]
         bound = socket.socket(family, kind, proto)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -94,7 +105,7 @@ def _bind_unix(path: str) -> socket.socket:
     return bound
 
 
-def url_of(bound, tls=False):
+def url_of(bound: socket.socket, tls: bool = False) -> str:
     """The address of a bound socket, as a URL."""
     if bound.family == getattr(socket, "AF_UNIX", None):
         return f"unix:{bound.getsockname()}"
@@ -103,7 +114,7 @@ def url_of(bound, tls=False):
     return f"{'https' if tls else 'http'}://{host}:{port}"
 
 
-def configure(app, options):
+def configure(app: Application, options: ServerOptions) -> uvicorn.Config:
     """uvicorn's configuration, checked before anything listens.
 
     Args:
@@ -118,7 +129,7 @@ def configure(app, options):
     limits = ConnectionLimits(options.head_timeout, options.head_timeout, per_address)
     config = uvicorn.Config(
         app,
-        http=functools.partial(Connection, limits=limits),
+        http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]  # uvicorn calls it like a class
         ws="none",
         lifespan="on",
         log_config=None,
@@ -151,7 +162,13 @@ class Hooks:
     delay: float = 0.0
 
 
-def run(config, bound, hooks=None, metrics=None, companions=()):
+def run(
+    config: uvicorn.Config,
+    bound: socket.socket,
+    hooks: Hooks | None = None,
+    metrics: tuple[Application, socket.socket] | None = None,
+    companions: Sequence[Any] = (),
+) -> int | None:
     """Serve until SIGTERM or SIGINT: report not ready, stop accepting, finish what is in flight, return.
 
     Args:
@@ -169,7 +186,7 @@ def run(config, bound, hooks=None, metrics=None, companions=()):
     server.companions = companions
     path = bound.getsockname()
 
-    async def serve():
+    async def serve() -> None:
         side = asyncio.create_task(_serve_beside(*metrics)) if metrics else None
         try:
             await server.serve(sockets=[bound])
@@ -188,7 +205,7 @@ def run(config, bound, hooks=None, metrics=None, companions=()):
     return server.ended_by
 
 
-async def _serve_beside(app, bound: socket.socket) -> None:
+async def _serve_beside(app: Application, bound: socket.socket) -> None:
     """Serve an application on a second socket, without signal handlers or a lifespan of its own."""
     side = _SideServer(uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False))
     await side.serve(sockets=[bound])
@@ -247,7 +264,7 @@ class _SideServer(uvicorn.Server):
     """uvicorn's server, which leaves signals to the main one."""
 
     @contextlib.contextmanager
-    def capture_signals(self):
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
@@ -259,14 +276,14 @@ class _Server(uvicorn.Server):
         hooks: `Hooks`.
     """
 
-    ended_by = None
-    companions = ()
+    ended_by: int | None = None
+    companions: Sequence[Any] = ()
 
-    def __init__(self, config: uvicorn.Config, hooks: Hooks):
+    def __init__(self, config: uvicorn.Config, hooks: Hooks) -> None:
         super().__init__(config)
         self._hooks = hooks
 
-    async def shutdown(self, sockets=None):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for companion in self.companions:
             companion.begin_stop()
         impatient = asyncio.create_task(self._cut_when_forced())
@@ -282,7 +299,7 @@ class _Server(uvicorn.Server):
             companion.cut()
 
     @contextlib.contextmanager
-    def capture_signals(self):
+    def capture_signals(self) -> Iterator[None]:
         wanted = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop}
         if hasattr(signal, "SIGHUP"):
             wanted[signal.SIGHUP] = self._reload

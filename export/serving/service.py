@@ -58,7 +58,7 @@ class Keys:
         keys: Keys as strings; empty means that no key is needed.
     """
 
-    def __init__(self, keys: tuple[str, ...] = ()):
+    def __init__(self, keys: tuple[str, ...] = ()) -> None:
         self.replace(keys)
 
     def replace(self, keys: tuple[str, ...]) -> None:
@@ -84,7 +84,7 @@ class Keys:
 class Admission:
     """The memory that one request and its answer hold; made by `Service.admit`, which gives it back at the end."""
 
-    def __init__(self, service: "Service"):
+    def __init__(self, service: "Service") -> None:
         self._service = service
         self.taken = 0
 
@@ -117,7 +117,7 @@ class Service:
         version: The server's version, as its metadata reports it.
     """
 
-    def __init__(self, repository: Repository, options: ServiceOptions = DEFAULTS, version: str = "0"):
+    def __init__(self, repository: Repository, options: ServiceOptions = DEFAULTS, version: str = "0") -> None:
         self.repository, self.options, self.version = repository, options, version
         self.keys = Keys(options.api_keys)
         self.buffered = 0

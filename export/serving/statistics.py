@@ -1,11 +1,18 @@
 """What a served model has done: counts and durations, as Triton's statistics extension and as its Prometheus metrics."""
 
+from __future__ import annotations
+
 import bisect
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+
+if TYPE_CHECKING:
+    from .batcher import Answer, Timing
+
 
 # Upper bounds of the histograms, in seconds.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -23,11 +30,11 @@ class Duration:
     count: int = 0
     ns: int = 0
 
-    def add(self, ns):
+    def add(self, ns: int) -> None:
         self.count += 1
         self.ns += ns
 
-    def to_json(self):
+    def to_json(self) -> dict[str, int]:
         return {"count": self.count, "ns": self.ns}
 
 
@@ -55,11 +62,11 @@ class Statistics:
     inferences: int = 0
     executions: int = 0
     last_inference: int = 0
-    requests: dict = field(default_factory=lambda: _phases(("success", "fail", *PHASES, *CACHE)))
-    batches: dict = field(default_factory=dict)
+    requests: dict[str, Duration] = field(default_factory=lambda: _phases(("success", "fail", *PHASES, *CACHE)))
+    batches: dict[int, dict[str, Duration]] = field(default_factory=dict)
     stages: dict[str, Buckets] = field(default_factory=lambda: {stage: Buckets() for stage in STAGES})
 
-    def executed(self, timing):
+    def executed(self, timing: Timing) -> None:
         """Count one run (a `batcher.Timing`)."""
         self.executions += 1
         self.inferences += timing.rows
@@ -67,7 +74,7 @@ class Statistics:
         for name, ns in zip(PHASES[1:], (timing.gather, timing.infer, timing.scatter), strict=True):
             batch[name].add(ns)
 
-    def succeeded(self, ns, answer):
+    def succeeded(self, ns: int, answer: Answer) -> None:
         """Count one answered request: its nanoseconds altogether, and the `batcher.Answer`."""
         self.last_inference = time.time_ns() // 1_000_000
         parts = (answer.queued, *(sum(getattr(run, part) for run in answer.runs) for part in ("gather", "infer", "scatter")))
@@ -76,11 +83,11 @@ class Statistics:
             self.requests[name].add(part)
             self.stages[stage].add(part)
 
-    def failed(self, ns):
+    def failed(self, ns: int) -> None:
         """Count one request that ended in an error."""
         self.requests["fail"].add(ns)
 
-    def to_json(self, name, version):
+    def to_json(self, name: str, version: str) -> dict[str, Any]:
         """The entry of the statistics extension."""
         return {
             "name": name,
@@ -167,7 +174,7 @@ def render_metrics(
     return "\n".join(lines + [""]).encode() + of_requests + generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def _family(name: str, kind: str, text: str, samples: list[tuple[str, float]]) -> list[str]:
+def _family(name: str, kind: str, text: str, samples: Sequence[tuple[str, float]]) -> list[str]:
     return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *(f"{name}{{{labels}}} {value}" for labels, value in samples)]
 
 

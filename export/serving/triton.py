@@ -3,19 +3,27 @@
 Source: triton-inference-server/server, `docs/user_guide/model_configuration.md` and `model_repository.md`.
 """
 
+from __future__ import annotations
+
 import json
+import os
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..artifact import external_files, publishing
+from ..artifact import external_files, output_kinds, publishing
 from ..errors import UsageError
 from .models import ModelOptions, ServedModel
 from .protocol import TensorSpec
 from .repository import check_name
+
+if TYPE_CHECKING:
+    from .models import Source
+
 
 # Fields of the configuration whose values are names of an enumeration, and fields that are maps.
 ENUMERATIONS = ("data_type", "kind")
@@ -44,14 +52,23 @@ class TritonOptions:
     engine_cache: str | None = None
     warm_up: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.tensorrt not in (None, "fp32", "fp16"):
             raise UsageError(f"`tensorrt` must be fp32 or fp16, got {self.tensorrt!r}")
         if self.tensorrt and not self.gpu:
             raise UsageError("TensorRT runs on GPUs only; ask for --gpu as well")
 
 
-def model_config(name, inputs, outputs, *, max_batch_size, max_delay=0.0, instances=1, gpu=False):
+def model_config(
+    name: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    *,
+    max_batch_size: int,
+    max_delay: float = 0.0,
+    instances: int = 1,
+    gpu: bool = False,
+) -> dict[str, Any]:
     """A Triton `ModelConfig` in its JSON form.
 
     Args:
@@ -97,7 +114,14 @@ def served_config(model: ServedModel) -> dict[str, Any]:
     )
 
 
-def write_repository(sources, folder, options=TritonOptions(), *, overwrite=False, add=False):
+def write_repository(
+    sources: Sequence[Source],
+    folder: str | os.PathLike[str],
+    options: TritonOptions = TritonOptions(),
+    *,
+    overwrite: bool = False,
+    add: bool = False,
+) -> list[Path]:
     """Write ONNX files as a repository that Triton serves as it is.
 
     Args:
@@ -131,12 +155,12 @@ def write_repository(sources, folder, options=TritonOptions(), *, overwrite=Fals
     return written
 
 
-def render(config):
+def render(config: dict[str, Any]) -> str:
     """A configuration in the text form of protocol buffers, as `config.pbtxt` holds it."""
     return "".join(_lines(config, ""))
 
 
-def kserve_yaml(name, storage_uri, gpu=False):
+def kserve_yaml(name: str, storage_uri: str, gpu: bool = False) -> str:
     """A KServe `InferenceService` that serves a Triton repository.
 
     Args:
@@ -167,7 +191,7 @@ spec:
 """
 
 
-def tf_serving_command(folder, name=None, port=8501):
+def tf_serving_command(folder: str | os.PathLike[str], name: str | None = None, port: int = 8501) -> str:
     """The command that serves a SavedModel with TensorFlow Serving's image.
 
     Args:
@@ -226,8 +250,10 @@ def _config(name, model, options):
         instances=options.instances,
         gpu=options.gpu,
     )
+    kinds = output_kinds(model.card(), {spec.name: list(spec.shape) for spec in model.outputs})
     for output in config["output"]:
-        if model.labels and output["dims"] and output["dims"][-1] == len(model.labels):
+        is_scored = kinds.get(output["name"], "other") != "other"
+        if is_scored and model.labels and output["dims"] and output["dims"][-1] == len(model.labels):
             output["label_filename"] = "labels.txt"
     if any("label_filename" in output for output in config["output"]) and any("\n" in label for label in model.labels):
         raise UsageError(f"a label of {name!r} has more than one line; Triton reads one label a line")
@@ -239,14 +265,14 @@ def _config(name, model, options):
     return config
 
 
-def _batch_size(model, wanted):
+def _batch_size(model: ServedModel, wanted: int | None) -> int:
     if wanted and not model.batched:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in model.inputs + model.outputs)
         raise UsageError(f"{model.source.path.name} cannot be batched: the first dimension of all must be open, got {shapes}")
     return (16 if model.batched else 0) if wanted is None else wanted
 
 
-def _tensor(spec: TensorSpec, max_batch_size):
+def _tensor(spec: TensorSpec, max_batch_size: int) -> dict[str, Any]:
     datatype = {"BYTES": "STRING"}.get(spec.datatype, spec.datatype)
     return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": list(spec.shape[1:] if max_batch_size else spec.shape)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
 from typing import Any
 
 from .. import artifact
@@ -11,7 +11,7 @@ from .. import artifact
 COMPARED = ("config", "preprocessing", "labels")
 
 
-def check_metadata(path: str | Path, expected: dict[str, Any] | None) -> tuple[list[str], list[str]]:
+def check_metadata(path: str | os.PathLike[str], expected: dict[str, Any] | None) -> tuple[list[str], list[str]]:
     """Compare the card and the output kinds of a file or folder with what the model's would be.
 
     Args:

@@ -1,15 +1,22 @@
-"""Whether a copy that is converted in place of the model computes what the model computes."""
+"""Whether a copy that is converted instead of the model computes what the model computes."""
 
 from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..conversion.prepare import PRUNED_WITH_TOLERANCE, Prepared
 from ..conversion.signature import call_in_inference
 from .inputs import Case
-from .metrics import largest_difference, measure
+from .metrics import largest_difference, measure, off_by_rounding
 from .outputs import BOUND, ROUNDINGS
 from .reference import Values
+
+if TYPE_CHECKING:
+    import keras
+
 
 # bfloat16 keeps 8 bits of a number; a few layers in, this much of the largest value is rounding.
 HALF_BOUND = 0.05
@@ -64,7 +71,7 @@ def _model_inputs(prepared: Prepared, case: Case, shapes: list[tuple]) -> list[n
     return feeds
 
 
-def _call(keras, model, feeds: list[np.ndarray]) -> Values:
+def _call(keras: ModuleType, model: keras.Model, feeds: list[np.ndarray]) -> Values:
     from keras_resnet.graphs import state_kept
 
     tensors = [keras.ops.convert_to_tensor(array) for array in feeds]
@@ -81,15 +88,12 @@ def _call(keras, model, feeds: list[np.ndarray]) -> Values:
     return Values(own, [])
 
 
-def _is_half(tensor) -> bool:
+def _is_half(tensor: Any) -> bool:
     return "float16" in str(tensor.dtype)
 
 
-def _noise(keras, model, feeds: list[np.ndarray], want: Values, index: int, bound: float) -> float:
+def _noise(keras: ModuleType, model: keras.Model, feeds: list[np.ndarray], want: Values, index: int, bound: float) -> float:
     """How far the original is from itself when its inputs are off by as much as its precision rounds."""
-    rng, unit = np.random.default_rng(0), 2.0**-8 if bound == HALF_BOUND else 2.0**-24
-    off = [
-        (array * (1 + unit * rng.uniform(-1, 1, array.shape))).astype(array.dtype) if array.dtype.kind == "f" else array
-        for array in feeds
-    ]
+    rng, dtype = np.random.default_rng(0), "bfloat16" if bound == HALF_BOUND else "float32"
+    off = [off_by_rounding(rng, array, dtype) for array in feeds]
     return largest_difference(want.own[index], _call(keras, model, off).own[index])

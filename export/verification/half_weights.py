@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ COPY = "__float16"  # ends the name of a weight's float16 copy, where some nodes
 WEIGHT_TOLERANCE = 1e-6
 
 
-def compare_half_weights(path: str | Path, expected: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def compare_half_weights(path: str | os.PathLike[str], expected: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Compare a float16 file's weights with float32 ones of the same names, element by element.
 
     A number in float16 may be one step away from the rounded expected one: a step of float16 at that number, not a share of the

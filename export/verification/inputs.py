@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..artifact import Path, first_line
+from ..artifact import existing_file, first_line
 from ..conversion.signature import InputSpec, Signature
 from ..errors import UsageError
 from ..runtime import images
@@ -54,7 +56,7 @@ def find_cases(reference: Reference, samples: object = None, seed: int = 0) -> l
 
     Args:
         reference: The model.
-        samples: Folder of images, or array in the file's layout, or None.
+        samples: What `read_samples` takes, or None.
         seed: Seed of the random batches.
 
     Raises:
@@ -63,7 +65,7 @@ def find_cases(reference: Reference, samples: object = None, seed: int = 0) -> l
     rng = np.random.default_rng(seed)
     found = [_first_possible(reference, data, rng) for data in ("pixels", "noise")]
     if samples is not None:
-        feeds = {reference.signature.inputs[0].name: read_samples(samples, reference.signature)}
+        feeds = read_samples(samples, reference.signature)
         found.append(Case("samples", feeds, reference.values(feeds)))
     return found
 
@@ -161,7 +163,7 @@ def index_bounds(model: keras.Model) -> dict[int, int]:
     return {index: bounds[id(tensor)] for index, tensor in enumerate(graph.inputs) if id(tensor) in bounds}
 
 
-def _bounds_of_tensors(graph) -> dict[int, int]:
+def _bounds_of_tensors(graph: keras.Function) -> dict[int, int]:
     """`{id of a symbolic tensor: bound}` for every tensor of a graph that indices are computed from."""
     import keras
 
@@ -193,30 +195,70 @@ def _bounds_of_tensors(graph) -> dict[int, int]:
 # ---------------------------------------------------------------- samples
 
 
-def read_samples(samples: object, signature: Signature, most: int = MOST_SAMPLES) -> np.ndarray:
-    """Images for a comparison, as one array in the file's layout and dtype.
+def load_samples(source: Any) -> Any:
+    """What an `.npz` or `.npy` file holds: an array, or a dict of several; an array, a dict or a folder with images as it is.
+
+    Raises:
+        UsageError: There is no such file, no image in the folder, or no array in the file.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return source
+    if not Path(source).is_dir():
+        return _read_arrays(existing_file(source))
+    images.find(source)
+    return source
+
+
+def _read_arrays(path: Path) -> Any:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not hasattr(loaded, "files"):
+            return loaded
+        arrays = {name: loaded[name] for name in loaded.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise UsageError(f"{path} is neither a folder of images nor an .npz or .npy file: {first_line(error)}") from error
+    if not arrays:
+        raise UsageError(f"{path} holds no arrays")
+    return arrays
+
+
+def read_samples(samples: object, signature: Signature, most: int = MOST_SAMPLES) -> dict[str, np.ndarray]:
+    """Samples for a comparison as `{input name: array}`, in the file's layout and dtype.
 
     Args:
-        samples: Folder of images (at most `most` of them are read, evenly by path, fitted as the model's card says), or an array.
+        samples: Folder of images (at most `most` of them are read, evenly by path, fitted as the model's card says), `.npy` or
+            `.npz` file, array, or `{input name: array}`.
         signature: The file's inputs.
         most: Maximum number of images from a folder.
 
     Raises:
         UsageError: No such folder, no image in it, or an array of another shape than the input.
     """
-    spec = signature.inputs[0]
-    if isinstance(samples, str | Path):
+    samples = load_samples(samples)
+    if isinstance(samples, str | os.PathLike):
         samples = _read_folder(samples, signature, most)
-    array = np.asarray(samples)
+    names = [spec.name for spec in signature.inputs]
+    if isinstance(samples, Mapping) and not set(names) <= set(samples) and len(names) == len(samples) == 1:
+        samples = next(iter(samples.values()))
+    if not isinstance(samples, Mapping):
+        if len(names) != 1:
+            raise UsageError(f"samples must be an array for each of the inputs {', '.join(names)}, as a dict or an .npz file")
+        samples = {names[0]: samples}
+    if missing := [name for name in names if name not in samples]:
+        raise UsageError(f"samples must name the inputs {', '.join(names)}; {missing[0]} is missing")
+    return {spec.name: _fitting(np.asarray(samples[spec.name]), spec) for spec in signature.inputs}
+
+
+def _fitting(array: np.ndarray, spec: InputSpec) -> np.ndarray:
     fits = array.ndim == len(spec.shape) and all(
         want is None or want == have for want, have in zip(spec.shape, array.shape, strict=True)
     )
-    if len(signature.inputs) != 1 or not fits:
+    if not fits or not len(array):
         raise UsageError(f"samples must have the shape {list(spec.shape)} of `{spec.name}`, got {list(array.shape)}")
     return array.astype(spec.dtype)
 
 
-def _read_folder(folder: str | Path, signature: Signature, most: int) -> np.ndarray:
+def _read_folder(folder: str | os.PathLike[str], signature: Signature, most: int) -> np.ndarray:
     from keras_resnet.modelcard import card
 
     shape = signature.inputs[0].shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ RUNTIMES = {"onnxruntime, default": True, "onnxruntime, no optimisation": False}
 
 
 def verify_onnx(
-    path: str | Path,
+    path: str | os.PathLike[str],
     prepared: Prepared,
     *,
     opset: int,
@@ -92,8 +93,8 @@ def verify_onnx(
         again = Reverification(reference, cases, lambda folder: with_present_weights(path, signature, opset, folder))
         outcome = again.run(comparison)
         problems, notes, diverges = problems + outcome.problems, notes + outcome.notes, outcome.diverges
-    elif cases:
-        diverges = first_layer_that_differs(path, signature, cases)
+    elif problems and cases:
+        diverges = first_layer_that_differs(path, signature, cases, precision)
     return VerificationReport(
         str(path),
         not problems,
@@ -107,7 +108,7 @@ def verify_onnx(
     )
 
 
-def check_structure(path: str | Path, signature: Signature) -> list[str]:
+def check_structure(path: str | os.PathLike[str], signature: Signature) -> list[str]:
     """Messages on what is wrong with the file as a file: invalid, or with other inputs and outputs than the signature."""
     if invalid := check_valid(path):
         return invalid
@@ -123,7 +124,7 @@ def check_structure(path: str | Path, signature: Signature) -> list[str]:
     return problems
 
 
-def check_valid(path: str | Path) -> list[str]:
+def check_valid(path: str | os.PathLike[str]) -> list[str]:
     """What onnx.checker, in full, says against a file: a list of one message, or an empty one."""
     import onnx
 
@@ -134,12 +135,12 @@ def check_valid(path: str | Path) -> list[str]:
     return []
 
 
-def onnx_runners(path: str | Path) -> dict[str, Runner]:
+def onnx_runners(path: str | os.PathLike[str]) -> dict[str, Runner]:
     """`{runtime: Runner}` of an ONNX file: onnxruntime's default, and onnxruntime without optimisations."""
     return {runtime: _runner(path, optimise) for runtime, optimise in RUNTIMES.items()}
 
 
-def _runner(path: str | Path, optimise: bool) -> Runner:
+def _runner(path: str | os.PathLike[str], optimise: bool) -> Runner:
     """Open the file for each batch, so that no session holds the weights in memory while Keras runs."""
 
     def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray] | str:
@@ -159,7 +160,7 @@ def _runner(path: str | Path, optimise: bool) -> Runner:
     return run
 
 
-def with_present_weights(path: str | Path, signature: Signature, opset: int, folder: Path) -> Loaded:
+def with_present_weights(path: str | os.PathLike[str], signature: Signature, opset: int, folder: Path) -> Loaded:
     """The graph of a file with the weights that the model has now; see `reverification.Loaded`."""
     converted, _ = convert(signature, opset)
     weights, other = weights_of(converted), folder / "other.onnx"

@@ -8,9 +8,9 @@ those match, the weight is compared through the outputs only, which the report s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,7 +60,7 @@ END, UNKNOWN = "end", "unknown"
 
 
 def _layers_with_followers(model, prefix=""):
-    """Every layer that is called once, with the chain of layers behind it as long as each is the only user of the one before.
+    """Every layer that is called once, with the chain of layers after it as long as each is the only user of the one before.
 
     Yields:
         `(path, layer, [follower, …])`; the last follower is `END` where the chain forks or ends, `UNKNOWN` where it leaves a
@@ -99,7 +99,7 @@ def _chain(node, users, calls, outputs):
         chain.append(node.operation)
 
 
-def _of_layer(path, layer, followers) -> Iterator[tuple[str, Expected]]:
+def _of_layer(path: str, layer: keras.Layer, followers: Sequence[Any]) -> Iterator[tuple[str, Expected]]:
     import keras
 
     kind = type(layer).__name__
@@ -109,32 +109,32 @@ def _of_layer(path, layer, followers) -> Iterator[tuple[str, Expected]]:
         yield from _folded(layer, followers, *_TO_ONNX[kind])
 
 
-def _has_plain_kernel(layer) -> bool:
+def _has_plain_kernel(layer: keras.Layer) -> bool:
     """Whether the kernel is a variable; with LoRA enabled it is computed from several."""
     return hasattr(layer.kernel, "path")
 
 
-def _array(variable) -> np.ndarray:
+def _array(variable: Any) -> np.ndarray:
     return np.asarray(variable, "float64")
 
 
-def _scale_and_shift(layer) -> tuple[np.ndarray, np.ndarray]:
+def _scale_and_shift(layer: keras.Layer) -> tuple[np.ndarray, np.ndarray]:
     variance, mean = _array(layer.moving_variance), _array(layer.moving_mean)
     scale = (_array(layer.gamma) if layer.scale else 1.0) / np.sqrt(variance + layer.epsilon)
     return scale, (_array(layer.beta) if layer.center else 0.0) - mean * scale
 
 
-def _free_batch_norm(path, layer) -> Iterator[tuple[str, Expected]]:
+def _free_batch_norm(path: str, layer: keras.Layer) -> Iterator[tuple[str, Expected]]:
     scale, shift = _scale_and_shift(layer)
     yield f"{path}.1", Expected((scale,))
     yield f"{path}.2", Expected((shift,))
 
 
-def _conv(kernel):
+def _conv(kernel: np.ndarray) -> np.ndarray:
     return np.moveaxis(kernel, (-1, -2), (0, 1))
 
 
-def _depthwise(kernel):
+def _depthwise(kernel: np.ndarray) -> np.ndarray:
     spatial = kernel.shape[:-2]
     return np.moveaxis(kernel, (-2, -1), (0, 1)).reshape(-1, 1, *spatial)
 
@@ -148,7 +148,9 @@ _TO_ONNX = {
 }
 
 
-def _folded(layer, followers, to_onnx, axis) -> Iterator[tuple[str, Expected]]:
+def _folded(
+    layer: keras.Layer, followers: Sequence[Any], to_onnx: Callable[[np.ndarray], np.ndarray], axis: int
+) -> Iterator[tuple[str, Expected]]:
     """The kernel and the bias of a layer, with as many of the batch norms after it as may have been absorbed."""
     import keras
 
@@ -172,20 +174,20 @@ def _folded(layer, followers, to_onnx, axis) -> Iterator[tuple[str, Expected]]:
     yield f"{layer.kernel.path.rsplit('/', 1)[0]}/bias", Expected(tuple(offset for _, offset in folds), sure, None)
 
 
-def _changes_nothing(layer) -> bool:
+def _changes_nothing(layer: Any) -> bool:
     import keras
 
     linear = isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
     return linear or isinstance(layer, keras.layers.Dropout | keras.layers.SpatialDropout2D | keras.layers.Identity)
 
 
-def _normalises(layer, rank) -> bool:
+def _normalises(layer: Any, rank: int) -> bool:
     import keras
 
     return isinstance(layer, keras.layers.BatchNormalization) and layer.axis in (-1, rank - 1)
 
 
-def _ends_folding(layer) -> bool:
+def _ends_folding(layer: Any) -> bool:
     import keras
 
     if layer == END:
@@ -199,7 +201,7 @@ def _ends_folding(layer) -> bool:
     )
 
 
-def _is_ending(activation) -> bool:
+def _is_ending(activation: Callable) -> bool:
     """Whether an activation function is one of Keras' own that does not begin with an addition or a multiplication."""
     import keras
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def verify_savedmodel(
-    path: str | Path,
+    path: str | os.PathLike[str],
     prepared: Prepared,
     *,
     metadata: dict[str, Any] | None = None,
@@ -66,7 +66,7 @@ def verify_savedmodel(
             if name == SIGNATURE:
                 problems += compare_copy(prepared, cases)
             if figures and not problems:
-                again = Reverification(reference, cases, lambda folder, n=name, v=view: _with_present_weights(path, n, v))
+                again = Reverification(reference, cases, lambda folder, n=name, v=view: _with_present_weights(path, n, v))  # type: ignore[misc]
                 outcome = again.run(comparison)
                 problems, notes = problems + outcome.problems, notes + outcome.notes
     return VerificationReport(
@@ -81,7 +81,7 @@ def verify_savedmodel(
     )
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | os.PathLike[str]) -> Any:
     """A SavedModel folder, loaded by TensorFlow.
 
     Raises:
@@ -124,7 +124,7 @@ def _variables(loaded: Any, model: keras.Model) -> list[tuple] | None:
     return list(zip(found, own, strict=True))
 
 
-def _with_present_weights(path: str | Path, name: str, view: Signature) -> Loaded | None:
+def _with_present_weights(path: str | os.PathLike[str], name: str, view: Signature) -> Loaded | None:
     """The folder's graphs with the weights that the model has now; None where its variables are not known."""
     loaded = load(path)
     pairs = _variables(loaded, view.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ WEIGHT_TOLERANCE = 1e-6
 
 
 def compare_weights(
-    path: str | Path, expected: Mapping[str, Any], model: keras.Model
+    path: str | os.PathLike[str], expected: Mapping[str, Any], model: keras.Model
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     """Compare a file's initialisers with those of a fresh conversion, and with the Keras weights folded a second way.
 
@@ -52,13 +53,13 @@ def compare_weights(
     return figures | {"max_relative": worst, "worst": worst_name}, problems or wrong, notes
 
 
-def _written_by_another_version(path: str | Path) -> bool:
+def _written_by_another_version(path: str | os.PathLike[str]) -> bool:
     from keras_resnet._version import __version__
 
     return (artifact.read_metadata(path).get("versions") or {}).get("keras_resnet_export") != __version__
 
 
-def file_weights(path: str | Path) -> dict[str, np.ndarray]:
+def file_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """`{initialiser name: array}` of an ONNX file."""
     import onnx
 

@@ -3,6 +3,9 @@
 Keras' random layers hold a generator that counts calls, so inside a parallel `map` two runs with one seed differ.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -35,11 +38,13 @@ class Augmentation:
     erasing: float = 0.0
 
     @property
-    def draws(self):
+    def draws(self) -> int:
         """Uniform numbers an image needs."""
         return 10 + 3 * self.randaugment
 
-    def __call__(self, image, encoded, size, channels, fill, seed):
+    def __call__(
+        self, image: tf.Tensor, encoded: bool, size: Sequence[int], channels: int, fill: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
         """One training image.
 
         Args:
@@ -69,12 +74,12 @@ class Augmentation:
         return tf.ensure_shape(image, [*size, channels])
 
 
-def decode(data, channels):
+def decode(data: tf.Tensor, channels: int) -> tf.Tensor:
     """Pixels of encoded bytes."""
     return tf.io.decode_image(data, channels=channels, expand_animations=False)
 
 
-def fit(image, size, padding, fill, chance):
+def fit(image: tf.Tensor, size: Sequence[int], padding: int, fill: tf.Tensor, chance: tf.Tensor) -> tf.Tensor:
     """An image of the model's size or larger: crop at random (in the middle where `chance` is None); any other is resized."""
     shape = tf.shape(image)
     if padding:
@@ -82,7 +87,7 @@ def fit(image, size, padding, fill, chance):
         image = tf.pad(image - fill, [[padding, padding], [padding, padding], [0, 0]]) + fill
         shape = shape + [2 * padding, 2 * padding, 0]
 
-    def crop():
+    def crop() -> tf.Tensor:
         room = shape[:2] - size
         chances = tf.constant([0.5, 0.5]) if chance is None else chance
         corner = tf.cast(tf.floor(chances * tf.cast(room + 1, tf.float32)), tf.int32)
@@ -95,13 +100,15 @@ def fit(image, size, padding, fill, chance):
     return tf.cond(tf.reduce_all(shape[:2] >= size), crop, lambda: resize(image, size))
 
 
-def resize(image, size):
+def resize(image: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Bilinear with antialiasing, back in the image's dtype."""
     resized = tf.image.resize(image, size, antialias=True)
     return tf.saturate_cast(tf.round(resized), image.dtype) if image.dtype == tf.uint8 else resized
 
 
-def resized_crop(image, encoded, size, channels, smallest, chance):
+def resized_crop(
+    image: tf.Tensor, encoded: bool, size: Sequence[int], channels: int, smallest: float, chance: tf.Tensor
+) -> tf.Tensor:
     """A crop of random area and aspect ratio, resized; a JPEG is decoded only where the crop lies."""
     shape = _shape(image, channels) if encoded else tf.shape(image)
     height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
@@ -114,7 +121,7 @@ def resized_crop(image, encoded, size, channels, smallest, chance):
     return resize(_window(image, encoded, channels, window), size)
 
 
-def center_crop(image, encoded, size, channels, ratio=0.875):
+def center_crop(image: tf.Tensor, encoded: bool, size: Sequence[int], channels: int, ratio: float = 0.875) -> tf.Tensor:
     """The middle of an image, `ratio` of its shorter side, resized: how test images come in.
 
     Of an image that would have to be enlarged for that, the whole shorter side is taken.
@@ -147,7 +154,7 @@ def _window(image, encoded, channels, window):
     return tf.ensure_shape(cropped, [None, None, channels])
 
 
-def erase(image, probability, chance, seed):
+def erase(image: tf.Tensor, probability: float, chance: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Fill a random rectangle with noise."""
     height, width = image.shape[0], image.shape[1]
     area = (0.02 + 0.31 * chance[1]) * height * width

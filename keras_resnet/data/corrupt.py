@@ -1,26 +1,29 @@
 """Find damaged images before a training, with the decoder that the training uses, and say which they are."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ..hints import first_line
+from ..checks import first_line
 from .formats import facts_of, to_plain
 
 MANY = 1_000  # images whose check takes long enough to be announced
 
 
-def check_files(paths: list, channels: int, report: Callable[[str], None] | None = None) -> list["FileCheck"]:
+def check_files(paths: list, channels: int, report: Callable[[str], None] | None = None) -> list[FileCheck]:
     """Look at every image file; files that have not changed since an earlier call are not read again.
 
     Args:
@@ -151,7 +154,7 @@ class Checked:
 
     VERSION = "2"  # of the values
 
-    def __init__(self, paths):
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         name = hashlib.sha256("\n".join([self.VERSION, *map(str, paths)]).encode(errors="surrogateescape")).hexdigest()[:24]
         self.file = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else Path.home() / ".keras")
         self.file = self.file / "keras_resnet" / "checked" / f"{name}.json"
@@ -167,14 +170,14 @@ class Checked:
             return None
         return f"{state.st_size} {state.st_mtime_ns}"
 
-    def known(self, path):
+    def known(self, path: str | os.PathLike[str]) -> Any:
         entry = self.entries.get(str(path))
         return entry[1] if entry and entry[0] == self._stamp(path) else None
 
-    def set(self, path, value):
+    def set(self, path: str | os.PathLike[str], value: Any) -> None:
         self.entries[str(path)] = [self._stamp(path), value]
 
-    def save(self):
+    def save(self) -> None:
         # Only a memory of work done; where it cannot be kept, the next run checks again.
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,13 @@
 """Reads the layout of a folder of images: which subfolders are splits, which are classes, and which files are images."""
 
+from __future__ import annotations
+
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .formats import IMAGE_ENDINGS
 
@@ -195,6 +199,6 @@ def _refuse_one_class(folder: Path, child: Path) -> None:
     )
 
 
-def _listed(places) -> str:
+def _listed(places: Iterable[Any]) -> str:
     names = sorted(place.name if isinstance(place, Path) else place for place in places)
     return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

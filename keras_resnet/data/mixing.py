@@ -1,9 +1,11 @@
 """MixUp and CutMix of a batch with itself reversed."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
 
-def mix(images, labels, mixup, cutmix, seed):
+def mix(images: tf.Tensor, labels: tf.Tensor, mixup: float, cutmix: float, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Mix a batch; which of the two, how much and where are functions of `seed`.
 
     Differs from the papers by one draw per batch and by the reversed batch as partner, as timm does it.

@@ -1,5 +1,7 @@
 """Which image is read when: a pure function of (seed, epoch, position), so a run can go on anywhere, on any number of workers."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 
@@ -42,34 +44,34 @@ class Order:
     share: Share
     shuffle: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.batch > self.size:
             raise ValueError(f"`batch_size` must be at most the number of training images ({self.size}), got {self.batch}")
 
     @property
-    def steps_per_epoch(self):
+    def steps_per_epoch(self) -> int:
         """Whole batches per epoch; the rest of the images differs from epoch to epoch."""
         return self.size // self.batch
 
-    def places(self):
+    def places(self) -> tf.data.Dataset:
         """`tf.data.Dataset` of `(epoch, place in the epoch)` that this worker reads."""
         steps, share = self.steps_per_epoch, self.share
 
-        def of_step(step):
+        def of_step(step: tf.Tensor) -> tf.data.Dataset:
             start = (step % steps) * self.batch + share.offset
             places = tf.range(start, start + share.count)
             return tf.data.Dataset.from_tensor_slices((tf.fill([share.count], step // steps), places))
 
         return tf.data.Dataset.range(self.first, self.last).flat_map(of_step)
 
-    def index(self, epoch, place):
+    def index(self, epoch: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
         """Image at a place of an epoch's permutation."""
         if not self.shuffle:
             return place
         return permuted(place, self.seed, epoch, self.size)
 
 
-def permuted(place, seed, epoch, size):
+def permuted(place: tf.Tensor, seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
     """Number at a place of a permutation of `size` numbers that is a function of (seed, epoch)."""
     pair = tf.cast(tf.stack([tf.cast(seed, tf.int64), epoch]), tf.int32)
     return tf.random.experimental.index_shuffle(place, pair, tf.cast(size, tf.int64) - 1)

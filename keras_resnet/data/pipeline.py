@@ -1,5 +1,10 @@
 """From a split to batches: augmented in a run's order for training, once from first to last for evaluation."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -7,11 +12,27 @@ from .augment import Augmentation, center_crop, decode, fit
 from .mixing import mix
 from .order import AHEAD, PARALLEL, Order, Share
 
+if TYPE_CHECKING:
+    from .splits import Encoded, Images, Records
+
 
 def training_batches(
-    split, *, batch, size, num_classes, augmentation=None, fill=0.0, seed=0, first=0, last=None, share=None, replicas=1,
-    mixup=0.0, cutmix=0.0, shuffle=True,
-):  # fmt: skip
+    split: Images | Encoded | Records,
+    *,
+    batch: int,
+    size: Sequence[int],
+    num_classes: int,
+    augmentation: Augmentation | None = None,
+    fill: float | Sequence[float] = 0.0,
+    seed: int = 0,
+    first: int = 0,
+    last: int | None = None,
+    share: Share | None = None,
+    replicas: int = 1,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    shuffle: bool = True,
+) -> tf.data.Dataset:
     """Endless training batches; the same images, augmented in the same way, wherever the run starts and on any workers.
 
     Args:
@@ -39,7 +60,7 @@ def training_batches(
     order = Order(split.size, batch, seed, first, last, share, shuffle)
     colour = tf.broadcast_to(tf.constant(fill, tf.float32), [split.channels])
 
-    def prepare(epoch, index, image, label):
+    def prepare(epoch: tf.Tensor, index: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> Any:
         # 31 bits of each: the seeds of stateless operations are pairs.
         own = tf.stack([tf.cast(seed, tf.int64) * 100_003 + epoch, index])
         return augmentation(image, split.encoded, size, split.channels, colour, own), tf.one_hot(label, num_classes)
@@ -50,14 +71,25 @@ def training_batches(
         # Elements are numbered over all workers, so that no two replicas mix in the same way.
         numbers = tf.data.Dataset.range(first * replicas, np.iinfo(np.int64).max)
         batches = tf.data.Dataset.zip(numbers, batches).map(
-            lambda number, pair: mix(*pair, mixup, cutmix, tf.stack([tf.cast(seed, tf.int64) * 7919 + share.offset, number])),
+            lambda number, pair: mix(
+                pair[0], pair[1], mixup, cutmix, tf.stack([tf.cast(seed, tf.int64) * 7919 + share.offset, number])
+            ),
             num_parallel_calls=PARALLEL,
             deterministic=True,
         )
     return with_options(batches.prefetch(AHEAD))
 
 
-def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=1, crop=False):
+def evaluation_batches(
+    split: Images | Encoded | Records,
+    *,
+    batch: int,
+    size: Sequence[int],
+    num_classes: int,
+    share: Share | None = None,
+    replicas: int = 1,
+    crop: bool = False,
+) -> tf.data.Dataset:
     """All images once, in order; the last batch is filled up with images of weight 0, so that every replica has its part.
 
     Args:
@@ -72,7 +104,7 @@ def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=
     total = -(-split.size // batch) * batch
     shape = (*size, split.channels)
 
-    def prepare(epoch, index, image, label):
+    def prepare(epoch: tf.Tensor, index: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> Any:
         if crop:
             image = center_crop(image, split.encoded, size, split.channels)
         else:
@@ -81,7 +113,7 @@ def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=
 
     filler = tf.data.Dataset.from_tensors((tf.zeros(shape), tf.zeros(num_classes), 0.0)).repeat(total - split.size)
 
-    def is_mine(at, element):
+    def is_mine(at: tf.Tensor, element: tf.Tensor) -> Any:
         place = at % batch - share.offset
         return (place >= 0) & (place < share.count)
 
@@ -90,7 +122,7 @@ def evaluation_batches(split, *, batch, size, num_classes, share=None, replicas=
     return with_options(mine.batch(share.count // replicas, drop_remainder=True).prefetch(AHEAD))
 
 
-def with_options(dataset):
+def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """How every pipeline of a training is run."""
     options = tf.data.Options()
     options.deterministic = True

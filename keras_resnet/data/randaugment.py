@@ -1,13 +1,16 @@
 """RandAugment's operations as a table, on one uint8 image, with every chance handed in."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import tensorflow as tf
 
 LARGEST = 10.0
 
 
-def apply(image, magnitude, chances, fill):
+def apply(image: tf.Tensor, magnitude: int, chances: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:
     """Apply one operation per row of `chances`.
 
     Args:
@@ -61,7 +64,7 @@ def _rotate(image, level, sign, fill):
 def _equalize(image):
     """Histogram equalisation per channel."""
 
-    def channel(values):
+    def channel(values: tf.Tensor) -> Any:
         values = tf.cast(values, tf.int32)
         counts = tf.math.bincount(tf.reshape(values, [-1]), minlength=256, maxlength=256)
         last = tf.gather(counts, tf.reduce_max(values))

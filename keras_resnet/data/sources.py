@@ -1,15 +1,20 @@
 """Data sets by name or path: digits, CIFAR, `.npz`, image folders, TFRecord shards, TFDS."""
 
+from __future__ import annotations
+
 import dataclasses
+import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from ..hints import first_line
+from ..checks import first_line
 from .corrupt import check_files, check_stream
 from .folders import list_files, read_layout, split_of, visible_folders
 from .formats import IMAGE_ENDINGS
@@ -46,13 +51,13 @@ class Source:
     name: str
     train: Images | Encoded | Records
     test: Images | Encoded | Records | None
-    classes: tuple
-    image_size: tuple | None
+    classes: tuple[str, ...]
+    image_size: tuple[int, int] | None
     preprocessing: object = "torch"
     crop: bool = False
-    damaged: tuple = ()
+    damaged: tuple[str, ...] = ()
     validation: Images | Encoded | Records | None = None
-    places: dict = dataclasses.field(default_factory=dict)
+    places: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def mean(self) -> np.ndarray:
@@ -78,7 +83,7 @@ class Source:
         damaged = f"; {len(self.damaged)} damaged left out" if self.damaged else ""
         return f"{self.name}: {len(self.classes)} classes ({names}{more}); {', '.join(parts)}{damaged}"
 
-    def with_channels(self, channels: int) -> "Source":
+    def with_channels(self, channels: int) -> Source:
         """The same data set with images of that many channels, for a model that takes them.
 
         Args:
@@ -98,7 +103,14 @@ class Source:
         return dataclasses.replace(self, **splits, preprocessing=default_preprocessing(channels))
 
 
-def load(data, path=None, *, corrupt="fail", cache=False, report=None):
+def load(
+    data: str | os.PathLike[str] | Source,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    corrupt: str = "fail",
+    cache: bool = False,
+    report: Callable[[str], object] | None = None,
+) -> Source:
     """Open a data set.
 
     Args:
@@ -139,7 +151,7 @@ def load(data, path=None, *, corrupt="fail", cache=False, report=None):
         return _npz(place)
     if place.suffix or place.parent != Path("."):
         raise FileNotFoundError(f"no data at {place}; give an .npz, a folder of images or of TFRecord shards")
-    from ..registry import nearest
+    from ..checks import nearest
 
     known = ("digits", "cifar10", "cifar100")
     raise ValueError(f"unknown data {name!r}{nearest(name, known)}; there are {', '.join(known)}, tfds/NAME and paths")
@@ -191,7 +203,7 @@ def _npz(path):
     if not {"x_train", "y_train"} <= set(held):
         raise ValueError(f"{path} must hold x_train and y_train, it has {', '.join(sorted(held)) or 'neither'}")
 
-    def images(part):
+    def images(part: str) -> Any:
         x = held[f"x_{part}"]
         try:
             return Images(x if x.ndim == 4 else x[..., None], held[f"y_{part}"].ravel())
@@ -335,8 +347,8 @@ def _tfds(name, path, corrupt, report):
     if not {"image", "label"} <= set(features):
         raise ValueError(f"{name} has no features `image` and `label`; it has {', '.join(features)}")
 
-    def split(part):
-        def stream(epoch):
+    def split(part: str) -> Any:
+        def stream(epoch: tf.Tensor) -> Any:
             # No shuffling of files: their order is the same in every process; the buffer behind shuffles.
             config = tfds.ReadConfig(interleave_cycle_length=1)
             read = builder.as_dataset(

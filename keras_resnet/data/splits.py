@@ -4,15 +4,22 @@ Every split yields elements `(epoch, index, image, label)`; `image` is a uint8 a
 the image's number in its split, which seeds its augmentation.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from .formats import to_plain
 from .order import PARALLEL, permuted
+
+if TYPE_CHECKING:
+    from .order import Order
+
 
 MOST_CLASSES = 1_000_000  # More are wrong labels.
 
@@ -30,7 +37,7 @@ class Images:
     labels: np.ndarray
     encoded = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             got = f"{self.images.dtype} {self.images.shape}"
             raise ValueError(f"images must be a uint8 array (n, height, width, channels), got {got}")
@@ -51,22 +58,22 @@ class Images:
         object.__setattr__(self, "labels", labels.astype("int64"))
 
     @property
-    def size(self):
+    def size(self) -> int:
         return len(self.images)
 
     @property
-    def channels(self):
+    def channels(self) -> int:
         return self.images.shape[-1]
 
-    def name_of(self, index):
+    def name_of(self, index: int) -> str:
         return f"image {index}"
 
-    def read(self, order):
+    def read(self, order: Order) -> tf.data.Dataset:
         """Elements in a training run's order."""
         get = self._reader()
         return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)))
 
-    def in_order(self):
+    def in_order(self) -> tf.data.Dataset:
         """Elements from first to last."""
         get, epoch = self._reader(), tf.constant(0, tf.int64)
         return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index))
@@ -76,7 +83,7 @@ class Images:
         images, labels = tf.constant(self.images), tf.constant(self.labels, tf.int64)
         return lambda epoch, index: (epoch, index, tf.gather(images, index), tf.gather(labels, index))
 
-    def take(self, indices):
+    def take(self, indices: np.ndarray) -> Images:
         """The images at `indices`, as a split of their own."""
         return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
 
@@ -102,18 +109,18 @@ class Encoded:
     encoded = True
 
     @property
-    def size(self):
+    def size(self) -> int:
         return len(self.paths)
 
-    def name_of(self, index):
+    def name_of(self, index: int) -> str:
         return str(self.paths[index])
 
-    def read(self, order):
+    def read(self, order: Order) -> tf.data.Dataset:
         """Elements in a training run's order."""
         get = self._reader()
         return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)), num_parallel_calls=PARALLEL)
 
-    def in_order(self):
+    def in_order(self) -> tf.data.Dataset:
         """Elements from first to last."""
         get, epoch = self._reader(), tf.constant(0, tf.int64)
         return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index), num_parallel_calls=PARALLEL)
@@ -128,7 +135,7 @@ class Encoded:
             return lambda epoch, index: (epoch, index, tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index))
         unlike = tf.constant(self.needs_pillow)
 
-        def get(epoch, index):
+        def get(epoch: tf.Tensor, index: tf.Tensor) -> Any:
             data = tf.io.read_file(tf.gather(paths, index))
             data = tf.cond(tf.gather(unlike, index), lambda: self._as_plain(data), lambda: data)
             return epoch, index, tf.ensure_shape(data, []), tf.gather(labels, index)
@@ -150,7 +157,7 @@ class Encoded:
             ]
         )
 
-    def take(self, indices):
+    def take(self, indices: np.ndarray) -> Encoded:
         """The files at `indices`, as a split of their own."""
         flags = None if self.needs_pillow is None else self.needs_pillow[indices]
         return dataclasses.replace(self, paths=self.paths[indices], labels=self.labels[indices], needs_pillow=flags)
@@ -182,51 +189,51 @@ class Records:
     encoded: bool = True
     buffer: int = 10_000
 
-    def name_of(self, index):
+    def name_of(self, index: int) -> str:
         return f"record {index}"
 
-    def read(self, order):
+    def read(self, order: Order) -> tf.data.Dataset:
         """Elements in a training run's order."""
         steps = order.steps_per_epoch
 
-        def of_epoch(epoch):
+        def of_epoch(epoch: tf.Tensor) -> Any:
             records = self.stream(epoch if order.shuffle else None)
             if order.shuffle:
                 # `Dataset.shuffle` depends on TensorFlow's global seed; this does not.
                 records = records.batch(self.buffer).enumerate().map(shuffled(epoch)).unbatch()
             return records.take(steps * order.batch).enumerate(epoch * steps * order.batch).map(lambda at, r: (epoch, at, *r))
 
-        def shuffled(epoch):
-            def permute(window, batch):
+        def shuffled(epoch: tf.Tensor) -> Any:
+            def permute(window: tf.Tensor, batch: tf.Tensor) -> Any:
                 count = tf.shape(batch[0], tf.int64)[0]
                 places = permuted(tf.range(count), order.seed + 7919 * (1 + window), epoch, count)
                 return tuple(tf.gather(part, places) for part in batch)
 
             return permute
 
-        def is_mine(epoch, at, index, image, label):
+        def is_mine(epoch: tf.Tensor, at: tf.Tensor, index: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> Any:
             step, place = at // order.batch, at % order.batch - order.share.offset
             return (step >= order.first) & (step < order.last) & (place >= 0) & (place < order.share.count)
 
         epochs = tf.data.Dataset.range(order.first // steps, -(-order.last // steps))
         return epochs.flat_map(of_epoch).filter(is_mine).map(lambda epoch, at, index, image, label: (epoch, index, image, label))
 
-    def in_order(self):
+    def in_order(self) -> tf.data.Dataset:
         """Elements from first to last."""
         return self.stream(None).map(lambda index, image, label: (tf.constant(0, tf.int64), index, image, label))
 
-    def take(self, indices):
+    def take(self, indices: np.ndarray) -> Records:
         """The records at `indices`, as a split of their own."""
         wanted = np.zeros(self.size, bool)
         wanted[indices] = True
 
-        def stream(epoch):
+        def stream(epoch: tf.Tensor) -> Any:
             return self.stream(epoch).filter(lambda index, image, label: tf.gather(tf.constant(wanted), index))
 
         return dataclasses.replace(self, stream=stream, size=int(wanted.sum()))
 
 
-def hold_out(split, count, seed=0):
+def hold_out(split: Images | Encoded | Records, count: int, seed: int = 0) -> tuple[Any, Any]:
     """Take images out of a training split, to choose a recipe on them without looking at the test set.
 
     Args:

@@ -1,10 +1,13 @@
 """TFRecord shards of images: written from any split, read back one after the other."""
 
+from __future__ import annotations
+
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +17,10 @@ from .formats import to_plain
 from .order import permuted
 from .splits import Records
 
+if TYPE_CHECKING:
+    from .splits import Encoded, Images
+
+
 MUCH = 50e6  # bytes whose check takes long enough to be announced
 FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -21,7 +28,15 @@ FEATURES = {
 }
 
 
-def write_tfrecords(split, folder, name, *, classes, shards=1, preprocessing=None):
+def write_tfrecords(
+    split: Images | Encoded,
+    folder: str | os.PathLike[str],
+    name: str,
+    *,
+    classes: Sequence[str],
+    shards: int = 1,
+    preprocessing: str | dict[str, Any] | None = None,
+) -> list[Path]:
     """Write a split as TFRecord shards with the features `image/encoded` and `image/class/label`.
 
     JPEG and PNG files that TensorFlow reads itself keep their bytes; all else becomes PNG, which loses nothing. They are written
@@ -68,7 +83,7 @@ def write_tfrecords(split, folder, name, *, classes, shards=1, preprocessing=Non
     return paths
 
 
-def default_preprocessing(channels):
+def default_preprocessing(channels: int) -> str | dict[str, float]:
     """What a model for images of unknown statistics takes."""
     return "torch" if channels == 3 else {"mean": 0.5, "std": 0.25}
 
@@ -120,14 +135,14 @@ def _stream(shards, counts, seed):
     paths = tf.constant([str(path) for path in shards])
     firsts = tf.constant(np.concatenate([[0], np.cumsum(counts)[:-1]]), tf.int64)
 
-    def of_shard(shard):
-        def parse(at, record):
+    def of_shard(shard: tf.Tensor) -> Any:
+        def parse(at: tf.Tensor, record: tf.Tensor) -> Any:
             parsed = tf.io.parse_single_example(record, FEATURES)
             return firsts[shard] + at, parsed["image/encoded"], parsed["image/class/label"]
 
         return tf.data.TFRecordDataset(paths[shard]).enumerate().map(parse)
 
-    def stream(epoch):
+    def stream(epoch: tf.Tensor) -> Any:
         numbers = tf.data.Dataset.range(len(shards))
         if epoch is not None:
             numbers = numbers.map(lambda i: permuted(i, seed, epoch, len(shards)))

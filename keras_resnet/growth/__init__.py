@@ -1,8 +1,9 @@
 """Growing trained models by residual blocks that start as the identity; measuring and undoing it."""
 
-from .blocks import ResidualBlock, append_block, find_blocks, residual_stack
+from ..blocks.finding import find_blocks
+from ..blocks.gates import GATES, KINDS, BlockSpec
+from ..blocks.identity import ResidualBlock, append_block, residual_stack
 from .drift import BlockDrift, DriftReport, drift
-from .gates import GATES, KINDS, BlockSpec
 from .onednn import check_backward
 from .prune import PruneReport, prune, without_blocks
 from .report import IdentityReport, identity_report

@@ -1,17 +1,23 @@
 """How far each residual block has drifted from the identity."""
 
+from __future__ import annotations
+
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
 
+from ..blocks.finding import find_blocks
+from ..blocks.gates import gate_parameters
+from ..blocks.identity import ResidualBlock
+from ..checks import whole_number
 from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
 from ..layers import ResidualAdd
-from .blocks import ResidualBlock, find_blocks
-from .gates import gate_parameters, whole_number
+from ..tables import text_table
 
 
 @dataclass(frozen=True)
@@ -33,31 +39,38 @@ class BlockDrift:
 class DriftReport:
     """Drift of all blocks, in order of execution. Iterate over it for the blocks."""
 
-    blocks: list
+    blocks: list[BlockDrift]
     images: int
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[BlockDrift]:
         return iter(self.blocks)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.blocks)
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return dataclasses.asdict(self)
 
-    def __str__(self):
-        width = max([len(block.block) for block in self.blocks], default=5)
-        lines = [f"{'block':{width}}  gate        max|gate|   ‖F‖/‖x‖ mean       max   var share"]
-        for b in self.blocks:
-            gate = "-" if b.gate_value is None else f"{b.gate_value:.3g}"
-            lines.append(
-                f"{b.block:{width}}  {b.gate or '-':10}  {gate:>9}   {b.mean:12.4g}  {b.max:8.4g}   {b.variance_share:9.4g}"
-            )
-        return "\n".join(lines)
+    def __str__(self) -> str:
+        columns = ("block", "gate", "max|gate|", "‖F‖/‖x‖ mean", "max", "var share")
+        return text_table(
+            columns,
+            (
+                (
+                    b.block,
+                    b.gate or "-",
+                    "-" if b.gate_value is None else f"{b.gate_value:.3g}",
+                    f"{b.mean:.4g}",
+                    f"{b.max:.4g}",
+                    f"{b.variance_share:.4g}",
+                )
+                for b in self.blocks
+            ),
+        )
 
 
-def drift(model, data, batch_size=32):
+def drift(model: keras.Model, data: Any, batch_size: int = 32) -> DriftReport:
     """Measure ‖F(x)‖/‖x‖ of every residual block, in inference mode, called eagerly.
 
     Args:
@@ -123,7 +136,7 @@ def _split(model, data):
     return data, None
 
 
-def run_observed(model, x, observe):
+def run_observed(model: keras.Model, x: Any, observe: Callable[[keras.Layer, Any, Any], object]) -> Any:
     """Run a model eagerly, layer by layer, and show every residual addition's two summands.
 
     Args:
@@ -135,7 +148,7 @@ def run_observed(model, x, observe):
         The model's outputs.
     """
 
-    def call(node, args, kwargs):
+    def call(node: Any, args: Any, kwargs: Any) -> Any:
         operation = node.operation
         if isinstance(operation, keras.Model) and (graph := graph_of(operation)) is not None:
             return replay(graph, flat_inputs(graph, call_inputs(args, kwargs)), call)
@@ -157,10 +170,10 @@ def _summands(add, shortcut, branch):
 class _Totals:
     """Sums over batches for one block; a block that is called more than once adds up over its calls."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.ratios, self.branch, self.output = [], np.zeros(3), np.zeros(3)
 
-    def add(self, shortcut, branch):
+    def add(self, shortcut: Any, branch: Any) -> None:
         x, f = (np.asarray(ops.convert_to_numpy(ops.cast(t, "float32")), "float64") for t in (shortcut, branch))
         norms = [np.sqrt((t.reshape(len(t), -1) ** 2).sum(1)) for t in (x, f)]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -169,12 +182,12 @@ class _Totals:
         for total, value in ((self.branch, f), (self.output, x + f)):
             total += value.size, value.sum(), (value**2).sum()
 
-    def variance_share(self):
+    def variance_share(self) -> float:
         variances = [square / size - (total / size) ** 2 for size, total, square in (self.branch, self.output)]
         return 0.0 if variances[0] <= 0 else float(variances[0] / variances[1]) if variances[1] > 0 else float("inf")
 
 
-def gate_value(block):
+def gate_value(block: Any) -> float | None:
     """max |gate| of a `Block`, or None if nothing gates it."""
     parameters = gate_parameters(block.gate, block.branch)
     return max(float(np.abs(ops.convert_to_numpy(p)).max(initial=0)) for p in parameters) if parameters else None

@@ -1,20 +1,24 @@
 """Gradients by GradientTape: the only module outside training and data that imports TensorFlow."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
-from .blocks import Block
-from .gates import gate_parameters
+from ..blocks.finding import Block
+from ..blocks.gates import gate_parameters
+from ..graphs import logits_of
 from .probing import run_with_fresh_branches
 
 
-def parameters_without_gradient(model, inputs, vectors):
+def parameters_without_gradient(model: keras.Model, inputs: Sequence[Any], vectors: Sequence[np.ndarray]) -> list[str] | None:
     """Trainable variables whose gradient of `Σ ⟨output, vector⟩` is zero or missing; no state of the model moves.
 
     Of an output that ends in a softmax the logits are taken, since a saturated softmax passes no gradient on. Keras keeps them on
-    the tensor, for its cross-entropy losses (`_keras_logits`).
+    the tensor, for its cross-entropy losses.
 
     Args:
         model: a built Keras model.
@@ -33,7 +37,7 @@ def parameters_without_gradient(model, inputs, vectors):
         tape.watch(values)
         outputs, _ = model.stateless_call(values, [v.value for v in model.non_trainable_variables], inputs, training=True)
         total = sum(
-            tf.reduce_sum(tf.cast(getattr(output, "_keras_logits", output), "float32") * tf.cast(vector, "float32"))
+            tf.reduce_sum(tf.cast(logits_of(output), "float32") * tf.cast(vector, "float32"))
             for output, vector in zip(keras.tree.flatten(outputs), vectors, strict=True)
         )
     gradients = tape.gradient(total, values)
@@ -66,14 +70,14 @@ def gate_gradients(model: keras.Model, blocks: Sequence[Block], loss: Callable) 
     gates = [[variable.value for variable in gate_parameters(block.gate, block.branch)] for block in blocks]
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def compute(inputs, labels):
+    def compute(inputs: Any, labels: Any) -> Any:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(gates)
             outputs = run_with_fresh_branches(model, inputs, lambda layer, inputs, output: None)
             value = tf.reduce_mean(tf.cast(loss(labels, outputs), "float32"))
         return tape.gradient(value, gates, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    def function(inputs, labels):
+    def function(inputs: Any, labels: Any) -> Any:
         gradients = compute(inputs, labels)
         return [np.concatenate([np.asarray(part, "float32").ravel() for part in parts]) for parts in gradients]
 

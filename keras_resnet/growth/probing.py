@@ -1,12 +1,16 @@
 """Running a grown model so that its fresh branches can be measured: their norms use batch statistics, the backbone does not."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops, tree
 
+from ..blocks.finding import Block, find_blocks
+from ..blocks.identity import ResidualBlock
 from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
-from .blocks import Block, ResidualBlock, find_blocks
 
 
 def run_with_fresh_branches(model: keras.Model, x: object, visit: Callable) -> object:
@@ -25,7 +29,7 @@ def run_with_fresh_branches(model: keras.Model, x: object, visit: Callable) -> o
     """
     fresh = {id(layer) for block in find_blocks(model) if block.add.grown for layer in block.branch}
 
-    def call(node, args, kwargs):
+    def call(node: Any, args: Any, kwargs: Any) -> Any:
         operation = node.operation
         if isinstance(operation, keras.Model) and (graph := graph_of(operation)) is not None:
             return replay(graph, flat_inputs(graph, call_inputs(args, kwargs)), call)

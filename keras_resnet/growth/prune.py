@@ -1,19 +1,23 @@
 """Remove residual blocks that still are the identity, or that were grown, and measure what that changed."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
 
-from ..graphs import require_graph, walk
+from ..blocks.finding import find_blocks
+from ..blocks.identity import ResidualBlock
+from ..graphs import pack_inputs, require_graph, walk
 from ..layers import ResidualAdd
 from ..modelcard import card
-from .blocks import ResidualBlock, find_blocks
 from .drift import batches, drift, gate_value
-from .places import is_grown_part
+from .points import is_grown_part
 from .report import largest_difference
 from .surgery import copy_model
 
@@ -163,7 +167,7 @@ def _closing_relus(model, removed):
 
 
 def _remover(removed, relus):
-    def rewrite(graph, node, inputs, outputs):
+    def rewrite(graph: Any, node: Any, inputs: Any, outputs: Any) -> Any:
         operation = node.operation
         goes = id(operation) in removed or id(operation) in relus
         goes |= isinstance(operation, ResidualBlock) and id(operation.add) in removed
@@ -209,9 +213,7 @@ def _noise(model):
     draw = [rng.uniform(0, 255, (2, *t.shape[1:])) if pixels else rng.standard_normal((2, *t.shape[1:])) for t in inputs]
     return [
         (
-            tree.pack_sequence_as(
-                require_graph(model)._inputs_struct, [a.astype(t.dtype) for a, t in zip(draw, inputs, strict=True)]
-            ),
+            pack_inputs(require_graph(model), [a.astype(t.dtype) for a, t in zip(draw, inputs, strict=True)]),
             None,
         )
     ]

@@ -1,18 +1,22 @@
 """Proof that a grown model computes what the original computes, and which of its parameters can learn."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
 
+from ..blocks.finding import find_blocks
+from ..blocks.gates import GATES
 from ..graphs import require_graph, state_kept
-from .blocks import find_blocks
 from .drift import batches, gate_value
-from .gates import GATES
 from .gradients import parameters_without_gradient
 from .onednn import backward_problem
 from .probing import gate_layer, run_with_fresh_branches
@@ -45,26 +49,26 @@ class IdentityReport:
     parameters: int
     added_parameters: int
     added_trainable: int
-    without_gradient: list | None
-    small_branches: dict = field(default_factory=dict)
-    notes: list = field(default_factory=list)
+    without_gradient: list[str] | None
+    small_branches: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def exact(self):
+    def exact(self) -> bool:
         """Whether the outputs are `==` in inference and in training mode, called eagerly."""
         return self.eager == 0 and self.training == 0
 
     @property
-    def graph_exact(self):
+    def graph_exact(self) -> bool:
         """Whether graph mode (`predict`) showed no difference either."""
         return self.graph == 0
 
     @property
-    def holds(self):
+    def holds(self) -> bool:
         """Exact eagerly in inference, and within 1e-6 of the scale in graph mode."""
         return self.eager == 0 and self.graph <= GRAPH_BOUND * self.scale
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**dataclasses.asdict(self), "exact": self.exact, "graph_exact": self.graph_exact, "holds": self.holds}
 
@@ -191,7 +195,7 @@ def branch_ratios(grown: keras.Model, x: object) -> dict[str, float]:
     adds = {id(block.add): block for block in blocks.values()}
     branch, shortcut = {}, {}
 
-    def visit(layer, inputs, output):
+    def visit(layer: keras.Layer, inputs: Any, output: Any) -> None:
         if (block := blocks.get(id(layer))) is not None:
             # A closing norm gives values of size 1 to its γ.
             branch[block.path] = 1.0 if block.gate == "zero_gamma" else _rms(inputs)
@@ -223,7 +227,7 @@ def _too_small(small):
     )
 
 
-def largest_difference(first, second):
+def largest_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
     """max |Δ| over two lists of arrays; NaN and infinity in the same places count as equal."""
     gaps = [0.0]
     for a, b in zip(first, second, strict=True):

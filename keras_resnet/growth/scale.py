@@ -1,14 +1,17 @@
 """Matching the size of a new branch to the tensor that it is added to."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
 
+from ..blocks.finding import find_blocks
+from ..checks import positive_number
 from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
-from ..layers import positive_number
-from .blocks import find_blocks
 from .drift import batches
 
 MATCH = "match"
@@ -61,7 +64,7 @@ def measure_rms(model: keras.Model, calls: dict, data: object, batch_size: int =
     """
     totals = {key: np.zeros(2) for key in calls}
 
-    def call(node, args, kwargs):
+    def call(node: Any, args: Any, kwargs: Any) -> Any:
         operation = node.operation
         if isinstance(operation, keras.Model) and (graph := graph_of(operation)) is not None:
             outputs = replay(graph, flat_inputs(graph, call_inputs(args, kwargs)), call)

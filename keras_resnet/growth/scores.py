@@ -1,21 +1,25 @@
 """Where to grow: how much a block would help at each insertion point, estimated from gradients."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 
+from ..blocks.finding import Block, find_blocks
+from ..checks import whole_number
 from ..graphs import output_heads
 from ..modelcard import card
-from .blocks import Block, find_blocks
+from ..tables import text_table
 from .drift import batches
-from .gates import whole_number
 from .gradients import gate_gradients
 from .onednn import check_backward
-from .places import find_places
+from .points import find_points
 from .probing import run_with_fresh_branches
 from .scale import MATCH
 from .surgery import grow
@@ -82,14 +86,14 @@ class GrowthScores:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        width = max(len("after"), *(len(point.after) for point in self.points))
         top = max(abs(point.score) for point in self.points) or 1.0
-        lines = [f"{'after':{width}}   score, relative       gain     spread   10^6 multiply-adds"]
-        lines += [
-            f"{p.after:{width}}  {p.score / top:16.3f}  {p.gain:9.3g}  {p.spread:9.3g}  {p.macs / 1e6:19.2f}"
-            for p in self.ranking()
-        ]
-        return "\n".join(lines)
+        return text_table(
+            ("after", "score, relative", "gain", "spread", "10^6 multiply-adds"),
+            (
+                (p.after, f"{p.score / top:.3f}", f"{p.gain:.3g}", f"{p.spread:.3g}", f"{p.macs / 1e6:.2f}")
+                for p in self.ranking()
+            ),
+        )
 
     def figure(self) -> object:
         """Draw the relative scores as bars, in order of execution.
@@ -155,7 +159,7 @@ def growth_scores(
     draws = whole_number("draws", draws, 1)
     given = _labelled(model, data, whole_number("batch_size", batch_size, 1))
     loss = _loss(model, loss)
-    points = find_places(model, after)
+    points = find_points(model, after)
     paths = [point.path for point in points]
     probed = grow(model, paths, block=block, gate=GATE, scale=MATCH, data=[x for x, _ in given[:8]], seed=seed)
     check_backward(probed)
@@ -197,7 +201,7 @@ def _loss(model, loss):
             '`loss` must be given: the model is no classifier whose loss its graph or its card shows, e.g. loss="mse"'
         )
 
-    def cross_entropy(labels, outputs):
+    def cross_entropy(labels: Any, outputs: Any) -> Any:
         sparse = len(labels.shape) < len(outputs.shape) or labels.shape[-1] == 1 != outputs.shape[-1]
         function = keras.losses.sparse_categorical_crossentropy if sparse else keras.losses.categorical_crossentropy
         return function(labels, outputs, from_logits=kind != "probabilities")
@@ -205,7 +209,7 @@ def _loss(model, loss):
     return cross_entropy
 
 
-def _probes(model, probed, count) -> list[Block]:
+def _probes(model: keras.Model, probed: keras.Model, count: int) -> list[Block]:
     """The probe blocks in the order of the insertion points."""
     old = {block.path for block in find_blocks(model)}
     found = [block for block in find_blocks(probed) if block.path not in old]
@@ -219,7 +223,7 @@ def _macs(probed, probes, x):
     owner = {id(layer): index for index, block in enumerate(probes) for layer in block.branch}
     totals = [0] * len(probes)
 
-    def visit(layer, inputs, output):
+    def visit(layer: keras.Layer, inputs: Any, output: Any) -> None:
         if id(layer) in owner:
             kernels = sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
             if kernels:

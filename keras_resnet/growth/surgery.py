@@ -1,25 +1,41 @@
 """The only code that rewrites a model's graph: copy it, and on the way put blocks in or take blocks out."""
 
+from __future__ import annotations
+
 import dataclasses
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 from keras import ops, tree
 
-from ..graphs import graph_of, is_weighted, nodes, replay, require_graph, state_variables, walk
-from ..hints import first_line, nearest
-from .blocks import BlockSpec, append_block, check_fits, check_post_activation, find_blocks
-from .gates import whole_number
-from .places import data_format_at, find_places
+from ..blocks.finding import find_blocks
+from ..blocks.identity import BlockSpec, append_block, check_fits, check_post_activation
+from ..blocks.signs import callers
+from ..checks import first_line, nearest, whole_number
+from ..graphs import (
+    data_format_at,
+    graph_of,
+    is_weighted,
+    lambda_output_shape,
+    layers_in,
+    nodes,
+    pack_inputs,
+    producer,
+    replay,
+    require_graph,
+    state_variables,
+    walk,
+)
+from .points import find_points
 from .scale import MATCH, check_scale, measure_rms
-from .signs import callers
 
 
-def copy_model(model, rewrite=None, name=None):
+def copy_model(model: keras.Model, rewrite: Callable[..., Any] | None = None, name: str | None = None) -> keras.Model:
     """Copy a model with its weights, and let `rewrite` replace the output of any call on the way.
 
     Differs from `keras.models.clone_model`: weights come along (by position in the model's tree, since paths repeat
@@ -56,7 +72,7 @@ def _check_sharing(leaves):
     """A layer shared by way of a wrapper (`TimeDistributed(conv)` and `conv`) would come apart."""
     owners = {}
     for old, _ in leaves:
-        for part in old._flatten_layers():
+        for part in layers_in(old):
             if (owner := owners.setdefault(id(part), old)) is not old:
                 raise ValueError(
                     f'layer "{part.name}" is shared by "{owner.name}" and "{old.name}" in a way that a copy cannot keep; '
@@ -67,17 +83,17 @@ def _check_sharing(leaves):
 def _copy_graph(graph, rewrite, twins, name):
     inputs = [_copy_input(tensor) for tensor in graph.inputs]
 
-    def call(node, args, kwargs):
+    def call(node: Any, args: Any, kwargs: Any) -> Any:
         outputs = _twin(node.operation, rewrite, twins)(*args, **kwargs)
         flat = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         return rewrite(graph, node, flat, outputs)
 
     outputs = replay(graph, inputs, call)
-    return keras.Model(tree.pack_sequence_as(graph._inputs_struct, inputs), outputs, name=name)
+    return keras.Model(pack_inputs(graph, inputs), outputs, name=name)
 
 
 def _copy_input(tensor):
-    layer = tensor._keras_history.operation
+    layer = producer(tensor).operation
     copied = type(layer).from_config(layer.get_config()).output
     # An auto-named input has two names, the layer's and the tensor's; inputs may be fed by either.
     copied.name = tensor.name
@@ -100,7 +116,7 @@ def _copy_operation(operation):
         config = operation.get_config()
         if isinstance(operation, keras.layers.Lambda):
             # A lambda's code does not survive its config; the function itself can be shared, having no weights.
-            config |= {"function": operation.function, "output_shape": operation._output_shape, "mask": operation.mask}
+            config |= {"function": operation.function, "output_shape": lambda_output_shape(operation), "mask": operation.mask}
             return type(operation)(**config)
         return type(operation).from_config(config)
     except Exception as error:
@@ -111,7 +127,7 @@ def _copy_operation(operation):
 
 
 def _copy_state(old, new):
-    """Variables by position, then what layers keep beside them: adapted statistics, vocabularies, recurrent states."""
+    """Copy variables by position, and what layers keep in addition: adapted statistics, vocabularies, recurrent states."""
     if len(old.variables) != len(new.variables) or any(
         a.shape != b.shape for a, b in zip(old.variables, new.variables, strict=True)
     ):
@@ -119,7 +135,7 @@ def _copy_state(old, new):
             f'layer "{old.name}" ({type(old).__name__}) builds other variables when made from its config; '
             "its `get_config` is incomplete"
         )
-    parts = list(zip(old._flatten_layers(), new._flatten_layers(), strict=True))
+    parts = list(zip(layers_in(old), layers_in(new), strict=True))
     states = [pair for a, b in parts for pair in zip(state_variables(a), state_variables(b), strict=True)]
     for source, target in [*zip(old.variables, new.variables, strict=True), *states]:
         target.assign(ops.convert_to_numpy(source))
@@ -139,13 +155,13 @@ def _copy_state(old, new):
 
 def _copy_trainable(containers, leaves):
     """Freeze what was frozen, layer by layer and variable by variable; what is new can learn, wherever it stands."""
-    copied = {id(part) for _, new in leaves for part in new._flatten_layers()}
+    copied = {id(part) for _, new in leaves for part in layers_in(new)}
     for old, new in containers:
-        parts = new._flatten_layers(include_self=False)
+        parts = layers_in(new, include_self=False)
         if not old.trainable and all(id(part) in copied for part in parts if not isinstance(part, keras.Model) and part.weights):
             new.trainable = False
     for old, new in leaves:
-        for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+        for source, target in zip(layers_in(old), layers_in(new), strict=True):
             if source.trainable != target.trainable:
                 target.trainable = source.trainable
         for source, target in zip(old.variables, new.variables, strict=True):
@@ -205,14 +221,14 @@ def grow(
     """
     template = BlockSpec(block, gate, seed)
     check_scale(scale, data)
-    places = _places(model, after, every, node)
-    counts = _counts(model, places, template.kind.weighted_layers, blocks, total_blocks, total_layers)
-    counts = _repeated(after, places, counts, total_blocks is None and total_layers is None)
-    stacks = _stacks(model, places, counts, template)
+    points = _insertion_points(model, after, every, node)
+    counts = _counts(model, points, template.kind.weighted_layers, blocks, total_blocks, total_layers)
+    counts = _repeated(after, points, counts, total_blocks is None and total_layers is None)
+    stacks = _stacks(model, points, counts, template)
     if scale is not None:
         stacks = _scaled(model, stacks, scale, data)
 
-    def rewrite(graph, call, inputs, outputs):
+    def rewrite(graph: Any, call: Any, inputs: Any, outputs: Any) -> Any:
         if id(call) in stacks:
             stack = stacks[id(call)]
             x = tree.flatten(outputs)[0]
@@ -224,26 +240,26 @@ def grow(
     return copy_model(model, rewrite, name)
 
 
-def _places(model, after, every, node):
+def _insertion_points(model, after, every, node):
     """The insertion points of `grow`, checked."""
     if after is None and every is None:
         raise ValueError('say where blocks go: `after="block*_pool"` (a name, pattern, list or predicate), or `every=n`')
-    if not (places := find_places(model, after, node)):
+    if not (points := find_points(model, after, node)):
         raise ValueError("`after` names no insertion point; give a layer's name, a pattern, a list of those or a predicate")
     if every is None:
-        return places
+        return points
     every = whole_number("every", every, 1)
-    if not (kept := places[every - 1 :: every]):
-        raise ValueError(f"`every` must be at most the number of insertion points ({len(places)}), got {every}")
+    if not (kept := points[every - 1 :: every]):
+        raise ValueError(f"`every` must be at most the number of insertion points ({len(points)}), got {every}")
     return kept
 
 
-def _repeated(after, places, counts, per_place):
+def _repeated(after, points, counts, per_point):
     """The blocks per insertion point, where a list may repeat a name."""
     times = Counter(after) if isinstance(after, (list, tuple)) else {}
-    if max(times.values(), default=1) > 1 and not per_place:
+    if max(times.values(), default=1) > 1 and not per_point:
         raise ValueError("a name that `after` repeats cannot be combined with `total_blocks` or `total_layers`; use `blocks`")
-    return [count * times.get(place.path, 1) for place, count in zip(places, counts, strict=True)]
+    return [count * times.get(point.path, 1) for point, count in zip(points, counts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -255,35 +271,35 @@ class _Stack:
     data_format: str
     policy: object
 
-    def block_path(self, block_name):
+    def block_path(self, block_name: str) -> str:
         """The path by which `find_blocks` finds a block of the stack."""
         return "/".join(filter(None, (self.path.rpartition("/")[0], block_name)))
 
 
-def _stacks(model, places, counts, template):
+def _stacks(model, points, counts, template):
     """`{id of a call: the stack that follows it}`."""
     outer, stacks = callers(model), {}
-    taken = {id(place.graph): {call.operation.name for call in nodes(place.graph)} for place in places}
+    taken = {id(point.graph): {call.operation.name for call in nodes(point.graph)} for point in points}
     depth = max(1, sum(counts))
-    for index, (place, count) in enumerate(zip(places, counts, strict=True)):
-        data_format = data_format_at(place.tensor, place.graph)
-        check_fits(place.tensor.shape, place.tensor.dtype, data_format, place.path)
-        check_post_activation(place.tensor, template, place.path, outer)
-        siblings = taken[id(place.graph)]
-        first = 1 + max(_number(place.name, sibling) for sibling in siblings)
+    for index, (point, count) in enumerate(zip(points, counts, strict=True)):
+        data_format = data_format_at(point.tensor, point.graph)
+        check_fits(point.tensor.shape, point.tensor.dtype, data_format, point.path)
+        check_post_activation(point.tensor, template, point.path, outer)
+        siblings = taken[id(point.graph)]
+        first = 1 + max(_number(point.name, sibling) for sibling in siblings)
         numbers = range(first, first + count)
-        siblings.update(f"{place.name}_grow{number}_" for number in numbers)
+        siblings.update(f"{point.name}_grow{number}_" for number in numbers)
         blocks = [
-            (f"{place.name}_grow{number}", dataclasses.replace(template, depth=depth, seed=_seed(template, index, number)))
+            (f"{point.name}_grow{number}", dataclasses.replace(template, depth=depth, seed=_seed(template, index, number)))
             for number in numbers
         ]
-        end = id(_end_of_stack(place))
+        end = id(_end_of_stack(point))
         if end in stacks:
             raise ValueError(
-                f'insertion points "{stacks[end].path}" and "{place.path}" are one point of the model, after the same blocks; '
+                f'insertion points "{stacks[end].path}" and "{point.path}" are one point of the model, after the same blocks; '
                 "name only one of them"
             )
-        stacks[end] = _Stack(place.path, blocks, data_format, _policy(place))
+        stacks[end] = _Stack(point.path, blocks, data_format, _policy(point))
     return stacks
 
 
@@ -305,49 +321,49 @@ def _scaled(model, stacks, scale, data):
     ]:
         raise ValueError(f'`scale` has no number for block "{missing[0]}"{nearest(missing[0], scales)}')
 
-    def with_scale(stack):
+    def with_scale(stack: Any) -> Any:
         return [(name, dataclasses.replace(spec, scale=scales[stack.block_path(name)])) for name, spec in stack.blocks]
 
     return {call: dataclasses.replace(stack, blocks=with_scale(stack)) for call, stack in stacks.items()}
 
 
-def _number(place, layer_name):
-    match = re.match(re.escape(place) + r"_grow(\d+)_", layer_name)
+def _number(point, layer_name):
+    match = re.match(re.escape(point) + r"_grow(\d+)_", layer_name)
     return int(match.group(1)) if match else 0
 
 
-def _end_of_stack(place):
-    """The call behind which new blocks go: the place's own, or the last of the blocks grown there before."""
-    tail, calls = place.node, nodes(place.graph)
-    while following := next((call for call in calls if _continues(call, tail.outputs[0], f"{place.name}_grow")), None):
+def _end_of_stack(point):
+    """The call that new blocks follow: that of the point, or the last call of the blocks grown there before."""
+    tail, calls = point.node, nodes(point.graph)
+    while following := next((call for call in calls if _continues(call, tail.outputs[0], f"{point.name}_grow")), None):
         tail = following
     return tail
 
 
 def _continues(call, tensor, prefix):
-    """Whether a call adds a branch grown at this place to `tensor`, or is the ReLU that closes such a block."""
+    """Whether a call adds a branch grown at this point to `tensor`, or is the ReLU that closes such a block."""
     name, inputs = call.operation.name, call.arguments.keras_tensors
     return name.startswith(prefix) and name.endswith(("_add", "_out")) and bool(inputs) and inputs[0] is tensor
 
 
-def _policy(place):
+def _policy(point):
     """Dtype policy for a branch: that of the layer before it where it computes in the tensor's dtype."""
-    policy = getattr(place.node.operation, "dtype_policy", None)
+    policy = getattr(point.node.operation, "dtype_policy", None)
     if (
         policy is not None
-        and policy.compute_dtype == place.tensor.dtype
+        and policy.compute_dtype == point.tensor.dtype
         and not isinstance(policy, keras.dtype_policies.QuantizedDTypePolicy)
     ):
         return policy
-    dtype = place.tensor.dtype
+    dtype = point.tensor.dtype
     return f"mixed_{dtype}" if dtype in ("float16", "bfloat16") else dtype
 
 
-def _counts(model, places, layers_per_block, blocks, total_blocks, total_layers):
-    """Blocks per place."""
+def _counts(model, points, layers_per_block, blocks, total_blocks, total_layers):
+    """The number of blocks for each insertion point."""
     given = [value for value in (blocks, total_blocks, total_layers) if value is not None]
     if len(given) > 1:
-        raise ValueError("give one of `blocks` (per place), `total_blocks` and `total_layers`, not several")
+        raise ValueError("give one of `blocks` (per insertion point), `total_blocks` and `total_layers`, not several")
     named = {"blocks": blocks, "total_blocks": total_blocks, "total_layers": total_layers}
     blocks, total_blocks, total_layers = (None if v is None else whole_number(k, v, 0) for k, v in named.items())
     if total_layers is not None:
@@ -359,14 +375,14 @@ def _counts(model, places, layers_per_block, blocks, total_blocks, total_layers)
             )
         total_blocks = total_layers // layers_per_block
     if total_blocks is None:
-        return [1 if blocks is None else blocks] * len(places)
-    return spread(total_blocks, _trunk_layers_before(model, places))
+        return [1 if blocks is None else blocks] * len(points)
+    return spread(total_blocks, _backbone_layers_before(model, points))
 
 
-def _trunk_layers_before(model, places):
-    """For each place, the weighted layers of the trunk since the place before it, in order of execution."""
+def _backbone_layers_before(model, points):
+    """For each point, the weighted layers of the backbone since the point before it, in order of execution."""
     grown = {id(layer) for block in find_blocks(model) if block.add.grown for layer in block.branch}
-    ends = {id(place.node) for place in places}
+    ends = {id(point.node) for point in points}
     counts, count = [], 0
     for _, _, node in walk(model):
         count += is_weighted(node.operation) and id(node.operation) not in grown
@@ -376,8 +392,8 @@ def _trunk_layers_before(model, places):
     return counts
 
 
-def spread(total, weights):
-    """Share `total` out in proportion to `weights`: largest remainder, ties to the deeper (later) place.
+def spread(total: int, weights: Sequence[int]) -> list[int]:
+    """Share `total` out in proportion to `weights`: largest remainder, ties to the deeper (later) point.
 
     Args:
         total: whole number to share out.

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from .run import TrainingError
 from .segments import Segment
 
 # A callback, or a function that makes one for a segment.
-CallbackLike = keras.callbacks.Callback | Callable[[Segment, keras.Model], keras.callbacks.Callback | None]
+CallbackLike: TypeAlias = keras.callbacks.Callback | Callable[[Segment, keras.Model], keras.callbacks.Callback | None]
 
 
 class Callbacks:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..hints import first_line
-from ..weights import safetensors
+from ..checks import first_line
+from ..weights.formats import safetensors
 from .run import TrainingError
 
 try:

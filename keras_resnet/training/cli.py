@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from ..models.loading import ModelFileError, import_modules
 from .faults import WorkerLost
 from .options import TrainingError
 from .recipes import RECIPES
@@ -93,6 +94,10 @@ def _help(text: str, default: Any) -> str:
               help="Further argument of create_model, e.g. gate=zero_gamma.")  # fmt: skip
 @click.option("--grow", "growth", cls=Option, group="Growth and fine-tuning", multiple=True, metavar="EPOCH:AFTER:BLOCKS",
               help="Grow before that epoch after these layers, e.g. 5:*_pool:1.")  # fmt: skip
+@click.option("--import", "imports", cls=Option, group="Model", multiple=True, metavar="MODULE",
+              help="Import a module with the layers of a model file first.")  # fmt: skip
+@click.option("--unsafe-lambda", cls=Option, group="Model", is_flag=True,
+              help="Run the Python code in Lambda layers of a model file. Only for files that you trust.")  # fmt: skip
 @click.option("--local-workers", cls=Option, group="Devices and machines", type=click.IntRange(2),
               help="Start so many processes on this machine's CPU, for a trial.")  # fmt: skip
 @click.option("--recipes", is_flag=True, help="List the recipes and stop.")
@@ -104,6 +109,8 @@ def main(
     out: str | None,
     model_options: tuple[str, ...],
     growth: tuple[str, ...],
+    imports: tuple[str, ...],
+    unsafe_lambda: bool,
     local_workers: int | None,
     recipes: bool,
     quiet: bool,
@@ -137,7 +144,13 @@ def main(
             raise TrainingError("--local-workers starts processes of its own; leave out --workers")
         if local_workers:
             sys.exit(_spawn(local_workers))
-        result = train(run, out, quiet=quiet)
+        import_modules(imports)
+        if unsafe_lambda:
+            click.echo(f"Code in Lambda layers of {run.model} may run in this process", err=True)
+        result = train(run, out, quiet=quiet, unsafe_lambda=unsafe_lambda)
+    except ModelFileError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(TrainingError.exit_code)
     except TrainingError as error:
         if debug:
             raise

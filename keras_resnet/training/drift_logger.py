@@ -1,8 +1,12 @@
 """Watch the blocks drift away from the identity while a model trains: CSV, TensorBoard and a heat map."""
 
+from __future__ import annotations
+
 import csv
 import importlib.util
+import os
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,7 +35,14 @@ class DriftLogger(keras.callbacks.Callback):
         ImportError: `tensorboard` is given and TensorBoard is not installed (TensorFlow does not bring it).
     """
 
-    def __init__(self, data, csv_path=None, tensorboard=None, every=1, batch_size=32):
+    def __init__(
+        self,
+        data: Any,
+        csv_path: str | os.PathLike[str] | None = None,
+        tensorboard: str | os.PathLike[str] | None = None,
+        every: int = 1,
+        batch_size: int = 32,
+    ) -> None:
         super().__init__()
         if every < 1:
             raise ValueError(f"`every` must be at least 1, got {every}")
@@ -45,15 +56,15 @@ class DriftLogger(keras.callbacks.Callback):
         self.history = []
         self._written = set() if self.csv_path is None else _epochs_in(self.csv_path)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if not self.history:
             self._measure(epoch)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if (epoch + 1) % self.every == 0:
             self._measure(epoch + 1)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -100,7 +111,7 @@ def _append(path, epoch, report):
             writer.writerow([epoch, *(getattr(block, column) for column in COLUMNS[1:])])
 
 
-def drift_figure(log, path=None):
+def drift_figure(log: Any, path: str | os.PathLike[str] | None = None) -> Any:
     """Heat map of a drift log: blocks from input to output × epochs, colour ‖F(x)‖/‖x‖ (mean over images).
 
     Args:
@@ -126,7 +137,7 @@ def drift_figure(log, path=None):
     return figure
 
 
-def heat_map(rows, axis, norm=None):
+def heat_map(rows: Any, axis: Any, norm: Any = None) -> None:
     """Draw drift into axes of matplotlib.
 
     Args:

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +36,18 @@ class Evaluation:
         dataset: Dataset of batches, distributed where there are several replicas.
         steps: Number of batches; None where it ends by itself.
         once: Whether the data can be read only once, as a generator: every measurement then takes up where the last one ended.
+        every: Number of epochs between two measurements, or the epochs to measure after, counted from 1.
     """
 
     dataset: Any
     steps: int | None
     once: bool = False
+    every: int | Collection[int] = 1
     _iterator: Any = None
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether it is measured after an epoch, counted from 1."""
+        return epoch % self.every == 0 if isinstance(self.every, int) else epoch in self.every
 
     def batches(self) -> Iterator[tuple[int, Iterator]]:
         """`(number, iterator to take the batch from)` for every batch; without `steps` it goes on until the data ends."""
@@ -259,7 +265,7 @@ def _shape_of(model: keras.Model, source: datasets.Source) -> tuple[tuple[int, i
     if None in size:
         if source.image_size is None:
             raise TrainingError("images differ in size and the model takes any; set `image_size`")
-        size = tuple(source.image_size)
+        size = source.image_size
     return size, units
 
 
@@ -437,7 +443,9 @@ def distribute_foreign(dataset: tf.data.Dataset, data: Any, placement: Placement
     return placement.strategy.experimental_distribute_dataset(dataset.with_options(options))
 
 
-def evaluation_of(data: Any, run: Run, placement: Placement, steps: int | None = None) -> Evaluation:
+def evaluation_of(
+    data: Any, run: Run, placement: Placement, steps: int | None = None, batch_size: int | None = None
+) -> Evaluation:
     """Validation data as Keras' `fit` takes it.
 
     Args:
@@ -445,8 +453,11 @@ def evaluation_of(data: Any, run: Run, placement: Placement, steps: int | None =
         run: The run.
         placement: Where its replicas are.
         steps: Batches to measure; None for all.
+        batch_size: Examples per batch where `data` is arrays; None for as many as in training.
     """
     if not isinstance(data, (tuple, list)):
+        if batch_size is not None:
+            raise TrainingError(f"`validation_batch_size` is for arrays; a {type(data).__name__} has batches of its own")
         adapter = adapter_of(data)
         dataset, once = adapter.get_tf_dataset(), type(adapter).__name__ == "GeneratorDataAdapter"
         steps = steps or adapter.num_batches
@@ -455,15 +466,16 @@ def evaluation_of(data: Any, run: Run, placement: Placement, steps: int | None =
         return Evaluation(distribute_foreign(dataset, data, placement), steps, once)
     arrays = as_arrays(*data)
     size, replicas, local = number_of_examples(arrays), placement.replicas, placement.local_replicas
-    placement.share(run.batch_size)
-    own, offset, get = run.batch_size // replicas, placement.index * local, _gathering(arrays)
+    batch_size = batch_size or run.batch_size
+    placement.share(batch_size)
+    own, offset, get = batch_size // replicas, placement.index * local, _gathering(arrays)
 
     def of_part(part: tf.Tensor) -> dict:
         step, replica = part // local, offset + part % local
-        places = step * run.batch_size + replica * own + tf.range(tf.cast(own, tf.int64))
+        places = step * batch_size + replica * own + tf.range(tf.cast(own, tf.int64))
         return {PADDED: tf.cast(places < size, tf.float32), "data": get(tf.minimum(places, size - 1))}
 
-    total = math.ceil(size / run.batch_size)
+    total = math.ceil(size / batch_size)
     parts = tf.data.Dataset.range(total * local).map(of_part, num_parallel_calls=2, deterministic=True)
     return Evaluation(placement.distribute(with_options(parts.prefetch(2))), min(total, steps or total))
 
@@ -543,7 +555,7 @@ def weighted_by_class(arrays: tuple, class_weight: dict[int, float]) -> tuple:
 
 
 def _number_or_zero(key: Any) -> int:
-    return key if isinstance(key, (int, np.integer)) and not isinstance(key, bool) else 0
+    return int(key) if isinstance(key, (int, np.integer)) and not isinstance(key, bool) else 0
 
 
 def _gathering(arrays: tuple) -> Any:

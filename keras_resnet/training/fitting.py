@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import tensorflow as tf
 from .. import data as datasets
 from ..graphs import graph_of
 from ..growth import check_backward, grow
+from ..modelcard import card
 from .callbacks import CallbackLike, Callbacks, check_callbacks
 from .faults import StopRequest, errors_of
 from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluation_of, split_arrays, weighted_by_class
@@ -48,6 +49,8 @@ def fit(
     validation_data: Any = None,
     validation_split: float = 0.0,
     validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int | Collection[int] = 1,
     steps_per_epoch: int | None = None,
     sample_weight: Any = None,
     class_weight: dict[int, float] | None = None,
@@ -75,6 +78,8 @@ def fit(
         validation_data: What `Model.fit` takes: arrays `(x, y)` or `(x, y, sample_weight)`, or any other kind of `data`.
         validation_split: Share of the arrays, taken from their end, to validate on instead.
         validation_steps: Batches of a validation; None for all.
+        validation_batch_size: Examples per batch of validation arrays; None for as many as in training.
+        validation_freq: Number of epochs from one validation to the next, or the epochs to validate after, counted from 1.
         steps_per_epoch: Steps per epoch; None for all examples. Needed where the data do not say how many they are.
         sample_weight: Weight of every example in the loss, where `data` is arrays.
         class_weight: Weight of each class number in the loss; classes that are missing have weight 1.
@@ -114,10 +119,15 @@ def fit(
         run = run.replace(**options)
     placement = placement or place(run, quiet)
     split = validation_split or None
-    given = Given(data, y, sample_weight, class_weight, validation_data, split, validation_steps, steps_per_epoch)
+    given = Given(
+        data, y, sample_weight, class_weight, validation_data, split, validation_steps, validation_batch_size, steps_per_epoch
+    )
     source = _source_of(given, run, own_loss is not None)
     with errors_of(out, placement.multi_worker, source):
         feed, arrays = _feed_of(given, source, model, run, placement, labels)
+        _check_class_order(model, labels or (source.classes if source is not None and source.name != "arrays" else None))
+        if feed.validation is not None:
+            feed.validation.every = _checked_freq(validation_freq)
         run = run.replace(model=model.name, data=feed.name)
         if own_loss is not None:
             task = Task(own_loss, loss_weights, metrics, weighted_metrics)
@@ -156,6 +166,7 @@ class Given:
     validation_data: Any = None
     validation_split: float | None = None
     validation_steps: int | None = None
+    validation_batch_size: int | None = None
     steps_per_epoch: int | None = None
 
 
@@ -232,11 +243,34 @@ def _feed_of(
                 raise TrainingError(f"`{name}` is for arrays; a {type(given.data).__name__} has it in its batches")
         feed = AdapterFeed(given.data, model, run, placement, given.steps_per_epoch, given.class_weight)
     if validation is not None:
-        feed.validation = evaluation_of(validation, run, placement, given.validation_steps)
+        feed.validation = evaluation_of(validation, run, placement, given.validation_steps, given.validation_batch_size)
         feed.final = {**feed.final, **({} if feed.validation.once else {"val": feed.validation})}
     if labels is not None:
         feed.labels = list(map(str, labels))
     return feed, arrays
+
+
+def _check_class_order(model: keras.Model, labels: Sequence[str] | None) -> None:
+    """Refuse data with the model's own classes in another order, which would train every output for another class."""
+    known = card(model)
+    if labels is None or known is None or not known.labels:
+        return
+    given = list(map(str, labels))
+    if given != known.labels and sorted(given) == sorted(known.labels):
+        index = next(i for i, pair in enumerate(zip(given, known.labels, strict=True)) if pair[0] != pair[1])
+        raise TrainingError(
+            f"the data have the classes of {model.name} in another order: class {index} is {given[index]!r} in the data and "
+            f"{known.labels[index]!r} in the model. `kr.replace_head(model, {len(given)}, labels=…)` with the names as the "
+            "data have them sorts its outputs and keeps what they have learned"
+        )
+
+
+def _checked_freq(freq: int | Collection[int]) -> int | Collection[int]:
+    if isinstance(freq, Collection) and not isinstance(freq, str) and all(isinstance(epoch, int) for epoch in freq):
+        return freq
+    if isinstance(freq, int) and freq >= 1:
+        return freq
+    raise TrainingError(f"`validation_freq` must be a whole number from 1 on, or a collection of epochs, got {freq!r}")
 
 
 def _is_arrays(data: Any) -> bool:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import keras
 
+from ..blocks.finding import find_blocks
+from ..blocks.gates import gate_parameters
 from ..graphs import is_weighted, walk
-from ..growth.blocks import find_blocks
-from ..growth.gates import gate_parameters
 
 
 @dataclass(frozen=True, eq=False)

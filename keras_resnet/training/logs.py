@@ -1,5 +1,7 @@
 """What a person sees of a run: progress, a CSV, TensorBoard, curves."""
 
+from __future__ import annotations
+
 import csv
 import os
 import shutil
@@ -7,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Self, TextIO
 
 from .run import TrainingError
 
@@ -37,7 +39,7 @@ class Progress:
         self._bar = self._task = None
         self._shown = 0.0
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if not self.quiet and self.file.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -52,7 +54,7 @@ class Progress:
             self._task = self._bar.add_task("starting", total=self.total)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -109,7 +111,7 @@ def _duration(seconds):
 def write_csv(rows: list[dict], path: Path) -> None:
     """Write all rows, so that a run that was interrupted records nothing twice."""
 
-    def write(partial):
+    def write(partial: str) -> None:
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns(rows), restval="")
             writer.writeheader()

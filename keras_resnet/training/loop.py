@@ -145,7 +145,8 @@ def _epoch(session: Session, segment: Segment, saved: Saved | None) -> dict[str,
     logs = learner.steps.metrics()
     learner.average_statistics()
     with learner.averages():
-        validation = _validate(session, feed.validation, callbacks)
+        is_due = feed.validation is not None and feed.validation.is_due(epoch + 1)
+        validation = _validate(session, feed.validation if is_due else None, callbacks)
         if validation:
             logs |= {f"val_{name}": value for name, value in validation.items()}
         elapsed = time.perf_counter() - clock

@@ -4,7 +4,9 @@
 and no loss scaling; and all Keras optimisers clip before the sum over replicas, so that the result depends on their number.
 """
 
-from collections.abc import Collection, Iterable
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -25,15 +27,15 @@ class _Grouped:
         **kwargs: of the optimiser.
     """
 
-    def __init__(self, *args, groups=(), decay=0.0, coupled=False, **kwargs):
+    def __init__(self, *args: Any, groups: Sequence[Any] = (), decay: float = 0.0, coupled: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.groups, self.decay, self.coupled = list(groups), decay, coupled
         self._group_of = {}
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if not self.built:
             self._group_of = {self._var_key(v): group for group in self.groups for v in group.variables}
-        super().build(variables)
+        super().build(variables)  # type: ignore[misc]  # a mixin
 
     def _get_current_learning_rate(self):
         # With accumulated gradients Keras gives a schedule the number of the step; ours counts updates.
@@ -42,7 +44,7 @@ class _Grouped:
             return rate(self.iterations)
         return super()._get_current_learning_rate()
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         group = self._group_of.get(self._var_key(variable))
         if group is not None:
             learning_rate = ops.cast(learning_rate, variable.dtype) * group.lr_multiplier
@@ -52,7 +54,7 @@ class _Grouped:
                     gradient = ops.cast(gradient, variable.dtype) + decay * variable
                 else:
                     self.assign_sub(variable, decay * learning_rate * variable)
-        super().update_step(gradient, variable, learning_rate)
+        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
 
     def _clip_gradients(self, grads):
         if not self.global_clipnorm:
@@ -67,7 +69,7 @@ class _Grouped:
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return list(grads_and_vars) if self.global_clipnorm else super()._all_reduce_sum_gradients(grads_and_vars)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         # Keras would write the average over the weights at the end of every `fit`; a run has several.
         pass
 
@@ -97,7 +99,7 @@ class Slots:
         self._slots: dict[int, dict[str, keras.Variable]] = {}
         make = optimizer.add_variable_from_reference
 
-        def add_variable_from_reference(reference_variable, name=None, *args, **kwargs):
+        def add_variable_from_reference(reference_variable: Any, name: str = None, *args: Any, **kwargs: Any) -> Any:
             slot = make(reference_variable, name, *args, **kwargs)
             self._slots.setdefault(id(reference_variable), {})[name] = slot
             return slot

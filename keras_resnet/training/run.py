@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..hints import first_line, nearest
+from ..checks import first_line, nearest
 from . import options
 from .options import TrainingError, check_kind, is_kind
 from .recipes import RECIPES

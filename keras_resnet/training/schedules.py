@@ -1,6 +1,9 @@
 """Learning rate schedules: Keras' own after a linear warm-up."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -25,18 +28,18 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, steps: int, start: float = 0.0) -> None:
         self.schedule, self.steps, self.start = schedule, int(steps), float(start)
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         step = ops.cast(step, "float32")
         peak = self.schedule(ops.zeros_like(step))
         rising = self.start + (peak - self.start) * ops.minimum(1.0, step / max(1, self.steps))
         return ops.where(step < self.steps, rising, self.schedule(ops.maximum(step - self.steps, 0.0)))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         schedule = keras.saving.serialize_keras_object(self.schedule)
         return {"schedule": schedule, "steps": self.steps, "start": self.start}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> WarmUp:
         return cls(**{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])})
 
 

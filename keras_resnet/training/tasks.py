@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -209,4 +209,4 @@ def _hidden_activation(model: keras.Model) -> tuple[str, str] | None:
     return None
 
 
-Loss = str | keras.losses.Loss | Callable | dict | list
+Loss: TypeAlias = str | keras.losses.Loss | Callable | dict | list

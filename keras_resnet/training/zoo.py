@@ -8,11 +8,11 @@ import keras
 import tensorflow as tf
 
 from .. import data as datasets
-from ..loading import ModelFileError, load_model_file
 from ..modelcard import card
-from ..pretrained import kept_classes
-from ..registry import create_model
-from ..transfer import replace_head
+from ..models.loading import ModelFileError, load_model_file
+from ..models.pretrained import kept_classes
+from ..models.registry import create_model
+from ..models.transfer import replace_head
 from .callbacks import CallbackLike
 from .faults import errors_of
 from .fitting import run_training
@@ -30,6 +30,7 @@ def train(
     callbacks: Iterable[CallbackLike] = (),
     quiet: bool = False,
     report: Callable[[str], None] | None = None,
+    unsafe_lambda: bool = False,
 ) -> Result:
     """Train a model of the zoo or of a file, as a `Run` describes.
 
@@ -39,6 +40,7 @@ def train(
         callbacks: See `fit`.
         quiet: Print nothing.
         report: Called with lines about damaged images; None prints them.
+        unsafe_lambda: Whether Python code in `Lambda` layers of a model file may run. Only for files that you trust.
 
     Returns:
         `Result`; its model has the data's preprocessing and class names in its card.
@@ -56,22 +58,24 @@ def train(
         except (ValueError, OSError, ImportError) as error:
             raise TrainingError(str(error)) from error
         with placement.strategy.scope():
-            model = _model(run, source, report or _print)
+            model = _model(run, source, report or _print, unsafe_lambda)
         return run_training(model, source, run, placement, out, callbacks, quiet)
 
 
-def _model(run: Run, source: datasets.Source, report: Callable[[str], None]) -> keras.Model:
+def _model(run: Run, source: datasets.Source, report: Callable[[str], None], unsafe_lambda: bool) -> keras.Model:
     former = keras.config.dtype_policy()
     keras.config.set_dtype_policy(run.precision)
     try:
-        return _with_head(_load(run), source, report) if run.model.endswith(FILES) else _create(run, source)
+        if run.model.endswith(FILES):
+            return _with_head(_load(run, unsafe_lambda), source, report)
+        return _create(run, source)
     except (ValueError, OSError) as error:
         raise TrainingError(str(error)) from error
     finally:
         keras.config.set_dtype_policy(former)
 
 
-def _load(run: Run) -> keras.Model:
+def _load(run: Run, unsafe_lambda: bool) -> keras.Model:
     if not os.path.exists(run.model):
         raise TrainingError(f"no such file: {run.model}")
     for name in ("model_options", "image_size", "drop_path", "weights"):
@@ -80,9 +84,9 @@ def _load(run: Run) -> keras.Model:
     if run.precision != "float32":
         raise TrainingError(f"`precision` is for models of the zoo; {run.model} has the precision it was built with")
     try:
-        return load_model_file(run.model)
+        return load_model_file(run.model, unsafe_lambda=unsafe_lambda)
     except ModelFileError as error:
-        raise TrainingError(str(error)) from error
+        raise TrainingError(error.for_commands()) from error
 
 
 def _print(line: str) -> None:

@@ -1,1 +1,1 @@
-"""Weights from files, named sources and the package itself; one small file per origin and per format."""
+"""Weights from files, named sources and the package itself, and their strict assignment to a model."""

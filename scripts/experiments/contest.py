@@ -144,8 +144,8 @@ class Contest:
         import keras
 
         import keras_resnet as kr
-        from keras_resnet.counting import count_macs
         from keras_resnet.training import DriftLogger, fit
+        from keras_resnet.zoo.counting import count_macs
 
         source, _ = self.images()
         model = self.model(arm, seed)

@@ -148,8 +148,8 @@ class Study:
         import keras
 
         import keras_resnet as kr
-        from keras_resnet.counting import count_macs
         from keras_resnet.training import DriftLogger
+        from keras_resnet.zoo.counting import count_macs
 
         sizes, source = self.lab.sizes, self.source()
         trunk = keras.saving.load_model(self.lab.folder(trunk_key(seed)) / "model.keras", compile=False)

@@ -1,6 +1,8 @@
 """What a file returns is what the untouched model returns, and everything that ranks classes reads its kind from the file."""
 
 import json
+import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -217,23 +219,44 @@ def test_files_from_elsewhere_are_declared(photo, tmp_path, capsys):
         assert code == 2 and message in err
 
 
-def test_files_of_version_0_1_keep_working(photo, tmp_path):
+@pytest.fixture(scope="module")
+def old_files(tmp_path_factory):
+    """What version 0.1.0 wrote for `softmax.keras`: ONNX files of every precision, one with top-k, a SavedModel folder."""
+    folder = tmp_path_factory.mktemp("old")
+    with zipfile.ZipFile(Path(__file__).with_name("files_0_1.zip")) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+OLD_FILES = [
+    "softmax.onnx",
+    "softmax-int8.onnx",
+    "softmax-sm",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("softmax-top.onnx", "softmax-half.onnx")),
+]
+
+
+@pytest.mark.parametrize("name", OLD_FILES)
+def test_files_of_version_0_1_keep_working(name, old_files, tmp_path, capsys):
     """They have no kinds; their `logits` and `probabilities` belong to a softmax classifier."""
-    file, pixels = photo
-    model = build("softmax")
-    rx.to_onnx(model, tmp_path / "m.onnx", outputs=["logits"])
-    proto = onnx.load(tmp_path / "m.onnx")
-    kept = [entry for entry in proto.metadata_props if entry.key != "keras_resnet.outputs"]
-    for entry in kept:
-        if entry.key == "keras_resnet.options":
-            entry.value = "{}"  # `logits` was the default then
-    del proto.metadata_props[:]
-    proto.metadata_props.extend(kept)
-    onnx.save(proto, tmp_path / "old.onnx")
-    np.testing.assert_allclose(
-        rx.predict(tmp_path / "old.onnx", [file])[0].probabilities, np.sort(np.asarray(model(pixels))[0])[::-1], rtol=1e-5
-    )
-    assert rx.verify(tmp_path / "old.onnx", model).passed
+    model = keras.saving.load_model(old_files / "softmax.keras")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype("float32")
+    samples = pixels if name.endswith("int8.onnx") else None
+    assert rx.verify(old_files / name, model, samples=samples).passed
+    wrong = keras.saving.load_model(old_files / "softmax.keras")
+    wrong.layers[-1].set_weights([-array for array in wrong.layers[-1].get_weights()])
+    assert not rx.verify(old_files / name, wrong, samples=samples).passed
+    if name.endswith("-sm"):
+        return
+    Image.fromarray(pixels[0].astype("uint8")).save(tmp_path / "i.png")
+    (found,) = rx.predict(old_files / name, [tmp_path / "i.png"], top=4)
+    want = np.asarray(model(pixels[:1], training=False))[0]
+    assert list(found.classes) == list(np.argsort(-want)) and found.labels[0] == "abcd"[want.argmax()]
+    np.testing.assert_allclose(found.probabilities, np.sort(want)[::-1], atol=2e-3 if "-" in name else 1e-6)
+    assert main(["inspect", str(old_files / name)]) == 0
+    if name == "softmax.onnx":
+        assert main(["quantize", str(old_files / name), str(tmp_path / "h.onnx"), "--fp16"]) == 0
+        assert rx.to_int8(old_files / name, tmp_path / "q.onnx", calibration=pixels).report.comparisons[0].top1 >= 0.99
 
 
 REFUSED = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from running import serving
-from tiny_models import LABELS, classifier_logits
+from tiny_models import LABELS, classifier_logits, scorer
 
 pytestmark = pytest.mark.slow
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
@@ -84,6 +84,41 @@ def test_chosen_picture_gives_the_servers_answer(page, pixels, tmp_path):
     assert meter.get_attribute("aria-label") == "{}: {}".format(*rows(page)[0])
     assert float(meter.get_attribute("value")) > 0
     assert "picture to be classified: 1.png" in find(page, "#preview").get_attribute("alt")
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+# The kind of the output, the operator that makes it, its width, labels, and the probabilities of the classes given its numbers.
+KINDS = {
+    "logits": (None, 5, LABELS, lambda sums: np.exp(sums) / np.exp(sums).sum()),
+    "probabilities": ("Softmax", 5, LABELS, lambda sums: np.exp(sums) / np.exp(sums).sum()),
+    "multilabel": ("Sigmoid", 5, LABELS, sigmoid),
+    "binary": ("Sigmoid", 1, ["no", "yes"], lambda sums: np.array([1 - sigmoid(sums[0]), sigmoid(sums[0])])),
+    "other": (None, 5, None, None),
+}
+
+
+def test_every_kind_of_output_is_shown_as_what_it_is(browser, pixels, tmp_path):
+    files = [scorer(tmp_path / f"{kind}.onnx", kind, *entry[:3]) for kind, entry in KINDS.items()]
+    files.append(scorer(tmp_path / "several.onnx", "multilabel", "Sigmoid", labels=LABELS, rows=("box",)))
+    Image.fromarray(pixels[0]).save(tmp_path / "photo.png")
+    sums = classifier_logits(pixels[:1])[0]
+    with serving(*files) as server:
+        browser.get(server.url + "/")
+        until(browser, lambda: find(browser, "#model").is_enabled() and find(browser, "#facts dd"))
+        for name, (_, units, labels, shares) in {**KINDS, "several": KINDS["multilabel"]}.items():
+            Select(find(browser, "#model")).select_by_visible_text(name)
+            choose(browser, tmp_path / "photo.png")
+            if shares is None:
+                until(browser, lambda: "declare it with --scores NAME --output-kind KIND" in status(browser))
+                assert rows(browser) == []
+                continue
+            until(browser, lambda name=name: status(browser).startswith(f"{name}: "))
+            found = shares(sums[:units])
+            assert rows(browser) == [(labels[i], f"{100 * found[i]:.1f} %") for i in np.argsort(-found, kind="stable")]
+            assert ("do not add up to 100 %" in status(browser)) == (labels is LABELS and shares is sigmoid)
 
 
 def test_everything_is_reached_with_the_keyboard(page):

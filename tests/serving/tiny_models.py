@@ -55,6 +55,25 @@ def classifier(path, dtype="float32", size=8, batch="batch", bias=BIAS, labels=L
     )
 
 
+def scorer(path, kind, ending=None, units=5, labels=None, rows=()):
+    """As `classifier`, with what `ending` (an ONNX operator) makes of the numbers as the output `scores` of a kind."""
+    card = {"name": kind, "config": None, "preprocessing": {"mode": "none", "size": [8, 8]}, "labels": labels, "weights": {}}
+    return save(
+        path,
+        [
+            helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2], keepdims=0),
+            helper.make_node("Div", ["mean", "scale"], ["unit"]),
+            helper.make_node("Gemm", ["unit", "weights", "bias"], ["sums"]),
+            helper.make_node(ending or "Identity", ["sums"], ["scores"]),
+            *[helper.make_node("Identity", ["sums"], [name]) for name in rows],
+        ],
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 8, 8, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", units]) for name in ("scores", *rows)],
+        [("scale", np.float32(255)), ("weights", WEIGHTS[:, :units]), ("bias", BIAS[:units])],
+        {"card": card, "outputs": {"scores": kind} | dict.fromkeys(rows, "other")},
+    )
+
+
 def doubler(path, dtype="float16"):
     """`y = x + x` for one datatype, and `n`, the row sums, as a second output."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

@@ -163,3 +163,30 @@ def test_legacy_files_are_models_and_get_the_class_names(invoke, tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[-1])["classes"] == list("0123456789")
     assert kr.card(keras.saving.load_model(tmp_path / "run" / "model.keras")).labels == list("0123456789")
+
+
+@pytest.mark.slow
+def test_code_and_classes_of_a_model_file_need_their_options(invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "halves.py").write_text(
+        "import keras\n\n\n@keras.saving.register_keras_serializable('halves')\nclass Halve(keras.layers.Layer):\n"
+        "    def call(self, x):\n        return x / 2\n"
+    )
+    script = (
+        "import keras, halves\n"
+        "i = keras.Input((8, 8, 1))\n"
+        "x = keras.layers.Lambda(lambda x: x / 2)(i)\n"
+        "keras.Model(i, keras.layers.Dense(10)(keras.layers.Flatten()(x))).save('lambda.keras')\n"
+        "keras.Model(i, keras.layers.Dense(10)(keras.layers.Flatten()(halves.Halve()(i)))).save('class.keras')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    flags = ["--data", "digits", "--epochs", 1, "--batch-size", 512, "--validate", "none", "--learning-rate", 0.01]
+    for name, option, given in (("lambda", "--unsafe-lambda", []), ("class", "--import", ["halves"])):
+        refused = invoke("--model", f"{name}.keras", *flags, "--out", f"{name}-run")
+        assert refused.exit_code == 2 and option in refused.output and "keras_resnet." not in refused.output
+        for _ in range(2):  # the second time the run is finished, and its model is loaded
+            result = invoke("--model", f"{name}.keras", *flags, option, *given, "--out", f"{name}-run")
+            assert result.exit_code == 0, result.output
+            assert ("may run in this process" in result.stderr) == (name == "lambda")
+    missing = invoke("--model", "class.keras", *flags, "--import", "nowhere", "--out", "x")
+    assert missing.exit_code == 2 and "cannot import nowhere" in missing.output

@@ -17,7 +17,7 @@ import keras_resnet as kr
 from keras_resnet import data, training
 from keras_resnet.training import checkpoint, logs
 from keras_resnet.training.steps import Steps
-from keras_resnet.weights import safetensors
+from keras_resnet.weights.formats import safetensors
 
 from .models import At, Losses, network, run
 

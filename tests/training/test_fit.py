@@ -6,7 +6,7 @@ import pytest
 
 import keras_resnet as kr
 from keras_resnet import data, training
-from keras_resnet.growth.gates import GATES
+from keras_resnet.blocks.gates import GATES
 from keras_resnet.training.optimizers import Slots, carry_state, make_optimizer
 from keras_resnet.training.schedules import make_schedule
 from keras_resnet.training.segments import segments

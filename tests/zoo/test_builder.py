@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_resnet as kr
-from keras_resnet.registry import catalogue, config_of
+from keras_resnet.models.registry import catalogue, config_of
 from tests.helpers import randomise
 
 # All block features at once, small enough to build in every test.
@@ -285,7 +285,7 @@ REFUSED = [
     (lambda: kr.create_model("resnet50", norm="group", norm_groups=48), "`norm_groups` must divide the filters (64), got 48"),
     (lambda: kr.create_model("resnet50", drop_path=1.0), "`drop_path` must be at least 0 and below 1, got 1.0"),
     (lambda: kr.create_model("resnet50", depths=(3, 4)), "`depths` and `widths` must have one entry per stage"),
-    (lambda: kr.create_model("resnet50", num_classes=0), "`num_classes` must hold whole numbers from 1 up, got 0"),
+    (lambda: kr.create_model("resnet50", num_classes=0), "`num_classes` must be a whole number of at least 1, got 0"),
     (lambda: kr.create_model("resnet50", preprocessing="imagenet"), "preprocessing must be one of 'none', 'torch'"),
     (lambda: kr.create_model("resnet50", features_only="stage9"), "`features_only` may name stem, stage1"),
     (lambda: kr.create_model("resnet50", pooling="mean"), '`pooling` must be None, "avg" or "max", got \'mean\''),
@@ -294,9 +294,12 @@ REFUSED = [
         lambda: kr.blocks.bottleneck(keras.Input((8, 8, 16)), 256, groups=3, name="b"),
         "`groups` must divide the filters (64), got 3",
     ),
-    (lambda: kr.create_model("resnet20", input_shape=32), "`input_shape` must be a tuple of whole numbers from 1 up"),
-    (lambda: kr.create_model("resnet20", input_shape=(32, "32", 3)), "or None for open sides, got (32, '32', 3)"),
-    (lambda: kr.create_model("resnet20", input_shape=(0, 32, 3)), "or None for open sides, got (0, 32, 3)"),
+    (lambda: kr.create_model("resnet20", input_shape=32), "`input_shape` must be a tuple of whole numbers"),
+    (
+        lambda: kr.create_model("resnet20", input_shape=(32, "32", 3)),
+        "`input_shape[1]` must be a whole number of at least 1, got '32'",
+    ),
+    (lambda: kr.create_model("resnet20", input_shape=(0, 32, 3)), "`input_shape[0]` must be a whole number of at least 1, got 0"),
     (lambda: kr.create_model("resnet20", depths=3), "`depths` must be a tuple, got 3"),
     (lambda: kr.create_model("resnet20", drop_path="some"), "`drop_path` must be at least 0 and below 1, got 'some'"),
     (lambda: kr.create_model("resnet20", norm_epsilon=0), "`norm_epsilon` must be a number above 0, got 0"),
@@ -306,12 +309,12 @@ REFUSED = [
     (lambda: kr.create_model("resnet20", labels="abcdefghij"), "`labels` must be a list of class names"),
     (lambda: kr.set_card(kr.create_model("resnet20"), labels=["a"]), "`labels` must have one name per logit (10), got 1"),
     (lambda: kr.ResNetConfig((1,), (8,), growth=3), "`growth` must be a Growth or None, got 3"),
-    (lambda: kr.Growth([3]), "`blocks` must hold pairs of a place and a number, got [3]"),
+    (lambda: kr.Growth([3]), "`blocks` must be pairs of an insertion point and a number, got [3]"),
     (
         lambda: kr.create_model("vgg11_w12", growth=kr.Growth([("block9_pool", 1)])),
         'no layer of the model matches "block9_pool"',
     ),
-    (lambda: kr.Growth([("a", 0)]), "`growth of a` must hold whole numbers from 1 up, got 0"),
+    (lambda: kr.Growth([("a", 0)]), "`growth of a` must be a whole number of at least 1, got 0"),
     (
         lambda: kr.create_model("vgg16_w16_grown26", input_tensor=keras.Input((32, 32, 3))),
         "`input_tensor` does not go with the grown model 'vgg16_w16_grown26'",

@@ -4,9 +4,9 @@ import keras
 import pytest
 
 import keras_resnet as kr
-from keras_resnet.build import outline
-from keras_resnet.counting import arithmetic, count, count_macs
-from keras_resnet.registry import config_of
+from keras_resnet.models.build import outline
+from keras_resnet.models.registry import config_of
+from keras_resnet.zoo.counting import arithmetic, count, count_macs
 from tests.helpers import grown26
 
 # (variant, changed fields, trainable, with moving statistics, 10^9 or 10^6 multiply-adds as published, at the published size)

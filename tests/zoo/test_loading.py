@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import keras_resnet as kr
-from keras_resnet.loading import ModelFileError, load_model_file, recognise_model_file
+from keras_resnet.models.loading import ModelFileError, load_model_file, recognise_model_file
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -1,10 +1,17 @@
 """Fold per-channel arithmetic into the weights in front of it, and write what is left over as one node."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .common import array, attribute, constant, insert, is_constant, only_user, remove_unused, replace, shape
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 
 # Axis of the output channels in the weight, for each op that can absorb a scale and a shift.
 OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}
@@ -17,11 +24,11 @@ class _Affine:
     scale: np.ndarray
     shift: np.ndarray
 
-    def then(self, scale, shift):
+    def then(self, scale: np.ndarray, shift: np.ndarray) -> _Affine:
         return _Affine(self.scale * scale, self.shift * scale + shift)
 
 
-def fold_affine(graph):
+def fold_affine(graph: ir.Graph) -> None:
     """Multiply constant Mul, Add, Sub, Div and BatchNormalization behind a Conv, ConvTranspose, MatMul or Gemm into its weights.
 
     A MatMul that gains a bias becomes a Gemm. The weight is always a new constant: another layer may share the old one.
@@ -107,7 +114,7 @@ def _batch_norm(node):
     return scale, beta - mean * scale
 
 
-def per_channel(content, channels, rank):
+def per_channel(content: np.ndarray, channels: int, rank: int) -> np.ndarray | None:
     """A constant that broadcasts over a channels-first tensor as one float64 number per channel; None if it varies otherwise."""
     if content is None or not np.issubdtype(content.dtype, np.floating):
         return None
@@ -117,7 +124,7 @@ def per_channel(content, channels, rank):
     return content.reshape(channels).astype("float64") if len(sizes) == rank and sizes[1] == channels == content.size else None
 
 
-def write_batch_norm(graph):
+def write_batch_norm(graph: ir.Graph) -> None:
     """Constant Mul then Add on channels-first data that no weight could absorb (pre-activation) becomes one BatchNormalization.
 
     One pass over memory instead of two; onnxruntime fuses neither form any further.
@@ -132,7 +139,7 @@ def write_batch_norm(graph):
             continue
         scale, shift = (_as_affine(step, value, sizes[1], len(sizes)) for step, value in ((node, x), (follower, node.outputs[0])))
         operands = [value for value in (*node.inputs, *follower.inputs) if is_constant(value)]
-        if scale is None or shift is None or len(operands) != 2 or min(np.prod(v.const_value.shape) for v in operands) == 1:
+        if scale is None or shift is None or len(operands) != 2 or min(v.const_value.size for v in operands) == 1:
             continue
         name = follower.outputs[0].name
         parts = {"scale": scale[0], "bias": shift[1], "mean": np.zeros(sizes[1]), "variance": np.ones(sizes[1])}
@@ -146,7 +153,7 @@ def write_batch_norm(graph):
     remove_unused(graph)
 
 
-def permute_flattened(graph):
+def permute_flattened(graph: ir.Graph) -> None:
     """`Transpose -> Reshape to [batch, n] -> Gemm` (or MatMul) reads its input as it lies, with the weight's rows permuted."""
     for node in list(graph):
         if node.op_type not in ("Gemm", "MatMul") or not _can_absorb(node):

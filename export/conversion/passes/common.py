@@ -3,22 +3,27 @@
 Weights may be float64 while passes run, so that folding rounds once; `passes.finish` brings them back to their dtype.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
 
-def array(value):
+def array(value: ir.Value | None) -> np.ndarray | None:
     """The numpy array of a constant value, or None if it depends on data."""
     if value is None or value.const_value is None or value.producer() is not None or value.is_graph_input():
         return None
     return value.const_value.numpy()
 
 
-def is_constant(value):
+def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and value.producer() is None and not value.is_graph_input()
 
 
-def constant(graph, name, content, like=None):
+def constant(graph: ir.Graph, name: str, content: np.ndarray | np.generic, like: ir.Value | None = None) -> ir.Value:
     """Register a constant under a fresh name.
 
     Args:
@@ -44,28 +49,28 @@ def constant(graph, name, content, like=None):
     return value
 
 
-def shape(value):
+def shape(value: ir.Value | None) -> list[int] | None:
     """Shape as a list with -1 for unknown sizes, or None if the rank is unknown."""
     if value is None or value.shape is None:
         return None
     return [size if isinstance(size, int) else -1 for size in value.shape]
 
 
-def set_shape(value, sizes):
+def set_shape(value: ir.Value, sizes: Sequence[int] | None) -> None:
     value.shape = None if sizes is None else ir.Shape([None if size < 0 else int(size) for size in sizes])
 
 
-def attribute(node, name, default=None):
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """An attribute's value, or the default."""
     found = node.attributes.get(name)
     return default if found is None else found.value
 
 
-def set_attribute(node, name, value):
+def set_attribute(node: ir.Node, name: str, value: Any) -> None:
     node.attributes[name] = ir.convenience.convert_attribute(name, value)
 
 
-def only_user(graph, value):
+def only_user(graph: ir.Graph, value: ir.Value) -> ir.Node | None:
     """The one node in this graph that uses a value once, or None if it is an output or has other users."""
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
@@ -74,7 +79,17 @@ def only_user(graph, value):
     return node if node.graph is graph else None
 
 
-def insert(graph, before, op, inputs, attributes=None, *, like=None, sizes=None, meta=None):
+def insert(
+    graph: ir.Graph,
+    before: ir.Node | None,
+    op: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: dict[str, Any] | None = None,
+    *,
+    like: ir.Value | None = None,
+    sizes: Sequence[int] | None = None,
+    meta: dict[str, Any] | None = None,
+) -> ir.Value:
     """A new one-output node in front of another; returns its output.
 
     Args:
@@ -93,7 +108,7 @@ def insert(graph, before, op, inputs, attributes=None, *, like=None, sizes=None,
     return output
 
 
-def replace(graph, old, new):
+def replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Let all users of `old` use `new` (as graph outputs too), and remove the node that made `old`."""
     if "layer" in old.meta and "layer" not in new.meta:
         new.meta["layer"] = old.meta["layer"]
@@ -101,7 +116,7 @@ def replace(graph, old, new):
     graph.remove(old.producer(), safe=True)
 
 
-def remove_unused(graph):
+def remove_unused(graph: ir.Graph) -> None:
     """Drop nodes and constants that no output depends on."""
     for node in reversed(list(graph)):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):

@@ -1,5 +1,7 @@
 """Evaluate what depends on constants alone."""
 
+from __future__ import annotations
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -40,7 +42,7 @@ ARITHMETIC = {
 }
 
 
-def fold_constants(graph):
+def fold_constants(graph: ir.Graph) -> None:
     """Replace each node whose inputs are all constant by its value; float32 arithmetic is done in float64.
 
     Hot ops are numpy calls, all others go through onnx's reference evaluator; onnxscript's folder would round each step to
@@ -98,7 +100,7 @@ def _reference(node, inputs, opset):
     return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, feeds)]
 
 
-def drop_identities(graph):
+def drop_identities(graph: ir.Graph) -> None:
     """Let users of an Identity use its input; one that only renames an output gives the name to its producer."""
     for node in list(graph):
         if node.op_type != "Identity":

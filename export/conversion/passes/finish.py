@@ -1,6 +1,9 @@
 """The last steps: dtypes of the file, names that depend on the model alone, nothing in the file that no one needs."""
 
+from __future__ import annotations
+
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -8,7 +11,7 @@ import onnx_ir as ir
 from .common import array
 
 
-def round_weights(graph):
+def round_weights(graph: ir.Graph) -> None:
     """Bring constants, which were float64 while folding, to the dtype that the graph states; once."""
     for value in graph.initializers.values():
         wanted = value.dtype.numpy()
@@ -16,7 +19,7 @@ def round_weights(graph):
             value.const_value = ir.tensor(array(value).astype(wanted), name=value.name)
 
 
-def canonical_order(graph):
+def canonical_order(graph: ir.Graph) -> None:
     """Order nodes by what they compute alone: depth first from the outputs, inputs from left to right, also inside nested graphs.
 
     tf2onnx sorts by names with counters in them, so that a second conversion in one process may give another order.
@@ -68,7 +71,7 @@ def _graphs(node):
             yield from attribute.value
 
 
-def canonical_names(graph, inputs, outputs):
+def canonical_names(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Order and name everything after the model: inputs and outputs as told, values after the Keras layer that made them, weights
     after their Keras path, the rest after its op and a running number. tf2onnx's names hold counters of the process.
 
@@ -124,7 +127,7 @@ def _free(name, taken):
 SPATIAL = {3: ["length"], 4: ["height", "width"], 5: ["depth", "height", "width"]}
 
 
-def name_dimensions(graph, channels_first):
+def name_dimensions(graph: ir.Graph, channels_first: bool) -> None:
     """`batch` for the first axis of every input and output, `height` and `width` for open sizes of an image input."""
     for value in graph.inputs:
         sizes = list(value.shape)
@@ -159,7 +162,7 @@ def _strip(graph):
                     value.shape = ir.Shape([size if isinstance(size, int) else None for size in value.shape])
 
 
-def strip(model):
+def strip(model: ir.Model) -> None:
     """Drop shapes of inner values (onnxruntime infers them), documentation, and the converter's name."""
     graph = model.graph
     _strip(graph)

@@ -1,6 +1,7 @@
 """Raise the opset: tf2onnx stops at 18, and what it emits there is worse than at 17."""
 
-import numpy as np
+from __future__ import annotations
+
 import onnx
 import onnx_ir as ir
 
@@ -9,18 +10,18 @@ from ...errors import UsageError
 LOWEST, HANDLERS, HIGHEST = 13, 17, 23
 
 
-def check_opset(opset):
+def check_opset(opset: int) -> None:
     """Raises: UsageError: the opset is outside what is tested."""
     if not isinstance(opset, int) or not LOWEST <= opset <= HIGHEST:
         raise UsageError(f"`opset` must be a number from {LOWEST} to {HIGHEST}, got {opset!r}")
 
 
-def ir_version(opset):
+def ir_version(opset: int) -> int:
     """8 is read by everything since 2021; opsets above 18 need 10. onnx's own default is newer than onnxruntime reads."""
     return 8 if opset <= 18 else 10
 
 
-def raise_opset(model, opset):
+def raise_opset(model: ir.Model, opset: int) -> ir.Model:
     """Convert from `HANDLERS` to a later opset with onnx's version converter, weights left out.
 
     Args:
@@ -30,7 +31,7 @@ def raise_opset(model, opset):
     Returns:
         the new onnx-ir model.
     """
-    weights = {name: value for name, value in model.graph.initializers.items() if np.prod(value.const_value.shape) > 64}
+    weights = {name: value for name, value in model.graph.initializers.items() if value.const_value.size > 64}
     meta = {value.name: dict(value.meta) for value in _values(model.graph)}
     for name, value in weights.items():
         del model.graph.initializers[name]

@@ -1,14 +1,22 @@
 """Means and maxima over all of space under their own names, and padding inside the op that needs it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from .common import array, attribute, constant, insert, is_constant, remove_unused, replace, set_attribute, shape
 from .transposes import constant_axes
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
 GLOBAL = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
 
 
-def write_global_pools(graph):
+def write_global_pools(graph: ir.Graph) -> None:
     """A reduction over all spatial axes becomes GlobalAveragePool or GlobalMaxPool (and Flatten), which have fast kernels."""
     for node in list(graph):
         sizes = shape(node.inputs[0]) if node.op_type in GLOBAL else None
@@ -25,7 +33,7 @@ def write_global_pools(graph):
     remove_unused(graph)
 
 
-def split_means(graph):
+def split_means(graph: ir.Graph) -> None:
     """A mean over several axes that are not the last ones, as group norms take it, becomes means over one axis after the other.
 
     onnxruntime adds the numbers of such a mean one by one: in a map of 107×131, the variance of a group is off by 2e-4.
@@ -44,7 +52,7 @@ def split_means(graph):
     remove_unused(graph)
 
 
-def settle_same_padding(graph):
+def settle_same_padding(graph: ir.Graph) -> None:
     """Write SAME padding as numbers where it does not depend on the size: at stride 1, and for windows of 1 and 2.
 
     A window of 2 needs a zero at the end at most, which does no harm where it is not needed. onnxruntime computes a negative
@@ -76,7 +84,7 @@ def _not_negative(value):
     return node.op_type in NOT_NEGATIVE
 
 
-def merge_pads(graph):
+def merge_pads(graph: ir.Graph) -> None:
     """Zero padding in front of a Conv goes into its `pads`; in front of a MaxPool (which pads with -inf) only where nothing is
     negative, so that every window keeps its maximum."""
     for node in list(graph):
@@ -96,7 +104,7 @@ def merge_pads(graph):
     remove_unused(graph)
 
 
-def zero_pads(node):
+def zero_pads(node: ir.Node) -> list[int] | None:
     """The pads of a Pad node that puts zeros around space only, else None."""
     if node.op_type != "Pad" or attribute(node, "mode", "constant") != "constant" or not is_constant(node.inputs[1]):
         return None
@@ -123,7 +131,7 @@ def _accepts(node, spatial, source):
     return all(size < side for size, side in zip(spatial, kernel, strict=True))
 
 
-def guard_pads(graph):
+def guard_pads(graph: ir.Graph) -> None:
     """Keep onnxruntime from moving a zero Pad into a MaxPool, which pads with -inf: wrong wherever all inputs are negative.
 
     Its Pad_Fusion looks for 0.0 and takes -0.0 for another number (1.24 to 1.32, opset 13 to 23). A Pad with `axes`, which it

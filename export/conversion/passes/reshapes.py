@@ -1,11 +1,19 @@
 """Chains of Reshape, Squeeze, Unsqueeze and Flatten: only the last shape counts."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from .common import array, is_constant, remove_unused, replace, shape
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 
 RESHAPING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 
 
-def merge_reshapes(graph):
+def merge_reshapes(graph: ir.Graph) -> None:
     """Let a Reshape to a constant shape read from the start of its chain, and drop it where that has the shape already."""
     for node in list(graph):
         if node.op_type != "Reshape" or not is_constant(node.inputs[1]):

@@ -1,11 +1,18 @@
 """Resize nodes whose output has the size that the model gives it, with coordinates that every runtime knows."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from .common import array, attribute, constant, is_constant, remove_unused, set_attribute, set_shape, shape
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-def settle_resizes(graph):
+
+def settle_resizes(graph: ir.Graph) -> None:
     """Correct scales that round the output's size down, and write TensorFlow's nearest pixel in terms of the standard.
 
     14 / 11 as a float32 times 11 is less than 14, of which a runtime takes the integer part. `tf_half_pixel_for_nn` left the

@@ -1,11 +1,18 @@
 """Local rewrites that make nodes constant, neutral or known to ONNX."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from .common import array, attribute, constant, insert, is_constant, remove_unused, replace, set_attribute, shape
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-def spell_out_erfc(graph):
+
+def spell_out_erfc(graph: ir.Graph) -> None:
     """`Erfc(x)`, which exact GELU uses and ONNX lacks, becomes `1 - Erf(x)`."""
     for node in list(graph):
         if node.op_type == "Erfc":
@@ -18,7 +25,7 @@ def spell_out_erfc(graph):
 NEUTRAL = {"Mul": 1.0, "Add": 0.0}
 
 
-def drop_neutral(graph):
+def drop_neutral(graph: ir.Graph) -> None:
     """Remove `x * 1` and `x + 0` with a scalar constant: TensorFlow's SiLU is `x * sigmoid(1.0 * x)`."""
     for node in list(graph):
         if node.op_type not in NEUTRAL or len(node.inputs) != 2 or node.outputs[0].is_graph_output():
@@ -36,7 +43,7 @@ def drop_neutral(graph):
     remove_unused(graph)
 
 
-def fix_reshapes(graph):
+def fix_reshapes(graph: ir.Graph) -> None:
     """Give a Reshape to a computed shape its constant shape, where at most one size is unknown."""
     for node in graph:
         if node.op_type != "Reshape" or is_constant(node.inputs[1]):
@@ -47,7 +54,7 @@ def fix_reshapes(graph):
     remove_unused(graph)
 
 
-def write_split_sizes(graph):
+def write_split_sizes(graph: ir.Graph) -> None:
     """Give a Split into equal parts its sizes.
 
     onnxruntime takes two such nodes with the same input for one, whatever their number
@@ -62,7 +69,7 @@ def write_split_sizes(graph):
             node.replace_input_with(1, constant(graph, "split", np.full(count, size // count, "int64")))
 
 
-def settle_groups(graph):
+def settle_groups(graph: ir.Graph) -> None:
     """Give every convolution the number of groups that its input and weight state; tf2onnx leaves 1 for three dimensions."""
     for node in graph:
         if node.op_type != "Conv":

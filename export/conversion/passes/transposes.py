@@ -4,6 +4,9 @@ onnxslim and onnxscript's rewriter leave about 100 of them in a ResNet-50; onnxr
 faulty Pad fusion.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,15 +22,15 @@ BROADCAST = set("Add Sub Mul Div Max Min Pow Sum Where PRelu Equal Greater Less 
 REDUCE = set("ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL2 ReduceSumSquare".split())
 
 
-def inverse(perm):
+def inverse(perm: Sequence[int]) -> list[int]:
     return [int(axis) for axis in np.argsort(perm)]
 
 
-def is_identity(perm):
+def is_identity(perm: Sequence[int]) -> bool:
     return list(perm) == list(range(len(perm)))
 
 
-def sink_transposes(graph):
+def sink_transposes(graph: ir.Graph) -> None:
     """One forward sweep: a Transpose is noted, not kept; ops that can work on the untransposed tensor do, all others get it
     transposed again (once per tensor), as a Reshape where only axes of size 1 move."""
     sweep, shapes = _Sweep(graph), [output.shape for output in graph.outputs]
@@ -48,7 +51,7 @@ class _Sweep:
     lazy: dict = field(default_factory=dict)
     made: dict = field(default_factory=dict)
 
-    def visit(self, node):
+    def visit(self, node: ir.Node) -> None:
         first = node.inputs[0] if len(node.inputs) else None
         if node.op_type == "Transpose" and self._free(node):
             perm = attribute(node, "perm") or list(range(len(first.shape)))[::-1]
@@ -67,13 +70,13 @@ class _Sweep:
         """Whether no subgraph uses an output: such users cannot be rewired one by one."""
         return all(user.graph is self.graph for output in node.outputs for user, _ in output.uses())
 
-    def materialised(self, value, before):
+    def materialised(self, value: ir.Value, before: ir.Node | None) -> ir.Value:
         if value not in self.lazy:
             return value
         source, perm = self.lazy[value]
         return self.transposed(source, perm, before, value.meta.get("layer"))
 
-    def transposed(self, source, perm, before, layer=None):
+    def transposed(self, source: ir.Value, perm: Sequence[int], before: ir.Node | None, layer: str | None = None) -> ir.Value:
         if is_identity(perm):
             return source
         key = (source, tuple(perm))
@@ -100,7 +103,7 @@ class _Sweep:
         self.graph.append(node)
         return node.outputs[0]
 
-    def moved(self, node, perm, output=None):
+    def moved(self, node: ir.Node, perm: Sequence[int], output: ir.Value | None = None) -> None:
         """Note that a node now works on untransposed data: its output is `Transpose(itself, perm)`."""
         output = output or node.outputs[0]
         sizes = shape(output)
@@ -190,7 +193,7 @@ def _reduce(sweep, node):
     return True
 
 
-def constant_axes(node):
+def constant_axes(node: ir.Node) -> list[int] | None:
     if "axes" in node.attributes:
         return list(attribute(node, "axes"))
     if len(node.inputs) > 1 and is_constant(node.inputs[1]):
@@ -218,7 +221,7 @@ def _slice(sweep, node):
 
 
 def _along_axis(default):
-    def rule(sweep, node):
+    def rule(sweep: _Sweep, node: ir.Node) -> bool:
         if node.inputs[0] not in sweep.lazy:
             return False
         source, perm = sweep.lazy[node.inputs[0]]

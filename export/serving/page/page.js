@@ -98,7 +98,8 @@ async function classify() {
     if (mine !== asked) return;
     const there = Math.round(performance.now() - started);
     show(found.predictions);
-    say(`${found.model_name}: ${found.milliseconds.toFixed(1)} ms in the server, ${there} ms there and back.`);
+    const note = found.output_kind === "multilabel" ? " Every class has a probability of its own; they do not add up to 100 %." : "";
+    say(`${found.model_name}: ${found.milliseconds.toFixed(1)} ms in the server, ${there} ms there and back.${note}`);
   } catch (error) {
     if (mine !== asked) return;
     find("answer").replaceChildren();

@@ -108,6 +108,15 @@ GRAPHS = {
         KERNEL | {"z": np.float32(0.1), "k": np.float32(0.5)},
         {"If"},
     ),
+    "a condition on the size": (
+        """(float[N,4,16,W] x) => (float[N,4,14,V] y) {
+        s = Shape(x)  w = Gather<axis=0>(s, axis)  c = Greater(w, limit)
+        b = If(c) <then_branch = t () => (float[N,4,16,W] r) { r = Mul(x, k) },
+                   else_branch = e () => (float[N,4,16,W] r) { r = Identity(x) }>
+        y = Conv(b, w0) }""",
+        {"w0": normal(4, 4, 3, 3), "axis": np.int64(3), "limit": np.int64(100), "k": np.float32(0.5)},
+        {"If", "Shape"},
+    ),
     "an output that is tiny throughout": (
         "(float[N,4,16,16] x) => (float[N,4,14,14] y) { a = Conv(x, w)  y = Mul(a, k) }",
         KERNEL | {"k": np.float32(1e-9)},
@@ -243,6 +252,13 @@ def test_what_float16_cannot_hold_at_all_is_refused(tmp_path):
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
+def test_a_file_without_weights_is_refused_for_that(tmp_path):
+    source = write_graph(tmp_path / "m.onnx", "g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }", {})
+    with pytest.raises(rx.UsageError, match="m.onnx has no weights, which float16 would make smaller"):
+        rx.to_float16(source, tmp_path / "h.onnx")
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
 def test_a_case_of_the_users_shows_what_overflows(tmp_path):
     """The model takes 0–1 and overflows on pixels. With samples, random numbers are from their range."""
     source = write_graph(
@@ -340,7 +356,7 @@ def test_export_straight_to_float16(mixed, tmp_path):
     assert [row["precision"] for row in result.table] == ["float32", "float16"]
     assert result.table[1]["size"] == result.size < 0.7 * result.table[0]["size"] and result.table[0]["milliseconds"] > 0
     report = rx.verify(tmp_path / "h.onnx", mixed)
-    assert report.passed and report.weights["compared"] >= 14
+    assert report.passed and report.weights["compared"] >= 14 and report.diverges is None
     proto = onnx.load(tmp_path / "h.onnx")
     tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "grouped_conv/kernel")
     wrong = onnx.numpy_helper.to_array(tensor).copy()
@@ -349,3 +365,7 @@ def test_export_straight_to_float16(mixed, tmp_path):
     onnx.save(proto, tmp_path / "wrong.onnx")
     report = rx.verify(tmp_path / "wrong.onnx", mixed)
     assert [problem for problem in report.problems if "grouped_conv/kernel" in problem], "too little to show in the output"
+    wrong[:, 0] = -wrong[:, 0]
+    tensor.CopyFrom(onnx.numpy_helper.from_array(wrong, tensor.name))
+    onnx.save(proto, tmp_path / "wrong.onnx")
+    assert rx.verify(tmp_path / "wrong.onnx", mixed).diverges == "grouped_bn", "which the convolution absorbed"

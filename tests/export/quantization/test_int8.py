@@ -1,16 +1,21 @@
 """Float16 and int8: what they change, what they keep, and when they refuse."""
 
 import dataclasses
+import functools
+import json
 import os
 import re
 
+import keras
 import numpy as np
 import onnx
 import pytest
+from keras import layers
 from PIL import Image
 
 import keras_resnet as kr
 import resnet_export as rx
+from resnet_export import artifact
 from resnet_export.cli import main
 from resnet_export.quantization import int8
 from resnet_export.quantization.accuracy import layer_errors, worst_layers
@@ -93,6 +98,13 @@ def test_a_budget_that_does_not_hold_says_what_is_reachable(tmp_path):
     assert op_counts(tmp_path / "q.onnx")["QuantizeLinear"]
 
 
+def test_one_layer_stays_in_int8_to_the_last():
+    errors = {name: int8.LayerError(added, added) for name, added in zip("abcde", (1, 3, 2, 5, 4), strict=True)}
+    assert int8._next_in_float32(errors, [], list("abcde"), 2) == ["a", "e"]
+    assert int8._next_in_float32(errors, ["a", "e"], list("bcd"), 4) == ["d", "b"], "all but the one with the smallest error"
+    assert int8._next_in_float32(errors, ["a", "e"], list("bc"), 2) == ["d", "b"]
+
+
 def test_a_budget_that_does_not_hold_has_exit_code_3(tmp_path, capsys):
     source = write_graph(tmp_path / "m.onnx", DECIDES, SPREAD, kinds={"y": "logits"})
     np.save(tmp_path / "c.npy", np.random.default_rng(0).normal(size=(64, 4)).astype("float32"))
@@ -137,6 +149,46 @@ def test_each_kind_of_output_is_judged_by_its_decisions(tmp_path, kind, declared
             rx.MismatchError, match=r"`y` is off by .*% of its largest value, .*at best; `--max-error 0\.\d+` would"
         ):
             rx.to_int8(source, tmp_path / "q.onnx", calibration=images, max_error=1e-6, **options)
+
+
+def int8_models():
+    """`{name: (model, names of the outputs that are compared)}`"""
+    x = inputs = keras.Input((12, 12, 3), name="photo")
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(x))
+    other = keras.Input((4,), name="age")
+    both = layers.Dense(3)(layers.Concatenate()([x, layers.Dense(4)(other)]))
+    return {
+        "regression": (keras.Model(inputs, layers.Dense(2)(x)), ["output"]),
+        "several": (keras.Model(inputs, {"a": layers.Dense(2)(x), "b": x}), ["a", "b"]),
+        "classes and a box": (keras.Model(inputs, {"k": layers.Dense(3, "softmax")(x), "box": layers.Dense(4)(x)}), ["k"]),
+        "two inputs": (keras.Model([inputs, other], both), ["output"]),
+    }
+
+
+@pytest.mark.parametrize("name", int8_models())
+def test_verify_compares_what_quantize_compared(name, tmp_path, capsys):
+    keras.utils.set_random_seed(1)
+    model, outputs = int8_models()[name]
+    random = np.random.default_rng(0)
+    samples = {"photo": random.normal(size=(64, 12, 12, 3)), "age": random.normal(size=(64, 4))}
+    samples = {tensor.name: samples[tensor.name].astype("float32") for tensor in model.inputs}
+    np.savez(tmp_path / "s.npz", **samples)
+    model.save(tmp_path / "m.keras")
+    if name != "two inputs":
+        samples = samples["photo"]  # the file's only input may have another name
+        np.savez(tmp_path / "s.npz", x=samples)
+    result = rx.to_onnx(model, tmp_path / "q.onnx", precision="int8", calibration=samples, max_drop=20, max_error=0.5)
+    command = ["verify", str(tmp_path / "q.onnx"), str(tmp_path / "m.keras"), "--samples", str(tmp_path / "s.npz"), "--json"]
+    assert main([*command, "--max-drop", "20", "--max-error", "0.5"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["output"] for row in report["comparisons"]] == outputs
+    assert [row["output"] for row in report["comparisons"]] == [row.output for row in result.report.comparisons]
+    model.load_weights(tmp_path / "m.keras")
+    for variable in model.weights:
+        variable.assign(variable + random.normal(size=variable.shape))
+    model.save(tmp_path / "m.keras")
+    assert main(command) == 3
+    assert re.search(r"`--max-(drop|error) [\d.]+` would pass", capsys.readouterr().err)
 
 
 def test_photos_of_any_size(tmp_path):
@@ -249,7 +301,7 @@ def test_export_straight_to_int8(trained_model, tmp_path):
 
     changed(tmp_path / "q.onnx", tmp_path / "wrong.onnx", other_order)
     report = rx.verify(tmp_path / "wrong.onnx", model, samples=tests)
-    assert not report.passed and "agreement with the model is" in report.problems[0]
+    assert not report.passed and "with the model is" in report.problems[0]
 
 
 def test_what_export_to_lower_precision_refuses(mixed, tmp_path, monkeypatch):
@@ -317,3 +369,18 @@ def test_bad_input(trained, tmp_path, capsys, case):
     err = capsys.readouterr().err
     assert code == 2 and message in err and "Traceback" not in err
     assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("to", ["float16", "int8"])
+def test_files_that_are_too_large_for_one_message(to, tmp_path, monkeypatch):
+    """The same with a limit of 10 kB as with protobuf's 2 GB: weights go through files of their own."""
+    source = classifier(tmp_path / "m.onnx", "Identity", kinds={"y": "logits"})
+    images = np.random.default_rng(0).integers(0, 256, (32, 3, 8, 8)).astype("float32")
+    convert = rx.to_float16 if to == "float16" else functools.partial(rx.to_int8, calibration=images, max_drop=100)
+    convert(source, tmp_path / "small.onnx")
+    monkeypatch.setattr(artifact, "LARGEST_FILE", 700)
+    monkeypatch.setattr(artifact, "EXTERNAL_FROM", 0)
+    onnx.save(onnx.load(source), tmp_path / "e.onnx", save_as_external_data=True, location="e.onnx.data", size_threshold=0)
+    convert(tmp_path / "e.onnx", tmp_path / "large.onnx")
+    np.testing.assert_array_equal(run_onnx(tmp_path / "large.onnx", images)[0], run_onnx(tmp_path / "small.onnx", images)[0])
+    assert sorted(os.listdir(tmp_path)) == ["e.onnx", "e.onnx.data", "large.onnx", "m.onnx", "small.onnx"]

@@ -1,0 +1,88 @@
+"""Finding the residual blocks of a model by their `ResidualAdd`, whoever built them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import tree
+
+from ..graphs import ancestors, producer, walk
+from ..layers import ResidualAdd
+from .identity import ResidualBlock
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block found in a model.
+
+    `path` names it, `add` is its `ResidualAdd`, `branch` its layers that have weights, in order; `same_shape` tells
+    whether it could be the identity: the shortcut is the very tensor that the branch starts from.
+    """
+
+    path: str
+    add: ResidualAdd
+    branch: list = field(repr=False)
+    same_shape: bool = False
+
+    @property
+    def gate(self) -> str | None:
+        return self.add.gate
+
+    @property
+    def removable(self) -> bool:
+        """Whether `prune` may take it out: grown or pre-activation, and of one shape."""
+        return self.same_shape and (self.add.grown or self.add.kind == "preact")
+
+
+def find_blocks(model: keras.Model) -> list[Block]:
+    """All residual blocks of a model, found by their `ResidualAdd`, through nested models and `ResidualBlock` layers.
+
+    Args:
+        model: Functional or Sequential model.
+
+    Returns:
+        List of `Block` in order of execution; a block that is called more than once appears once.
+    """
+    found, seen = [], set()
+    for path, _, node in walk(model):
+        operation = node.operation
+        if id(operation) in seen:
+            continue
+        seen.add(id(operation))
+        if isinstance(operation, ResidualBlock) and operation.add is not None:
+            found.append(Block(path, operation.add, [layer for layer in operation.branch if layer.weights], True))
+        elif isinstance(operation, ResidualAdd):
+            layers, same_shape = _branch(*node.arguments.keras_tensors)
+            prefix, _, own = path.rpartition("/")
+            found.append(Block("/".join(filter(None, (prefix, operation.block or own))), operation, layers, same_shape))
+    return found
+
+
+def _branch(shortcut, branch):
+    """Layers with weights of the branch alone, in order; whether the branch starts at the shortcut and nowhere else.
+
+    Masks do not count as a start: they say which values are valid, and are not values themselves.
+    """
+    backbone = ancestors(shortcut)
+    layers, seen, starts = [], set(), set()
+
+    def visit(tensor: Any) -> None:
+        if id(tensor) in backbone or (node := producer(tensor)) is None or node.is_input:
+            starts.add(id(tensor))
+        elif id(tensor) not in seen:
+            seen.add(id(tensor))
+            for parent in _values_into(node):
+                visit(parent)
+            if getattr(node.operation, "weights", None):
+                layers.append(node.operation)
+
+    visit(branch)
+    return layers, starts == {id(shortcut)}
+
+
+def _values_into(node):
+    """The symbolic tensors that a call takes, without its mask."""
+    kwargs = {key: value for key, value in node.arguments.kwargs.items() if key != "mask"}
+    return [x for x in tree.flatten((node.arguments.args, kwargs)) if isinstance(x, keras.KerasTensor)]
