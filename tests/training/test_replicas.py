@@ -87,7 +87,7 @@ def test_float32_agrees_over_three_steps(placements, placement):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"clip_norm": 0.0}, {"optimizer": "adamw", "learning_rate": 0.001}], ids=str)
+@pytest.mark.parametrize("changes", [{"clip_norm": 0.0}, {"optimizer": "adamw", "learning_rate": 0.001}], ids=str)
 def test_accumulated_gradients_are_those_of_one_device(tmp_path, changes):
     found = trained(tmp_path, ["float64"], accumulate=4, **changes)
     one = found["float64", "one"]
