@@ -40,7 +40,7 @@ EXTRAS = {
     "train-gpu": ["tensorflow[and-cuda]>=2.21,<2.22", "onnxruntime-gpu[cuda,cudnn]==1.26.*"],
     "serve": SERVE,
     # Before 1.80, its asyncio server logs errors where a process has several event loops.
-    "grpc": ["grpcio>=1.80", "protobuf>=6.31", *SERVE],
+    "grpc": ["grpcio>=1.80", "protobuf>=6.31.1", *SERVE],
     "cluster": ["ray[serve,data]>=2.60", *SERVE],
     "data": ["tensorflow-datasets>=4.9"],
     "train": ["pyyaml>=6", "matplotlib>=3.8"],
@@ -88,7 +88,10 @@ setup(
     + ["resnet_export"]
     + ["resnet_export." + name for name in find_packages("export")],
     package_dir={"resnet_export": "export"},
-    package_data={"keras_resnet": ["py.typed", "*.pyi", "weights/data/*"], "resnet_export": ["py.typed", "serving/page/*"]},
+    package_data={
+        "keras_resnet": ["py.typed", "*.pyi", "weights/data/*"],
+        "resnet_export": ["py.typed", "*.pyi", "serving/page/*"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["resnet-export = resnet_export.cli:main", "resnet-train = resnet_export.train:main"]},

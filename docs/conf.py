@@ -44,6 +44,7 @@ napoleon_use_ivar = True
 def setup(app: Sphinx) -> None:
     """Have docstrings read as this project writes them."""
     app.connect("autodoc-process-docstring", _code_as_literals, priority=100)  # before napoleon reads the sections
+    app.connect("sphinx-click-process-options", _stars_as_stars)
 
 
 def _code_as_literals(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -57,6 +58,11 @@ def _code_as_literals(app: Sphinx, what: str, name: str, obj: object, options: o
         else:
             parts[index] = part.replace("|", r"\|")
     lines[:] = "".join(parts).split("\n")
+
+
+def _stars_as_stars(app: Sphinx, context: object, lines: list[str]) -> None:
+    """Let stars in the help of options stand for themselves: block*_pool begins no emphasis."""
+    lines[:] = [re.sub(r"(?<=[^*\s])\*(?=\w)", r"\\*", line) for line in lines]
 
 
 def _apart(neighbour: str) -> str:

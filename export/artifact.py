@@ -225,15 +225,19 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
 MOST_CHARACTERS = 300
 
 
-def first_line(error: object) -> str:
+def first_line(error: object, most: int = MOST_CHARACTERS) -> str:
     """The line of an exception's text that says what is wrong, for messages.
 
     Left out are terminal colours, the frame that Keras puts around a layer's error, and TensorFlow's node names.
+
+    Args:
+        error: The exception.
+        most: Maximum number of characters.
     """
     text = re.sub(r"\x1b\[[0-9;]*m|\{\{function_node [^}]*\}\} ?", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception encountered")]
     line = lines[0] if lines else type(error).__name__
-    return line if len(line) <= MOST_CHARACTERS else line[: MOST_CHARACTERS - 1] + "…"
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def check_target(path: str | os.PathLike[str], overwrite: bool, mark: str | None = None) -> Path:
@@ -279,7 +283,7 @@ def publishing(
 ) -> Iterator[Path]:
     """A folder next to `path` to write into; its content is moved into place if the block ends well.
 
-    Everything is written under its final name (the place of external data is baked into an ONNX file) and verified there;
+    Everything is written under its final name (an ONNX file names the file of its external data) and verified there;
     then companions (`path.name + ".data"` …) move first and the file or folder itself last, so that a reader never sees a
     half-written one; the data of the old file go with it. If the block raises, the folder goes and what was at `path` stays.
 
@@ -323,6 +327,22 @@ def publishing(
 
 
 @contextlib.contextmanager
+def temporary_folder(prefix: str, parent: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """A folder that is gone when the block ends, or when this process is killed or crashes while the block runs.
+
+    Args:
+        prefix: What its name begins with.
+        parent: Folder to make it in; by default the system's for temporary files.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=parent))
+    try:
+        with _removed_if_killed(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def _removed_if_killed(folder: Path) -> Iterator[None]:
     """Remove a folder even if this process is killed, or a native library crashes it, while the block runs.
 
@@ -356,20 +376,20 @@ def _move(source, target, work):
 
 
 def is_written_through(path: str | os.PathLike[str]) -> bool:
-    """Whether a path stands for something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
+    """Whether a path names something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
     return os.path.islink(path) or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 @contextlib.contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
-    """Yield the path to write a file to: a new file, renamed when it is complete, or what a link or pipe stands for.
+    """Yield the path to write a file to: a new file, renamed when it is complete, or what a link or pipe leads to.
 
     Raises:
         UsageError: It cannot be written; what was there stays (unless it is the target of a link).
     """
     try:
-        with contextlib.nullcontext(path) if is_written_through(path) else publishing(path) as place:
-            yield place
+        with contextlib.nullcontext(path) if is_written_through(path) else publishing(path) as opened:
+            yield opened
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -209,17 +209,17 @@ def _export(exporter, options):
     out, model = out_option if out is None else out, options.pop("model")
     read = report.files(model, *(options.get(name) for name in ("weights", "labels", "calibration", "samples")))
     report.check_apart(out, read)
-    report.check_places([report_file], [out, *read])
+    report.check_figure_files([report_file], [out, *read])
     source = {key: options.pop(key) for key in SOURCE_OPTIONS}
     options["overwrite"] = options.pop("force")
     options["output_kind"] = _output_kinds(options["output_kind"])
     options["labels"] = read_labels(options["labels"]) if options["labels"] else None
-    with report.steps(as_json) as tell:
-        tell("load")
+    with report.steps(as_json) as progress:
+        progress("load")
         loaded, notes = load_model(model, **source)
         report.notes(notes)
         try:
-            result = exporter(loaded, out, progress=tell, **options)
+            result = exporter(loaded, out, progress=progress, **options)
         except MismatchError as error:
             report.write_json(report_file, error.report)
             raise
@@ -250,12 +250,12 @@ def verify_command(
     from .exporters import require, verify
     from .source import load_model, read_labels
 
-    report.check_places([report_file], report.files(file, model, labels, source.get("weights")))
-    with report.steps(as_json) as tell:
-        tell("load")
+    report.check_figure_files([report_file], report.files(file, model, labels, source.get("weights")))
+    with report.steps(as_json) as progress:
+        progress("load")
         loaded, notes = load_model(model, **source)
         report.notes(notes)
-        tell("verify")
+        progress("verify")
         labels = read_labels(labels) if labels else None
         verdict = verify(file, loaded, labels=labels, samples=samples, max_drop=max_drop, max_error=max_error)
     report.write_json(report_file, verdict)
@@ -337,12 +337,12 @@ def quantize_command(
     if int8 and not options["calibration"]:
         raise click.UsageError("--int8 needs --calibration.")
     report.check_apart(out, report.files(file, options["calibration"], samples))
-    with report.steps(as_json) as tell:
-        tell("quantize")
+    with report.steps(as_json) as progress:
+        progress("quantize")
         source = open_source(file)
         given: dict[str, Any] = {"samples": samples, "overwrite": force, "keep_failed": keep_failed}
         result = to_float16(source, out, **given) if fp16 else to_int8(source, out, **options, **given)
-        tell("bench")
+        progress("bench")
         result = side_by_side(source, result)
     report.show(result.to_json(), report.export_text(result), as_json)
 
@@ -369,12 +369,12 @@ def bench_command(files: tuple[str, ...], csv_file: str | None, figure_file: str
     from .runtime import figure
     from .runtime.benchmark import bench
 
-    report.check_places([csv_file, figure_file], files)
+    report.check_figure_files([csv_file, figure_file], files)
     if figure_file:
         figure.check(figure_file)
     report.chosen(options["devices"])
-    with report.steps(as_json) as tell:
-        tell("bench")
+    with report.steps(as_json) as progress:
+        progress("bench")
         found = bench(list(files), **options)
     timings = [timing.to_json() for timing in found]
     report.write_csv(csv_file, timings)
@@ -392,7 +392,7 @@ def inspect_command(files: tuple[str, ...], html_file: str | None, as_json: bool
 
     if html_file and len(files) > 1:
         raise click.UsageError("--html goes with one FILE.")
-    report.check_places([html_file], files)
+    report.check_figure_files([html_file], files)
     found = [inspect(file) for file in files]
     if html_file:
         report.write_text(html_file, picture(found[0]))

@@ -41,18 +41,20 @@ def write_json(path: str | os.PathLike[str] | None, report: VerificationReport |
         write_text(path, json.dumps(report.to_json(), indent=2, default=_plain))
 
 
-def check_places(places: Iterable[str | os.PathLike[str] | None], taken: Iterable[str | os.PathLike[str] | None] = ()) -> None:
+def check_figure_files(
+    paths: Iterable[str | os.PathLike[str] | None], taken: Iterable[str | os.PathLike[str] | None] = ()
+) -> None:
     """Refuse, before any work, files for figures that could not be written or would take the place of another file.
 
     Args:
-        places: paths that the command will write in addition to its output, replacing what is there; None where not asked for.
+        paths: paths that the command will write in addition to its output, replacing what is there; None where not asked for.
         taken: paths that it reads, or writes otherwise.
 
     Raises:
         UsageError: names the path.
     """
     taken = [path for path in taken if path]
-    for path in places:
+    for path in paths:
         if path is None:
             continue
         check_apart(path, taken)
@@ -78,7 +80,7 @@ def check_apart(path: str | os.PathLike[str], taken: Iterable[str | os.PathLike[
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file; see `written`."""
-    with written(path) as place, open(place, "w", newline="", encoding="utf-8") as file:
+    with written(path) as target, open(target, "w", newline="", encoding="utf-8") as file:
         file.write(text)
 
 
@@ -171,9 +173,9 @@ def prediction_text(predictions: Sequence[Prediction]) -> str:
         return _values_text(predictions)
     rows = [("image", "class", "label", "probability")]
     for prediction in predictions:
-        for place, index in enumerate(prediction.classes):
-            file = prediction.file if place == 0 else ""
-            rows.append((file, str(index), prediction.labels[place] or "-", f"{prediction.probabilities[place]:.4f}"))
+        for rank, index in enumerate(prediction.classes):
+            file = prediction.file if rank == 0 else ""
+            rows.append((file, str(index), prediction.labels[rank] or "-", f"{prediction.probabilities[rank]:.4f}"))
     return "\n".join(columns(rows))
 
 

@@ -15,7 +15,7 @@ class ExportError(Exception):
 
 
 class UsageError(ExportError):
-    """Wrong usage, unreadable input, or a place that cannot be written."""
+    """Wrong usage, unreadable input, or a path that cannot be written."""
 
     exit_code = 2
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +93,7 @@ def to_onnx(
 
     Raises:
         UsageError: An option or the model does not fit, or the file cannot be written.
-        MismatchError: The file does not compute what the model computes; nothing is left behind.
+        MismatchError: The file does not compute what the model computes; nothing is left of it.
 
     Example:
         >>> result = rx.to_onnx(kr.resnet50(), "resnet50.onnx")
@@ -167,7 +166,7 @@ def to_savedmodel(
 
     Raises:
         UsageError: An option or the model does not fit, or the folder cannot be written.
-        MismatchError: The folder does not compute what the model computes; nothing is left behind.
+        MismatchError: The folder does not compute what the model computes; nothing is left of it.
     """
     step = progress or (lambda name: None)
     artifact.check_target(path, overwrite, MARK)
@@ -299,8 +298,8 @@ def _through_float32(
     from .quantization.table import side_by_side
 
     target = artifact.check_target(path, overwrite)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        full = Path(folder) / target.name
+    with artifact.temporary_folder(f".{target.name}.", target.parent) as folder:
+        full = folder / target.name
         fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
         first = to_onnx(model, full, **fields, labels=labels, samples=samples, progress=step)
         step(precision)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import keras
     import onnx_ir as ir
 
-# Bound of max |difference| relative to the scale of the output; int8 is judged by agreement instead.
+# Bound of max |difference| relative to the scale of the output; int8 has bounds on agreement instead.
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "int8": None}
 
 

@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
+# Python names in messages of `keras_resnet`, and what the commands have instead.
+IN_COMMANDS = {
+    "`list_models()` has all": "`resnet-export list` shows all",
+    "give `preprocessing=`": "give --preprocessing MODE",
+    "; to load it all the same, give these fields as arguments": "",
+}
+
+
+def for_commands(message: object) -> str:
+    """A message of `keras_resnet` on one line, with the options of the commands instead of arguments in Python."""
+    line = first_line(message, most=1000)  # the hint comes last
+    for python, option in IN_COMMANDS.items():
+        line = line.replace(python, option)
+    return line
+
 
 def load_model(
     model: str | os.PathLike[str],
@@ -79,9 +94,9 @@ def load_model(
                 loaded = kr.create_model(str(model), weights=weights, num_classes=num_classes)
         except (ValueError, OSError) as error:
             ending = "; a file must end in .keras, .h5 or .hdf5" if "." in str(model) else ""
-            raise UsageError(f"{first_line(error)}{ending}") from error
+            raise UsageError(f"{for_commands(error)}{ending}") from error
         notes = [f"random weights (seed {seed})"] if weights is None else []
-        notes += [first_line(entry.message) for entry in said if issubclass(entry.category, UserWarning)]
+        notes += [for_commands(entry.message) for entry in said if issubclass(entry.category, UserWarning)]
     return with_preprocessing(loaded, preprocessing), notes
 
 

@@ -1,4 +1,4 @@
-"""What a model knows about itself, and where it is kept: in a `Card` layer, so that it survives save, grow and clone."""
+"""The card of a model, which says what the model is. A `Card` layer stores it, so that it survives save, grow and clone."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class ModelCard:
     """Name, architecture, input treatment, labels and weight source of a model. All fields are plain JSON values.
 
     Args:
-        name: model name, e.g. `"resnet50"`.
-        config: the architecture's config as a dict, or None for models from elsewhere.
-        preprocessing: `{"mode", "size": [H, W] | None, "resize": int | None, "interpolation"}`; `mode` is what the model's
-            first layers do to pixels 0–255; the rest is how an image file becomes `size` pixels: shorter side to `resize`
-            and centre crop, or, where `resize` is None, stretched to `size`.
-        labels: class names in the order of the logits, or None.
-        weights: the weights' own card (`source`, `dataset`, `accuracy`, `licence` …), or None for random weights.
+        name: Name of the model, e.g. `"resnet50"`.
+        config: Config of the architecture as a dict, or None for a model from elsewhere.
+        preprocessing: `{"mode", "size": [H, W] | None, "resize": int | None, "interpolation"}`. `mode` is what the first
+            layers of the model do to pixels 0–255. The rest is how an image file becomes `size` pixels: its shorter side is
+            resized to `resize` and the centre is cropped, or the image is stretched to `size` if `resize` is None.
+        labels: Class names in the order of the logits, or None.
+        weights: Card of the weights (`source`, `dataset`, `accuracy`, `licence` …), or None for random weights.
     """
 
     name: str
-    config: dict | None = None
-    preprocessing: dict = dataclasses.field(default_factory=lambda: preprocessing_card())
-    labels: list | None = None
-    weights: dict | None = None
+    config: dict[str, Any] | None = None
+    preprocessing: dict[str, Any] = dataclasses.field(default_factory=lambda: preprocessing_card())
+    labels: list[str] | None = None
+    weights: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -53,14 +53,14 @@ class ModelCard:
 
 
 def check_labels(labels: Iterable[str], num_classes: int | None = None) -> list[str]:
-    """The class names as a list of texts.
+    """Return class names as a list of strings.
 
     Args:
-        labels: class names in the order of the logits.
-        num_classes: how many there must be; None where that is not known.
+        labels: Class names in the order of the logits.
+        num_classes: Number of names that there must be. Default: any.
 
     Raises:
-        ValueError: no list, or not one per logit.
+        ValueError: `labels` is not a list, or does not have one name per logit.
     """
     if isinstance(labels, str | dict) or not hasattr(labels, "__len__"):
         raise ValueError(f"`labels` must be a list of class names, got {labels!r}")
@@ -72,12 +72,12 @@ def check_labels(labels: Iterable[str], num_classes: int | None = None) -> list[
 def preprocessing_card(
     mode: str = "none", size: Sequence[int] | None = None, resize: int | None = None, interpolation: str = "bilinear"
 ) -> dict[str, Any]:
-    """The card's entry on how an image becomes the model's input; see `ModelCard`."""
+    """Make the entry of a card that says how an image becomes the input of the model; see `ModelCard`."""
     return {"mode": mode, "size": size, "resize": resize, "interpolation": interpolation}
 
 
 def card_layer(model: keras.Model) -> keras.Layer | None:
-    """The model's `Card` layer, searched depth-first through nested models, or None."""
+    """Find the `Card` layer of a model, depth-first through nested models. None if there is none."""
     for layer in model.layers:
         if isinstance(layer, Card):
             return layer
@@ -87,16 +87,23 @@ def card_layer(model: keras.Model) -> keras.Layer | None:
 
 
 def card(model: keras.Model) -> ModelCard | None:
-    """The `ModelCard` of a model, or None if it carries none (a model from elsewhere)."""
+    """Return the card of a model, or None if it stores none, since it is from elsewhere."""
     layer = card_layer(model)
     return None if layer is None else ModelCard.from_dict(layer.card)
 
 
 def set_card(model: keras.Model, **changes: Any) -> ModelCard:
-    """Change fields of the model's card in place and return the new `ModelCard`.
+    """Change fields of a model's card in place.
+
+    Args:
+        model: Model with a card.
+        **changes: Fields of `ModelCard`.
+
+    Returns:
+        The new card.
 
     Raises:
-        ValueError: the model carries no card, a card has no such field, or labels that are not one per logit.
+        ValueError: The model has no card, a card has no such field, or there is not one label per logit.
     """
     fields = {field.name for field in dataclasses.fields(ModelCard)}
     if unknown := set(changes) - fields:
@@ -104,8 +111,8 @@ def set_card(model: keras.Model, **changes: Any) -> ModelCard:
     layer = card_layer(model)
     if layer is None:
         raise ValueError(
-            f"model {model.name!r} carries no card; build it with keras_resnet, "
-            "or put a `keras_resnet.layers.Card` behind its input"
+            f"model {model.name!r} has no card; build it with keras_resnet, or make a copy that has one: "
+            "`keras_resnet.with_card(model)`"
         )
     new = ModelCard.from_dict(layer.card).replace(**changes)
     if changes.get("labels") is not None:

@@ -1,4 +1,4 @@
-"""Pixels to network input, as a layer: it travels with the model, into the exported file too."""
+"""Preprocessing as a layer, so that it is saved with the model and is a part of the exported file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ MODES = {
 
 @keras.saving.register_keras_serializable("keras_resnet")
 class Preprocessing(keras.layers.Layer):
-    """`(x / 255 − mean) / std` in float32; differs from `preprocess_input` by being a layer and by leaving its input alone.
+    """Compute `(x / 255 − mean) / std` in float32. Unlike `preprocess_input` it is a layer and does not change its input.
 
     Args:
-        mode: a key of `MODES`: `"none"` (numbers pass as they are), `"torch"` (ImageNet mean and deviation), `"caffe"`
-            (BGR, mean 103.939/116.779/123.68, not scaled), `"tf"` (−1 to 1), `"cifar10"`; or `"custom"` with own numbers.
-        mean: mean of pixels / 255: a number, or one per channel in RGB order.
-        std: standard deviation of pixels / 255, likewise.
-        bgr: whether the channels are then reversed.
-        data_format: `"channels_last"` or `"channels_first"`; None is Keras' setting.
+        mode: A key of `MODES`: `"none"` (values stay as they are), `"torch"` (ImageNet mean and deviation), `"caffe"`
+            (BGR, mean 103.939/116.779/123.68, not scaled), `"tf"` (−1 to 1), `"cifar10"`; or `"custom"` with `mean` and `std`.
+        mean: Mean of pixels / 255: a number, or one per channel in RGB order.
+        std: Standard deviation of pixels / 255, likewise.
+        bgr: Whether the channels are then reversed.
+        data_format: `"channels_last"` or `"channels_first"`. Default: Keras' setting.
 
     Raises:
-        ValueError: an unknown mode, numbers beside a named mode, or numbers that do not match the input's channels.
+        ValueError: The mode is unknown, numbers are given with a named mode, or they do not match the channels of the input.
 
     Source: the modes are those of `keras.applications.imagenet_utils`, torchvision and the usual CIFAR-10 statistics.
     """
@@ -66,7 +66,7 @@ class Preprocessing(keras.layers.Layer):
 
     @classmethod
     def of(cls, spec: str | dict[str, Any], **kwargs: Any) -> Preprocessing:
-        """The layer for a mode's name or a dict of `mean`, `std` and perhaps `bgr`."""
+        """Make the layer from the name of a mode, or from a dict of `mean`, `std` and optionally `bgr`."""
         if isinstance(spec, dict):
             numbers = {key: value for key, value in spec.items() if key != "mode"}
             if unknown := set(numbers) - {"mean", "std", "bgr"}:
@@ -93,7 +93,7 @@ class Preprocessing(keras.layers.Layer):
         return self.numbers.get("bgr", False) and channels > 1
 
     def _per_channel(self, key, channels):
-        """The numbers in pixels, one or one per channel; a grey image gets the mean over the colours."""
+        """The mean or deviation in pixels, one or one per channel. A grey image gets the mean over the colours."""
         values = np.atleast_1d(np.asarray(self.numbers[key], "float64")) * 255
         if channels == 1:
             values = values.mean(keepdims=True)
@@ -115,7 +115,7 @@ class Preprocessing(keras.layers.Layer):
         return {**super().get_config(), "mode": self.mode, **numbers, "data_format": self.data_format}
 
     def describe(self) -> dict[str, Any]:
-        """The layer's part of a card's `preprocessing`: `mode`, and the numbers of a custom one."""
+        """Return what a card stores about the layer: its `mode`, and the numbers of a custom one."""
         if self.mode != "custom":
             return {"mode": self.mode}
         return {"mode": "custom", "mean": self.mean, "std": self.std, "bgr": self.bgr}

@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-TRUNK, GROWN, CONTROL, WRONG = "#5b6472", "#1f6feb", "#d98c1f", "#c62828"
+BACKBONE, GROWN, CONTROL, WRONG = "#5b6472", "#1f6feb", "#d98c1f", "#c62828"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
@@ -30,14 +30,21 @@ code { background: #f0f2f5; padding: .1rem .3rem; border-radius: 4px; }
 
 
 def write_report(path, seen, seconds):
-    """Write the report and return a path that can be typed.
+    """Write the report, and its curves as `curves.png` next to it, and return a path that can be typed.
 
     Args:
         path: the HTML file.
         seen: what the demo's steps saw, see `demo.Road`.
         seconds: how long the demo took.
     """
-    sections = [_summary(seen, seconds), _curves(seen), _drift(seen), _pictures(seen), _artefacts(seen), _next()]
+    sections = [
+        _summary(seen, seconds),
+        _curves(seen, Path(path).with_name("curves.png")),
+        _drift(seen),
+        _pictures(seen),
+        _artefacts(seen),
+        _next(),
+    ]
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>A VGG grown by layers that do nothing</title><style>{STYLE}</style></head>"
@@ -78,21 +85,34 @@ def _summary(seen, seconds):
     )
 
 
-def _curves(seen):
-    figure, axis = plt.subplots(figsize=(8.5, 3.6))
+def curves(seen):
+    """Test accuracy per epoch: the whole training, and next to it what follows growth on an axis of its own."""
+    figure, (whole, after) = plt.subplots(1, 2, figsize=(8.5, 3.6), width_ratios=(2, 3), layout="constrained")
     first, further = seen["before"], seen["further"]
     start = len(first) - 1
-    axis.plot(range(len(first)), _percent(first), color=TRUNK, label="VGG-16, slim")
     epochs = range(start, start + len(further["grown"]))
-    axis.plot(epochs, _percent(further["VGG alone"]), color=CONTROL, label="the VGG alone trains on")
-    axis.plot(epochs, _percent(further["grown"]), color=GROWN, label="with 26 more layers")
-    axis.axvline(start, color="#999", lw=1, ls=":")
-    axis.annotate("grown here: nothing changes", (start, 30), xytext=(start + 0.4, 30), color="#57606a", fontsize=9)
-    axis.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(0, 101))
-    axis.legend(loc="lower right", frameon=False)
-    return "<h2>Accuracy</h2>" + _figure(
-        figure, "Test accuracy after each epoch. At the dotted line both curves start from the same network."
+    whole.plot(range(len(first)), _percent(first), color=BACKBONE, label="small VGG-16")
+    for axis in (whole, after):
+        axis.plot(epochs, _percent(further["VGG alone"]), color=CONTROL, label="the VGG trained further")
+        axis.plot(epochs, _percent(further["grown"]), color=GROWN, label="with 26 more layers")
+        axis.axvline(start, color="#999", lw=1, ls=":")
+        axis.set(xlabel="epoch", ylabel="test accuracy, %")
+    whole.set_ylim(0, 101)
+    after.annotate("growth changes nothing here", (start, _percent(first)[-1]), xytext=(6, -3), textcoords="offset points",
+                   color="#57606a", fontsize=9)  # fmt: skip
+    after.xaxis.get_major_locator().set_params(integer=True)
+    whole.legend(loc="lower right", frameon=False, fontsize=8)
+    return figure
+
+
+def _curves(seen, picture):
+    figure = curves(seen)
+    figure.savefig(picture, dpi=150)
+    caption = (
+        "Test accuracy after each epoch: the whole training, and enlarged what follows growth. At the dotted line both curves "
+        "start from the same network."
     )
+    return "<h2>Accuracy</h2>" + _figure(figure, caption)
 
 
 def _drift(seen):
@@ -100,7 +120,7 @@ def _drift(seen):
     figure, axis = plt.subplots(figsize=(8.5, 3.8))
     positions = range(len(blocks))
     axis.bar(positions, [block.mean for block in blocks], color=GROWN, label="mean over images")
-    axis.scatter(positions, [block.max for block in blocks], color=TRUNK, s=14, zorder=3, label="largest of an image")
+    axis.scatter(positions, [block.max for block in blocks], color=BACKBONE, s=14, zorder=3, label="largest of an image")
     axis.set_xticks(positions, [block.block.replace("_pool_grow", "\n+") for block in blocks], fontsize=8)
     axis.set(ylabel="‖F(x)‖ / ‖x‖", xlabel="block, from input to output")
     axis.legend(frameon=False)

@@ -68,8 +68,8 @@ def row(name, config):
     own = {key: source for key, source in sources().items() if source.model == name}
     best = max(own.values(), key=lambda source: source.accuracy or 0, default=None)
     top = f"{best.accuracy:.2f}" if best and best.accuracy else ""
-    origins = sorted({key.split("/")[0] for key in own})
-    weights = f"{len(own)}: {', '.join(origins)}" if own else ""
+    projects = sorted({key.split("/")[0] for key in own})
+    weights = f"{len(own)}: {', '.join(projects)}" if own else ""
     side = f"{config.input_size}²"
     return f"| `{name}` | {counts.trainable:,} | {large(counts.macs)} | {side} | {weights} | {top} | {NOTES.get(name, '')} |\n"
 

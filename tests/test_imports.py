@@ -117,3 +117,17 @@ def test_there_are_no_cycles(package):
 
     for name in edges:
         visit(name)
+
+
+@pytest.mark.parametrize(
+    ("package", "foreign"), [("keras_resnet", {"keras_resnet", "resnet_export"}), ("export", {"resnet_export"})]
+)
+def test_packages_import_their_own_modules_relatively(package, foreign):
+    """Otherwise the order above would not see such an import; and `keras_resnet` never depends on the exporter."""
+    found = []
+    for name, file in modules(package).items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found += [f"{name} -> {target}" for target in names if target.split(".")[0] in foreign]
+    assert found == []

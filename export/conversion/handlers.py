@@ -152,6 +152,50 @@ def ctx_dtype(ctx: Graph, tensor: str) -> Any:
     return utils.map_onnx_to_numpy_type(ctx.get_dtype(tensor))
 
 
+def bitwise(ctx: Graph, node: Node, name: str, args: list) -> None:
+    """And, Or and Xor of every bit, which ONNX has from opset 18 on: bits are digits that add up to the number.
+
+    A negative number of 32 bits or less is one of the upper half of the numbers from 0 to 2^32. There is no room for those of 64.
+    """
+    make, dtype = _Builder(ctx, node), ctx_dtype(ctx, node.output[0])
+    logical = node.type.removeprefix("Bitwise")
+    if np.dtype(dtype).itemsize > 4:
+        return  # refused by `check_ops`
+    powers = 2 ** np.arange(32, dtype="int64")
+    wide = [make.Unsqueeze(make.Cast(x, to=onnx.TensorProto.INT64), make.const(np.array([-1]))) for x in node.input]
+    two = make.const(np.int64(2))
+    digits = [make.Cast(make.Mod(_floor_quotient(make, x, powers), two), to=onnx.TensorProto.BOOL) for x in wide]
+    bits = make.Cast(getattr(make, logical)(*digits), to=onnx.TensorProto.INT64)
+    number = make.ReduceSum(make.Mul(bits, make.const(powers)), make.const(np.array([-1])), keepdims=0)
+    if np.issubdtype(dtype, np.signedinteger):
+        half = make.GreaterOrEqual(number, make.const(np.int64(2**31)))
+        number = make.Sub(number, make.Mul(make.Cast(half, to=onnx.TensorProto.INT64), make.const(np.int64(2**32))))
+    _replace(ctx, node, "Cast", [number], {"to": ctx.get_dtype(node.output[0])})
+
+
+def _floor_quotient(make: _Builder, x: str, divisors: np.ndarray) -> str:
+    """An int64 divided by positive numbers, rounded down: what the rest is taken from divides without one."""
+    divisors = make.const(divisors)
+    return make.Div(make.Sub(x, make.Mod(x, divisors)), divisors)
+
+
+def image_patches(ctx: Graph, node: Node, name: str, args: list) -> None:
+    """Patches of an image as the channels of one pixel each: a convolution whose kernel picks one number per channel."""
+    make, channels = _Builder(ctx, node), ctx.get_shape(node.input[0])[3]
+    (height, width), strides, rates = (node.get_attr_value(key)[1:3] for key in ("ksizes", "strides", "rates"))
+    count = height * width * channels
+    kernel = np.eye(count, dtype="float32").reshape(count, height, width, channels).transpose(0, 3, 1, 2)
+    padding = node.get_attr_value("padding").decode()
+    options = {
+        "kernel_shape": [height, width],
+        "strides": list(strides),
+        "dilations": list(rates),
+        "auto_pad": "SAME_UPPER" if padding == "SAME" else "VALID",
+    }
+    patches = make.Conv(make.Transpose(node.input[0], perm=[0, 3, 1, 2]), make.const(kernel), **options)
+    _replace(ctx, node, "Transpose", [patches], {"perm": [0, 2, 3, 1]})
+
+
 def bitcast(ctx: Graph, node: Node, name: str, args: list) -> None:
     """The sign bit of a float32, which is all that Keras' `signbit` and `argmax` read: set below zero and for -0."""
     make, x = _Builder(ctx, node), node.input[0]
@@ -232,6 +276,8 @@ HANDLERS = {
         expm1: ("Expm1",),
         log1p: ("Log1p",),
         invert: ("Invert",),
+        bitwise: ("BitwiseAnd", "BitwiseOr", "BitwiseXor"),
+        image_patches: ("ExtractImagePatches",),
         bitcast: ("Bitcast",),
         bucketize: ("Bucketize",),
         bound: ("LowerBound", "UpperBound"),

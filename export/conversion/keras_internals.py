@@ -12,11 +12,13 @@ Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_in
 | `tf.image.resize` | public, but replaced for a moment, because ONNX lacks most of its filters |
 | `keras.Layer.__call__` | public, but replaced for a moment, to learn which layer made a tensor |
 | `keras.layers.BatchNormalization.call` | public, but replaced for a moment, to learn what batch norms get |
+| `object_name_uids` of Keras' global state | layers inside a rebuilt layer are named the same each time |
 | `tf.Variable._handle_name` | names of variables that TensorFlow refuses as name scopes when it saves |
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import re
@@ -85,6 +87,19 @@ def other_resize(resize: Callable[..., tf.Tensor]) -> Iterator[None]:
 
     with _replaced(tf.image, "resize", functools.partial(resize, tf.image.resize)):
         yield
+
+
+@contextlib.contextmanager
+def names_from_the_start() -> Iterator[None]:
+    """Let Keras name new layers as in a new process, and carry on afterwards as if they had not been made."""
+    from keras.src.backend.common import global_state
+
+    before = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", before)
 
 
 @contextlib.contextmanager

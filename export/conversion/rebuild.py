@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..artifact import first_line
 from ..errors import UsageError
-from .keras_internals import calls_of_layers
+from .keras_internals import calls_of_layers, names_from_the_start
 
 if TYPE_CHECKING:
     import keras
@@ -77,7 +77,7 @@ def with_open_size(model: keras.Model) -> keras.Model:
     if shapes[0][1] is None and shapes[0][2] is None:
         return model
     try:
-        with calls_of_layers(lambda path, result: None):
+        with names_from_the_start(), calls_of_layers(lambda path, result: None):
             opened = _opened(model)
             opened.set_weights(model.get_weights())
             _call_at_another_size(opened, *(side or 32 for side in shapes[0][1:3]))
@@ -134,9 +134,11 @@ def _rebuilt(model, policy, change):
     keras.config.set_dtype_policy(policy)
     try:
         try:
-            rebuilt = _from_config(model, change)
+            with names_from_the_start():
+                rebuilt = _from_config(model, change)
         except Exception:  # a layer that cannot be made from its config
-            rebuilt = _layer_by_layer(model, policy, change)
+            with names_from_the_start():
+                rebuilt = _layer_by_layer(model, policy, change)
         rebuilt.set_weights(model.get_weights())
     except Exception as error:
         raise UsageError(f"model {model.name!r} cannot be rebuilt in another precision: {first_line(error)}") from error

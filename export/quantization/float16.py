@@ -66,7 +66,7 @@ def to_float16(
     """Write a float16 file with float32 inputs and outputs; nodes whose numbers float16 cannot hold stay float32.
 
     Args:
-        source: float32 ONNX file, of any origin; opsets below 13 are raised.
+        source: float32 ONNX file, of any exporter; opsets below 13 are raised.
         path: File to write.
         samples: What to verify on, in addition to random batches: a folder of images, an `.npz` or `.npy` file, an array, or
             `{input name: array}`.
@@ -357,10 +357,10 @@ class _Casts:
         return made
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        producer, origin = value.producer(), value
+        producer, source = value.producer(), value
         if producer is not None and producer.op_type == "Cast" and producer.inputs[0].dtype not in (FLOAT, HALF, None):
-            origin = producer.inputs[0]  # pixels and masks become float16 in one step
-        node = ir.node("Cast", [origin], {"to": int(dtype)})
+            source = producer.inputs[0]  # pixels and masks become float16 in one step
+        node = ir.node("Cast", [source], {"to": int(dtype)})
         node.outputs[0].name = node.name = f"{value.name}{COPY if dtype == HALF else '__float32'}"
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
         if producer is None:

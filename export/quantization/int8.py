@@ -19,7 +19,7 @@ from ..results import ExportResult, VerificationReport
 from ..verification.agreement import Budget, QuantisedOutput
 from .accuracy import LayerError, layer_errors, open_converted, outputs_to_compare, require, worst_layers
 from .samples import Feeds, Outputs, read_samples
-from .source import Source, open_source, quiet, save
+from .source import Source, is_large, open_source, quiet, save
 from .strides import subsample_once
 
 TARGETS = ("cpu", "gpu")
@@ -46,7 +46,7 @@ def to_int8(
     onnxruntime's own defaults leave a third of a ResNet's convolutions in float32 and are half as fast on a CPU.
 
     Args:
-        source: float32 ONNX file, of any origin; opsets below 13 are raised.
+        source: float32 ONNX file, of any exporter; opsets below 13 are raised.
         path: File to write.
         calibration: Images that set the ranges of activations: a folder, an `.npz` or `.npy` file, an array, or
             `{input name: array}`.
@@ -225,6 +225,7 @@ def quantise(source: Source, path: Path, ranges: list[Feeds], excluded: Collecti
                 str(path),
                 Reader(),
                 quant_format=QuantFormat.QDQ,
+                use_external_data_format=is_large(proto),
                 per_channel=True,
                 reduce_range=target == "cpu" and not symmetric and not has_vnni(),
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
@@ -240,7 +241,9 @@ def quantise(source: Source, path: Path, ranges: list[Feeds], excluded: Collecti
         raise UsageError(
             f"onnxruntime's quantiser cannot handle {source.name}: {artifact.first_line(error)}".replace(str(path), "its output")
         ) from error
-    save(ir.from_proto(artifact.read_proto(path)), path, source, "int8", None)
+    quantised = ir.from_proto(artifact.read_proto(path))
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # the quantiser's; int8 is small enough for one file again
+    save(quantised, path, source, "int8", None)
 
 
 def has_vnni(path: str = "/proc/cpuinfo") -> bool:

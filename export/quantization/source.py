@@ -52,7 +52,7 @@ class Source:
 
 
 def open_source(path: str | os.PathLike[str] | Source, name: str | None = None) -> Source:
-    """Open a float32 file of any origin.
+    """Open a float32 file of any exporter.
 
     Args:
         path: ONNX file; an opened one is returned as it is.
@@ -170,8 +170,19 @@ def _run(proto: onnx.ModelProto, names: list[str], feeds: Mapping[str, np.ndarra
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    opened = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return opened.run(names, dict(feeds))
+    if not is_large(proto):
+        opened = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return opened.run(names, dict(feeds))
+    with artifact.temporary_folder("resnet-export-") as folder:
+        path = str(folder / "m.onnx")
+        onnx.save(proto, path, save_as_external_data=True, location="m.onnx.data", size_threshold=artifact.EXTERNAL_FROM)
+        opened = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return opened.run(names, dict(feeds))
+
+
+def is_large(proto: onnx.ModelProto) -> bool:
+    """Whether a graph is too large for one protobuf message, so that its weights need a file of their own."""
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > artifact.LARGEST_FILE
 
 
 def save(model: ir.Model, path: Path, source: Source, precision: str, tolerance: float | None) -> None:

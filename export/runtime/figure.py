@@ -64,8 +64,8 @@ def draw(timings: Sequence[Timing], path: str | os.PathLike[str]) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     throughput.legend(fontsize="small")
-    with rc_context({"svg.fonttype": "none"}), written(path) as place:
-        figure.savefig(place, dpi=120)
+    with rc_context({"svg.fonttype": "none"}), written(path) as target:
+        figure.savefig(target, dpi=120)
 
 
 def _lines(timings):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +43,7 @@ class Inspection:
         metadata: see `artifact`; labels as their number.
         runtime_nodes: `{op: number}` after onnxruntime's default optimisation on the CPU.
         blocks: `[{"name", "ops", "nodes", "parameters", "sources", "skips"}]`: runs of nodes whose names share their first part,
-            in order; `sources` are the places of the blocks that it reads from, `skips` whether it reads one of them twice, as
+            in order; `sources` are the positions of the blocks that it reads from, `skips` whether it reads one of them twice, as
             the two branches of a residual block do.
     """
 
@@ -103,9 +102,9 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 def parameters(proto: onnx.ModelProto) -> dict[str, int]:
     """`{name: numbers}` of the constants that are weights of an op, see `LEAST`, or become some through `PASSING_ON`."""
     constants, found = {name: int(np.prod(dims)) for name, dims in _constants(proto).items()}, {}
-    behind = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type in PASSING_ON}
+    passed = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type in PASSING_ON}
     for node in proto.graph.node:
-        for name in (behind.get(name, name) for name in node.input):
+        for name in (passed.get(name, name) for name in node.input):
             if constants.get(name, 0) >= LEAST.get(node.op_type, np.inf):
                 found[name] = constants[name]
     return found
@@ -121,10 +120,10 @@ def _after_onnxruntime(path):
 
     from .sessions import session_options
 
-    with tempfile.TemporaryDirectory() as folder:
+    with artifact.temporary_folder("resnet-export-") as folder:
         options = session_options()
         options.log_severity_level = 4  # it warns that such a file is for this machine only, which is what is wanted
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.optimized_model_filepath = str(folder / "optimised.onnx")
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return _counted(artifact.read_proto(options.optimized_model_filepath))
 
@@ -180,7 +179,7 @@ def _constants(proto):
 
 
 def _weight_shapes(proto):
-    """Shapes of the constants by name, and of those behind a DequantizeLinear by its output."""
+    """Shapes of the constants by name, and of those before a DequantizeLinear by its output."""
     shapes = _constants(proto)
     for node in proto.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
@@ -189,7 +188,7 @@ def _weight_shapes(proto):
 
 
 def blocks(proto: onnx.ModelProto, sizes: dict[str, int]) -> list[dict[str, Any]]:
-    """Runs of nodes whose names share what stands before the last underscore-separated part, in the file's order."""
+    """Runs of nodes whose names share what comes before the last underscore-separated part, in the file's order."""
     found, maker, read = [], {}, Counter()
     for node in proto.graph.node:
         name = node.name.rsplit("/", 1)[-1].rsplit("__", 1)[0]
@@ -197,15 +196,15 @@ def blocks(proto: onnx.ModelProto, sizes: dict[str, int]) -> list[dict[str, Any]
         if not found or found[-1]["name"] != name:
             found.append({"name": name, "ops": {}, "nodes": 0, "parameters": 0, "sources": [], "skips": False})
             read.clear()
-        block, place = found[-1], len(found) - 1
+        block, position = found[-1], len(found) - 1
         block["ops"][node.op_type] = block["ops"].get(node.op_type, 0) + 1
         block["nodes"] += 1
         block["parameters"] += sum(sizes.get(name, 0) for name in node.input)
-        outer = {name for name in node.input if maker.get(name, place) != place}
+        outer = {name for name in node.input if maker.get(name, position) != position}
         read.update(outer)
         block["sources"] = sorted({*block["sources"], *(maker[name] for name in outer)})
         block["skips"] = any(count > 1 for count in read.values())
-        maker.update(dict.fromkeys(node.output, place))
+        maker.update(dict.fromkeys(node.output, position))
     return found
 
 
@@ -245,15 +244,15 @@ def picture(inspection: Inspection) -> str:
 
 def _joints(found, width=140, x=110):
     """The picture next to the table: a box per row, and what joins them."""
-    middle = [ROW * (place + 1.5) for place in range(len(found))]
+    middle = [ROW * (position + 1.5) for position in range(len(found))]
     parts = []
-    for place, block in enumerate(found):
-        y = middle[place]
+    for position, block in enumerate(found):
+        y = middle[position]
         for source in block["sources"]:
-            if source == place - 1:
+            if source == position - 1:
                 parts.append(f'<line x1="{x}" y1="{middle[source]}" x2="{x}" y2="{y}"/>')
             else:
-                bulge = min(x - 10, 12 * (place - source))
+                bulge = min(x - 10, 12 * (position - source))
                 parts.append(f'<path d="M{x} {middle[source]}C{x - bulge} {middle[source]} {x - bulge} {y} {x} {y}"/>')
         if block["skips"]:
             parts.append(f'<path d="M{x} {y - 9}C{x + 24} {y - 9} {x + 24} {y + 9} {x} {y + 9}"/>')

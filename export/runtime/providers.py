@@ -126,10 +126,10 @@ def cache_options(
         options: option dict of the provider: precision and shapes are baked into an engine.
     """
     key = hashlib.sha256(json.dumps([model_digest, versions, gpu, options], sort_keys=True).encode())
-    place = f"{folder}/{key.hexdigest()[:24]}"
+    cache = f"{folder}/{key.hexdigest()[:24]}"
     return {
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": place,
+        "trt_engine_cache_path": cache,
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": place,
+        "trt_timing_cache_path": cache,
     }

@@ -63,14 +63,14 @@ class Timing:
 class Answer:
     """Outputs of a request, nanoseconds it waited in the queue, and the `Timing` of every run that had a part in it."""
 
-    outputs: dict
+    outputs: dict[str, np.ndarray]
     queued: int
-    runs: tuple
+    runs: tuple[Timing, ...]
 
 
 @dataclass(eq=False)
 class _Item:
-    inputs: dict
+    inputs: dict[str, np.ndarray]
     rows: int
     future: asyncio.Future
     arrived: int = field(default_factory=time.monotonic_ns)

@@ -6,7 +6,9 @@ Every replica runs the whole application, batcher included, so that rows are bat
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -16,21 +18,25 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
+import uvicorn
 from ray import serve
 
 from ..errors import UsageError
 from .app import AppOptions, create_app
 from .batcher import BatchOptions
+from .connection import Connection, ConnectionLimits
 from .models import ModelOptions, Source
 from .raydata import join
 from .repository import Repository
-from .server import ServerOptions, bind
+from .server import ServerOptions, allow_connections, bind
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 
 APPLICATION = "resnet_export"
+# Ray calls the function of this name in every proxy, before the proxy listens.
+PROXY_HOOK = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "resnet_export.serving.cluster.protect_proxy")
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,12 @@ class ClusterSettings:
         grace: seconds in which a replica that leaves finishes what it has taken.
     """
 
-    sources: tuple = ()
+    sources: tuple[Source, ...] = ()
     folder: str | None = None
     models: ModelOptions = ModelOptions()
     app: AppOptions = AppOptions()
     version: str = "0"
-    replicas: tuple = (1, 1)
+    replicas: tuple[int, int] = (1, 1)
     cpus: int = 1
     gpus: float = 0.0
     grace: float = 60.0
@@ -120,6 +126,23 @@ def deployment_options(settings: ClusterSettings) -> dict[str, Any]:
     return options | {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": busy}}
 
 
+def protect_proxy() -> list:
+    """Have this Ray proxy treat connections as `serve` does without Ray; its own protocol loses the body after an `Upgrade`.
+
+    Returns:
+        No middlewares, which is what Ray asks for here.
+    """
+    files, load = allow_connections(), uvicorn.Config.load
+    limits = ConnectionLimits(per_address=files // 2 if files else None)
+
+    def load_protected(config: uvicorn.Config) -> None:
+        config.http, config.ws = functools.partial(Connection, limits=limits), "none"  # type: ignore[assignment]
+        load(config)
+
+    uvicorn.Config.load = load_protected  # type: ignore[assignment, method-assign]
+    return []
+
+
 def config_yaml(settings: ClusterSettings, host: str, port: int) -> str:
     """The configuration for `serve deploy`, as YAML (of which JSON is a part)."""
     config = {
@@ -151,6 +174,8 @@ def start(settings: ClusterSettings, host: str, port: int, address: str | None =
     if not ray.is_initialized():
         if address is None:
             bind(ServerOptions(host, port)).close()
+            # The proxies inherit the environment of the cluster, which begins here.
+            os.environ.setdefault(*PROXY_HOOK)
         join(address)
         serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
     try:
@@ -184,6 +209,8 @@ def run(settings: ClusterSettings, host: str, port: int, address: str | None, te
     tell("listening", f"serving on {url} with Ray", url=url, models=[source.name for source in settings.sources])
     tell("ready", "ready")
     ended.wait()
+    # The replicas finish what they have taken; a shutdown alone would end the proxy under their answers.
+    serve.delete(APPLICATION)
     serve.shutdown()
     ray.shutdown()
     tell("stopped", "stopped")

@@ -82,7 +82,7 @@ class TensorSpec:
 
     name: str
     datatype: str
-    shape: tuple
+    shape: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
@@ -101,10 +101,10 @@ class RequestedOutput:
 class InferRequest:
     """A decoded inference request; `outputs` is None where the client named none, `binary` is what then holds for all."""
 
-    inputs: dict
+    inputs: dict[str, np.ndarray]
     id: str | None = None
-    parameters: dict = field(default_factory=dict)
-    outputs: tuple | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    outputs: tuple[RequestedOutput, ...] | None = None
     binary: bool = False
 
     @property
@@ -120,7 +120,7 @@ class InferResponse:
     model_name: str
     model_version: str | None
     id: str | None
-    outputs: dict
+    outputs: dict[str, np.ndarray]
 
 
 def datatype_of(dtype: DTypeLike) -> str:

@@ -62,8 +62,8 @@ class Statistics:
     inferences: int = 0
     executions: int = 0
     last_inference: int = 0
-    requests: dict = field(default_factory=lambda: _phases(("success", "fail", *PHASES, *CACHE)))
-    batches: dict = field(default_factory=dict)
+    requests: dict[str, Duration] = field(default_factory=lambda: _phases(("success", "fail", *PHASES, *CACHE)))
+    batches: dict[int, dict[str, Duration]] = field(default_factory=dict)
     stages: dict[str, Buckets] = field(default_factory=lambda: {stage: Buckets() for stage in STAGES})
 
     def executed(self, timing: Timing) -> None:

@@ -1,4 +1,4 @@
-"""Whether a copy that is converted in place of the model computes what the model computes."""
+"""Whether a copy that is converted instead of the model computes what the model computes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ..conversion.prepare import PRUNED_WITH_TOLERANCE, Prepared
 from ..conversion.signature import call_in_inference
 from .inputs import Case
-from .metrics import largest_difference, measure
+from .metrics import largest_difference, measure, off_by_rounding
 from .outputs import BOUND, ROUNDINGS
 from .reference import Values
 
@@ -94,9 +94,6 @@ def _is_half(tensor: Any) -> bool:
 
 def _noise(keras: ModuleType, model: keras.Model, feeds: list[np.ndarray], want: Values, index: int, bound: float) -> float:
     """How far the original is from itself when its inputs are off by as much as its precision rounds."""
-    rng, unit = np.random.default_rng(0), 2.0**-8 if bound == HALF_BOUND else 2.0**-24
-    off = [
-        (array * (1 + unit * rng.uniform(-1, 1, array.shape))).astype(array.dtype) if array.dtype.kind == "f" else array
-        for array in feeds
-    ]
+    rng, dtype = np.random.default_rng(0), "bfloat16" if bound == HALF_BOUND else "float32"
+    off = [off_by_rounding(rng, array, dtype) for array in feeds]
     return largest_difference(want.own[index], _call(keras, model, off).own[index])

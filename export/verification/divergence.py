@@ -10,24 +10,28 @@ import onnx
 
 from ..artifact import read_proto
 from ..conversion.trace import calls_of_layers
+from .metrics import off_by_rounding
 
 if TYPE_CHECKING:
     from ..conversion.signature import Signature
     from .inputs import Case
 
-CLEARLY_OFF = 1e-4
+# Error of a layer's output, as a share of its largest value, that rounding alone does not explain.
+CLEARLY_OFF = {"float32": 1e-4, "float16": 2e-2}
 # In a network that amplifies rounding, a layer counts as wrong if it is off by this many times what nearby inputs make of it.
 AMPLIFIED = 30
 
 
-def first_layer_that_differs(path: str | os.PathLike[str], signature: Signature, cases: list[Case]) -> str | None:
+def first_layer_that_differs(
+    path: str | os.PathLike[str], signature: Signature, cases: list[Case], precision: str = "float32"
+) -> str | None:
     """The first layer, in the file's order, whose output differs, on whichever batch shows one.
 
-    Noise comes first: among small numbers a small fault stands out, and pixels reach what saturates.
+    Noise comes first: among small numbers a small fault shows, and pixels reach what saturates.
     """
     for case in reversed(cases):
         try:
-            layer = first_divergence(path, signature, case.feeds)
+            layer = first_divergence(path, signature, case.feeds, CLEARLY_OFF[precision])
         except Exception:  # a file that does not run for this batch, which is among the problems already
             continue
         if layer is not None:
@@ -36,7 +40,7 @@ def first_layer_that_differs(path: str | os.PathLike[str], signature: Signature,
 
 
 def first_divergence(
-    path: str | os.PathLike[str], signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF
+    path: str | os.PathLike[str], signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF["float32"]
 ) -> str | None:
     """The first layer, in the file's order, whose output differs for one batch.
 
@@ -50,20 +54,28 @@ def first_divergence(
             off by rounding change it as much.
 
     Returns:
-        The layer's path, or None where no named tensor differs (the fault is then after the last of them).
+        The layer's path, or None where no named tensor and no output differs.
     """
     expected = layer_outputs(signature, feeds)
-    nearby = layer_outputs(signature, {name: _off_by_little(array) for name, array in feeds.items()})
-    for name, value in inner_tensors(path, feeds, set(expected)).items():
-        rounding = _difference(nearby[name], expected[name]) if name in nearby else 0.0
-        if _difference(value, expected[name]) > max(bound, AMPLIFIED * rounding):
-            return name
+    rng = np.random.default_rng(0)
+    nearby = layer_outputs(signature, {name: off_by_rounding(rng, array) for name, array in feeds.items()})
+    layers = {name: name for name in expected} | layers_of_outputs(signature)
+    for name, value in inner_tensors(path, feeds, {name for name, layer in layers.items() if layer in expected}).items():
+        layer = layers[name]
+        rounding = _difference(nearby[layer], expected[layer]) if layer in nearby else 0.0
+        if _difference(value, expected[layer]) > max(bound, AMPLIFIED * rounding):
+            return layer
     return None
 
 
-def _off_by_little(array: np.ndarray) -> np.ndarray:
-    """Inputs that are off by about what float32 rounds; whole numbers stay."""
-    return (array * (1 + 1e-7 * np.random.default_rng(0).choice([-1, 1], array.shape))).astype(array.dtype)
+def layers_of_outputs(signature: Signature) -> dict[str, str]:
+    """`{output name: name of the layer that makes it}`: in the file, a model's output has the output's name, not the layer's."""
+    from keras_resnet.graphs import graph_of, producer_name
+
+    graph = graph_of(signature.model)
+    if graph is None:
+        return {}
+    return {output.name: producer_name(graph.outputs[output.index]) for output in signature.outputs if output.source == "model"}
 
 
 def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

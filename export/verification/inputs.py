@@ -26,6 +26,9 @@ SIZES = {
     "pixels": ((96, 96), (96, 128), (128, 160), (224, 224), (256, 320), (299, 331), (512, 512)),
     "noise": ((107, 131), (64, 96), (96, 64), (160, 128), (224, 256), (256, 224), (320, 256), (331, 299), (512, 576)),
 }
+# Sizes that are tried first where every pixel is a step of a loop or attends to every other: a map of 107×131 takes minutes and
+# gigabytes there.
+SMALL_SIZES = {"pixels": ((32, 32), (32, 48)), "noise": ((29, 37), (48, 32))}
 # Distribution and scale of float inputs, first what images have; a network that overflows gets smaller ones, one that takes
 # logarithms or roots positive ones.
 VALUES = {
@@ -112,7 +115,15 @@ def _sizes(signature: Signature, data: str) -> tuple:
         bigger, smaller = (2 * height + 1, 3 * width - 2), (max(height * 3 // 4, 2), max(width - 3, 2))
         return (bigger if data == "pixels" else smaller,)
     dynamic = any(None in spec.shape[1:] for spec in signature.inputs)
-    return SIZES[data] if dynamic else SIZES[data][:1]
+    sizes = (*(SMALL_SIZES[data] if _reads_sequences(signature.model) else ()), *SIZES[data])
+    return sizes if dynamic else sizes[:1]
+
+
+def _reads_sequences(model: keras.Model) -> bool:
+    from keras import layers
+
+    kinds = (layers.RNN, layers.MultiHeadAttention, layers.GroupQueryAttention, layers.Attention, layers.AdditiveAttention)
+    return any(isinstance(layer, kinds) for layer in model._flatten_layers())
 
 
 def _shape(spec: InputSpec, batch: int, size: tuple[int, int], layout: str) -> list[int]:

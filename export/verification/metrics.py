@@ -6,13 +6,23 @@ from typing import Any
 
 import numpy as np
 
+# Half the distance between neighbouring numbers of a format, relative to them.
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
+
+
+def off_by_rounding(rng: np.random.Generator, array: np.ndarray, dtype: str = "float32") -> np.ndarray:
+    """An array whose numbers are off by up to two unit roundoffs of a format at random; whole numbers stay."""
+    if array.dtype.kind != "f":
+        return array
+    return (array * (1 + UNIT_ROUNDOFF[dtype] * rng.uniform(-2, 2, array.shape))).astype(array.dtype)
+
 
 def measure(reference: np.ndarray, got: np.ndarray, scale: float | None = None) -> dict[str, Any]:
     """Error figures of two arrays; infinite where shapes differ or a number of only one of them is not finite.
 
     Args:
         reference: Array of numbers or booleans.
-        got: The array to judge.
+        got: The array to measure.
         scale: What `relative` is relative to; by default the largest |reference|.
 
     Returns:

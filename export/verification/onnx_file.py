@@ -93,8 +93,8 @@ def verify_onnx(
         again = Reverification(reference, cases, lambda folder: with_present_weights(path, signature, opset, folder))
         outcome = again.run(comparison)
         problems, notes, diverges = problems + outcome.problems, notes + outcome.notes, outcome.diverges
-    elif cases:
-        diverges = first_layer_that_differs(path, signature, cases)
+    elif problems and cases:
+        diverges = first_layer_that_differs(path, signature, cases, precision)
     return VerificationReport(
         str(path),
         not problems,

@@ -13,16 +13,14 @@ import numpy as np
 from ..conversion.rebuild import in_float64
 from ..conversion.signature import OutputSpec, Signature, call_in_inference
 from ..errors import UsageError
-from .metrics import largest_difference
+from .metrics import UNIT_ROUNDOFF, largest_difference, off_by_rounding
 
 if TYPE_CHECKING:
     import keras
 
-# float32 rounds to 24 bits.
-UNIT_ROUNDOFF = 2.0**-24
 PERTURBATIONS = 3
 # How far a runtime's approximation of a sigmoid may be off, absolutely.
-APPROXIMATION = 2 * UNIT_ROUNDOFF
+APPROXIMATION = 2 * UNIT_ROUNDOFF["float32"]
 # Below this a probability has lost digits to underflow; above 1 - this a sigmoid has.
 SATURATED_LOW, SATURATED_HIGH = 1e-30, 0.01
 
@@ -107,7 +105,7 @@ class Reference:
         try:
             for _ in range(PERTURBATIONS):
                 for variable, value in zip(variables, before, strict=True):
-                    variable.assign(_rounded(rng, value))
+                    variable.assign(off_by_rounding(rng, value))
                 off = _off_by_roundoff(rng, feeds)
                 alike.append(_values(signature, off))
                 with noise.of(rng, APPROXIMATION):
@@ -200,14 +198,7 @@ def _values(signature: Signature, feeds: dict[str, np.ndarray], but: Iterable[ke
 
 
 def _off_by_roundoff(rng: np.random.Generator, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: _rounded(rng, array) for name, array in feeds.items()}
-
-
-def _rounded(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
-    """An array whose numbers are off by one unit roundoff of float32 at random; whole numbers stay."""
-    if array.dtype.kind != "f":
-        return array
-    return (array * (1 + UNIT_ROUNDOFF * rng.uniform(-2, 2, array.shape))).astype(array.dtype)
+    return {name: off_by_rounding(rng, array) for name, array in feeds.items()}
 
 
 # ---------------------------------------------------------------- pairs of arrays to compare

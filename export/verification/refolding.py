@@ -60,7 +60,7 @@ END, UNKNOWN = "end", "unknown"
 
 
 def _layers_with_followers(model, prefix=""):
-    """Every layer that is called once, with the chain of layers behind it as long as each is the only user of the one before.
+    """Every layer that is called once, with the chain of layers after it as long as each is the only user of the one before.
 
     Yields:
         `(path, layer, [follower, …])`; the last follower is `END` where the chain forks or ends, `UNKNOWN` where it leaves a

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..artifact import temporary_folder
 from .divergence import first_layer_that_differs
 from .inputs import Case
 from .outputs import OutputComparison, Runner
@@ -80,14 +80,14 @@ class Reverification:
         feeds = self.cases[0].feeds
         with (
             randomised(variables, lambda: self.reference.values(feeds, but=variables)),
-            tempfile.TemporaryDirectory(prefix="resnet-export-") as folder,
+            temporary_folder("resnet-export-") as folder,
         ):
             reference = Reference(self.reference.signature)  # the rounding of other weights is another one
             cases = [Case(case.data, case.feeds, reference.values(case.feeds)) for case in self.cases]
             cases = [case for case in cases if case.values.finite]
             if not cases:
                 return Outcome(notes=[f"{what} Keras computes no finite numbers, so there was nothing to compare"])
-            loaded = self.load(Path(folder))
+            loaded = self.load(folder)
             if loaded is None:
                 return Outcome()
             comparison = OutputComparison(reference)

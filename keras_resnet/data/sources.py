@@ -51,13 +51,13 @@ class Source:
     name: str
     train: Images | Encoded | Records
     test: Images | Encoded | Records | None
-    classes: tuple
-    image_size: tuple | None
+    classes: tuple[str, ...]
+    image_size: tuple[int, int] | None
     preprocessing: object = "torch"
     crop: bool = False
-    damaged: tuple = ()
+    damaged: tuple[str, ...] = ()
     validation: Images | Encoded | Records | None = None
-    places: dict = dataclasses.field(default_factory=dict)
+    places: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def mean(self) -> np.ndarray:

@@ -39,7 +39,7 @@ class BlockDrift:
 class DriftReport:
     """Drift of all blocks, in order of execution. Iterate over it for the blocks."""
 
-    blocks: list
+    blocks: list[BlockDrift]
     images: int
 
     def __iter__(self) -> Iterator[BlockDrift]:

@@ -1,11 +1,10 @@
-"""Places: where in a model's tree a block can go, and what is known about the tensor there."""
+"""Insertion points: where in the tree of a model a block can be added, and what is known about the tensor there."""
 
 from __future__ import annotations
 
 import fnmatch
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 
@@ -14,33 +13,34 @@ from ..graphs import is_convolution, producer, walk
 
 
 @dataclass(frozen=True)
-class Place:
-    """A tensor behind which blocks can go: the only output of `node`, in `graph`, at `path`."""
+class InsertionPoint:
+    """A tensor after which blocks can be added: the only output of the call `node`, which `graph` contains and `path` names."""
 
     path: str
-    graph: object
+    graph: keras.Model
     node: object
-    tensor: object
+    tensor: keras.KerasTensor
 
     @property
     def name(self) -> str:
+        """Name of the layer."""
         return self.node.operation.name
 
 
-def find_places(model: keras.Model, after: Any, node: int | None = None) -> list[Place]:
-    """The calls that `after` names.
+def find_points(model: keras.Model, after: object, node: int | None = None) -> list[InsertionPoint]:
+    """Find the calls that `after` names.
 
     Args:
         model: Functional or Sequential model.
-        after: a name or path, a pattern (`*`, `?`), a list of those, a predicate of a layer, or None for every
+        after: A name or path, a pattern (`*`, `?`), a list of those, a layer, a predicate of a layer, or None for every
             convolution.
-        node: index of the call, for a layer that is called more than once.
+        node: Index of the call, for a layer that is called more than once.
 
     Returns:
-        List of `Place` in order of execution.
+        Insertion points in order of execution.
 
     Raises:
-        ValueError: nothing matches, or a layer is called more than once and `node` is not given.
+        ValueError: Nothing matches, or a layer is called more than once and `node` is not given.
     """
     calls = {}
     for path, graph, call in walk(model):
@@ -58,8 +58,8 @@ def find_places(model: keras.Model, after: Any, node: int | None = None) -> list
             raise ValueError(f'layer "{path}" is called {len(calls[path])} times, so `node` must be below that, got {node}')
         graph, call = calls[path][index]
         if len(call.outputs) != 1:
-            raise ValueError(f'no block fits behind "{path}": it has {len(call.outputs)} outputs, a block needs one')
-        chosen.append(Place(path, graph, call, call.outputs[0]))
+            raise ValueError(f'no block can be added after "{path}": it has {len(call.outputs)} outputs, a block needs one')
+        chosen.append(InsertionPoint(path, graph, call, call.outputs[0]))
     return chosen
 
 
@@ -74,9 +74,9 @@ def is_grown_part(path: str) -> bool:
 
 def _matching(calls, after):
     """Paths that `after` names, in order of execution."""
-    trunk = {path: found[0][1].operation for path, found in calls.items() if not is_grown_part(path)}
+    backbone = {path: found[0][1].operation for path, found in calls.items() if not is_grown_part(path)}
     if after is None:
-        return [path for path, operation in trunk.items() if is_convolution(operation)]
+        return [path for path, operation in backbone.items() if is_convolution(operation)]
     if isinstance(after, type):
         raise TypeError(
             f"`after` must be a predicate of a layer, not a class: `lambda layer: isinstance(layer, {after.__name__})`"
@@ -87,23 +87,23 @@ def _matching(calls, after):
             raise ValueError(f'layer "{after.name}" is not part of the model')
         return matches
     if callable(after):
-        return _matching_predicate(trunk, after)
+        return _matching_predicate(backbone, after)
     if not isinstance(after, (str, list, tuple, set)):
         raise TypeError(f"`after` must be a name, a pattern, a list of those or a predicate, got {after!r}")
     matches = set()
     for pattern in [after] if isinstance(after, str) else after:
         if not isinstance(pattern, str):
             raise TypeError(f"`after` must be a name, a pattern, a list of those or a predicate, got {pattern!r}")
-        hits = [path for path in calls if path == pattern] or [path for path in trunk if fnmatch.fnmatchcase(path, pattern)]
+        hits = [path for path in calls if path == pattern] or [path for path in backbone if fnmatch.fnmatchcase(path, pattern)]
         if not hits:
             raise ValueError(f'no layer of the model matches "{pattern}"{_hint(pattern, calls)}')
         matches.update(hits)
     return [path for path in calls if path in matches]
 
 
-def _matching_predicate(trunk, predicate):
+def _matching_predicate(backbone, predicate):
     matches = []
-    for path, operation in trunk.items():
+    for path, operation in backbone.items():
         if isinstance(operation, keras.layers.Layer):
             try:
                 holds = predicate(operation)
@@ -125,7 +125,7 @@ def _hint(pattern, paths):
         for found in paths.values()
         for tensor in found[0][0].inputs
     ):
-        return "; an input is no place, since a block follows a layer"
+        return "; an input is not an insertion point, since a block follows a layer"
     plain = pattern.replace("*", "").replace("?", "")
     full = {path.rpartition("/")[2]: path for path in paths} | {path: path for path in paths}
     close = closest(plain, full, cutoff=0.4)

@@ -49,9 +49,9 @@ class IdentityReport:
     parameters: int
     added_parameters: int
     added_trainable: int
-    without_gradient: list | None
-    small_branches: dict = field(default_factory=dict)
-    notes: list = field(default_factory=list)
+    without_gradient: list[str] | None
+    small_branches: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def exact(self) -> bool:

@@ -19,7 +19,7 @@ from ..tables import text_table
 from .drift import batches
 from .gradients import gate_gradients
 from .onednn import check_backward
-from .points import find_places
+from .points import find_points
 from .probing import run_with_fresh_branches
 from .scale import MATCH
 from .surgery import grow
@@ -159,7 +159,7 @@ def growth_scores(
     draws = whole_number("draws", draws, 1)
     given = _labelled(model, data, whole_number("batch_size", batch_size, 1))
     loss = _loss(model, loss)
-    points = find_places(model, after)
+    points = find_points(model, after)
     paths = [point.path for point in points]
     probed = grow(model, paths, block=block, gate=GATE, scale=MATCH, data=[x for x, _ in given[:8]], seed=seed)
     check_backward(probed)

@@ -31,7 +31,7 @@ from ..graphs import (
     state_variables,
     walk,
 )
-from .points import find_places
+from .points import find_points
 from .scale import MATCH, check_scale, measure_rms
 
 
@@ -127,7 +127,7 @@ def _copy_operation(operation):
 
 
 def _copy_state(old, new):
-    """Variables by position, then what layers keep beside them: adapted statistics, vocabularies, recurrent states."""
+    """Copy variables by position, and what layers keep in addition: adapted statistics, vocabularies, recurrent states."""
     if len(old.variables) != len(new.variables) or any(
         a.shape != b.shape for a, b in zip(old.variables, new.variables, strict=True)
     ):
@@ -221,10 +221,10 @@ def grow(
     """
     template = BlockSpec(block, gate, seed)
     check_scale(scale, data)
-    places = _places(model, after, every, node)
-    counts = _counts(model, places, template.kind.weighted_layers, blocks, total_blocks, total_layers)
-    counts = _repeated(after, places, counts, total_blocks is None and total_layers is None)
-    stacks = _stacks(model, places, counts, template)
+    points = _insertion_points(model, after, every, node)
+    counts = _counts(model, points, template.kind.weighted_layers, blocks, total_blocks, total_layers)
+    counts = _repeated(after, points, counts, total_blocks is None and total_layers is None)
+    stacks = _stacks(model, points, counts, template)
     if scale is not None:
         stacks = _scaled(model, stacks, scale, data)
 
@@ -240,26 +240,26 @@ def grow(
     return copy_model(model, rewrite, name)
 
 
-def _places(model, after, every, node):
+def _insertion_points(model, after, every, node):
     """The insertion points of `grow`, checked."""
     if after is None and every is None:
         raise ValueError('say where blocks go: `after="block*_pool"` (a name, pattern, list or predicate), or `every=n`')
-    if not (places := find_places(model, after, node)):
+    if not (points := find_points(model, after, node)):
         raise ValueError("`after` names no insertion point; give a layer's name, a pattern, a list of those or a predicate")
     if every is None:
-        return places
+        return points
     every = whole_number("every", every, 1)
-    if not (kept := places[every - 1 :: every]):
-        raise ValueError(f"`every` must be at most the number of insertion points ({len(places)}), got {every}")
+    if not (kept := points[every - 1 :: every]):
+        raise ValueError(f"`every` must be at most the number of insertion points ({len(points)}), got {every}")
     return kept
 
 
-def _repeated(after, places, counts, per_place):
+def _repeated(after, points, counts, per_point):
     """The blocks per insertion point, where a list may repeat a name."""
     times = Counter(after) if isinstance(after, (list, tuple)) else {}
-    if max(times.values(), default=1) > 1 and not per_place:
+    if max(times.values(), default=1) > 1 and not per_point:
         raise ValueError("a name that `after` repeats cannot be combined with `total_blocks` or `total_layers`; use `blocks`")
-    return [count * times.get(place.path, 1) for place, count in zip(places, counts, strict=True)]
+    return [count * times.get(point.path, 1) for point, count in zip(points, counts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -276,30 +276,30 @@ class _Stack:
         return "/".join(filter(None, (self.path.rpartition("/")[0], block_name)))
 
 
-def _stacks(model, places, counts, template):
+def _stacks(model, points, counts, template):
     """`{id of a call: the stack that follows it}`."""
     outer, stacks = callers(model), {}
-    taken = {id(place.graph): {call.operation.name for call in nodes(place.graph)} for place in places}
+    taken = {id(point.graph): {call.operation.name for call in nodes(point.graph)} for point in points}
     depth = max(1, sum(counts))
-    for index, (place, count) in enumerate(zip(places, counts, strict=True)):
-        data_format = data_format_at(place.tensor, place.graph)
-        check_fits(place.tensor.shape, place.tensor.dtype, data_format, place.path)
-        check_post_activation(place.tensor, template, place.path, outer)
-        siblings = taken[id(place.graph)]
-        first = 1 + max(_number(place.name, sibling) for sibling in siblings)
+    for index, (point, count) in enumerate(zip(points, counts, strict=True)):
+        data_format = data_format_at(point.tensor, point.graph)
+        check_fits(point.tensor.shape, point.tensor.dtype, data_format, point.path)
+        check_post_activation(point.tensor, template, point.path, outer)
+        siblings = taken[id(point.graph)]
+        first = 1 + max(_number(point.name, sibling) for sibling in siblings)
         numbers = range(first, first + count)
-        siblings.update(f"{place.name}_grow{number}_" for number in numbers)
+        siblings.update(f"{point.name}_grow{number}_" for number in numbers)
         blocks = [
-            (f"{place.name}_grow{number}", dataclasses.replace(template, depth=depth, seed=_seed(template, index, number)))
+            (f"{point.name}_grow{number}", dataclasses.replace(template, depth=depth, seed=_seed(template, index, number)))
             for number in numbers
         ]
-        end = id(_end_of_stack(place))
+        end = id(_end_of_stack(point))
         if end in stacks:
             raise ValueError(
-                f'insertion points "{stacks[end].path}" and "{place.path}" are one point of the model, after the same blocks; '
+                f'insertion points "{stacks[end].path}" and "{point.path}" are one point of the model, after the same blocks; '
                 "name only one of them"
             )
-        stacks[end] = _Stack(place.path, blocks, data_format, _policy(place))
+        stacks[end] = _Stack(point.path, blocks, data_format, _policy(point))
     return stacks
 
 
@@ -327,43 +327,43 @@ def _scaled(model, stacks, scale, data):
     return {call: dataclasses.replace(stack, blocks=with_scale(stack)) for call, stack in stacks.items()}
 
 
-def _number(place, layer_name):
-    match = re.match(re.escape(place) + r"_grow(\d+)_", layer_name)
+def _number(point, layer_name):
+    match = re.match(re.escape(point) + r"_grow(\d+)_", layer_name)
     return int(match.group(1)) if match else 0
 
 
-def _end_of_stack(place):
-    """The call behind which new blocks go: the place's own, or the last of the blocks grown there before."""
-    tail, calls = place.node, nodes(place.graph)
-    while following := next((call for call in calls if _continues(call, tail.outputs[0], f"{place.name}_grow")), None):
+def _end_of_stack(point):
+    """The call that new blocks follow: that of the point, or the last call of the blocks grown there before."""
+    tail, calls = point.node, nodes(point.graph)
+    while following := next((call for call in calls if _continues(call, tail.outputs[0], f"{point.name}_grow")), None):
         tail = following
     return tail
 
 
 def _continues(call, tensor, prefix):
-    """Whether a call adds a branch grown at this place to `tensor`, or is the ReLU that closes such a block."""
+    """Whether a call adds a branch grown at this point to `tensor`, or is the ReLU that closes such a block."""
     name, inputs = call.operation.name, call.arguments.keras_tensors
     return name.startswith(prefix) and name.endswith(("_add", "_out")) and bool(inputs) and inputs[0] is tensor
 
 
-def _policy(place):
+def _policy(point):
     """Dtype policy for a branch: that of the layer before it where it computes in the tensor's dtype."""
-    policy = getattr(place.node.operation, "dtype_policy", None)
+    policy = getattr(point.node.operation, "dtype_policy", None)
     if (
         policy is not None
-        and policy.compute_dtype == place.tensor.dtype
+        and policy.compute_dtype == point.tensor.dtype
         and not isinstance(policy, keras.dtype_policies.QuantizedDTypePolicy)
     ):
         return policy
-    dtype = place.tensor.dtype
+    dtype = point.tensor.dtype
     return f"mixed_{dtype}" if dtype in ("float16", "bfloat16") else dtype
 
 
-def _counts(model, places, layers_per_block, blocks, total_blocks, total_layers):
-    """Blocks per place."""
+def _counts(model, points, layers_per_block, blocks, total_blocks, total_layers):
+    """The number of blocks for each insertion point."""
     given = [value for value in (blocks, total_blocks, total_layers) if value is not None]
     if len(given) > 1:
-        raise ValueError("give one of `blocks` (per place), `total_blocks` and `total_layers`, not several")
+        raise ValueError("give one of `blocks` (per insertion point), `total_blocks` and `total_layers`, not several")
     named = {"blocks": blocks, "total_blocks": total_blocks, "total_layers": total_layers}
     blocks, total_blocks, total_layers = (None if v is None else whole_number(k, v, 0) for k, v in named.items())
     if total_layers is not None:
@@ -375,14 +375,14 @@ def _counts(model, places, layers_per_block, blocks, total_blocks, total_layers)
             )
         total_blocks = total_layers // layers_per_block
     if total_blocks is None:
-        return [1 if blocks is None else blocks] * len(places)
-    return spread(total_blocks, _trunk_layers_before(model, places))
+        return [1 if blocks is None else blocks] * len(points)
+    return spread(total_blocks, _backbone_layers_before(model, points))
 
 
-def _trunk_layers_before(model, places):
-    """For each place, the weighted layers of the trunk since the place before it, in order of execution."""
+def _backbone_layers_before(model, points):
+    """For each point, the weighted layers of the backbone since the point before it, in order of execution."""
     grown = {id(layer) for block in find_blocks(model) if block.add.grown for layer in block.branch}
-    ends = {id(place.node) for place in places}
+    ends = {id(point.node) for point in points}
     counts, count = [], 0
     for _, _, node in walk(model):
         count += is_weighted(node.operation) and id(node.operation) not in grown
@@ -393,7 +393,7 @@ def _trunk_layers_before(model, places):
 
 
 def spread(total: int, weights: Sequence[int]) -> list[int]:
-    """Share `total` out in proportion to `weights`: largest remainder, ties to the deeper (later) place.
+    """Share `total` out in proportion to `weights`: largest remainder, ties to the deeper (later) point.
 
     Args:
         total: whole number to share out.

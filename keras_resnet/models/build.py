@@ -1,4 +1,4 @@
-"""A config to a model, whatever its family."""
+"""Building a model from a config of any family."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BUILDERS = {ResNetConfig: resnet, VGGConfig: vgg}
 
 
 def build(config: Any, **options: Any) -> keras.Model:
-    """The model of a config; `options` are the fields of `BuildOptions`.
+    """Build the model of a config; `options` are the fields of `BuildOptions`.
 
     Raises:
-        ValueError: see the builder of the family; a config with `growth` and an `input_tensor`.
+        ValueError: The builder of the family refuses it, or a config with `growth` is combined with `input_tensor`.
     """
     model = BUILDERS[type(config)](config, **options)
     if not config.growth:
@@ -30,17 +30,17 @@ def build(config: Any, **options: Any) -> keras.Model:
 
 
 def grown(model: keras.Model, growth: Growth | None, partial: bool = False) -> keras.Model:
-    """The model with the blocks of a `Growth`, as `keras_resnet.grow` would put them there; a partial one may lack places."""
+    """Add the blocks of a `Growth` as `keras_resnet.grow` does. A partial model may lack insertion points."""
     names = {layer.name for layer in model.layers}
-    # Places of one count go together: every `grow` copies the model.
+    # Insertion points with the same number of blocks go together, since every `grow` copies the model.
     for blocks in sorted({count for _, count in growth.blocks}):
-        places = [place for place, count in growth.blocks if count == blocks and (place in names or not partial)]
-        if places:
-            model = grow(model, places, blocks=blocks, block=growth.block, gate=growth.gate)
+        points = [point for point, count in growth.blocks if count == blocks and (point in names or not partial)]
+        if points:
+            model = grow(model, points, blocks=blocks, block=growth.block, gate=growth.gate)
     return model
 
 
 def outline(config: Any, **options: Any) -> keras.Model:
-    """The same model without numbers in its weights, for names, shapes and counts: it takes no memory at any size."""
+    """Build the same model without numbers in its weights, for names, shapes and counts. It takes no memory at any size."""
     with without_values():
         return build(config, **options)

@@ -47,7 +47,7 @@ class Pretrained:
         """Mode or numbers the network was trained with; None where nothing tells."""
         if self.source:
             return self.source.preprocessing
-        return self.file.card.mode if self.file.card else self.file.origin.preprocessing
+        return self.file.card.mode if self.file.card else self.file.checkpoint_format.preprocessing
 
     @property
     def image(self) -> dict[str, Any]:
@@ -57,12 +57,12 @@ class Pretrained:
         if self.file.card:
             saved = self.file.card.preprocessing
             return {key: saved[key] for key in ("size", "resize", "interpolation") if key in saved}
-        return self.file.origin.image
+        return self.file.checkpoint_format.image
 
     @property
     def labels(self) -> list[str] | None:
-        """Class names, if the origin has them."""
-        known = self.source or self.file.card or self.file.origin
+        """Class names, if the checkpoint format has them."""
+        known = self.source or self.file.card or self.file.checkpoint_format
         return list(known.labels) if known.labels else None
 
     def num_classes(self, config: Config) -> int | None:
@@ -71,7 +71,7 @@ class Pretrained:
         Args:
             config: Config of the model that the file is for.
         """
-        if (count := class_count(self.file.arrays, self.file.origin, config)) is not None:
+        if (count := class_count(self.file.arrays, self.file.checkpoint_format, config)) is not None:
             return count
         if self.source:
             return self.source.num_classes
@@ -85,7 +85,9 @@ class Pretrained:
             return {"source": self.name, **{key: getattr(self.source, key) for key in keys}}
         if self.file.card and self.file.card.weights:
             return self.file.card.weights
-        return {"source": os.path.basename(self.file.path), "origin": self.file.origin.name, **self.file.origin.card}
+        known = self.file.checkpoint_format
+        # Cards of version 0.1 have this key already.
+        return {"source": os.path.basename(self.file.path), "origin": known.name, **known.card}
 
 
 def find_weights(weights: str | os.PathLike[str], model: str, sources: Mapping[str, WeightSource]) -> Pretrained:
@@ -133,7 +135,7 @@ def fill(
     """Load weights into a model, which may lack the head or later stages; args as in `assign`."""
     file, whole = pretrained.file, variables_of(outline(config))
     options = {"fresh_head": fresh_head, "kept_classes": kept_classes, "source": pretrained.name}
-    assign(model, config, file.arrays, file.origin, whole=whole, **options)
+    assign(model, config, file.arrays, file.checkpoint_format, whole=whole, **options)
 
 
 def kept_classes(old: list | None, new: list | None) -> dict[int, int] | None:
@@ -155,7 +157,7 @@ def kept_classes(old: list | None, new: list | None) -> dict[int, int] | None:
 
 
 def check_variant(name: str, config: Config, pretrained: Pretrained, chosen: Collection[str] = ()) -> None:
-    """Refuse weights of a variant that has the same shapes and other logits, if the file's origin or its card tells.
+    """Refuse weights of a variant that has the same shapes and other logits, if the file's checkpoint format or its card tells.
 
     Args:
         name: Name of the model they are to be loaded into.
@@ -175,8 +177,8 @@ def check_variant(name: str, config: Config, pretrained: Pretrained, chosen: Col
 
 def _refusal(config: Config, pretrained: Pretrained, chosen: Collection[str]) -> str | None:
     file = pretrained.file
-    if reason := file.origin.refusal(config, file.arrays):
-        return f"({file.origin.name}) does not belong to {{name}}: {reason}"
+    if reason := file.checkpoint_format.refusal(config, file.arrays):
+        return f"({file.checkpoint_format.name}) does not belong to {{name}}: {reason}"
     saved = file.card and file.card.config
     if saved and (found := differences(saved, config, chosen)):
         hint = "; to load it all the same, give these fields as arguments" if saved.get("family") == config.family else ""
@@ -193,7 +195,8 @@ def fitting_variant(pretrained: Pretrained, name: str, configs: dict[str, Config
         configs: Name -> config of the variants to try, with as many classes as the file.
 
     Returns:
-        Name of the first variant whose names and shapes the file has, and that its origin or card does not rule out; or None.
+        Name of the first variant whose names and shapes the file has, and that its checkpoint format or card does not rule out,
+            or None.
     """
     file = pretrained.file
     likeness = {other: difflib.SequenceMatcher(None, name, other).ratio() for other in configs}
@@ -201,20 +204,20 @@ def fitting_variant(pretrained: Pretrained, name: str, configs: dict[str, Config
         config = configs[other]
         if other == name or _refusal(config, pretrained, ()) or not _may_fit(config, file):
             continue
-        if not match(outline(config), config, file.arrays, file.origin).problems:
+        if not match(outline(config), config, file.arrays, file.checkpoint_format).problems:
             return other
     return None
 
 
 def _may_fit(config: Config, file: WeightFile) -> bool:
     """Whether a file has about as many numbers as a network; building all 170 variants to see takes a minute."""
-    arrays = {key: array for key, array in file.arrays.items() if not re.fullmatch(file.origin.ignored, key)}
+    arrays = {key: array for key, array in file.arrays.items() if not re.fullmatch(file.checkpoint_format.ignored, key)}
     if bool(config.growth) != any("_grow" in key for key in arrays):
         return False
     if config.family == "resnet":
         # Some files have biases in front of a norm, which a network does without.
         return 0.98 < arithmetic(config).total / max(1, sum(array.size for array in arrays.values())) < 1.02
-    first = arrays.get(file.origin.translate(config, "block1_conv1", "bias"))
+    first = arrays.get(file.checkpoint_format.translate(config, "block1_conv1", "bias"))
     return first is not None and first.shape == (config.scaled(config.widths[0]),)
 
 

@@ -43,8 +43,8 @@ class Plugin:
         sources: name -> `WeightSource`, for `weights=`.
     """
 
-    models: dict = field(default_factory=dict)
-    sources: dict = field(default_factory=dict)
+    models: dict[str, Config] = field(default_factory=dict)
+    sources: dict[str, WeightSource] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class ModelInfo:
     trainable: int
     total: int
     macs: int | None
-    input_shape: tuple
-    features: list
+    input_shape: tuple[int | None, ...]
+    features: list[dict[str, Any]]
     owner: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -78,20 +78,20 @@ class ModelInfo:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of all variants that match, sorted; those of plug-ins too.
+    """Return the names of all variants that match a pattern, sorted, including those of plug-ins.
 
     Args:
-        pattern: shell-style, e.g. `"resnet*"`.
+        pattern: Shell-style pattern, e.g. `"resnet*"`. Default: all.
     """
     return sorted(fnmatch.filter(catalogue(), pattern))
 
 
 @functools.cache
 def catalogue() -> dict[str, tuple[Config, str | None]]:
-    """Name -> `(config, owner)` of every variant.
+    """Return `{name: (config, owner)}` of every variant.
 
     Raises:
-        ValueError: two owners declare one name.
+        ValueError: Two owners declare one name.
     """
     found = {name: (config, "keras_resnet") for name, config in VARIANTS.items()}
     for owner, plugin in plugins():
@@ -104,7 +104,7 @@ def catalogue() -> dict[str, tuple[Config, str | None]]:
 
 @functools.cache
 def plugins() -> tuple[tuple[str, Plugin], ...]:
-    """`(owner, Plugin)` of every installed entry point; one that cannot be imported is left out with a warning."""
+    """Return `(owner, Plugin)` of every installed entry point. One that cannot be imported is left out with a warning."""
     found = []
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         owner = entry.dist.name if entry.dist else entry.value
@@ -120,10 +120,10 @@ def plugins() -> tuple[tuple[str, Plugin], ...]:
 
 
 def config_of(name: str) -> Config:
-    """The config behind a name; VGGs of any width have one, e.g. `vgg16_w16`, though only some are listed.
+    """Return the config of a variant. VGGs of any width have one, e.g. `vgg16_w16`, although only some are listed.
 
     Raises:
-        ValueError: no such variant; names the nearest.
+        ValueError: There is no such variant; the message names similar ones.
     """
     models = catalogue()
     if name not in models and (slim := slim_vgg(name)) is not None:
@@ -137,24 +137,29 @@ def config_of(name: str) -> Config:
 def create_model(
     name: str | Config, /, *, weights: str | os.PathLike[str] | None = None, num_classes: int | None = None, **changes: Any
 ) -> keras.Model:
-    """Build a variant; differs from keras.applications by one name for all families, and by random weights unless asked.
+    """Build a variant of the zoo by its name. Unlike the functions of keras.applications, it makes random weights by default.
 
     Args:
-        name: a name from `list_models()`, or a config.
-        weights: None for random weights; a file (`open_weights` has the formats), a name from `list_weights()`, or the tag of
-            weights in this package (`"cifar10"`). Preprocessing, labels and card come with them.
+        name: A name from `list_models()`, or a config.
+        weights: A file (`open_weights` lists the formats), a name from `list_weights()`, or the tag of weights in this package
+            (`"cifar10"`). Preprocessing, labels and card come with them. Default None: random weights.
         num_classes: Number of logits; None is the weights' own number, or else the variant's. `classes` is the same. Where the
             weights have another number, the backbone keeps its weights and the classifier starts fresh, except for classes whose
             names are both in `labels` and in the card of the weights.
-        **changes: fields of the config (`drop_path=0.1`, `output_stride=8`, `head="pool"` …) and of `BuildOptions`
+        **changes: Fields of the config (`drop_path=0.1`, `output_stride=8`, `head="pool"` …) and of `BuildOptions`
             (`include_top`, `pooling`, `input_shape`, `input_tensor`, `preprocessing`, `features_only`, `name` …).
 
     Returns:
         A Functional `keras.Model`, uncompiled: pixels 0–255 in, float32 logits out.
 
     Raises:
-        ValueError: unknown name or argument, values or weights that do not fit; the message names the mend.
-        FileNotFoundError, ConnectionError: the weights are not to be had.
+        ValueError: A name or argument is unknown, or values or weights do not fit; the message says how to fix it.
+        FileNotFoundError: The file of weights does not exist.
+        ConnectionError: The weights cannot be downloaded.
+
+    Example:
+        >>> model = keras_resnet.create_model("resnet20", weights="cifar10")
+        >>> model = keras_resnet.create_model("resnet50", num_classes=5, drop_path=0.1)
     """
     config = name if isinstance(name, Config) else config_of(name)
     known_as = name if isinstance(name, str) else config.family
@@ -181,7 +186,7 @@ def create_model(
 
 
 def _fitting(pretrained, name, fields):
-    """The end of a message about weights that do not fit: a variant that they do fit, tried."""
+    """The end of a message about weights that do not fit: a variant that they do fit, found by trying."""
     configs = {}
     for other, (config, _) in catalogue().items():
         own = {item.name for item in dataclasses.fields(config)}
@@ -196,25 +201,25 @@ def _fitting(pretrained, name, fields):
 
 @functools.cache
 def weight_sources() -> dict[str, WeightSource]:
-    """Name -> `WeightSource`, those of plug-ins too."""
+    """Return `{name: WeightSource}`, including those of plug-ins."""
     return all_sources(plugins())
 
 
 def list_weights(pattern: str = "*") -> list[str]:
-    """Names of weights that `weights=` takes beside files, e.g. `"torchvision/resnet50.IMAGENET1K_V2"`; packaged ones too.
+    """Return the names that `weights=` takes in addition to files, e.g. `"torchvision/resnet50.IMAGENET1K_V2"`.
 
     Args:
-        pattern: shell-style, e.g. `"*/resnet50*"`.
+        pattern: Shell-style pattern, e.g. `"*/resnet50*"`. Default: all, including packaged weights.
     """
     own = (f"{OWN}/{model}.{tag}" for model, tag in packaged())
     return sorted(fnmatch.filter([*weight_sources(), *own], pattern))
 
 
 def split_arguments(config: Config, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`(config fields, build options)` among keyword arguments.
+    """Return `(config fields, build options)` among keyword arguments.
 
     Raises:
-        ValueError: an argument is neither.
+        ValueError: An argument is neither.
     """
     field_names = {item.name for item in dataclasses.fields(config)}
     option_names = {item.name for item in dataclasses.fields(BuildOptions)}
@@ -233,7 +238,7 @@ def split_arguments(config: Config, changes: dict[str, Any]) -> tuple[dict[str, 
 
 
 def _channels(options):
-    """Channels of the input that the build options ask for, or None if they leave it to the variant."""
+    """The number of channels that the build options ask for, or None if they leave it to the variant."""
     tensor, shape = options.get("input_tensor"), options.get("input_shape")
     shape = tuple(tensor.shape[1:]) if tensor is not None else shape
     first = (options.get("data_format") or keras.config.image_data_format()) == "channels_first"
@@ -241,11 +246,11 @@ def _channels(options):
 
 
 def model_info(model: str | keras.Model, **changes: Any) -> ModelInfo:
-    """Parameters, multiply-adds and stage outputs of a variant or a model.
+    """Count the parameters and multiply-adds of a variant or a model, and list its stage outputs.
 
     Args:
-        model: a name from `list_models()`, or a Keras model.
-        **changes: as in `create_model`, for a name.
+        model: A name from `list_models()`, or a Keras model.
+        **changes: Arguments as in `create_model`, for a name.
 
     Returns:
         `ModelInfo`.

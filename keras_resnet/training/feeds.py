@@ -265,7 +265,7 @@ def _shape_of(model: keras.Model, source: datasets.Source) -> tuple[tuple[int, i
     if None in size:
         if source.image_size is None:
             raise TrainingError("images differ in size and the model takes any; set `image_size`")
-        size = tuple(source.image_size)
+        size = source.image_size
     return size, units
 
 

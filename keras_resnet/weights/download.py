@@ -1,4 +1,4 @@
-"""Downloads into Keras' cache: resumed, retried, checked, and announced in one sentence when they fail."""
+"""Downloads into Keras' cache, which are resumed, retried and checked."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ TIMEOUT = 30
 
 
 def cache_folder() -> str:
-    """Folder for weights: `models/keras_resnet` in Keras' home (`KERAS_HOME`, else `~/.keras`)."""
+    """Return the folder for weights: `models/keras_resnet` in Keras' home (`KERAS_HOME`, else `~/.keras`)."""
     home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
     return os.path.join(home, "models", "keras_resnet")
 
 
 def fetch(url: str, digest: str | None = None, folder: str | os.PathLike[str] | None = None, pause: float = 1.0) -> str:
-    """The local path of a file; unlike `keras.utils.get_file` it resumes, retries, and never leaves a partial file in place.
+    """Download a file and return its local path.
+
+    Unlike `keras.utils.get_file`, this function resumes and retries, and a partial file never has the name of the whole one.
 
     Args:
-        url: where the file lies.
-        digest: sha256 (64 hexadecimal digits, or the leading ones), or md5 (32); None skips the check.
-        folder: cache; None is `cache_folder()`.
-        pause: seconds before the second attempt; doubled before each further one.
+        url: Address of the file.
+        digest: sha256 (64 hexadecimal digits, or the leading ones) or md5 (32). None skips the check.
+        folder: Folder of the cache. Default: `cache_folder()`.
+        pause: Seconds before the second attempt; doubled before each further one.
 
     Returns:
         Path of the file. A file in the cache is used without a connection.
 
     Raises:
-        ConnectionError: no connection after all attempts, or the server refuses; names the path to put the file at by hand.
-        ValueError: the file's digest is not the published one; it is not kept.
+        ConnectionError: There was no connection in any attempt, or the server refuses. The message says where to put the file.
+        ValueError: The digest of the file is not the published one. The file is deleted.
     """
     folder = folder or cache_folder()
     # Many sources call their file the same, so the address is part of the name.
@@ -68,7 +70,7 @@ def fetch(url: str, digest: str | None = None, folder: str | os.PathLike[str] | 
 
 
 def _transfer(url, partial):
-    """Append what is missing to the partial file; a server that cannot resume sends all again."""
+    """Append what is missing to the partial file. A server that cannot resume sends everything again."""
     have = os.path.getsize(partial) if os.path.exists(partial) else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

@@ -1,4 +1,4 @@
-"""A file of weights, whatever its format: its arrays, and where they come from."""
+"""A file of weights, whatever its file format: its arrays, and the checkpoint family that they belong to."""
 
 from __future__ import annotations
 
@@ -12,30 +12,11 @@ import numpy as np
 from ..modelcard import ModelCard, check_labels
 from ..preprocessing import Preprocessing
 from ..zoo.config import config_from_dict
-from .families import akamaster, keras_applications, keras_hub, native, small, timm, torchvision
-from .families.origin import Origin
+from .families import FORMATS, FORMATS_OURS_FIRST
+from .families.checkpoint_format import CheckpointFormat
 from .formats import kerasfile, safetensors, torchfile
 from .formats.reading import UNREADABLE, Budget
 
-# The first that recognises the arrays wins.
-FOREIGN = (
-    akamaster.ORIGIN,
-    small.KUANGLIU,
-    small.RESNET,
-    small.WIDE_RESNET,
-    small.CIFAR100,
-    small.VGG,
-    torchvision.RESNET,
-    torchvision.VGG,
-    timm.RESNETV2,
-    timm.VGG,
-    keras_hub.ORIGIN,
-    keras_applications.RESNETV2,
-    keras_applications.RESNET,
-    keras_applications.VGG,
-)
-# keras.applications' VGG names are ours too; only files in Keras' old format, or without one, are taken for theirs.
-THEIRS_FIRST, OURS_FIRST = (*FOREIGN, native.ORIGIN), (native.ORIGIN, *FOREIGN)
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", *KERAS_SUFFIXES, ".npz")
@@ -43,23 +24,23 @@ SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", *KERAS_SUFFIXES, ".npz")
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file of weights holds.
+    """The content of a file of weights.
 
-    Args:
-        path: where it lies.
-        arrays: name -> array, named and laid out as in the file.
-        origin: `Origin` that recognised them.
-        card: the `ModelCard` the file carries, if any.
+    Attributes:
+        path: The file.
+        arrays: Arrays by name, named and laid out as in the file.
+        checkpoint_format: The family that recognised them.
+        card: The card that the file stores, or None.
     """
 
     path: str
-    arrays: dict = field(repr=False)
-    origin: Origin
+    arrays: dict[str, np.ndarray] = field(repr=False)
+    checkpoint_format: CheckpointFormat
     card: ModelCard | None = None
 
 
 def open_weights(path: str | os.PathLike[str]) -> WeightFile:
-    """Read a file of weights and recognise its origin by the names in it; no pickle is run.
+    """Read a file of weights and recognise its checkpoint family by the names in it. No pickle is executed.
 
     Args:
         path: PyTorch `.pth`, `.pt`, `.th`, `.pth.tar`, `.bin`; `.safetensors`; keras.applications' `.h5`; Keras'
@@ -69,25 +50,25 @@ def open_weights(path: str | os.PathLike[str]) -> WeightFile:
         `WeightFile`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: unknown format, truncated, a damaged card, or names of no known origin.
+        FileNotFoundError: There is no such file.
+        ValueError: The file format is unknown, the file is truncated, its card is damaged, or no family recognises its names.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no weights file {path}")
-    arrays, data, origins = _read(path)
+    arrays, data, checkpoint_formats = _read(path)
     try:
         card = None if data is None else _checked(ModelCard.from_dict(data))
     except ValueError as error:
         raise ValueError(f"{path} is not loaded: its card is damaged, {error}") from error
     while True:
-        for origin in origins:
-            if origin.recognises(arrays):
-                return WeightFile(path, arrays, origin, card)
+        for checkpoint_format in checkpoint_formats:
+            if checkpoint_format.recognises(arrays):
+                return WeightFile(path, arrays, checkpoint_format, card)
         if (inner := _unwrapped(arrays)) is None:
             break
         arrays = inner
-    some, known = ", ".join(list(arrays)[:3]), ", ".join(sorted({origin.name for origin in THEIRS_FIRST}))
+    some, known = ", ".join(list(arrays)[:3]), ", ".join(sorted({known.name for known in FORMATS}))
     raise ValueError(f"{path} holds {len(arrays)} arrays ({some} …), named like those of none of: {known}")
 
 
@@ -114,23 +95,23 @@ def _unwrapped(arrays):
 
 
 def _read(path):
-    """`(arrays, card dict or None, origins in the order they are tried)`."""
+    """`(arrays, card dict or None, checkpoint formats in the order they are tried)`."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in TORCH_SUFFIXES:
-        return torchfile.read(path), None, THEIRS_FIRST
+        return torchfile.read(path), None, FORMATS
     if suffix == ".safetensors":
         arrays, metadata = safetensors.read(path)
         if "card" not in metadata:
-            return arrays, None, THEIRS_FIRST
+            return arrays, None, FORMATS
         try:
-            return arrays, json.loads(metadata["card"]), OURS_FIRST
+            return arrays, json.loads(metadata["card"]), FORMATS_OURS_FIRST
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not loaded: its card is damaged, {error}") from error
     if suffix in KERAS_SUFFIXES:
         arrays, card, old_format = kerasfile.read(path)
-        return arrays, card, THEIRS_FIRST if old_format else OURS_FIRST
+        return arrays, card, FORMATS if old_format else FORMATS_OURS_FIRST
     if suffix == ".npz":
-        return _read_npz(path), None, THEIRS_FIRST
+        return _read_npz(path), None, FORMATS
     raise ValueError(f"a weights file must have one of the endings {', '.join(SUFFIXES)}, got {path}")
 
 

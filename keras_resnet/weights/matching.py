@@ -1,4 +1,4 @@
-"""Strict assignment of a file's arrays to a model's variables: all of them or none."""
+"""Strict assignment of the arrays of a file to the variables of a model: all of them or none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from ..zoo.config import Config
-from .families.origin import Origin
+from .families.checkpoint_format import CheckpointFormat
 
 FIRST_CONVOLUTIONS = ("stem_conv", "stem_conv1", "block1_conv1")
 CLASSIFIER = "predictions"
@@ -19,7 +19,7 @@ SHOWN = 3
 
 
 def variables_of(model: keras.Model) -> dict[tuple[str, str], keras.Variable]:
-    """`(layer, variable)` names -> Keras variable, for all weights of a zoo model; seeds of dropout layers are none."""
+    """Return `{(layer, variable): Keras variable}` of all weights of a zoo model; seeds of dropout layers are not weights."""
     return {
         (layer.name, variable.name): variable
         for layer in model.layers
@@ -51,7 +51,7 @@ def assign(
     model: keras.Model,
     config: Config,
     arrays: dict,
-    origin: Origin,
+    checkpoint_format: CheckpointFormat,
     *,
     whole: Collection = (),
     fresh_head: bool = False,
@@ -64,7 +64,7 @@ def assign(
         model: A zoo model.
         config: Its config.
         arrays: The file's names -> arrays.
-        origin: `Origin` of the file.
+        checkpoint_format: `CheckpointFormat` of the file.
         whole: Names of the whole network's variables, where the model lacks a part of it (head, later stages).
         fresh_head: Whether the model keeps its own classifier if the file's has another number of classes, or if it has none.
         kept_classes: New class -> the file's class, for a classifier that starts fresh but for these classes; None where the
@@ -74,43 +74,49 @@ def assign(
     Raises:
         WeightsMismatch: Something is missing, left over or of another shape; nothing is assigned then.
     """
-    wanted, count = variables_of(model), class_count(arrays, origin, config)
+    wanted, count = variables_of(model), class_count(arrays, checkpoint_format, config)
     fresh = {}
     if (fresh_head and count != config.num_classes) or kept_classes is not None:
         fresh = {name: variable for name, variable in wanted.items() if name[0] == CLASSIFIER}
     wanted = {name: variable for name, variable in wanted.items() if name not in fresh}
-    found = match(model, config, arrays, origin, whole=whole, wanted=wanted)
+    found = match(model, config, arrays, checkpoint_format, whole=whole, wanted=wanted)
     if found.problems:
-        what = f"{source} ({origin.name}) does not fit {model.name}: {found.problems}"
+        what = f"{source} ({checkpoint_format.name}) does not fit {model.name}: {found.problems}"
         hint = f"; build the model with `num_classes={count}`, and replace its head afterwards" if found.only_classes else ""
         raise WeightsMismatch(what + hint)
     for name, value in found.values.items():
         wanted[name].assign(value)
     for name, variable in fresh.items() if kept_classes and count else ():
-        old = _convert(np.asarray(arrays[origin.translate(config, *name)]), name, variable, config, origin)
+        old = _convert(np.asarray(arrays[checkpoint_format.translate(config, *name)]), name, variable, config, checkpoint_format)
         values = ops.convert_to_numpy(variable).copy()
         values[..., list(kept_classes)] = old[..., list(kept_classes.values())]
         variable.assign(values)
 
 
 def match(
-    model: keras.Model, config: Config, arrays: dict, origin: Origin, *, whole: Collection = (), wanted: dict | None = None
+    model: keras.Model,
+    config: Config,
+    arrays: dict,
+    checkpoint_format: CheckpointFormat,
+    *,
+    whole: Collection = (),
+    wanted: dict | None = None,
 ) -> Assignment:
     """Find the value of every variable of a model in a file.
 
     Args:
         model: A zoo model, perhaps without numbers (`keras_resnet.models.build.outline`).
-        config, arrays, origin, whole: As in `assign`.
+        config, arrays, checkpoint_format, whole: As in `assign`.
         wanted: The variables to fill, as `variables_of` gives them; None for all.
 
     Returns:
         `Assignment`.
     """
     wanted = variables_of(model) if wanted is None else wanted
-    keys = {name: origin.translate(config, *name) for name in {*variables_of(model), *wanted, *whole}}
-    folds = _folded_biases(wanted, config, origin, arrays)
+    keys = {name: checkpoint_format.translate(config, *name) for name in {*variables_of(model), *wanted, *whole}}
+    folds = _folded_biases(wanted, config, checkpoint_format, arrays)
     values = {
-        name: _convert(np.asarray(arrays[keys[name]]), name, variable, config, origin)
+        name: _convert(np.asarray(arrays[keys[name]]), name, variable, config, checkpoint_format)
         for name, variable in wanted.items()
         if keys[name] in arrays
     }
@@ -118,7 +124,7 @@ def match(
         values[name] = values[name] - arrays[folds[name]]
     known = {*keys.values(), *folds.values()}
     missing = [f"{keys[name]} (for {'/'.join(name)})" for name in wanted if name not in values]
-    left_over = [key for key in arrays if key not in known and not re.fullmatch(origin.ignored, key)]
+    left_over = [key for key in arrays if key not in known and not re.fullmatch(checkpoint_format.ignored, key)]
     misfits = [name for name, value in values.items() if value.shape != tuple(wanted[name].shape)]
     shapes = [f"{keys[name]} {values[name].shape} for {'/'.join(name)} {tuple(wanted[name].shape)}" for name in misfits]
     problems = [_listed("missing", missing), _listed("left over", left_over), _listed("of another shape", shapes)]
@@ -133,31 +139,31 @@ def _listed(what, items):
     return f"{len(items)} {what}: {', '.join(items[:SHOWN])}{more}"
 
 
-def class_count(arrays: dict, origin: Origin, config: Config) -> int | None:
+def class_count(arrays: dict, checkpoint_format: CheckpointFormat, config: Config) -> int | None:
     """Classes of the file's own classifier, None if it has none; half a classifier is one, and will be missed.
 
     Args:
         arrays: The file's names -> arrays.
-        origin: `Origin` of the file.
+        checkpoint_format: `CheckpointFormat` of the file.
         config: Config of the model that the file is for.
     """
-    if origin.family not in (None, config.family):
+    if checkpoint_format.family not in (None, config.family):
         return None
-    for kind, axis in (("bias", 0), ("kernel", 0 if origin.torch_layout else -1)):
-        array = arrays.get(origin.translate(config, CLASSIFIER, kind))
+    for kind, axis in (("bias", 0), ("kernel", 0 if checkpoint_format.torch_layout else -1)):
+        array = arrays.get(checkpoint_format.translate(config, CLASSIFIER, kind))
         if array is not None and array.ndim:
             return int(array.shape[axis])
     return None
 
 
-def _convert(value, name, variable, config, origin):
+def _convert(value, name, variable, config, checkpoint_format):
     """The array in Keras' layout and, for the first convolution, with the model's channels."""
     layer, kind = name
     if value.dtype == "float16":
         value = value.astype("float32")
     if kind != "kernel" or value.ndim < 2:
         return value
-    if origin.torch_layout:
+    if checkpoint_format.torch_layout:
         if len(variable.shape) > 2:
             value = np.moveaxis(value, (0, 1), (-1, -2))
         elif layer == "fc1" and config.head == "dense":
@@ -194,7 +200,7 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     return repeated * (3 / channels)
 
 
-def _folded_biases(wanted, config, origin, arrays):
+def _folded_biases(wanted, config, checkpoint_format, arrays):
     """Moving mean -> the file's bias that it absorbs: a bias in front of a batch norm only shifts the mean."""
     if config.family != "resnet" or config.preact:
         return {}
@@ -202,7 +208,7 @@ def _folded_biases(wanted, config, origin, arrays):
     for layer, kind in wanted:
         convolution = layer.replace("norm", "conv")
         if kind == "moving_mean" and (convolution, "bias") not in wanted:
-            key = origin.translate(config, convolution, "bias")
+            key = checkpoint_format.translate(config, convolution, "bias")
             if key in arrays:
                 folds[layer, kind] = key
     return folds

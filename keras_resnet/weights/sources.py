@@ -1,4 +1,4 @@
-"""Named weights: files of other projects on the network, and those that lie in this package."""
+"""Named weights: files of other projects that are downloaded, and files in this package."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ PACKAGED = resources.files(__package__) / "data"
 
 @dataclass(frozen=True)
 class WeightSource:
-    """One set of weights under a name such as `"torchvision/resnet50.IMAGENET1K_V2"`: where it lies, and its card.
+    """A set of weights with a name such as `"torchvision/resnet50.IMAGENET1K_V2"`: its address and its card.
 
     Args:
-        model: the variant it belongs to.
-        url: where it lies.
-        digest: sha256 (64 digits, or the leading ones that were published) or md5 (32 digits); None where none is published.
-        num_classes: of its classifier; None is the variant's own number.
-        preprocessing: mode, or `{"mean": …, "std": …}`.
-        size: side of the images it was evaluated on.
-        resize: shorter side before the centre crop; None stretches.
-        interpolation: of that resizing.
-        dataset: it was trained on.
-        accuracy: published top-1 in percent at `size`, None where none is.
-        licence: of the weights.
-        page: where they are described.
-        labels: class names, or None.
+        model: Name of the variant that the weights belong to.
+        url: Address of the file.
+        digest: sha256 (64 digits, or the leading ones that were published) or md5 (32 digits). None if none is published.
+        num_classes: Number of classes of the classifier. None is the variant's own number.
+        preprocessing: Mode, or `{"mean": …, "std": …}`.
+        size: Side of the images that the weights were evaluated on, in pixels.
+        resize: Shorter side before the centre crop, in pixels. None stretches the image.
+        interpolation: Interpolation of that resizing.
+        dataset: Data set that the weights were trained on.
+        accuracy: Published top-1 accuracy in per cent at `size`, or None.
+        licence: Licence of the weights.
+        page: Address of their description.
+        labels: Class names, or None.
     """
 
     model: str
@@ -52,29 +52,29 @@ class WeightSource:
     accuracy: float | None = None
     licence: str = "unknown"
     page: str = ""
-    labels: tuple | None = None
+    labels: tuple[str, ...] | None = None
 
     @property
     def image(self) -> dict[str, Any]:
-        """The part of a model card's `preprocessing` that this source decides."""
+        """What the source decides about `preprocessing` in the card of a model."""
         return {"size": [self.size, self.size], "resize": self.resize, "interpolation": self.interpolation}
 
 
 @functools.cache
 def built_in_sources() -> dict[str, WeightSource]:
-    """Name -> `WeightSource` of the table in `data/sources.json`."""
+    """Return `{name: WeightSource}` of the table in `data/sources.json`."""
     table = json.loads((PACKAGED / "sources.json").read_text(encoding="utf-8"))
     return {name: WeightSource(**{**table["defaults"][name.split("/")[0]], **row}) for name, row in table["sources"].items()}
 
 
 def all_sources(plugins: Iterable[tuple[str, Any]] = ()) -> dict[str, WeightSource]:
-    """Name -> `WeightSource`, those of plug-ins included.
+    """Return `{name: WeightSource}`, including those of plug-ins.
 
     Args:
-        plugins: `(owner, Plugin)` pairs.
+        plugins: Pairs `(owner, Plugin)`.
 
     Raises:
-        ValueError: two owners declare one name.
+        ValueError: Two owners declare one name.
     """
     found = {name: (source, "keras_resnet") for name, source in built_in_sources().items()}
     for owner, plugin in plugins:
@@ -86,18 +86,18 @@ def all_sources(plugins: Iterable[tuple[str, Any]] = ()) -> dict[str, WeightSour
 
 
 def recognise(path: str | os.PathLike[str], model: str, sources: Mapping[str, WeightSource]) -> tuple[str, WeightSource] | None:
-    """The source whose published sha256 a file has, so that its card comes along.
+    """Find the source whose published sha256 a file has, since its card is then known too.
 
     Args:
-        path: the file.
-        model: name of the variant it is to be loaded into.
-        sources: what `all_sources` gave.
+        path: The file.
+        model: Name of the variant that it is loaded into.
+        sources: Result of `all_sources`.
 
     Returns:
-        `(name, WeightSource)`, or None for a file of another or no source.
+        `(name, WeightSource)`, or None if the file is from no source.
 
     Raises:
-        ValueError: it is the file of another variant.
+        ValueError: The file belongs to another variant.
     """
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -121,19 +121,19 @@ def packaged() -> dict[tuple[str, str], str]:
 
 
 def locate(weights: str, model: str, sources: Mapping[str, WeightSource]) -> tuple[str, WeightSource | None]:
-    """The file behind `weights=`, downloaded if it has to be.
+    """Find the file that `weights=` names, and download it if necessary.
 
     Args:
-        weights: name of a source, or a tag of packaged weights (`"cifar10"`, in full `"keras_resnet/resnet20.cifar10"`).
-        model: name of the variant.
-        sources: what `all_sources` gave.
+        weights: Name of a source, or tag of packaged weights (`"cifar10"`, in full `"keras_resnet/resnet20.cifar10"`).
+        model: Name of the variant.
+        sources: Result of `all_sources`.
 
     Returns:
         `(path, WeightSource or None)`.
 
     Raises:
-        ValueError: no such weights, or weights of another variant.
-        ConnectionError: the download failed.
+        ValueError: There are no such weights, or they belong to another variant.
+        ConnectionError: The download failed.
     """
     if weights in sources:
         source = sources[weights]

@@ -1,4 +1,4 @@
-"""What both families put around their trunk: input, card, preprocessing, head, named stage outputs."""
+"""What all families have around their backbone: input, card, preprocessing, head, named stage outputs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class BuildOptions:
     """How a network is built, apart from what it is; names mean what they mean in keras.applications.
 
     Args:
-        include_top: whether the classifier is built; without it the output is the last feature map.
-        pooling: without a top: None, `"avg"` or `"max"` over all positions.
-        input_shape: without batch; None is the published size with a top, any size without.
-        input_tensor: a Keras tensor to build on.
-        preprocessing: mode or numbers for the first layer, see `Preprocessing`; pixels 0–255 come in.
-        include_preprocessing: False takes input that is already normalised.
+        include_top: Whether the classifier is built. Without it the output is the last feature map.
+        pooling: Pooling of the last feature map without a top: None, `"avg"` or `"max"` over all positions.
+        input_shape: Shape without the batch. Default: the published size with a top, any size without.
+        input_tensor: Keras tensor to build on.
+        preprocessing: Mode or numbers of the first layer, which takes pixels 0–255, see `Preprocessing`.
+        include_preprocessing: Whether that layer is built. Without it the model takes normalised input.
         features_only: True, or names of stages (`"stem"`, `"stage1"` …): the model returns a dict of these feature maps.
         data_format: `"channels_last"` or `"channels_first"`; None is Keras' setting. On a CPU TensorFlow needs oneDNN for the
             latter (`TF_ENABLE_ONEDNN_OPTS=1`, where it is not on by itself).
@@ -69,13 +69,13 @@ class BuildOptions:
 
 
 def entrance(config: Config, options: BuildOptions) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """The model's input and what the trunk gets: card and preprocessing stand in between.
+    """Build the input of a model, card and preprocessing, and return what the backbone takes.
 
     Returns:
         `(inputs, x)`.
 
     Raises:
-        ValueError: the input has another rank, unknown channels, or fewer pixels than the trunk's stride.
+        ValueError: the input has another rank, unknown channels, or fewer pixels than the stride of the backbone.
     """
     data_format = options.data_format or keras.config.image_data_format()
     if options.input_tensor is None:
@@ -106,13 +106,13 @@ def finish(
     kit: LayerKit,
     classifier: Callable[[keras.KerasTensor], keras.KerasTensor],
 ) -> keras.Model:
-    """The model from its trunk: stage outputs, a feature map, pooled features or logits.
+    """Build the model on its backbone: stage outputs, a feature map, pooled features or logits.
 
     Args:
         config: the architecture.
         options: `BuildOptions`.
         inputs: what `entrance` gave.
-        x: the trunk's output.
+        x: Output of the backbone.
         features: name of stage -> feature map.
         kit: `LayerKit`.
         classifier: function of `x` that builds the head up to the logits.

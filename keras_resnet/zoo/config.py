@@ -39,16 +39,16 @@ CIFAR_STEM = {"stem_widths": (16,), "stem_kernel": 3, "stem_stride": 1, "stem_po
 
 @dataclass(frozen=True)
 class Growth:
-    """Residual blocks that `keras_resnet.grow` puts into a network, where they are a part of its architecture.
+    """Residual blocks that `keras_resnet.grow` adds to a network, where they are a part of its architecture.
 
     Args:
-        blocks: `(place, number of blocks)` pairs, e.g. `(("block1_pool", 2), ("block5_pool", 3))`; a place is a layer's name.
-            One that a part of the network lacks (`features_only`) is passed over.
-        block: kind of block, see `grow`.
-        gate: see `grow`; None is the block's default.
+        blocks: Pairs of an insertion point, which is the name of a layer, and the number of blocks after it, e.g.
+            `(("block1_pool", 2), ("block5_pool", 3))`. Points that a part of the network (`features_only`) lacks are ignored.
+        block: Kind of block, see `grow`.
+        gate: Gate of the blocks, see `grow`. None is the block's default.
 
     Raises:
-        ValueError: no pairs of a name and a whole number.
+        ValueError: `blocks` are not pairs of a name and a whole number.
     """
 
     blocks: tuple[tuple[str, int], ...]
@@ -59,14 +59,14 @@ class Growth:
         try:
             pairs = tuple((str(place), count) for place, count in self.blocks)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"`blocks` must hold pairs of a place and a number, got {self.blocks!r}") from error
+            raise ValueError(f"`blocks` must be pairs of an insertion point and a number, got {self.blocks!r}") from error
         for place, count in pairs:
             positive_integer(f"growth of {place}", count)
         object.__setattr__(self, "blocks", pairs)
 
 
 class Config:
-    """What both families share: checked choices, a JSON form, and copies with changes."""
+    """What the configs of all families share: checked choices, a JSON form, and copies with changes."""
 
     def __post_init__(self) -> None:
         if isinstance(self.growth, dict):
@@ -87,66 +87,68 @@ class Config:
             raise ValueError(f"`norm_epsilon` must be a number above 0, got {self.norm_epsilon!r}")
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed; checked like a new config."""
+        """Return a copy with some fields changed; it is checked like a new config."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # both families are dataclasses
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, with the family under `"family"`; `config_from_dict` is the way back."""
+        """Return plain JSON values, with the family under `"family"`; `config_from_dict` reads them."""
         return {"family": self.family, **_plain(dataclasses.asdict(self))}
 
 
 @dataclass(frozen=True)
 class ResNetConfig(Config, BlockStyle):
-    """A residual network; the defaults are torchvision's ResNet (v1.5), not the paper's: the stride sits in the 3×3.
+    """A residual network. The defaults are torchvision's ResNet-v1.5, in which the 3×3 convolution has the stride, not the 1×1.
 
     Args:
-        depths: residual blocks per stage, e.g. `(3, 4, 6, 3)`.
-        widths: base filters per stage; a bottleneck puts out four times as many.
-        block: `"basic"` (two 3×3) or `"bottleneck"` (1×1, 3×3, 1×1).
-        preact: norm and activation in front of each convolution, and once more behind the last block (v2).
-        shortcut: what stands beside the branch where its shape changes: `"projection"` (option B: 1×1 convolution),
+        depths: Number of residual blocks of each stage, e.g. `(3, 4, 6, 3)`.
+        widths: Base width of each stage. The output of a bottleneck has four times as many channels.
+        block: A key of `blocks.BRANCHES`: `"basic"` (two 3×3), `"bottleneck"` (1×1, 3×3, 1×1) or `"depthwise"` (3×3 per channel,
+            1×1).
+        preact: Whether norm and activation come before each convolution, and once more after the last block (v2).
+        shortcut: What the branch is added to where its shape changes: `"projection"` (option B: 1×1 convolution),
             `"projection_all"` (option C: in every block), `"projection_first"` (in the first block of every stage: TF Garden),
             `"average"` (D: 2×2 average pool, then 1×1),
             `"subsample"` (projection where the width changes, else every n-th pixel: keras.applications' V2),
             `"pad"`, `"pad_end"`, `"pad_average"` (option A as published by akamaster, Fixup and TF Garden: subsampling or
             average pooling, zero channels on both sides or at the end), `"none"` (a plain net).
-        shortcut_norm: norm behind a projection; a pre-activation net never has one.
-        groups: groups of the 3×3 in a bottleneck (ResNeXt's cardinality).
-        base_width: filters per group of a bottleneck at width 64.
-        stem_widths: filters of the stem's convolutions, the first of which has the stride.
-        stem_kernel: their size.
-        stem_stride: stride of the first of them.
+        shortcut_norm: Whether a norm follows a projection. A pre-activation net never has one.
+        groups: Number of groups of the 3×3 in a bottleneck (ResNeXt's cardinality).
+        base_width: Filters per group of a bottleneck at width 64.
+        stem_widths: Filters of each convolution of the stem, the first of which has the stride.
+        stem_kernel: Kernel size of these convolutions.
+        stem_stride: Stride of the first of them.
         stem_pool: `"max"` (3×3, stride 2, padded with −∞), `"max_zero"` (padded with zeros), `"conv"` (a 3×3 convolution
             with stride 2, norm and activation) or None.
-        stride_in: which convolution of a bottleneck has the stride: `"3x3"` (v1.5) or `"1x1"` (v1). Same
-            parameters, other logits.
-        stride_block: which block of a stage has it; `"last"` is keras.applications' V2 (in all stages but the last one).
+        stride_in: Which convolution of a bottleneck has the stride: `"3x3"` (v1.5) or `"1x1"` (v1). The parameters are the same,
+            the logits are not.
+        stride_block: Which block of a stage has the stride: `"first"`, or `"last"` as in keras.applications' V2 (in all stages
+            but the last one).
         padding: `"symmetric"` (torch, Caffe) or `"same"` (TensorFlow: one-sided at stride 2 on even sizes).
-        se_ratio: squeeze width of squeeze-and-excitation as a part of the block's filters; 0 for none.
-        se_divisor: the squeeze width is rounded to a multiple of it (timm 8, paper 1).
+        se_ratio: Width of squeeze-and-excitation as a share of the block's output channels; 0 for none.
+        se_divisor: Number of which that width is made a multiple (8 in timm, 1 in the paper).
         norm: `"batch"` or `"group"`.
-        norm_groups: groups of a group norm.
-        norm_epsilon: added to the variance.
-        norm_momentum: of the moving statistics, Keras style (0.9 is torch's 0.1).
-        weight_standardization: kernels are standardised per filter before use (BiT).
-        conv_bias: which convolutions have a bias: any of `"stem"`, `"inner"`, `"last"`, `"projection"`.
-        activation: any name Keras knows.
-        antialias: a 3×3 binomial blur does the subsampling in branch and stem pool.
-        gate: `"zero_gamma"` or `"zero_conv"`: what holds a branch at zero in the beginning.
-        output_stride: total stride of the trunk; later strides become dilations. None keeps all strides.
-        drop_path: probability to drop the deepest branch; grows linearly from 0 at the first.
-        dropout: rate in front of the last convolution of a branch (Wide ResNet).
-        head_dropout: rate in front of the classifier.
-        rank: spatial axes: 1, 2 or 3.
-        num_classes: logits.
-        input_size: pixels per side the network was published for.
-        channels: of the input.
-        growth: `Growth`, or None.
+        norm_groups: Number of groups of a group norm.
+        norm_epsilon: Number that is added to the variance.
+        norm_momentum: Momentum of the moving statistics, as Keras defines it (0.9 is torch's 0.1).
+        weight_standardization: Whether kernels are standardised per filter before use (BiT).
+        conv_bias: Which convolutions have a bias: any of `"stem"`, `"inner"`, `"last"`, `"projection"`.
+        activation: Any name that Keras knows.
+        antialias: Whether a 3×3 binomial blur does the subsampling in branch and stem pool.
+        gate: What holds a branch at zero in the beginning: `"zero_gamma"`, `"zero_conv"` or None.
+        output_stride: Total stride of the backbone; later strides become dilations. None keeps all strides.
+        drop_path: Probability with which the deepest branch is dropped in training; it grows linearly from 0 at the first.
+        dropout: Dropout rate before the last convolution of a branch (Wide ResNet).
+        head_dropout: Dropout rate before the classifier.
+        rank: Number of spatial axes: 1, 2 or 3.
+        num_classes: Number of logits.
+        input_size: Pixels per side that the network was published for.
+        channels: Number of channels of the input.
+        growth: Blocks that `grow` adds, or None.
 
     Raises:
-        ValueError: a value out of range; the message names the field and what it may be.
+        ValueError: A value is out of range; the message names the field and what it may be.
 
-    Source: He et al. (arXiv 1512.03385, 1603.05027); the fields' own sources stand at the variants.
+    Source: He et al. (arXiv 1512.03385, 1603.05027). `variants.py` names the sources of the variants.
     """
 
     depths: tuple[int, ...]
@@ -242,7 +244,7 @@ class ResNetConfig(Config, BlockStyle):
 
     @property
     def expansion(self) -> float:
-        """Filters a block puts out per filter of its width."""
+        """Number of channels of a block's output divided by its inner width."""
         return BRANCHES[self.block].expansion
 
     @property
@@ -252,7 +254,7 @@ class ResNetConfig(Config, BlockStyle):
 
     @property
     def reduction(self) -> int:
-        """Stride of the trunk, i.e. the smallest side the network takes."""
+        """Total stride of the backbone, which is the smallest side of an input."""
         return self.output_stride or self.stem_reduction * 2 ** (len(self.depths) - 1)
 
     def inner_filters(self, stage: int) -> int:
@@ -270,26 +272,26 @@ class ResNetConfig(Config, BlockStyle):
 
 @dataclass(frozen=True)
 class VGGConfig(Config, LayerStyle):
-    """A VGG network; differs from the paper by a head that also fits small inputs, and by pooling to 7×7 at other sizes.
+    """A VGG network. Unlike the paper's, its head also fits small inputs, and other sizes are pooled to 7×7.
 
     Args:
-        stages: 3×3 convolutions per stage, each stage closed by a 2×2 max pool.
-        widths: filters per stage.
-        width: percent of `widths` and `head_widths` that are built (25: a quarter of the filters).
-        batch_norm: a norm between convolution and activation.
-        norm_epsilon: added to the variance.
-        norm_momentum: of the moving statistics, Keras style.
+        stages: Number of 3×3 convolutions of each stage; a 2×2 max pool closes the stage.
+        widths: Filters of each stage.
+        width: Per cent of `widths` and `head_widths` that are built (25: a quarter of the filters).
+        batch_norm: Whether a norm comes between convolution and activation.
+        norm_epsilon: Number that is added to the variance.
+        norm_momentum: Momentum of the moving statistics, as Keras defines it.
         head: `"dense"` flattens `head_size`×`head_size` features (average-pooled to that size where they differ, as torchvision
             does); `"pool"` takes their global average.
-        head_widths: units of the hidden layers in front of the classifier.
-        head_size: side of the features the dense head was trained on.
-        head_dropout: rate behind each hidden layer.
-        activation: any name Keras knows.
-        rank: spatial axes: 1, 2 or 3.
-        num_classes: logits.
-        input_size: pixels per side the network was published for.
-        channels: of the input.
-        growth: `Growth`, or None.
+        head_widths: Units of the hidden layers before the classifier.
+        head_size: Side of the features that the dense head was trained on.
+        head_dropout: Dropout rate after each hidden layer.
+        activation: Any name that Keras knows.
+        rank: Number of spatial axes: 1, 2 or 3.
+        num_classes: Number of logits.
+        input_size: Pixels per side that the network was published for.
+        channels: Number of channels of the input.
+        growth: Blocks that `grow` adds, or None.
 
     Source: Simonyan and Zisserman (arXiv 1409.1556), table 1.
     """
@@ -322,7 +324,7 @@ class VGGConfig(Config, LayerStyle):
 
     @property
     def reduction(self) -> int:
-        """Stride of the trunk, i.e. the smallest side the network takes."""
+        """Total stride of the backbone, which is the smallest side of an input."""
         return 2 ** len(self.stages)
 
     def scaled(self, filters: int) -> int:
@@ -334,10 +336,10 @@ FAMILIES = {family.family: family for family in (ResNetConfig, VGGConfig)}
 
 
 def config_from_dict(data: dict[str, Any]) -> ResNetConfig | VGGConfig:
-    """The config that `Config.to_dict` wrote, e.g. `config_from_dict(kr.card(model).config)`.
+    """Read a config that `Config.to_dict` wrote, e.g. `config_from_dict(kr.card(model).config)`.
 
     Raises:
-        ValueError: the family is unknown, or a field is (a file from a newer version).
+        ValueError: The family or a field is unknown (the file is from a newer version).
     """
     fields = dict(data)
     family = FAMILIES.get(fields.pop("family", None))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import ResNetConfig
 
 
-# Layers whose every kernel is applied at every place of what comes out.
+# Layers whose every kernel is applied at every position of the output.
 CONVOLUTIONS = (
     *(getattr(layers, f"Conv{rank}D") for rank in (1, 2, 3)),
     *(getattr(layers, f"{kind}Conv{rank}D") for kind in ("Depthwise", "Separable") for rank in (1, 2)),
@@ -92,7 +92,7 @@ def _layer_macs(layer, args, output):
     if isinstance(layer, ResidualBlock):
         return sum(_layer_macs(part, args, output) for part in layer.branch)
     if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
-        # A transposed convolution spreads each place of its input, the others gather one of their output.
+        # A transposed convolution applies its kernel at each position of the input, the others at each position of the output.
         shape = (args[0] if isinstance(layer, TRANSPOSED) else output).shape[1:]
         sides = shape[:-1] if layer.data_format == "channels_last" else shape[1:]
         return math.prod(sides) * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)

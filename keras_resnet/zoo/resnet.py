@@ -25,12 +25,12 @@ def resnet(config: ResNetConfig, **options: Any) -> keras.Model:
         **options: the fields of `BuildOptions`.
 
     Returns:
-        A Functional `keras.Model`, uncompiled, that carries a card (`keras_resnet.card(model)`).
+        A Functional `keras.Model`, uncompiled, that stores a card (`keras_resnet.card(model)`).
 
     Raises:
         ValueError: the input is too small or of the wrong rank, groups that do not divide, and the like.
 
-    Source: arXiv 1512.03385; the sources of the variants stand in `variants.py`.
+    Source: arXiv 1512.03385; `variants.py` names the sources of the variants.
     """
     options = BuildOptions(**options)
     kit = LayerKit(config, options.data_format, options.dtype)
@@ -60,7 +60,7 @@ def _stem(x, config, kit):
 
 
 def _stem_pool(x, config, kit):
-    """Halves the sides once more, unless `stem_pool` is None. Behind a ReLU zeros do for −∞, and export better."""
+    """Halves the sides once more, unless `stem_pool` is None. After a ReLU, zeros do the work of −∞ and are cheaper to export."""
     if config.stem_pool is None:
         return x
     if config.stem_pool == "conv":

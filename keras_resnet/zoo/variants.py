@@ -1,4 +1,4 @@
-"""The named variants: a row each. Sources stand at the groups; counts are checked in tests/zoo/test_counts.py."""
+"""The named variants, one row each. To add a variant, add a row; the comments name the sources of each group."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ NOTES = {
     "resnetv2_50": "v2 in timm's form: stride in the first block of a stage; keras.applications' is `resnetv2_50_keras`",
     "preresnet164": "the stride sits in the first 1×1, as in the authors' code; others have it in the 3×3 (`stride_in`)",
     **{
-        f"{name}_grown26": f"`{name}` with 4, 4, 3, 2 pre-activation blocks behind its first four pools, gate `zero_gamma`"
+        f"{name}_grown26": f"`{name}` with 4, 4, 3, 2 pre-activation blocks after its first four pools, gate `zero_gamma`"
         for name in ("vgg16_w16", "vgg16_bn_w16")
     },
     "seresnet18": "squeeze width rounded to a multiple of 8, as in timm; the paper's is `se_divisor=1`",

@@ -24,7 +24,7 @@ def vgg(config: VGGConfig, **options: Any) -> keras.Model:
         **options: the fields of `BuildOptions`.
 
     Returns:
-        A Functional `keras.Model`, uncompiled, that carries a card (`keras_resnet.card(model)`).
+        A Functional `keras.Model`, uncompiled, that stores a card (`keras_resnet.card(model)`).
 
     Raises:
         ValueError: the input is smaller than the stride (32 for five stages), or has the wrong rank.

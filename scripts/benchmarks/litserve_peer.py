@@ -1,4 +1,7 @@
-"""LitServe with the session that our server uses: `python litserve_peer.py MODEL ROWS THREADS DELAY`; prints its address."""
+"""LitServe with the session that our server uses: `python litserve_peer.py MODEL ROWS THREADS DELAY`; prints its address.
+
+Its environment needs python-multipart as well.
+"""
 
 import socket
 import sys

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def _pixels(spec, rows):
 
 @parts.command()
 @click.argument("url")
-@click.argument("kind", type=click.Choice(["binary", "grpc", "jpeg", "litserve"]))
+@click.argument("kind", type=click.Choice(["binary", "grpc", "jpeg", "json", "litserve"]))
 @click.argument("clients", type=int)
 @click.option("--rate", type=float, default=0, help="Requests per second that come in any case; 0: each client waits.")
 @click.option("--requests", type=int, default=0, help="Stop after so many; 0: when told.")
@@ -193,7 +194,7 @@ def _grpc_message(url):
 def _message(url, kind):
     base, name = url.rsplit("/", 1)
     if kind == "litserve":
-        pixels = np.random.default_rng(0).bytes(224 * 224 * 3)
+        pixels = np.random.default_rng(0).bytes(int(urlsplit(url).query))
         part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         body, path, headers = part + pixels + b"\r\n--x--\r\n", "/predict", "Content-Type: multipart/form-data; boundary=x\r\n"
     elif kind == "jpeg":
@@ -204,8 +205,10 @@ def _message(url, kind):
 
         entry = json.load(urlopen(f"{base}/v2/models/{name}"))["inputs"][0]
         spec = TensorInfo(entry["name"], tuple(entry["shape"]), protocol.DTYPES[entry["datatype"]].name)
-        body, length = protocol.encode_request({spec.name: _pixels(spec, 1)})
-        path, headers = f"/v2/models/{name}/infer", f"{protocol.HEADER_LENGTH}: {length}\r\n"
+        body, length = protocol.encode_request({spec.name: _pixels(spec, 1)}, binary=kind != "json")
+        path, headers = f"/v2/models/{name}/infer", "Content-Type: application/json\r\n"
+        if length is not None:
+            headers = f"{protocol.HEADER_LENGTH}: {length}\r\n"
     head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     return head.encode() + body
 
@@ -228,7 +231,7 @@ class Server:
 
     url: str
     kind: str
-    process: subprocess.Popen
+    processes: tuple[subprocess.Popen, ...]
 
 
 @dataclasses.dataclass
@@ -305,9 +308,9 @@ def _serving(model, name, *arguments):
         listening = next(event for event in events if event["event"] == "listening")
         next(event for event in events if event["event"] == "ready")
         if "grpc" in listening:
-            yield Server(f"grpc://{listening['grpc']}/{name}", "grpc", process)
+            yield Server(f"grpc://{listening['grpc']}/{name}", "grpc", (process,))
         else:
-            yield Server(f"{listening['url']}/{name}", "binary", process)
+            yield Server(f"{listening['url']}/{name}", "binary", (process,))
 
 
 @contextlib.contextmanager
@@ -315,6 +318,8 @@ def _peer(program, python, health, kind, *arguments):
     """Another server with the same session, in an environment of its own, once `health` answers."""
     with _started([python, Path(__file__).with_name(program), *arguments], stderr=subprocess.DEVNULL) as process:
         url = process.stdout.readline().strip()
+        if not url:
+            raise SystemExit(f"{program} does not start; run it by hand: {' '.join(map(str, process.args))}")
         for _ in range(600):
             with contextlib.suppress(OSError):
                 if urlopen(f"{url}/{health}").status == 200:
@@ -322,7 +327,29 @@ def _peer(program, python, health, kind, *arguments):
             time.sleep(0.1)
         else:
             raise SystemExit(f"{program} does not start")
-        yield Server(f"{url}/net", kind, process)
+        yield Server(f"{url}/net{_query(kind, arguments[0])}", kind, (process,))
+
+
+def _query(kind, model):
+    """The size of one picture in bytes, which LitServe does not tell its clients."""
+    if kind != "litserve":
+        return ""
+    from resnet_export.runtime.sessions import session
+
+    return f"?{_pixels(session(model, 'cpu', threads=1).inputs[0], 1).nbytes}"
+
+
+@contextlib.contextmanager
+def _ray(python, model, *arguments):
+    """This package's application on Ray Serve, with one replica. Only its load is stopped: Ray replaces what does not answer."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [python, "-m", "resnet_export", "serve", f"net={model}", "--engine", "ray", "--port", port, "--json"]
+    with _started([*command, "--device", "cpu", "--timeout", 600, *arguments], stderr=subprocess.DEVNULL) as process:
+        events = (json.loads(line) for line in process.stdout if line.startswith("{"))
+        next(event for event in events if event["event"] == "ready")
+        yield Server(f"http://127.0.0.1:{port}/net", "binary", ())
 
 
 def _part(*arguments):
@@ -354,17 +381,23 @@ def _metric(url, name):
 @click.option("--seconds", default=1.5, show_default=True, help="Length of a turn.")
 @click.option("--litserve-python", default=lambda: os.environ.get("LITSERVE_PYTHON"), help="Python that has litserve.")
 @click.option("--kserve-python", default=lambda: os.environ.get("KSERVE_PYTHON"), help="Python that has kserve.")
+@click.option("--mlserver-python", default=lambda: os.environ.get("MLSERVER_PYTHON"), help="Python that has mlserver.")
+@click.option("--ray-python", default=lambda: os.environ.get("RAY_PYTHON"), help="Python that has ray[serve].")
 @click.option("--out", type=click.Path(), help="JSON file for all numbers, with a diagram beside it; further turns are added.")
-def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, seconds, litserve_python, kserve_python, out):
-    """Serving over HTTP and gRPC against a bare onnxruntime loop, LitServe and KServe's SDK; MODEL is an ONNX file."""
+def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, seconds, out, **pythons):
+    """Serving over HTTP and gRPC against a bare onnxruntime loop and other servers; MODEL is an ONNX file.
+
+    LitServe, KServe's SDK, MLServer and Ray Serve are rows where an environment that has them is named.
+    """
     settings = {"model": Path(model).name, "threads": threads, "max_batch": max_batch, "max_delay_ms": max_delay_ms}
     figures = _begun(out, settings)
     # Servers lead groups of their own: whoever ends this process would leave them behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     options = ["--max-batch", max_batch, "--max-delay-ms", max_delay_ms] + (["--threads", threads] if threads else [])
     peers = (
-        ("LitServe", litserve_python, "health", "litserve", model, max_batch, threads, max_delay_ms / 1000),
-        ("KServe SDK", kserve_python, "v2/health/ready", "binary", model, threads),
+        ("LitServe", "health", "litserve", model, max_batch, threads, max_delay_ms / 1000),
+        ("KServe SDK", "v2/health/ready", "binary", model, threads),
+        ("MLServer", "v2/health/ready", "json", model, max_batch, threads, max_delay_ms / 1000),
     )
     for count in clients if turns else ():
         with contextlib.ExitStack() as stack:
@@ -372,12 +405,16 @@ def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, second
             if importlib.util.find_spec("grpc"):
                 servers["gRPC"] = stack.enter_context(_serving(model, "net", *options, "--grpc-port", 0))
             servers["JPEG"] = dataclasses.replace(stack.enter_context(_serving(model, "net", *options)), kind="jpeg")
-            for name, python, *peer in peers:
-                if python:
-                    program = f"{name.split()[0].lower()}_peer.py"
-                    servers[name] = stack.enter_context(_peer(program, python, *peer))
+            for name, *peer in peers:
+                short = name.split()[0].lower()
+                if python := pythons[f"{short}_python"]:
+                    servers[name] = stack.enter_context(_peer(f"{short}_peer.py", python, *peer))
                 else:
-                    click.echo(f"{name}: not measured, no environment is named", err=True)
+                    click.echo(f"{name}: not measured; --{short}-python names no environment", err=True)
+            if pythons["ray_python"]:
+                servers["Ray Serve"] = stack.enter_context(_ray(pythons["ray_python"], model, *options))
+            else:
+                click.echo("Ray Serve: not measured; --ray-python names no environment", err=True)
             # One client alone never fills a batch: what it is compared with does not either.
             rows = max_batch if count > 1 else 1
             _take_turns(figures["runs"], _contenders(stack, servers, model, rows, threads, count), count, turns, seconds)
@@ -422,7 +459,7 @@ def _contenders(stack, servers, model, rows, threads, clients):
 
     made = {name: contender(_part("bare", model, rows, threads), rows) for name in (BARE, AGAIN)}
     for name, server in servers.items():
-        made[name] = contender(_part("load", server.url, server.kind, clients), 1, server.process)
+        made[name] = contender(_part("load", server.url, server.kind, clients), 1, *server.processes)
     # What starting and first requests take is not what is measured.
     time.sleep(8)
     for entry in made.values():

@@ -90,13 +90,13 @@ def judge(recipe: Any, twice: bool = True, savedmodel: bool = False) -> Outcome:
     except Exception as error:
         return Outcome(NO_MODEL, _line(error))
     print("exporting", flush=True)
-    before = _state(model)
+    before = state(model)
     with tempfile.TemporaryDirectory() as folder:
         outcome, path = _export(recipe, model, Path(folder), "model.onnx", reference_model)
         if outcome.kind == RIGHT:
             wrong = compare(recipe, path, batches, expected, reference_model or model)
             outcome = dataclasses.replace(outcome, kind=WRONG, detail=wrong) if wrong else outcome
-        if outcome.kind in FINE and _state(model) != before:
+        if outcome.kind in FINE and state(model) != before:
             outcome = dataclasses.replace(outcome, kind=MOVED, detail="variables differ after the export")
         if outcome.kind == RIGHT and twice:
             second, other = _export(recipe, model, Path(folder), "second.onnx", reference_model)
@@ -124,7 +124,7 @@ def _savedmodel(recipe: Any, model: Any, path: Path) -> str:
         return f"{type(error).__name__}: {_line(error)}"
     served = tf.saved_model.load(str(path)).signatures["serving_default"]
     names = list(served.structured_input_signature[1])
-    ours = names if len(names) == 1 else [re.sub(r"\W", "_", tensor.name) for tensor in model.inputs]
+    ours = names if len(names) == 1 else [re.sub(r"\W", "_", tensor.name, flags=re.ASCII) for tensor in model.inputs]
     for feeds in generator.feeds_of(plain, model):
         found = served(**{name: tf.constant(value) for name, value in zip(ours, feeds, strict=True)})
         want = generator.outputs_of(model, feeds)
@@ -339,7 +339,7 @@ def _resized(session: Any, recipe: Any, model: Any) -> str:
     return _differs(recipe, model, [small.astype("float32")], want, dict(zip(names, got, strict=True)))
 
 
-def _state(model: Any) -> list[bytes]:
+def state(model: Any) -> list[bytes]:
     """All variables, seeds and states of a model, bit for bit, and its configuration."""
     values = [np.array(variable.value).tobytes() for variable in model.variables]
     activations = [repr(getattr(layer, "activation", None)) for layer in model._flatten_layers()]

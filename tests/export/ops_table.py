@@ -4,6 +4,7 @@ A call gets `x` (float, -2 to 2), `p` (float, 0.1 to 0.9), `k` (int32, 0 to 7), 
 """
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 BIT_SHIFTS = "bitwise_left_shift bitwise_right_shift left_shift right_shift".split()
@@ -32,6 +33,18 @@ ELEMENTWISE = {
         ).split()
     },
     **{name: (lambda x, p, k, name=name: getattr(ops, name)(k, k + 3)) for name in BIT_SHIFTS},
+    **{
+        f"{name} {dtype}": (
+            lambda x, p, k, name=name, dtype=dtype: getattr(ops, name)(ops.cast(k - 3, dtype), ops.cast(k * k, dtype))
+        )
+        for name in "bitwise_and bitwise_or bitwise_xor".split()
+        for dtype in ("int32", "uint8")
+    },
+    **{
+        f"{name} of integers": (lambda x, p, k, name=name: getattr(ops, name)(3 * k - 10, ops.cast(x > 0, "int32") * 6 - 3))
+        for name in "floor_divide mod".split()
+    },
+    "where of infinities": lambda x, p, k: ops.where(x > 0, ops.log(x), 0.0),
     "bitwise_invert": lambda x, p, k: ops.bitwise_invert(k),
     "bitwise_not": lambda x, p, k: ops.bitwise_not(k),
     "angle": lambda x, p, k: ops.angle(x),
@@ -163,16 +176,36 @@ PRODUCTS = {
     "adaptive_average_pool": lambda x, p, k: ops.adaptive_average_pool(x, (2, 3)),
     "adaptive_max_pool": lambda x, p, k: ops.adaptive_max_pool(x, (2, 3)),
 }
+IMAGES = {
+    **{
+        f"{method} {antialias}": (
+            lambda x, p, k, method=method, antialias=antialias: tf.image.resize(x, (9, 5), method, antialias=antialias)
+        )
+        for method in "bilinear nearest bicubic lanczos3 lanczos5 area".split()
+        for antialias in (False, True)
+    },
+    "twice as large": lambda x, p, k: tf.image.resize(x, (12, 16)),
+    "the same size": lambda x, p, k: tf.image.resize(x, (6, 8), "bicubic"),
+    "one image": lambda x, p, k: tf.image.resize(x[0], (9, 5), "lanczos3"),
+    "integers, nearest": lambda x, p, k: tf.image.resize(k, (9, 5), "nearest"),
+    "integers, bicubic": lambda x, p, k: tf.image.resize(k, (9, 5), "bicubic"),
+    "crop to aspect ratio": lambda x, p, k: ops.image.resize(x, (9, 5), "bicubic", crop_to_aspect_ratio=True),
+    "pad to aspect ratio": lambda x, p, k: ops.image.resize(x, (9, 5), "lanczos5", pad_to_aspect_ratio=True),
+    "image patches": lambda x, p, k: tf.image.extract_patches(x, [1, 3, 2, 1], [1, 2, 1, 1], [1, 1, 2, 1], "VALID"),
+    "image patches, same": lambda x, p, k: tf.image.extract_patches(x, [1, 3, 2, 1], [1, 2, 2, 1], [1, 1, 1, 1], "SAME"),
+}
+FIXED_SIZE_IMAGES = {
+    method: (lambda x, p, k, method=method: tf.image.resize(x, (9, 5), method)) for method in ("gaussian", "mitchellcubic")
+}
 GROUPS = {"elementwise": ELEMENTWISE, "reductions": REDUCTIONS, "shapes": SHAPES, "products": PRODUCTS}
 
 FIXED_SIZE_ONLY = {
+    "adaptive_average_pool": "Keras infers no shape of it without the size; its layer has one",
+    "adaptive_max_pool": "Keras infers no shape of it without the size; its layer has one",
     "trace": "onnxruntime has no Where for the type that tf2onnx gives it",
-    "adaptive_average_pool": "Keras needs the size",
-    "adaptive_max_pool": "Keras needs the size",
 }
 NO_COUNTERPART = {
     **dict.fromkeys("erfinv i0 nextafter".split(), "no such function in ONNX"),
-    **dict.fromkeys("bitwise_and bitwise_or bitwise_xor".split(), "in ONNX from opset 18 on, which tf2onnx does not write"),
     **dict.fromkeys(
         "cholesky cholesky_inverse det eig eigh inv logdet lstsq lu_factor matrix_rank pinv qr slogdet solve".split(),
         "linear algebra",

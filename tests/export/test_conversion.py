@@ -212,6 +212,64 @@ def test_functions_of_keras_ops(group, open_size, opset):
     check_functions(ops_table.GROUPS[group], open_size, opset)
 
 
+@pytest.mark.parametrize("open_size", [False, True])
+def test_images_are_resized_as_tensorflow_does_it(open_size):
+    check_functions(ops_table.IMAGES if open_size else ops_table.IMAGES | ops_table.FIXED_SIZE_IMAGES, open_size, 17)
+
+
+@pytest.mark.parametrize("shape", [(107, 131, 3), (None, None, 3)])
+@pytest.mark.parametrize("method", ["bilinear", "nearest", "lanczos3", "area"])
+def test_large_images_have_the_same_pixels(method, shape):
+    """The Resize of ONNX has other coordinates, by so much that nearest pixels are others in images of some hundred pixels."""
+    model = chain(layers.Lambda(lambda x: tf.image.resize(x, (224, 192), method)), shape=shape)
+    assert "Resize" not in check(model, sizes=(107, 131), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos3"])
+def test_upsampling_of_dynamic_size(interpolation):
+    check(chain(layers.UpSampling2D((2, 3), interpolation=interpolation), layers.Conv2D(2, 3)))
+
+
+@pytest.mark.parametrize("shape", [(9, 11, 3), (None, None, 3)])
+def test_adaptive_pooling(shape):
+    for size in ((1, 1), (1, 4), (3, 11), (4, 5)):
+        check(chain(layers.AdaptiveAveragePooling2D(size), shape=shape))
+    check(chain(layers.AdaptiveMaxPooling2D((4, 5)), shape=shape))
+    assert check(chain(layers.AdaptiveAveragePooling2D(1), shape=shape))[1] == "GlobalAveragePool"
+
+
+def test_adaptive_pooling_of_every_rank_and_layout():
+    check(chain(layers.AdaptiveAveragePooling1D(3), shape=(7, 4)))
+    check(chain(layers.AdaptiveAveragePooling3D((2, 1, 3)), shape=(4, 5, 6, 3)))
+    check(chain(layers.AdaptiveMaxPooling2D((2, 3), data_format="channels_first"), shape=(3, 8, 9)))
+    assert check(chain(layers.AdaptiveMaxPooling2D((2, 3)), shape=(8, 9, 3))) == ["Transpose", "MaxPool", "Transpose"]
+
+
+def test_random_crop_of_dynamic_size():
+    check(chain(layers.RandomCrop(4, 5), layers.Conv2D(2, 1)))
+
+
+@pytest.mark.parametrize("kind", ["DepthwiseConv2D", "SeparableConv2D", "Conv2D", "Conv2DTranspose"])
+def test_bias_of_channels_first_layout(kind):
+    filters = () if kind.startswith("Depthwise") else (4,)
+    layer = getattr(layers, kind)(*filters, 3, data_format="channels_first")
+    for shape in ((3, 9, 11), (3, None, None)):
+        check(chain(layer, shape=shape))
+
+
+def test_same_padding_of_strides_larger_than_the_window():
+    for kind in (layers.AveragePooling2D, layers.MaxPooling2D, lambda *options: layers.Conv2D(2, *options)):
+        for stride in (2, 3, 4):
+            model = chain(kind(2, stride, "same"))
+            for side in range(8, 12):
+                check(model, sizes=(side, side + 1))
+
+
+def test_variance_of_large_groups():
+    """onnxruntime adds the numbers of a mean over inner axes one by one."""
+    check(chain(layers.Conv2D(4, 3, activation="relu"), layers.GroupNormalization(2)), sizes=(107, 131))
+
+
 def test_the_table_of_ops_is_complete():
     """A new function of Keras is either tested or left out with a reason."""
     tested = {name.split()[0] for group in ops_table.GROUPS.values() for name in group}
@@ -385,7 +443,28 @@ def _with(policy, layer):
         keras.config.set_dtype_policy(before)
 
 
+class WithoutConfig(layers.Layer):
+    """Layers in a list and a dict, a variable, and no `get_config`."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.steps = [layers.Conv2D(units, 3, padding="same"), layers.BatchNormalization()]
+        self.gates = {"gate": layers.Dense(units, activation="sigmoid")}
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        y = x * self.scale
+        for step in self.steps:
+            y = step(y)
+        return y * self.gates["gate"](x)
+
+
 OWN_LAYERS = {
+    "without a config": lambda: WithoutConfig(4),
+    "a function of TensorFlow": lambda: layers.Dense(4, activation=tf.nn.softmax),
+    "a function without a name": lambda: layers.Dense(4, activation=lambda x: 2 * tf.nn.relu(x)),
     "unserialisable": lambda: Unserialisable(lambda x: 2 * x + 1),
     "lambda": lambda: layers.Lambda(lambda x: 2 * x + 1),
     "batch norm": lambda: layers.BatchNormalization(),
@@ -414,6 +493,21 @@ def test_dynamic_size_of_layers_without_a_config(own):
     x = feeds_of(model, (9, 11))[0]
     np.testing.assert_array_equal(model(x), opened(x))
     check(opened, sizes=(14, 12))
+
+
+def test_dynamic_size_of_a_network_that_takes_some_sizes_only():
+    x = entry = keras.Input((16, 24, 3))
+    for _ in range(2):
+        x = layers.Concatenate()([x, layers.UpSampling2D()(layers.Conv2D(2, 3, strides=2, padding="same")(x))])
+    half = layers.Conv2D(2, 3, strides=4, padding="same")(x)
+    model = randomise(keras.Model(entry, layers.Add()([layers.Conv2D(2, 1)(x), layers.UpSampling2D(4)(half)])))
+    check(rebuild.with_open_size(model), sizes=(32, 40))
+
+
+def test_a_layer_that_needs_a_fixed_size_is_named():
+    model = chain(layers.Conv2D(2, 3), layers.Reshape((7 * 9 * 2,)), layers.Dense(3, name="last"), shape=(9, 11, 3))
+    with pytest.raises(UsageError, match="layer 'reshape.*' of model .* needs a fixed image size"):
+        rebuild.with_open_size(model)
 
 
 def test_layers_with_lora():

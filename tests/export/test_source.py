@@ -63,3 +63,16 @@ def test_class_count_of_weights_and_of_the_command(run, tmp_path):
     code, _, err = run("onnx", tmp_path / "seven.npz", tmp_path / "o.onnx", "--num-classes", 3)
     assert code == 2 and "goes with the name of a model" in err
     assert run("info", "resnet20", "--num-classes", 0)[0] == 2
+
+
+def test_messages_name_options_of_the_command(run, tmp_path):
+    code, _, err = run("info", "resnet5")
+    assert code == 2 and "`resnet-export list` shows all" in err and "list_models" not in err
+    for suffix in (".h5", ".keras"):
+        kr.create_model("resnet20", num_classes=7).save(tmp_path / f"seven{suffix}")
+    code, _, err = run("info", "resnet56", "--weights", tmp_path / "seven.keras")
+    assert code == 2 and "it fits 'resnet20'" in err and "as arguments" not in err
+    code, out, err = run("onnx", "resnet20", tmp_path / "m.onnx", "--weights", tmp_path / "seven.h5", "--preprocessing", "torch")
+    assert code == 0, err
+    code, out, err = run("onnx", "resnet20", tmp_path / "m.onnx", "--force", "--weights", tmp_path / "seven.h5")
+    assert code == 0 and "give --preprocessing MODE" in err

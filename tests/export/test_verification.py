@@ -36,6 +36,10 @@ def one_number(content):
     content.flat[5] *= 1.001
 
 
+def first_number(content):
+    content.flat[0] += 0.5
+
+
 def shift(content):
     content += 0.01
 
@@ -60,6 +64,7 @@ def other_clip(proto):
 FAULTS = {
     "one wrong number": (lambda proto: changed_weight(proto, "grouped_conv/kernel", one_number), "grouped_conv/kernel", None),
     "wrong bias": (lambda proto: changed_weight(proto, "stem_conv/bias", shift), "stem_conv/bias", "stem_conv"),
+    "wrong bias of the last layer": (lambda proto: changed_weight(proto, "head/bias", first_number), "head/bias", "head"),
     "batch norm shift": (lambda proto: changed_weight(proto, "preact_bn.2", shift), "preact_bn.2", "preact_bn"),
     "flipped pads": (flipped_pads, "max error", "depthwise_bn"),
     "no ReLU": (no_relu, "max error", "preact_relu"),

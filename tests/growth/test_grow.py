@@ -429,7 +429,7 @@ def test_places_given_as_layers_classes_and_inputs():
         kr.grow(model, layers.ReLU)
     with pytest.raises(TypeError, match="got 5"):
         kr.grow(model, 5)
-    with pytest.raises(ValueError, match="an input is no place"):
+    with pytest.raises(ValueError, match="an input is not an insertion point"):
         kr.grow(model, "pixels")
 
 

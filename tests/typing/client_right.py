@@ -2,12 +2,27 @@
 
 from typing import assert_type
 
+import keras
 import numpy as np
 
+import keras_resnet as kr
 import resnet_export as rx
 
 
-def export(model: object, path: str) -> float:
+def grow(photos: np.ndarray) -> keras.Model:
+    model = kr.resnet50(weights="torchvision/resnet50.IMAGENET1K_V2", num_classes=10, drop_path=0.1)
+    deep = kr.grow(model, after="stage4_*", total_blocks=3, block="bottleneck", gate="zero_gamma")
+    report = kr.identity_report(model, deep, photos)
+    assert_type(report.eager, float)
+    assert_type(report.exact, bool)
+    worst = max(block.max for block in kr.drift(deep, photos))
+    small, pruned = kr.prune(deep, photos, tolerance=worst)
+    print(kr.model_info("resnet50").macs, kr.list_models("resnet*")[0].upper(), pruned)
+    labels = kr.card(small)
+    return kr.replace_head(small, num_classes=3, labels=None if labels is None else labels.labels)
+
+
+def export(model: keras.Model, path: str) -> float:
     result = rx.to_onnx(model, path, opset=18, layout="nchw", outputs=["logits", "features"], progress=print)
     assert_type(result, rx.ExportResult)
     assert_type(result.report, rx.VerificationReport)
@@ -33,7 +48,7 @@ def run(path: str) -> np.ndarray:
     return outputs["logits"]
 
 
-def report_problems(path: str, model: object) -> int:
+def report_problems(path: str, model: keras.Model) -> int:
     try:
         rx.to_savedmodel(model, path)
     except rx.MismatchError as error:

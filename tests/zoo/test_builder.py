@@ -309,7 +309,7 @@ REFUSED = [
     (lambda: kr.create_model("resnet20", labels="abcdefghij"), "`labels` must be a list of class names"),
     (lambda: kr.set_card(kr.create_model("resnet20"), labels=["a"]), "`labels` must have one name per logit (10), got 1"),
     (lambda: kr.ResNetConfig((1,), (8,), growth=3), "`growth` must be a Growth or None, got 3"),
-    (lambda: kr.Growth([3]), "`blocks` must hold pairs of a place and a number, got [3]"),
+    (lambda: kr.Growth([3]), "`blocks` must be pairs of an insertion point and a number, got [3]"),
     (
         lambda: kr.create_model("vgg11_w12", growth=kr.Growth([("block9_pool", 1)])),
         'no layer of the model matches "block9_pool"',

@@ -22,7 +22,7 @@ LOGITS = np.load(FIXTURES / "parity.npz")
 BAR = 1e-4
 
 
-def origin_of(case):
+def format_of(case):
     """The naming the reference uses; among several of one package the config decides."""
     config = config_of(case["model"])
     if case["peer"] == "torchvision":
@@ -31,7 +31,7 @@ def origin_of(case):
         return timm.RESNETV2 if config.preact else torchvision.RESNET
     if case["peer"] == "keras":
         return keras_applications.RESNETV2 if config.preact else keras_applications.RESNET
-    return keras_hub.ORIGIN
+    return keras_hub.FORMAT
 
 
 @functools.cache
@@ -39,11 +39,11 @@ def network(name, peer, seed, size, changes):
     """Our model with the recorded weights; built once for all sizes, but for VGG, whose head is made for one."""
     options = {"include_preprocessing": False, "input_shape": (size, size, 3), "include_top": peer != "keras_hub"}
     model = kr.create_model(name, num_classes=RECORD["classes"], **{**options, **dict(changes)})
-    config, origin = kr.config_from_dict(kr.card(model).config), origin_of({"model": name, "peer": peer})
-    state = state_for(model, config, origin, seed)
-    if origin is keras_applications.RESNET:
-        state |= biases_of(model, config, origin, seed)
-    assign(model, config, state, origin)
+    config, checkpoint_format = kr.config_from_dict(kr.card(model).config), format_of({"model": name, "peer": peer})
+    state = state_for(model, config, checkpoint_format, seed)
+    if checkpoint_format is keras_applications.RESNET:
+        state |= biases_of(model, config, checkpoint_format, seed)
+    assign(model, config, state, checkpoint_format)
     return model
 
 
@@ -55,10 +55,10 @@ def replay(case, **changes):
     return np.array(model(images(case["size"], case["seed"]))), LOGITS[case["key"]]
 
 
-def biases_of(model, config, origin, seed):
+def biases_of(model, config, checkpoint_format, seed):
     """keras.applications' v1 convolutions have biases, ours do not: they end in the moving means."""
     names = [layer for layer in model.layers if layer.name.endswith("conv") or "_conv" in layer.name and layer.weights]
-    keys = {origin.translate(config, layer.name, "bias"): layer.filters for layer in names}
+    keys = {checkpoint_format.translate(config, layer.name, "bias"): layer.filters for layer in names}
     return {key: values(key, (filters,), seed, False) for key, filters in keys.items()}
 
 

@@ -1,4 +1,4 @@
-"""The preprocessing layer agrees with the origins' own, serialises, and leaves its input alone."""
+"""The preprocessing layer agrees with that of other libraries, serialises, and leaves its input alone."""
 
 import keras
 import numpy as np

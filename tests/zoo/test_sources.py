@@ -156,7 +156,7 @@ def test_declared_variants_and_weights_are_like_built_in_ones(plugin, server, tm
     plugin(f"PLUGIN = kr.Plugin({{'acme_net': {ROW}}}, {{'acme/acme_net.v1': {source}}})")
     assert kr.list_models("acme*") == ["acme_net"] and kr.list_weights("acme/*") == ["acme/acme_net.v1"]
     model = kr.acme_net()
-    state = state_for(model, kr.config_from_dict(kr.card(model).config), akamaster.ORIGIN, 5)
+    state = state_for(model, kr.config_from_dict(kr.card(model).config), akamaster.FORMAT, 5)
     safetensors.write(tmp_path / "acme.safetensors", state)
     Server.files["/acme.safetensors"] = read(tmp_path / "acme.safetensors")
     loaded = kr.create_model("acme_net", weights="acme/acme_net.v1")
@@ -194,7 +194,7 @@ def test_a_broken_plugin_costs_only_itself(plugin):
 
 def test_every_source_belongs_to_a_variant_and_has_a_card():
     for name, source in sources.built_in_sources().items():
-        origin, rest = name.split("/")
+        _, rest = name.split("/")
         assert source.model in kr.list_models() and rest.startswith(source.model + ".")
         assert source.url.startswith("https://") and source.licence and source.page.startswith("https://")
         assert source.digest is None or re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{32}|[0-9a-f]{64}", source.digest)

@@ -35,12 +35,12 @@ CIFAR = {"depths": (3, 3, 3), "widths": (16, 32, 64), "num_classes": 10, "input_
 STATES = {}
 
 
-def small_state(name, origin, **changes):
-    """A shallow model of a variant, and the arrays a file of that origin would hold for it. The model is shared: leave it so."""
-    key = (name, origin.name, *sorted(changes.items()))
+def small_state(name, checkpoint_format, **changes):
+    """A shallow model of a variant, and the arrays that a file of that format has for it. The model is shared."""
+    key = (name, checkpoint_format.name, *sorted(changes.items()))
     if key not in STATES:
         model = kr.create_model(name, **{**SMALL, **changes})
-        STATES[key] = model, state_for(model, config_behind(model), origin, 0)
+        STATES[key] = model, state_for(model, config_behind(model), checkpoint_format, 0)
     model, state = STATES[key]
     return model, dict(state)
 
@@ -527,7 +527,7 @@ def test_other_channels_answer_a_grey_image_alike(channels, tmp_path):
 
 
 def test_labels_and_card_come_with_the_file(tmp_path):
-    _, state = small_state("resnet20", akamaster.ORIGIN, **CIFAR)
+    _, state = small_state("resnet20", akamaster.FORMAT, **CIFAR)
     model = kr.create_model("resnet20", weights=written(tmp_path, {f"module.{key}": array for key, array in state.items()}))
     known = kr.card(model)
     assert known.labels == list(akamaster.CLASSES)
@@ -608,9 +608,11 @@ WRONG_VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "origin", "wrong", "message"), WRONG_VARIANTS, ids=[row[2] for row in WRONG_VARIANTS])
-def test_weights_that_would_fit_the_wrong_variant_are_refused(name, origin, wrong, message, tmp_path):
-    _, state = small_state(name, origin)
+@pytest.mark.parametrize(
+    ("name", "checkpoint_format", "wrong", "message"), WRONG_VARIANTS, ids=[row[2] for row in WRONG_VARIANTS]
+)
+def test_weights_that_would_fit_the_wrong_variant_are_refused(name, checkpoint_format, wrong, message, tmp_path):
+    _, state = small_state(name, checkpoint_format)
     path = written(tmp_path, state)
     kr.create_model(name, weights=path, **SMALL)
     with pytest.raises(ValueError, match=f"{message}.*; it fits '{name}'$"):
@@ -631,16 +633,16 @@ FORMATS = {
 
 @pytest.mark.parametrize("case", FORMATS)
 def test_the_number_of_classes_is_that_of_the_file(case, tmp_path):
-    name, origin = FORMATS[case]
+    name, checkpoint_format = FORMATS[case]
     changes = (
         {"width": 3, "input_shape": (32, 32, 3)} if name == "vgg11" else {k: v for k, v in SMALL.items() if k != "num_classes"}
     )
     model = randomise(kr.create_model(name, num_classes=13, **changes))
     path = tmp_path / case
-    if origin is None:
+    if checkpoint_format is None:
         saved_as(model, path) if case != "legacy.h5" else model.save(path)
     else:
-        np.savez(path, **state_for(model, config_behind(model), origin, 0))
+        np.savez(path, **state_for(model, config_behind(model), checkpoint_format, 0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = kr.create_model(name, weights=path, **changes)
@@ -649,7 +651,7 @@ def test_the_number_of_classes_is_that_of_the_file(case, tmp_path):
     assert kr.card(loaded).config["num_classes"] == 13
     first = next(layer.name for layer in model.layers if hasattr(layer, "kernel_size"))
     np.testing.assert_array_equal(fewer.get_layer(first).kernel, loaded.get_layer(first).kernel)
-    if origin is None:
+    if checkpoint_format is None:
         x = np.random.default_rng(0).uniform(0, 255, (2, *changes["input_shape"])).astype("float32")
         np.testing.assert_array_equal(loaded(x), model(x))
 
@@ -680,30 +682,32 @@ def test_a_model_that_exists_says_which_number_of_classes_the_file_has(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "origin", "wrong"),
+    ("name", "checkpoint_format", "wrong"),
     [
         ("resnet34", torchvision.RESNET, "resnet18"),
         pytest.param("resnet50_v1", keras_applications.RESNET, "resnet101_v1", marks=pytest.mark.slow),
         pytest.param("vgg13_bn", torchvision.VGG, "vgg16", marks=pytest.mark.slow),
     ],
 )
-def test_a_file_of_another_depth_names_the_variant_it_fits(name, origin, wrong, tmp_path):
+def test_a_file_of_another_depth_names_the_variant_it_fits(name, checkpoint_format, wrong, tmp_path):
     model = kr.create_model(name, num_classes=3)
-    np.savez(tmp_path / "w.npz", **state_for(model, config_behind(model), origin, 0))
+    np.savez(tmp_path / "w.npz", **state_for(model, config_behind(model), checkpoint_format, 0))
     with pytest.raises(ValueError, match=f"; it fits '{name}'$"):
         kr.create_model(wrong, weights=tmp_path / "w.npz", preprocessing="torch")
 
 
 OTHER_FAMILIES = [
-    ("resnet20", akamaster.ORIGIN, {**SHALLOW, "num_classes": 10}, "vgg16"),
+    ("resnet20", akamaster.FORMAT, {**SHALLOW, "num_classes": 10}, "vgg16"),
     ("vgg11", torchvision.VGG, {"width": 3, "input_shape": (32, 32, 3)}, "resnet18"),
 ]
 
 
-@pytest.mark.parametrize(("name", "origin", "changes", "wrong"), OTHER_FAMILIES, ids=[row[3] for row in OTHER_FAMILIES])
-def test_files_of_the_other_family_are_refused(name, origin, changes, wrong, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "checkpoint_format", "changes", "wrong"), OTHER_FAMILIES, ids=[row[3] for row in OTHER_FAMILIES]
+)
+def test_files_of_the_other_family_are_refused(name, checkpoint_format, changes, wrong, tmp_path):
     model = kr.create_model(name, **changes)
-    path = written(tmp_path, state_for(model, config_behind(model), origin, 0))
+    path = written(tmp_path, state_for(model, config_behind(model), checkpoint_format, 0))
     with pytest.raises(ValueError, match="holds a (resnet|vgg) network, the model is a (vgg|resnet)"):
         kr.create_model(wrong, weights=path, input_shape=(64, 64, 3))
 
@@ -732,7 +736,7 @@ def basic(stage, *shortcut):
 
 LAYOUTS = {
     "akamaster": (
-        *("resnet20", TINY, akamaster.ORIGIN),
+        *("resnet20", TINY, akamaster.FORMAT),
         spelled("conv1", "bn1:norm", *basic(1), *basic(2), *basic(3), "linear:bias"),
     ),
     "kuangliu": (
@@ -796,9 +800,9 @@ LAYOUTS = {
     ("layout", "wrapper"), [*((layout, "") for layout in LAYOUTS), ("kuangliu", "module."), ("xternalz", "net.module.")]
 )
 def test_layouts_of_cifar_files(layout, wrapper, tmp_path):
-    name, changes, origin, names = LAYOUTS[layout]
+    name, changes, checkpoint_format, names = LAYOUTS[layout]
     model = kr.create_model(name, **changes)
-    state = state_for(model, config_behind(model), origin, 3)
+    state = state_for(model, config_behind(model), checkpoint_format, 3)
     assert set(state) == names
     counters = {f"{key[:-6]}num_batches_tracked": np.array(5) for key in names if key.endswith("running_var")}
     counters = {key.replace("running_var", ""): value for key, value in counters.items()}
@@ -806,16 +810,16 @@ def test_layouts_of_cifar_files(layout, wrapper, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = kr.create_model(name, weights=path, **changes)
-    assert open_weights(path).origin is origin
+    assert open_weights(path).checkpoint_format is checkpoint_format
     for key, variable in variables_of(loaded).items():
-        array = state[origin.translate(config_behind(model), *key)]
+        array = state[checkpoint_format.translate(config_behind(model), *key)]
         array = np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array
         np.testing.assert_array_equal(variable, array)
 
 
 @pytest.mark.parametrize("wrong", ["resnet20_a_fixup", "resnet20_a_avg", "resnet20_b"])
 def test_the_three_option_a_are_not_mixed_up(wrong, tmp_path):
-    _, state = small_state("resnet20", akamaster.ORIGIN, **CIFAR)
+    _, state = small_state("resnet20", akamaster.FORMAT, **CIFAR)
     with pytest.raises(ValueError, match="option A with zero channels on both sides"):
         kr.create_model(wrong, weights=written(tmp_path, state))
 

@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from .affine import fold_affine, permute_flattened, write_batch_norm
 from .constants import drop_identities, fold_constants
-from .pools import guard_pads, merge_pads, settle_same_padding, write_global_pools
+from .pools import guard_pads, merge_pads, settle_same_padding, split_means, write_global_pools
 from .reshapes import merge_reshapes
 from .resizes import settle_resizes
 from .sequence import sequence
@@ -27,6 +27,7 @@ ORDER = (
     fold_affine,
     write_batch_norm,
     write_global_pools,
+    split_means,
     settle_same_padding,
     merge_pads,
     permute_flattened,

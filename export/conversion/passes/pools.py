@@ -33,6 +33,25 @@ def write_global_pools(graph: ir.Graph) -> None:
     remove_unused(graph)
 
 
+def split_means(graph: ir.Graph) -> None:
+    """A mean over several axes that are not the last ones, as group norms take it, becomes means over one axis after the other.
+
+    onnxruntime adds the numbers of such a mean one by one: in a map of 107×131, the variance of a group is off by 2e-4.
+    """
+    for node in list(graph):
+        sizes = shape(node.inputs[0]) if node.op_type == "ReduceMean" else None
+        axes = sorted(axis % len(sizes) for axis in constant_axes(node) or ()) if sizes is not None else []
+        if len(axes) < 2 or axes == list(range(len(sizes) - len(axes), len(sizes))):
+            continue
+        value, keepdims = node.inputs[0], attribute(node, "keepdims", 1)
+        for axis in reversed(axes):
+            sizes = [*sizes[:axis], *([1] if keepdims else []), *sizes[axis + 1 :]]
+            options = {"axes": [axis], "keepdims": keepdims}
+            value = insert(graph, node, "ReduceMean", [value], options, like=node.inputs[0], sizes=sizes)
+        replace(graph, node.outputs[0], value)
+    remove_unused(graph)
+
+
 def settle_same_padding(graph: ir.Graph) -> None:
     """Write SAME padding as numbers where it does not depend on the size: at stride 1, and for windows of 1 and 2.
 

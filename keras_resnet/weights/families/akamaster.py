@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .origin import TORCH_VARIABLES, Origin, by_rules
+from .checkpoint_format import TORCH_VARIABLES, CheckpointFormat, by_rules
 from .torchvision import BLOCK, IGNORED
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -38,7 +38,7 @@ def _fits(config, arrays):
     return None
 
 
-ORIGIN = Origin(
+FORMAT = CheckpointFormat(
     "akamaster",
     is_akamaster,
     _translate,

@@ -1,6 +1,6 @@
 """keras.applications' ResNet (v1: stride in the 1×1, biased convolutions), ResNetV2 and VGG."""
 
-from .origin import Origin, by_rules
+from .checkpoint_format import CheckpointFormat, by_rules
 
 STEM_AND_HEAD = {r"stem_conv": "conv1_conv", r"stem_norm": "conv1_bn", r"head_norm": "post_bn"}
 SHORTCUT = {
@@ -40,7 +40,7 @@ def _v2_fits(config, arrays):
     return None
 
 
-RESNET = Origin(
+RESNET = CheckpointFormat(
     "keras.applications",
     lambda arrays: "conv1_conv/kernel" in arrays and "conv1_bn/gamma" in arrays,
     _name(V1),
@@ -50,7 +50,7 @@ RESNET = Origin(
     card=CARD,
     image=IMAGE,
 )
-RESNETV2 = Origin(
+RESNETV2 = CheckpointFormat(
     "keras.applications",
     lambda arrays: "conv2_block1_preact_bn/gamma" in arrays,
     _name(V2),
@@ -60,7 +60,7 @@ RESNETV2 = Origin(
     card=CARD,
     image=IMAGE,
 )
-VGG = Origin(
+VGG = CheckpointFormat(
     "keras.applications",
     lambda arrays: "block1_conv1/kernel" in arrays and arrays["block1_conv1/kernel"].shape == (3, 3, 3, 64),
     _name({}),

@@ -1,6 +1,6 @@
 """KerasHub's ResNet backbones: keras.applications' names, stages and blocks counted from 0."""
 
-from .origin import Origin, by_rules
+from .checkpoint_format import CheckpointFormat, by_rules
 from .torchvision import IMAGE
 
 V1 = {
@@ -29,7 +29,7 @@ def _fits(config, arrays):
     return None
 
 
-ORIGIN = Origin(
+FORMAT = CheckpointFormat(
     "KerasHub",
     lambda arrays: "stack0_block0_1_conv/kernel" in arrays,
     _translate,

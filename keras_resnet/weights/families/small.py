@@ -1,7 +1,7 @@
 """Networks for small images (CIFAR) as other repositories name them; none of their files says how images were normalised."""
 
 from .akamaster import RULES as AKAMASTER
-from .origin import TORCH_VARIABLES, Origin, by_rules
+from .checkpoint_format import TORCH_VARIABLES, CheckpointFormat, by_rules
 from .torchvision import IGNORED, is_resnet, resnet_fits, translate_resnet, translate_vgg
 
 # Wide ResNets as xternalz/WideResNet-pytorch names them, and those who followed.
@@ -33,8 +33,8 @@ def _named(rules):
     return lambda config, layer, variable: f"{by_rules(rules, layer)}.{TORCH_VARIABLES[variable]}"
 
 
-def _origin(name, recognises, translate, family="resnet", fits=resnet_fits):
-    return Origin(name, recognises, translate, torch_layout=True, ignored=IGNORED, fits=fits, family=family)
+def _format(name, recognises, translate, family="resnet", fits=resnet_fits):
+    return CheckpointFormat(name, recognises, translate, torch_layout=True, ignored=IGNORED, fits=fits, family=family)
 
 
 def _has_small_stem(arrays):
@@ -47,21 +47,21 @@ def _is_vgg(arrays):
 
 
 # As torchvision names its ResNets, e.g. in chenyaofo/pytorch-cifar-models.
-RESNET = _origin(
+RESNET = _format(
     "a CIFAR network in torchvision's names",
     lambda arrays: is_resnet(arrays) and _has_small_stem(arrays),
     translate_resnet,
 )
 # As akamaster names them, with other stages or widths, e.g. in kuangliu/pytorch-cifar.
-KUANGLIU = _origin(
+KUANGLIU = _format(
     "a CIFAR network in akamaster's names",
     lambda arrays: is_resnet(arrays) and "linear.weight" in arrays,
     _named(AKAMASTER),
 )
-WIDE_RESNET = _origin("a Wide ResNet in xternalz' names", lambda arrays: "block1.layer.0.conv1.weight" in arrays, _named(WIDE))
-CIFAR100 = _origin(
+WIDE_RESNET = _format("a Wide ResNet in xternalz' names", lambda arrays: "block1.layer.0.conv1.weight" in arrays, _named(WIDE))
+CIFAR100 = _format(
     "a CIFAR network in weiaicunzai's names",
     lambda arrays: "conv2_x.0.residual_function.0.weight" in arrays,
     _named(SEQUENTIAL),
 )
-VGG = _origin("a CIFAR network in torchvision's names", _is_vgg, translate_vgg, family="vgg", fits=lambda config, arrays: None)
+VGG = _format("a CIFAR network in torchvision's names", _is_vgg, translate_vgg, family="vgg", fits=lambda config, arrays: None)

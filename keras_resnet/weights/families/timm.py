@@ -1,6 +1,6 @@
 """timm's second-generation (pre-activation) ResNets, BiT among them, and its VGGs."""
 
-from .origin import TORCH_VARIABLES, Origin, by_rules
+from .checkpoint_format import TORCH_VARIABLES, CheckpointFormat, by_rules
 from .torchvision import IGNORED, IMAGE, vgg_places
 
 V2 = {
@@ -28,7 +28,7 @@ def _v2_fits(config, arrays):
     return None
 
 
-RESNETV2 = Origin(
+RESNETV2 = CheckpointFormat(
     "timm",
     lambda arrays: "stages.0.blocks.0.conv1.weight" in arrays,
     _v2,
@@ -39,7 +39,7 @@ RESNETV2 = Origin(
     preprocessing="tf",
     image=IMAGE,
 )
-VGG = Origin(
+VGG = CheckpointFormat(
     "timm",
     lambda arrays: "pre_logits.fc1.weight" in arrays,
     _vgg,

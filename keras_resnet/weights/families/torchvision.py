@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .origin import TORCH_VARIABLES, Origin, by_rules
+from .checkpoint_format import TORCH_VARIABLES, CheckpointFormat, by_rules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,7 @@ def is_resnet(arrays: Mapping[str, np.ndarray]) -> bool:
     return "layer1.0.conv1.weight" in arrays and ("conv1.weight" in arrays or "conv1.0.weight" in arrays)
 
 
-RESNET = Origin(
+RESNET = CheckpointFormat(
     "torchvision or timm",
     is_resnet,
     translate_resnet,
@@ -107,7 +107,7 @@ RESNET = Origin(
     preprocessing="torch",
     image=IMAGE,
 )
-VGG = Origin(
+VGG = CheckpointFormat(
     "torchvision",
     lambda arrays: "features.0.weight" in arrays and "pre_logits.fc1.weight" not in arrays,
     translate_vgg,

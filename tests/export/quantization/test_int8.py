@@ -1,6 +1,7 @@
 """Float16 and int8: what they change, what they keep, and when they refuse."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from PIL import Image
 
 import keras_resnet as kr
 import resnet_export as rx
+from resnet_export import artifact
 from resnet_export.cli import main
 from resnet_export.quantization import int8
 from resnet_export.quantization.accuracy import layer_errors, worst_layers
@@ -360,3 +362,18 @@ def test_bad_input(trained, tmp_path, capsys, case):
     err = capsys.readouterr().err
     assert code == 2 and message in err and "Traceback" not in err
     assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("to", ["float16", "int8"])
+def test_files_that_are_too_large_for_one_message(to, tmp_path, monkeypatch):
+    """The same with a limit of 10 kB as with protobuf's 2 GB: weights go through files of their own."""
+    source = classifier(tmp_path / "m.onnx", "Identity", kinds={"y": "logits"})
+    images = np.random.default_rng(0).integers(0, 256, (32, 3, 8, 8)).astype("float32")
+    convert = rx.to_float16 if to == "float16" else functools.partial(rx.to_int8, calibration=images, max_drop=100)
+    convert(source, tmp_path / "small.onnx")
+    monkeypatch.setattr(artifact, "LARGEST_FILE", 700)
+    monkeypatch.setattr(artifact, "EXTERNAL_FROM", 0)
+    onnx.save(onnx.load(source), tmp_path / "e.onnx", save_as_external_data=True, location="e.onnx.data", size_threshold=0)
+    convert(tmp_path / "e.onnx", tmp_path / "large.onnx")
+    np.testing.assert_array_equal(run_onnx(tmp_path / "large.onnx", images)[0], run_onnx(tmp_path / "small.onnx", images)[0])
+    assert sorted(os.listdir(tmp_path)) == ["e.onnx", "e.onnx.data", "large.onnx", "m.onnx", "small.onnx"]
