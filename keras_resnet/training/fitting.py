@@ -337,10 +337,10 @@ def start(
     folder = Folder(None if out is None else Path(out), run, {**structure(model), **feed.fingerprint}, placement.chief)
     with StopRequest().listening() as stop, folder.lock(model.count_params()):
         saved = folder.read()
-        if finished := folder.finished(saved, run.epochs * feed.steps):
-            return Result(finished[0], saved.state.rows, finished[1])
         state = saved.state if saved else RunState()
         _check_shared_folder(folder, placement, state)
+        if finished := folder.finished(saved, run.epochs * feed.steps):
+            return Result(finished[0], state.rows, finished[1])
         folder.open(state)
         per_call = _steps_per_call(run, feed.steps, state.step)
         learner = Learner(model, run, placement, task, schedule, optimizer=optimizer, per_call=per_call)
