@@ -51,13 +51,13 @@ SECTION = """
 @click.option("--note", default="", help="A sentence on how the weights came about, for the card.")
 @click.option("--tag", default="cifar10", show_default=True, help="Name behind the model's.")
 def main(run, model, data_path, command, note, tag):
-    """Package the weights of RUN (a folder of scripts/train.py) as those of the variant MODEL; then write docs/weights.md.
+    """Package the weights of RUN (a folder of resnet-train) as those of the variant MODEL; then write docs/weights.md.
 
     Without arguments the document is written anew from the files in the package.
 
     \b
     Examples:
-      scripts/weights.py runs/resnet20 resnet20 --data-path cifar10.npz --command "scripts/train.py --recipe cpu-budget …"
+      scripts/weights.py runs/resnet20 resnet20 --data-path cifar10.npz --command "resnet-train --recipe cpu-budget …"
       scripts/weights.py
     """
     if run:

@@ -52,7 +52,7 @@ class Augmentation:
             encoded: which of the two.
             size: `(height, width)` that goes out.
             channels: of the image.
-            fill: colour of what lies outside of the image, 0–255.
+            fill: colour of pixels outside the image, 0–255.
             seed: two whole numbers, a function of run, epoch and image.
 
         Returns:
@@ -109,7 +109,7 @@ def resize(image: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
 def resized_crop(
     image: tf.Tensor, encoded: bool, size: Sequence[int], channels: int, smallest: float, chance: tf.Tensor
 ) -> tf.Tensor:
-    """A crop of random area and aspect ratio, resized; a JPEG is decoded only where the crop lies."""
+    """A crop of random area and aspect ratio, resized; only that part of a JPEG is decoded."""
     shape = _shape(image, channels) if encoded else tf.shape(image)
     height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
     area = height * width * (smallest + (1 - smallest) * chance[0])

@@ -25,7 +25,7 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 SUFFIX = r"[\s_.-]*(?:set|sets|data|dataset|images?|imgs?|photos?|pictures?|split)"
-# Folders and files that archivers and file managers leave behind.
+# Folders and files that archivers and file managers create.
 LEFTOVERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
 SHOWN = 6
 
@@ -79,7 +79,7 @@ def split_of(name: str, prefixed: bool = False) -> str | None:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Subfolders, sorted, without hidden ones and those that other programs leave behind."""
+    """Subfolders, sorted, without hidden ones and those that archivers and file managers create."""
     return sorted(child for child in folder.iterdir() if child.is_dir() and not is_hidden(child.name))
 
 

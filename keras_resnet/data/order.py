@@ -28,7 +28,7 @@ class Order:
         batch: images per global batch.
         seed: of the run.
         first: first step (counted over the whole run) that is read.
-        last: step behind the last one.
+        last: step after the last one.
         share: what this worker reads of each global batch.
         shuffle: False reads in order of the split.
 

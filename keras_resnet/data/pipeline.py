@@ -44,7 +44,7 @@ def training_batches(
         fill: colour around the images, 0–255, a number or one per channel.
         seed: of the run.
         first: step of the run that comes first.
-        last: step behind the last; None for no end.
+        last: step after the last; None for no end.
         share: `Share` of each global batch that this worker reads; None for all.
         replicas: devices of this worker, each of which gets an equal part.
         mixup: α of MixUp, 0 for none.

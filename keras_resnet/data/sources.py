@@ -61,7 +61,7 @@ class Source:
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean colour, 0–255: what lies around an image."""
+        """Mean colour, 0–255: the padding around an image."""
         from ..preprocessing import Preprocessing
 
         return 255 * np.broadcast_to(Preprocessing.of(self.preprocessing).numbers.get("mean", 0.0), [self.train.channels])
@@ -349,7 +349,7 @@ def _tfds(name, path, corrupt, report):
 
     def split(part: str) -> Any:
         def stream(epoch: tf.Tensor) -> Any:
-            # No shuffling of files: their order is the same in every process; the buffer behind shuffles.
+            # No shuffling of files: their order is the same in every process; the buffer shuffles examples.
             config = tfds.ReadConfig(interleave_cycle_length=1)
             read = builder.as_dataset(
                 split=part, shuffle_files=False, decoders={"image": tfds.decode.SkipDecoding()}, read_config=config

@@ -46,7 +46,7 @@ def write_tfrecords(
         split: `Images` or `Encoded`.
         folder: made if missing; shards are written under other names first and renamed when all are complete.
         name: of the split: `"train"`, `"validation"` or `"test"`.
-        classes: class names, kept in `NAME.json` beside the shards, with the number of records of each shard.
+        classes: class names, kept in `NAME.json` next to the shards, with the number of records of each shard.
         shards: number of files `NAME-00000-of-00008.tfrecord`.
         preprocessing: what a model for these images takes (a mode or numbers), kept in `NAME.json`; None is ImageNet's for
             three channels.

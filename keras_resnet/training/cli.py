@@ -99,7 +99,7 @@ def _help(text: str, default: Any) -> str:
 @click.option("--unsafe-lambda", cls=Option, group="Model", is_flag=True,
               help="Run the Python code in Lambda layers of a model file. Only for files that you trust.")  # fmt: skip
 @click.option("--local-workers", cls=Option, group="Devices and machines", type=click.IntRange(2),
-              help="Start so many processes on this machine's CPU, for a trial.")  # fmt: skip
+              metavar="N", help="Start N processes on this machine's CPU, for a trial.")  # fmt: skip
 @click.option("--recipes", is_flag=True, help="List the recipes and stop.")
 @click.option("--quiet", is_flag=True, help="Print the summary only.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -161,7 +161,7 @@ def main(
         if "TF_CONFIG" in os.environ:
             # The others may still be fetching what was last summed up, and would take this process for lost.
             time.sleep(1)
-        # A lost worker leaves threads of the cluster behind that would hold the process.
+        # After a worker is lost, threads of the cluster would keep the process alive.
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(error.exit_code)
     except KeyboardInterrupt:
@@ -230,7 +230,7 @@ def _spawn(count: int, command: list[str] | None = None) -> int:
             process.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        # What nohup or a shell has switched off stays so.
+        # A signal that nohup or a shell has switched off stays off.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, forward)
     for index in range(count):
@@ -250,7 +250,7 @@ def _spawn(count: int, command: list[str] | None = None) -> int:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                # A signal of the terminal comes by this process alone, once.
+                # A signal from the terminal reaches the children through this process alone, once.
                 start_new_session=True,
             )
         )
@@ -272,7 +272,7 @@ def _spawn(count: int, command: list[str] | None = None) -> int:
         thread.join()
     if asked and any(codes):
         return 128 + asked[0]
-    # A process that a signal killed has the negative number of it.
+    # The return code of a process that a signal killed is the negative number of the signal.
     return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
 

@@ -95,6 +95,7 @@ def errors_of(out: str | os.PathLike[str] | None, multi_worker: bool, source: da
 NOISE = re.compile(
     r"\{\{[^}]*\}\}|\[Op:[^\]]*\]|\[\[.*?\]\]|Exception encountered when calling [^\n]*\n|Graph execution error:"
     r"|Detected at node [^\n]*\n?|<stack traces unavailable>|\d+ root error\(s\) found\.|\n\s*\(1\) [\s\S]*|\(0\) [A-Z_]+:"
+    r"|(?m:^\s*File \"[^\"\n]*\", line \d+, in [^\n]*$)"  # Where a node of the graph was made.
     r"|Arguments received by [\s\S]*|\bDefined at \(most recent call last\):[\s\S]*|\x1b\[[0-9;]*m"
 )
 LONGEST = 400

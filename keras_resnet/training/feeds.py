@@ -50,7 +50,7 @@ class Evaluation:
         return epoch % self.every == 0 if isinstance(self.every, int) else epoch in self.every
 
     def batches(self) -> Iterator[tuple[int, Iterator]]:
-        """`(number, iterator to take the batch from)` for every batch; without `steps` it goes on until the data ends."""
+        """`(number, iterator to take the batch from)` for every batch; without `steps` it continues until the data end."""
         if self._iterator is None or not self.once:
             self._iterator = iter(self.dataset)
         number = 0

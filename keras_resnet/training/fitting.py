@@ -21,6 +21,7 @@ from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluatio
 from .learner import Learner
 from .logs import Progress
 from .loop import Result, Session, train
+from .optimizers import inner_of
 from .recipes import RECIPES
 from .run import CHOICES, FINE_TUNING, Run, TrainingError
 from .schedules import make_schedule, scaled_rate
@@ -328,19 +329,18 @@ def start(
     follows = not isinstance(schedule, float) if optimizer is None else not isinstance(optimizer._learning_rate, keras.Variable)
     check_callbacks(callbacks, follows, run.schedule, bool(run.ema) and optimizer is None)
     _check_growth(model, run)
-    accumulates = run.accumulate if optimizer is None else optimizer.gradient_accumulation_steps or 1
-    if accumulates > 1 and placement.replicas > 1:
+    if optimizer is not None and inner_of(optimizer).gradient_accumulation_steps and placement.replicas > 1:
         raise TrainingError(
-            f"Keras accumulates gradients on one device only, and there are {placement.replicas} replicas; choose a larger "
-            "`batch_size`, which they share, and leave out `accumulate`"
+            f"Keras' own optimizers accumulate gradients on one device only, and there are {placement.replicas} replicas; leave "
+            "`gradient_accumulation_steps` out of the optimizer, or use the options `optimizer` (a name) and `accumulate`"
         )
     folder = Folder(None if out is None else Path(out), run, {**structure(model), **feed.fingerprint}, placement.chief)
     with StopRequest().listening() as stop, folder.lock(model.count_params()):
         saved = folder.read()
-        if finished := folder.finished(saved, run.epochs * feed.steps):
-            return Result(finished[0], saved.state.rows, finished[1])
         state = saved.state if saved else RunState()
         _check_shared_folder(folder, placement, state)
+        if finished := folder.finished(saved, run.epochs * feed.steps):
+            return Result(finished[0], state.rows, finished[1])
         folder.open(state)
         per_call = _steps_per_call(run, feed.steps, state.step)
         learner = Learner(model, run, placement, task, schedule, optimizer=optimizer, per_call=per_call)

@@ -31,6 +31,7 @@ class _Grouped:
         super().__init__(*args, **kwargs)
         self.groups, self.decay, self.coupled = list(groups), decay, coupled
         self._group_of = {}
+        self._are_summed = False  # Whether gradients are summed over the replicas before they are accumulated.
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if not self.built:
@@ -56,10 +57,42 @@ class _Grouped:
                     self.assign_sub(variable, decay * learning_rate * variable)
         super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
 
+    def _backend_apply_gradients(self, grads: list, trainable_variables: list[keras.Variable]) -> None:
+        context = tf.distribute.get_replica_context()
+        if not self.gradient_accumulation_steps or context is None or context.num_replicas_in_sync == 1:
+            return super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
+        # Sums over all replicas are what is accumulated, so that every replica and the checkpoint hold the same.
+        grads, self._are_summed = context.all_reduce(tf.distribute.ReduceOp.SUM, grads), True
+        # The update calls `merge_call`, which no branch may do within a replica: the branches are outside of replicas.
+        context.merge_call(lambda strategy, sums: self._accumulate(strategy, sums, trainable_variables), args=(grads,))
+        if self.use_ema:
+            self._update_model_variables_moving_average(self._trainable_variables)
+
+    def _accumulate(self, strategy: tf.distribute.Strategy, sums: list, variables: list[keras.Variable]) -> None:
+        """Outside of replicas: update `variables` in every n-th step, else add `sums` to what is accumulated."""
+        steps, update = self.gradient_accumulation_steps, strategy.extended.update
+        accumulators = [self._accumulated_gradients[self._get_variable_index(v)] for v in variables]
+
+        def update_in_replica(grads: list) -> None:
+            means = [(grad + accumulator.value) / steps for grad, accumulator in zip(grads, accumulators, strict=True)]
+            self._backend_update_step(self._clip_gradients(means), variables, self.learning_rate)
+
+        def update_weights() -> None:
+            strategy.extended.call_for_each_replica(update_in_replica, args=(sums,))
+            for accumulator in accumulators:
+                update(accumulator.value, lambda value: value.assign(tf.zeros_like(value)), group=False)
+
+        def add() -> None:
+            for accumulator, grad in zip(accumulators, sums, strict=True):
+                update(accumulator.value, lambda value, grad: value.assign_add(grad), args=(grad,), group=False)
+
+        ops.cond((self._iterations + 1) % steps == 0, update_weights, add)
+
     def _clip_gradients(self, grads):
         if not self.global_clipnorm:
             return grads
-        if context := tf.distribute.get_replica_context():
+        context = tf.distribute.get_replica_context()
+        if context is not None and not self._are_summed:
             grads = context.all_reduce(tf.distribute.ReduceOp.SUM, grads)
         # In float64: the functions of Keras and TensorFlow refuse gradients of several dtypes.
         norm = tf.sqrt(tf.add_n([tf.cast(tf.reduce_sum(tf.square(g)), tf.float64) for g in grads if g is not None]))
@@ -67,7 +100,8 @@ class _Grouped:
         return [g if g is None else g * tf.cast(factor, g.dtype) for g in grads]
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
-        return list(grads_and_vars) if self.global_clipnorm else super()._all_reduce_sum_gradients(grads_and_vars)
+        summed = self.global_clipnorm or self._are_summed
+        return list(grads_and_vars) if summed else super()._all_reduce_sum_gradients(grads_and_vars)
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         # Keras would write the average over the weights at the end of every `fit`; a run has several.

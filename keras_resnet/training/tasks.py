@@ -180,6 +180,9 @@ def head_of(model: keras.Model) -> OutputHead:
         TrainingError: Something follows a softmax or a sigmoid, so that the output is neither.
     """
     head = output_heads(model)[0]
+    if head.kind == "other" and (named := _unusual_activation(model)):
+        layer, activation = named
+        raise TrainingError(f"the output of layer {layer!r} is a {activation}, for which no loss is chosen; {REPLACE}")
     if head.kind == "other" and (found := _hidden_activation(model)):
         layer, activation = found
         raise TrainingError(
@@ -187,6 +190,20 @@ def head_of(model: keras.Model) -> OutputHead:
             f"{REPLACE}"
         )
     return head
+
+
+def _unusual_activation(model: keras.Model) -> tuple[str, str] | None:
+    """The layer and name of a last activation whose results are probabilities of another kind, if it is one."""
+    node = producer(model.outputs[0])
+    if node is None or node.is_input:
+        return None
+    operation, kind = node.operation, type(node.operation).__name__
+    if kind == "Softmax":
+        return operation.name, f"softmax over axis {operation.axis}"
+    activation = getattr(operation, "activation", None)
+    if kind == "HardSigmoid" or getattr(activation, "__name__", None) == "hard_sigmoid":
+        return operation.name, "hard sigmoid"
+    return None
 
 
 def _hidden_activation(model: keras.Model) -> tuple[str, str] | None:

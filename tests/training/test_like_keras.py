@@ -233,6 +233,8 @@ def followed_by(operation):
 
 REFUSED = [
     (lambda: followed_by(lambda p: p * 2.0), (X, CLASSES), {}, "something follows the softmax of layer 'out'.*kr.replace_head"),
+    (lambda: followed_by(lambda p: keras.ops.softmax(p, axis=1)), (X, CLASSES), {}, "softmax over axis 1.*kr.replace_head"),
+    (lambda: vector(3, "hard_sigmoid"), (X, SEVERAL), {}, "hard sigmoid, for which no loss is chosen.*or give `loss`"),
     (lambda: vector(3, "softmax"), (X, SEVERAL), {}, "several labels need sigmoids"),
     (lambda: vector(2), (X, TARGETS), {}, 'loss="mse"'),
     (two_by_two, ({"a": X, "b": TARGETS}, {"kind": CLASSES, "size": TARGETS}), {}, "a loss per output"),
@@ -248,6 +250,7 @@ REFUSED = [
     (vector, (dataset,), dict(y=CLASSES), "`y` is for arrays"),
     (vector, (X, CLASSES), dict(optimizer=keras.optimizers.Adam(), learning_rate=0.1), "`learning_rate` is decided by the Adam"),
     (vector, (X, CLASSES), dict(optimizer="adam"), "must be a Keras optimizer, or one of 'sgd'"),
+    (vector, (lambda: dataset().map(lambda x, y, w: (x, y + 5, w)),), {}, r"^Received a label value of \d which is outside"),
     (vector, (object(),), dict(loss="mse"), "data of type object cannot be trained on"),
     (vector, (X[:, :5], CLASSES), {}, "do not take a batch"),
 ]  # fmt: skip

@@ -38,11 +38,14 @@ def finish(*processes):
 @pytest.fixture(scope="module")
 def placements(tmp_path_factory):
     """Results by dtype and placement."""
-    folder = tmp_path_factory.mktemp("replicas")
-    dtypes = ("float64", "float32")
+    return trained(tmp_path_factory.mktemp("replicas"), ("float64", "float32"))
+
+
+def trained(folder, dtypes, **common):
+    """Results by dtype and placement of a run with some options changed."""
 
     def options(**changes):
-        return [{**COMMON, "precision": dtype, **changes} for dtype in dtypes]
+        return [{**COMMON, "precision": dtype, **common, **changes} for dtype in dtypes]
 
     workers = {"cluster": {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}}
     finish(start(folder / "one", options(devices=["CPU:0"])))
@@ -81,6 +84,17 @@ def test_float32_agrees_over_three_steps(placements, placement):
     np.testing.assert_allclose(other["losses"][:3], one["losses"][:3], rtol=0, atol=1e-4)
     found = differences(one, other, "e")
     assert len(found) > 20 and max(found) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"clip_norm": 0.0}, {"optimizer": "adamw", "learning_rate": 0.001}], ids=str)
+def test_accumulated_gradients_are_those_of_one_device(tmp_path, changes):
+    found = trained(tmp_path, ["float64"], accumulate=4, **changes)
+    one = found["float64", "one"]
+    for placement in ("mirrored", "workers"):
+        assert max(differences(one, found["float64", placement], "w")) <= 1e-8
+    # Three steps are no update yet.
+    assert max(differences(one, {f"w{name[1:]}": v for name, v in one.items() if name[0] == "e"}, "w")) > 1e-3
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`scripts/train.py` in two processes: started by hand and by itself, killed, and going on."""
+"""`resnet-train` in two processes: started by hand and by itself, killed, and going on."""
 
 import csv
 import json
