@@ -63,6 +63,8 @@ def pytest_addoption(parser):
 
 # Files that take longest come first, so that no worker is left with one of them at the end.
 LONG_FILES = (
+    "export/test_random_models.py",
+    "export/test_random_models_odd.py",
     "training/test_replicas.py",
     "training/test_fit.py",
     "training/test_faults.py",
