@@ -219,12 +219,12 @@ def _rms(tensor):
 
 def _too_small(small):
     path, ratio = min(small.items(), key=lambda item: item[1])
-    count = "1 new branch is" if len(small) == 1 else f"{len(small)} new branches are"
-    times = f"{1 / max(ratio, 1e-30):.0f} times for {path!r}"
-    return (
-        f"{count} more than {1 / SMALL_BRANCH:g} times smaller than the tensor it is added to ({times}) and would hardly learn; "
-        'use grow(..., scale="match", data=x)'
-    )
+    times = f"{1 / SMALL_BRANCH:g} times smaller"
+    many = f"1 new branch is more than {times} than the tensor that it is added to"
+    if len(small) > 1:
+        many = f"{len(small)} new branches are more than {times} than the tensors that they are added to"
+    worst = f"{path!r} {1 / ratio:.0f} times" if ratio else f"{path!r} is zero throughout"
+    return f'{many} ({worst}) and would hardly learn; use grow(..., scale="match", data=x)'
 
 
 def largest_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:

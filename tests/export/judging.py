@@ -44,7 +44,7 @@ ROUNDING = 20
 SMALLEST_PROBABILITY = 1e-3
 # Refusals that are true: what the message says, and why nothing else can be done. `test_generator.py` shows each.
 UNEXPORTABLE: dict[str, str] = {
-    "no operator with weights has a float16 form": "the model has no weights that float16 could make smaller",
+    "has no weights, which float16 would make smaller": "the model has no weights that float16 could make smaller",
     "they see numbers beyond 32752": "float16 was asked for, and has no such numbers",
     "contrast_limited_adaptive_histogram_equalization": "Keras computes it from a height and a width that are known",
     "ConvLSTM layers only support static input shapes": "Keras builds no such layer with dynamic size",
@@ -194,7 +194,8 @@ def _export(recipe: Any, model: Any, folder: Path, name: str, reference_model: A
     try:
         rx.to_onnx(model, path, **recipe.options)
     except rx.UsageError as error:
-        outcome = _refusal(recipe, model, str(error), reference_model)
+        # The target lies in a temporary folder here; any other name from there has no place in a message.
+        outcome = _refusal(recipe, model, str(error).replace(str(path), name), reference_model)
     except rx.MismatchError as error:
         known = any(reason in str(error) for reason in UNEXPORTABLE)
         outcome = Outcome(REFUSED if known else FALSE_REFUSAL, f"MismatchError: {_line(error)}")

@@ -98,7 +98,7 @@ def _with(*lines: str, shape: str = "(12, 14, 3)", **options: object) -> generat
 
 
 TRUE_REFUSALS = {
-    "no operator with weights has a float16 form": _with("x = layers.ReLU()(x)", precision="float16"),
+    "has no weights, which float16 would make smaller": _with("x = layers.ReLU()(x)", precision="float16"),
     "they see numbers beyond 32752": _with("x = layers.Dense(4, kernel_initializer='ones')(1e5 * x)", precision="float16"),
     "contrast_limited_adaptive_histogram_equalization": _with(
         "x = layers.ContrastLimitedAdaptiveHistogramEqualization()(x)", shape="(None, None, 3)"

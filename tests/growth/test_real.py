@@ -31,6 +31,8 @@ def trunk_and_photos(shared_data):
     return trunk, keras.applications.vgg16.preprocess_input(photos.copy())
 
 
+# Its features are thousands of times larger than what a fresh branch computes, of which `identity_report` warns.
+@pytest.mark.filterwarnings("ignore:.* more than 100 times smaller")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("block", ["preact", "postact"])
 def test_real_vgg16_is_unchanged_by_26_layers(trunk_and_photos, dtype, block):
