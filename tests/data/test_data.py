@@ -253,7 +253,7 @@ def test_a_class_or_a_test_set_of_damaged_images_alone_is_refused(folder, part, 
         data.load(str(folder), report=lambda line: None)
 
 
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_tfrecords_give_what_was_written(arrays, tmp_path, shards):
     paths = data.write_tfrecords(arrays, tmp_path, "train", classes="abcdefg", shards=shards)
     assert len(paths) == shards and not list(tmp_path.glob(".writing*"))

@@ -394,7 +394,7 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("steps", [None, 5])
+@pytest.mark.parametrize("steps", [None, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", LOOPS)
 def test_loops_have_the_same_bytes_too(case, steps):
     """tf2onnx copies loop-carried values in either direction."""

@@ -10,9 +10,9 @@ from tests.helpers import application, assert_unchanged, images, randomise, weig
 
 TRUNKS = [
     ("VGG16", "block*_pool"),
-    ("VGG19", "block[1-5]_conv2"),
+    pytest.param("VGG19", "block[1-5]_conv2", marks=pytest.mark.slow),
     ("ResNet50", "conv[23]_block*_out"),
-    ("ResNet50V2", "conv[23]_block1_out"),
+    pytest.param("ResNet50V2", "conv[23]_block1_out", marks=pytest.mark.slow),
     ("MobileNetV2", "*_add"),
     pytest.param("EfficientNetB0", "*_expand_activation", marks=pytest.mark.slow),
     pytest.param("DenseNet121", "pool[23]_relu", marks=pytest.mark.slow),

@@ -57,7 +57,7 @@ def by_hand(gate, grow_at, epochs):
     return model
 
 
-@pytest.mark.parametrize("gate", ["zero_conv", "rezero"])
+@pytest.mark.parametrize("gate", ["zero_conv", pytest.param("rezero", marks=pytest.mark.slow)])
 def test_growing_in_the_middle_is_what_one_does_by_hand(gate):
     result = fit(
         trunk(), arrays(), epochs=3, batch_size=BATCH, base_batch=BATCH, learning_rate=RATE, momentum=MOMENTUM,

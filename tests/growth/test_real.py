@@ -34,7 +34,7 @@ def trunk_and_photos(shared_data):
 # Its features are thousands of times larger than what a fresh branch computes, of which `identity_report` warns.
 @pytest.mark.filterwarnings("ignore:.* more than 100 times smaller")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("block", ["preact", "postact"])
+@pytest.mark.parametrize("block", ["preact", pytest.param("postact", marks=pytest.mark.slow)])
 def test_real_vgg16_is_unchanged_by_26_layers(trunk_and_photos, dtype, block):
     make, photos = trunk_and_photos
     if dtype == "mixed_float16":  # half precision is slow on a CPU
@@ -45,6 +45,7 @@ def test_real_vgg16_is_unchanged_by_26_layers(trunk_and_photos, dtype, block):
     assert report.eager == 0 and report.training == 0 and report.graph <= 1e-6 * report.scale
 
 
+@pytest.mark.slow
 def test_two_replicas_see_the_identity_too():
     """MirroredStrategy over two logical CPUs, in a process of its own: devices are fixed once TensorFlow has started."""
     script = """

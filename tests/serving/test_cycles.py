@@ -63,6 +63,7 @@ def test_http(table, case):
             assert post(client, "table", body, length).status_code >= 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*CASES, "too much memory"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_grpc(table, case, streamed):

@@ -24,6 +24,7 @@ from .models import At, Losses, network, run
 SCRIPT = Path(__file__).with_name("killed.py")
 
 
+@pytest.mark.slow
 def test_killed_run_ends_bit_for_bit_like_one_that_was_not(tmp_path):
     killed = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), "5"], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
@@ -70,7 +71,7 @@ class Validation(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_termination_during_validation_saves_at_once_and_measures_anew(tmp_path, epoch):
     description = run(validate="test", ema=0.9, holdout=100)
     broken, losses, ends = Validation(epoch), Losses(), []
@@ -122,6 +123,7 @@ def test_callbacks_hear_of_an_epoch_whose_last_step_was_asked_to_be_the_last(tmp
     assert ends == [0] and len(checkpoint.read(tmp_path)[1]["rows"]) == 1
 
 
+@pytest.mark.slow
 def test_termination_during_the_last_measurement_is_no_loss(tmp_path, monkeypatch):
     """The test set may be large; all but its measurement is saved already."""
     evaluate = Steps.evaluate
@@ -225,6 +227,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
         training.fit(network(), "digits", run=run(epochs=1, seed=1), out=tmp_path, quiet=True)
 
 
+@pytest.mark.slow
 def test_how_steps_are_run_may_change_when_a_run_goes_on(tmp_path):
     stop = At(4, lambda model: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(training.Interrupted):

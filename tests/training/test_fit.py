@@ -20,7 +20,7 @@ def value(variable):
 
 
 # What the three RSB recipes differ in are numbers; one of them is enough every time.
-LATER = ("rsb-a1", "rsb-a2", "from-scratch", "finetune")
+LATER = ("rsb-a1", "rsb-a2", "from-scratch", "finetune", "finetune-grown", "goyal2017", "bag-of-tricks")
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(n, marks=pytest.mark.slow) if n in LATER else n for n in training.RECIPES])
@@ -92,6 +92,7 @@ def test_growth_shows_no_jump_and_carries_momentum():
     assert max(np.abs(value(v)).max() for v in blocks[0].branch[-1].weights) > 0
 
 
+@pytest.mark.slow
 def test_growth_inside_a_nested_model_changes_nothing_and_carries_all_slots():
     inputs, whole = keras.Input((8, 8, 1)), network(name="inner")
     trunk = keras.Model(whole.inputs, whole.get_layer("stage3_block1_out").output, name="trunk")
@@ -247,12 +248,14 @@ def test_averages_are_what_is_validated_and_kept():
     np.testing.assert_allclose(value(result.model.get_layer("predictions").kernel), average, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_steps_per_execution_changes_no_result():
     one, several = (training.fit(network(), "digits", run=run(epochs=1, steps_per_execution=n), quiet=True) for n in (1, 20))
     for a, b in zip(one.model.weights, several.model.weights, strict=True):
         np.testing.assert_allclose(value(a), value(b), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mixed_precision_scales_the_loss_and_learns():
     keras.config.set_dtype_policy("mixed_float16")
     try:
