@@ -334,7 +334,7 @@ def test_page_is_current():
 
 def test_page_leaves_out_what_was_not_measured(tmp_path):
     text = page.render(tmp_path)
-    assert "{" not in text and "<!--" not in text and "results/" in text and ".png" not in text
+    assert "{" not in text and "<!--" not in text and "`docs/results`" in text and ".png" not in text
 
 
 SECTIONS = [name for name in page.EXPERIMENTS if f"<!-- with {name} -->" in page.TEXT.read_text("utf-8")]

@@ -42,11 +42,15 @@ TOLERANCE = {"float32": 2e-5, "float16": 2e-2}
 ROUNDING = 20
 # onnxruntime's sigmoid is exact to about this much, not to that part of a number that is small itself.
 SMALLEST_PROBABILITY = 1e-3
-# Refusals that are true: what the message says, and why nothing else can be done. `test_generator.py` shows each.
-UNEXPORTABLE: dict[str, str] = {
+# What float16 has no form for, as the message says it, and why nothing else can be done. `test_judging.py` shows each reason.
+NOT_IN_HALF = {
     "has no weights, which float16 would make smaller": "the model has no weights that float16 could make smaller",
     "they see numbers beyond 32752": "float16 was asked for, and has no such numbers",
-    "contrast_limited_adaptive_histogram_equalization": "Keras computes it from a height and a width that are known",
+}
+UNEXPORTABLE: dict[str, str] = NOT_IN_HALF | {
+    "contrast_limited_adaptive_histogram_equalization' cannot be traced as a TensorFlow graph of these sizes": (
+        "Keras computes it from a height and a width that are known"
+    ),
     "ConvLSTM layers only support static input shapes": "Keras builds no such layer with dynamic size",
     "'Erfinv'": "no such function in ONNX",
 }
@@ -197,7 +201,7 @@ def _export(recipe: Any, model: Any, folder: Path, name: str, reference_model: A
         # The target lies in a temporary folder here; any other name from there has no place in a message.
         outcome = _refusal(recipe, model, str(error).replace(str(path), name), reference_model)
     except rx.MismatchError as error:
-        known = any(reason in str(error) for reason in UNEXPORTABLE)
+        known = any(reason in str(error) for reason in NOT_IN_HALF)
         outcome = Outcome(REFUSED if known else FALSE_REFUSAL, f"MismatchError: {_line(error)}")
     except Exception as error:
         outcome = Outcome(CRASH, f"{type(error).__name__}: {_line(error)}")

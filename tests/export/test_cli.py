@@ -102,6 +102,7 @@ def test_random_weights_are_announced_and_reproducible(run, tmp_path):
     assert run("verify", tmp_path / "a.onnx", "resnet20", "--seed", 1)[0] == 3
 
 
+@pytest.mark.slow
 def test_preprocessing_goes_into_the_file(run, saved, tmp_path):
     code, _, _ = run("onnx", saved, tmp_path / "m.onnx", "--preprocessing", "tf", "--input", "uint8")
     assert code == 0 and run("verify", tmp_path / "m.onnx", saved, "--preprocessing", "tf")[0] == 0

@@ -212,7 +212,7 @@ def test_functions_of_keras_ops(group, open_size, opset):
     check_functions(ops_table.GROUPS[group], open_size, opset)
 
 
-@pytest.mark.parametrize("open_size", [False, True])
+@pytest.mark.parametrize("open_size", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_images_are_resized_as_tensorflow_does_it(open_size):
     check_functions(ops_table.IMAGES if open_size else ops_table.IMAGES | ops_table.FIXED_SIZE_IMAGES, open_size, 17)
 

@@ -100,7 +100,7 @@ def _with(*lines: str, shape: str = "(12, 14, 3)", **options: object) -> generat
 TRUE_REFUSALS = {
     "has no weights, which float16 would make smaller": _with("x = layers.ReLU()(x)", precision="float16"),
     "they see numbers beyond 32752": _with("x = layers.Dense(4, kernel_initializer='ones')(1e5 * x)", precision="float16"),
-    "contrast_limited_adaptive_histogram_equalization": _with(
+    "contrast_limited_adaptive_histogram_equalization' cannot be traced as a TensorFlow graph of these sizes": _with(
         "x = layers.ContrastLimitedAdaptiveHistogramEqualization()(x)", shape="(None, None, 3)"
     ),
     "ConvLSTM layers only support static input shapes": _with(

@@ -33,7 +33,7 @@ def trunk_and_photos(shared_data):
 
 # Its features are thousands of times larger than what a fresh branch computes, of which `identity_report` warns.
 @pytest.mark.filterwarnings("ignore:.* more than 100 times smaller")
-@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("block", ["preact", pytest.param("postact", marks=pytest.mark.slow)])
 def test_real_vgg16_is_unchanged_by_26_layers(trunk_and_photos, dtype, block):
     make, photos = trunk_and_photos

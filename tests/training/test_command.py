@@ -121,7 +121,7 @@ def test_a_file_that_is_no_model_is_one_sentence(invoke, tmp_path, content):
     assert result.exit_code == 2 and f"Error: {path}" in result.output and "Traceback" not in result.output, result.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_local_workers_end_with_their_parent(tmp_path, number):
     """Children that would sleep, and a signal to the parent alone."""
     sleeper = tmp_path / "sleeper.py"
@@ -141,6 +141,7 @@ def test_local_workers_end_with_their_parent(tmp_path, number):
             os.kill(child, 0)
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_gets_the_recipe_for_fine_tuning_and_it_is_said(invoke, tmp_path):
     flags = ["--model", "resnet20", "--data", "digits", "--epochs", 1, "--batch-size", 512, "--validate", "none"]
     assert invoke(*flags, "--out", tmp_path / "first").exit_code == 0

@@ -103,6 +103,7 @@ def test_termination_during_validation_saves_at_once_and_measures_anew(tmp_path,
         assert [float(line["val_loss"]) for line in csv.DictReader(file)] == [line["val_loss"] for line in result.history]
 
 
+@pytest.mark.slow
 def test_a_callback_may_end_the_run_at_the_epoch_whose_validation_was_broken(tmp_path):
     description = run(validate="test")
     with pytest.raises(training.Interrupted, match="saved at step 11 of 22"):
@@ -221,6 +222,7 @@ def test_too_little_room_is_found_before_training(tmp_path):
         checkpoint.check_folder(tmp_path, 2**60)
 
 
+@pytest.mark.slow
 def test_another_run_in_the_folder_is_refused(tmp_path):
     training.fit(network(), "digits", run=run(epochs=1), out=tmp_path, quiet=True)
     with pytest.raises(training.TrainingError, match="holds another run.*seed 0 there, 1 here"):
@@ -267,7 +269,8 @@ def test_another_model_or_other_images_are_refused(tmp_path):
 
 
 # Seed 0 is the one that `Dataset.shuffle` treats in a way of its own.
-@pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 3])
 def test_shards_train_and_go_on_whatever_the_global_seed(tmp_path, seed):
     source = data.load("digits")
     data.write_tfrecords(

@@ -314,6 +314,7 @@ def test_early_stopping_ends_the_run_for_good(tmp_path):
     assert not losses.values and again.summary == result.summary
 
 
+@pytest.mark.slow
 def test_layers_that_were_frozen_stay_so():
     model = network()
     model.get_layer("stage1_block1_conv1").trainable = False

@@ -74,7 +74,8 @@ def test_changed_examples_with_equal_labels_are_noticed(tmp_path):
             training.fit(vector(), x, y, epochs=1, out=tmp_path, **COMMON)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("tf.data", marks=pytest.mark.slow), "PyDataset"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tf.data", "PyDataset"])
 def test_data_in_an_order_of_their_own_resume_after_whole_epochs(tmp_path, kind):
     data = {"tf.data": lambda: tf.data.Dataset.from_tensor_slices((X, CLASSES)).batch(8), "PyDataset": Batches}[kind]
     options = dict(epochs=3, loss=SPARSE, shuffle=False, **{k: v for k, v in COMMON.items() if k != "batch_size"})

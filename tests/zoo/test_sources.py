@@ -246,6 +246,7 @@ def test_packaged_weights_come_with_their_card(package):
         kr.create_model("resnet32", weights="cifar10")
 
 
+@pytest.mark.slow
 def test_packaged_weights_of_a_grown_model(package):
     """Trained as `grow` made it; loaded by the row that says where its blocks are."""
     trunk = randomise(kr.create_model("vgg16_w16", preprocessing="cifar10"))
