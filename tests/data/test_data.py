@@ -62,6 +62,7 @@ def assert_same(found, expected):
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_any_start_gives_the_same_images(arrays):
     whole = collect(arrays)
     assert_same(collect(arrays, first=7), whole[7:])

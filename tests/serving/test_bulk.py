@@ -184,6 +184,7 @@ def test_killed_process_is_gone_on_with(models, folder, tmp_path):
         assert [line["file"] for line in csv.DictReader(file)] == names * 400
 
 
+@pytest.mark.slow
 def test_server_gives_the_same_as_the_file(models, folder, tmp_path, capsys):
     folder, _ = folder
     local = list(bulk.LocalClassifier(models["tiny"], "cpu").rows(bulk.read_items([folder])))

@@ -252,6 +252,7 @@ def test_damaged_checkpoint_is_named(tmp_path):
         training.fit(network(), "digits", run=run(), out=tmp_path, quiet=True)
 
 
+@pytest.mark.slow
 def test_another_model_or_other_images_are_refused(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (256, 8, 8, 1)).astype("uint8"), np.arange(256) % 10
