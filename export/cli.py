@@ -250,7 +250,7 @@ def verify_command(
     from .exporters import require, verify
     from .source import load_model, read_labels
 
-    report.check_figure_files([report_file], report.files(file, model, labels, source.get("weights")))
+    report.check_figure_files([report_file], report.files(file, model, labels, samples, source.get("weights")))
     with report.steps(as_json) as progress:
         progress("load")
         loaded, notes = load_model(model, **source)

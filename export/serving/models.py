@@ -210,7 +210,7 @@ class ServedModel:
         try:
             spec = image_input(self.session)
             if isinstance(self.scores, UsageError):
-                raise self.scores
+                raise ProtocolError(str(self.scores))
             return {spec.name: stacked([load_pixels(body, self.session.card, spec, self.options.max_pixels)], spec)}
         except UsageError as error:
             raise ProtocolError(str(error)) from error

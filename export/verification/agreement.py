@@ -77,7 +77,7 @@ class QuantisedOutput:
             want, have = np.concatenate(reference), np.concatenate(got)
             figures = measure(want, have) | {"top1": self.scores.agreement(want, have)}
         comparison = Comparison(self.output, shape[0], shape, "samples", RUNTIME, passed=False, **figures)
-        return dataclasses.replace(comparison, passed=self.needed(comparison) <= self.tolerance)
+        return dataclasses.replace(comparison, passed=self.needed(comparison) <= self.tolerance + 1e-9)
 
     def needed(self, comparison: Comparison) -> float:
         """The tolerance that a comparison needs in order to pass."""

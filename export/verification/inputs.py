@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +217,7 @@ def _read_arrays(path: Path) -> Any:
         if not hasattr(loaded, "files"):
             return loaded
         arrays = {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path} is neither a folder of images nor an .npz or .npy file: {first_line(error)}") from error
     if not arrays:
         raise UsageError(f"{path} holds no arrays")
