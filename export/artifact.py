@@ -124,6 +124,22 @@ def find_scores(
     )
 
 
+def find_scores_or_values(
+    metadata: dict, outputs: dict[str, list], *, scores: str | None = None, kind: str | None = None, file: str = "the file"
+) -> Scores | None:
+    """Find the output that scores classes as `find_scores` does, or None for a file whose outputs are shown as they are.
+
+    Raises:
+        UsageError: Several outputs score classes, or what the caller declares does not fit.
+    """
+    try:
+        return find_scores(metadata, outputs, scores=scores, kind=kind, file=file)
+    except NotRanked:
+        if scores is not None or kind not in (None, "other"):
+            raise
+        return None
+
+
 def output_kinds(metadata: dict, outputs: dict[str, list]) -> dict[str, str]:
     """`{output name: kind}` of the outputs whose kind is known."""
     if isinstance(stated := metadata.get("outputs"), dict):

@@ -34,7 +34,7 @@ EXAMPLES = {
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="keras-resnet-export", prog_name="resnet-export")
 def cli() -> None:
-    """Keras models to ONNX and SavedModel, every file verified before it is there.
+    """Export Keras models to ONNX and SavedModel. Every file is verified before it gets its name.
 
     \b
     Exit codes: 0 done and verified; 1 internal error; 2 wrong usage or unreadable input;

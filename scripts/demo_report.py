@@ -34,7 +34,7 @@ def write_report(path, seen, seconds):
 
     Args:
         path: the HTML file.
-        seen: what the demo's steps saw, see `demo.Road`.
+        seen: what the demo's steps saw, see `demo.py`.
         seconds: how long the demo took.
     """
     sections = [

@@ -1,4 +1,4 @@
-"""tf2onnx's own conversion, for what the weightless road cannot follow (variables read inside loops, as in an LSTM)."""
+"""tf2onnx's own conversion, for what cannot be traced without weights (variables read inside loops, as in an LSTM)."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class _Builder:
 
 
 def select(ctx: Graph, node: Node, name: str, args: list) -> None:
-    """Choose floats with Where; tf2onnx multiplies both by 0 or 1, and 0 times an infinity that was not chosen is no number."""
+    """Choose floats with Where; tf2onnx multiplies both by 0 or 1, and 0 times an infinity that was not chosen is NaN."""
     from tf2onnx.onnx_opset import controlflow
 
     node.set_attr("handles_nan", 1)

@@ -155,10 +155,29 @@ def _from_config(model, change):
 
 
 def _own_objects(*layers):
-    """The classes of layers and the functions that they hold, by name: `Dense(activation=tf.nn.softmax)` is saved as a name."""
+    """The classes of layers and the functions that they hold, by name: `Dense(activation=tf.nn.softmax)` is saved as a name.
+
+    Raises:
+        ValueError: A name stands for another object as well, here or in Keras, so that it would not bring the right one back.
+    """
     found = {type(layer).__name__: type(layer) for layer in layers}
-    functions = [value for layer in layers for value in vars(layer).values() if callable(value) and hasattr(value, "__name__")]
-    return found | {function.__name__: function for function in functions}
+    for value in (value for layer in layers for value in vars(layer).values()):
+        if callable(value) and hasattr(value, "__name__"):
+            if found.setdefault(value.__name__, value) is not value or _hides_one_of_keras(value):
+                raise ValueError(f"{value.__name__!r} is the name of several functions")
+    return found
+
+
+def _hides_one_of_keras(function):
+    """Whether a user's function has the name of an activation of Keras, which Keras would take instead."""
+    import keras
+
+    if (function.__module__ or "").partition(".")[0] in ("keras", "tensorflow"):
+        return False
+    try:
+        return keras.activations.get(function.__name__) is not function
+    except ValueError:
+        return False
 
 
 def _layer_by_layer(model, policy, change):

@@ -208,7 +208,8 @@ def _tensorflow_matrix(have: tf.Tensor, want: tf.Tensor, method: str, antialias:
         scale = have / want
         first, last = new * scale, (new + 1) * scale
         overlap = tf.maximum(tf.minimum(last, old + 1) - tf.maximum(first, old), 0.0)
-        return tf.where(tf.logical_and(first >= old, last <= old + 1), scale, overlap) / scale
+        # TensorFlow takes the scale itself only where a new pixel touches neither border of the old one.
+        return tf.where(tf.logical_and(first > old, last < old + 1), scale, overlap) / scale
     weigh, radius = FILTERS_OF_TENSORFLOW[method]
     if method == "bicubic" and not antialias:
         centres = (new + 0.5) * (have / want) - 0.5

@@ -123,7 +123,7 @@ def outputs_to_compare(model: Session, scores: str | None, output_kind: str | No
     if scores is not None and scores not in shapes:
         raise UsageError(f"{model.path.name} has no output {scores!r} of floats; it has {', '.join(shapes)}")
     kinds = artifact.output_kinds(model.metadata, shapes)
-    if output_kind is not None:
+    if output_kind is not None and shapes:
         kinds |= {_declared(model, shapes, scores, output_kind): output_kind}
     return quantised_outputs(shapes, kinds, budget, scores)
 

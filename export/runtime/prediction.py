@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..artifact import Scores, find_scores
-from ..errors import NotRanked, UsageError
+from ..artifact import Scores, find_scores, find_scores_or_values
+from ..errors import UsageError
 from . import images
 from .sessions import Session, session
 
@@ -114,22 +114,16 @@ def scores_output(model: Session, scores: str | None = None, kind: str | None = 
     Raises:
         UsageError: The file and the caller do not say which output scores classes.
     """
-    outputs = {value.name: list(value.shape) for value in model.outputs}
-    return find_scores(model.metadata, outputs, scores=scores, kind=kind, file=model.path.name)
+    return find_scores(model.metadata, _shapes(model), scores=scores, kind=kind, file=model.path.name)
 
 
 def scores_or_values(model: Session, scores: str | None = None, kind: str | None = None) -> Scores | None:
-    """The output that scores classes, as `scores_output` finds it, or None for a model whose outputs are shown as they are.
+    """As `scores_output`, but None for a model whose outputs are shown as they are; see `artifact.find_scores_or_values`."""
+    return find_scores_or_values(model.metadata, _shapes(model), scores=scores, kind=kind, file=model.path.name)
 
-    Raises:
-        UsageError: Several outputs score classes, or what the caller declares does not fit.
-    """
-    try:
-        return scores_output(model, scores, kind)
-    except NotRanked:
-        if scores is not None or kind not in (None, "other"):
-            raise
-        return None
+
+def _shapes(model: Session) -> dict[str, list]:
+    return {value.name: list(value.shape) for value in model.outputs}
 
 
 def _described(values):
@@ -137,7 +131,7 @@ def _described(values):
 
 
 def batches(files: Sequence[str | os.PathLike[str]], card: dict[str, Any], spec: TensorInfo) -> Iterator[np.ndarray]:
-    """Arrays that fit an input, as few as images of one size allow; a model of open size takes each image as it is.
+    """Arrays that fit an input, as few as images of one size allow; a model of dynamic size takes each image as it is.
 
     Args:
         files: image paths.

@@ -114,7 +114,7 @@ class LocalClassifier:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a run must share with the one it goes on with."""
+        """What a run must share with the one that it resumes."""
         file = self.session.metadata.get("sha256") or str(self.session.path)
         return {"model": file, "top": self.top, "scores": self.scores and [self.scores.output, self.scores.kind]}
 

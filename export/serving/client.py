@@ -15,8 +15,8 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from ..artifact import find_scores
-from ..errors import NotRanked, UsageError
+from ..artifact import find_scores_or_values
+from ..errors import UsageError
 from ..runtime.prediction import load_pixels, stacked
 from ..runtime.sessions import TensorInfo
 from . import protocol
@@ -80,12 +80,15 @@ class RemoteClassifier:
             self.card = stated.get("card") or {}
             self.spec, outputs = _tensors(metadata, self.model)
             self.outputs = list(outputs)
-            self.scores = _scores(stated, outputs, options, self.model)
+            # Servers of other makers state no kinds; `logits` and `probabilities` are then a softmax classifier's.
+            self.scores = find_scores_or_values(
+                stated or {"card": {}}, outputs, scores=options.scores, kind=options.output_kind, file=f"model {self.model!r}"
+            )
             self.top = options.top if self.scores else None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a run must share with the one it goes on with."""
+        """What a run must share with the one that it resumes."""
         scores = self.scores and [self.scores.output, self.scores.kind]
         return {"model": f"{self.url} {self.model}", "top": self.top, "scores": scores}
 
@@ -222,18 +225,6 @@ def _tensors(metadata, model):
     if len(inputs) != 1 or inputs[0].layout is None:
         raise UsageError(f"{model!r} does not take one batch of images; its inputs are {', '.join(info.name for info in inputs)}")
     return inputs[0], {info.name: list(info.shape) for info in outputs}
-
-
-def _scores(stated, outputs, options, model):
-    """The output that scores classes, as the server or else the caller states it, or None if its values are shown."""
-    # Servers of other makers state no kinds; `logits` and `probabilities` are then a softmax classifier's.
-    stated = stated or {"card": {}}
-    try:
-        return find_scores(stated, outputs, scores=options.scores, kind=options.output_kind, file=f"model {model!r}")
-    except NotRanked:
-        if options.scores is not None or options.output_kind not in (None, "other"):
-            raise
-        return None
 
 
 def _info(entry):

@@ -89,7 +89,7 @@ model_options = _options(
     _number(int, "--instances", 1, "Batches that run at a time; on several GPUs, spread over them."),
     _number(int, "--max-rows", 256, "Rows of one request."),
     _number(int, "--max-pixels", 64_000_000, "Pixels of one image."),
-    _number(int, "--max-open-pixels", 2**22, "Pixels at which a model of open size is run."),
+    _number(int, "--max-open-pixels", 2**22, "Pixels at which a model of dynamic size is run."),
     _number(float, "--timeout", 60.0, "Seconds a request may wait and run."),
     click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Run every batch size before being ready."),
     scores_options,
@@ -197,11 +197,14 @@ def predict_many(file: str | None, images: Sequence[str], out: str | None, as_js
     return None
 
 
+def _declared(options):
+    return {name: options[name] for name in ("scores", "output_kind")}
+
+
 def _local(file, options):
     from .bulk import LocalClassifier
 
-    declared = {name: options[name] for name in ("scores", "output_kind")}
-    return LocalClassifier(file, options["device"], options["top"], options["batch"], **declared)
+    return LocalClassifier(file, options["device"], options["top"], options["batch"], **_declared(options))
 
 
 def _pool(file, options):
@@ -212,8 +215,7 @@ def _pool(file, options):
         gpus=options["gpus_per_worker"],
         address=options["address"],
         batch=options["batch"],
-        scores=options["scores"],
-        output_kind=options["output_kind"],
+        **_declared(options),
     )
     return RayClassifier(file, options["device"], options["top"], pool)
 
@@ -222,8 +224,7 @@ def _remote(options):
     with _needs_extra("client"):
         from .client import RemoteClassifier, RemoteOptions
     key = read_keys(options["api_key_file"])[0] if options["api_key_file"] else None
-    declared = {name: options[name] for name in ("scores", "output_kind")}
-    remote = RemoteOptions(options["top"], options["concurrency"], api_key=key, **declared)
+    remote = RemoteOptions(options["top"], options["concurrency"], api_key=key, **_declared(options))
     return RemoteClassifier(options["url"], options["model"], remote)
 
 
@@ -358,6 +359,8 @@ def _serve_in_processes(files, repository, tell, options, as_json):
     processes.check_platform()
     if wrong := [name for name in ("uds", "allow_control") if options[name]]:
         raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --processes, since it would reach one process only")
+    if options["metrics_port"] == 0:
+        raise UsageError("--metrics-port 0 does not go with --processes, whose metrics are on ports that follow each other")
     count, ports = options["processes"], {}
     options = options | {"threads": options["threads"] or max(1, (os.cpu_count() or 1) // count)}
     server.log_to_stderr(options["access_log"], as_json)
@@ -464,8 +467,7 @@ def _model_options(options):
         max_open_pixels=options["max_open_pixels"],
         timeout=options["timeout"],
         warm_up=options["warm_up"],
-        scores=options["scores"],
-        output_kind=options["output_kind"],
+        **_declared(options),
     )
 
 

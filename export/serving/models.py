@@ -50,7 +50,7 @@ class ModelOptions:
         batch: `BatchOptions`.
         max_request_rows: rows that one request may have.
         max_pixels: width × height that an encoded image may have.
-        max_open_pixels: width × height that a model of open size is run at.
+        max_open_pixels: width × height that a model of dynamic size is run at.
         timeout: seconds for which a request may wait and run.
         warm_up: run every batch size once before a model is ready.
         scores: Name of the output that scores classes, for files that do not state it and have such an output.
@@ -121,11 +121,14 @@ class ServedModel:
         try:
             return scores_output(self.session, name, self.options.output_kind if declared else None)
         except UsageError as error:
-            return error
+            return error.with_traceback(None)
 
     def card(self) -> dict[str, Any]:
-        """What the file says about itself, with the kind of the output that the options declare."""
-        metadata = self.session.metadata
+        """What the file says about itself, with the kind of the output that the options declare.
+
+        A file without metadata states no kinds, so that no client takes its outputs for those of a file of version 0.1.
+        """
+        metadata = self.session.metadata or {"outputs": {}}
         if isinstance(self.scores, UsageError):
             return metadata
         return {**metadata, "outputs": {**metadata.get("outputs", {}), self.scores.output: self.scores.kind}}

@@ -92,11 +92,12 @@ class Supervisor:
             The signal.
 
         Raises:
-            ExportError: A process could not start.
+            ExportError: A process could not start, or ended before it was ready.
         """
         old = {number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
         try:
-            self._children = [self._start(index) for index in range(self.count)]
+            for index in range(self.count):
+                self._start(index)
             while self._children:
                 by_pipe = {child.events: child for child in self._children}
                 for pipe in wait(list(by_pipe)):
@@ -110,13 +111,16 @@ class Supervisor:
         self.announce("stopped", "stopped")
         return self._ended_by
 
-    def _start(self, index: int) -> _Child:
+    def _start(self, index: int) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_in_child, args=(self.serve, index, theirs), name=f"server {index}")
         process.start()
         theirs.close()
-        return _Child(index, process, ours)
+        self._children.append(_Child(index, process, ours))
+        # A signal that came while the process was not in the list has not reached it.
+        if self._ended_by is not None:
+            self._send(self._ended_by)
 
     def _hear(self, child: _Child) -> None:
         try:
@@ -140,11 +144,13 @@ class Supervisor:
     def _replace(self, child: _Child) -> None:
         child.process.join()
         self._children.remove(child)
+        if self._ended_by is None and not self._was_ready:
+            raise ExportError(f"process {child.index} ended with exit code {child.process.exitcode} before it was ready")
         if self._ended_by is None:
             log.error("process %d ended with exit code %s; another one takes its place", child.index, child.process.exitcode)
             time.sleep(RESTART_PAUSE)
         if self._ended_by is None:
-            self._children.append(self._start(child.index))
+            self._start(child.index)
 
     def _pass_on(self, number: int, frame: Any) -> None:
         if number != signal.SIGHUP:

@@ -68,13 +68,16 @@ class Repository:
             warm_up: warm them up now; otherwise `warm_up` must be called before they are used.
 
         Raises:
-            UsageError, DeviceError: a model does not open.
+            UsageError, DeviceError: a model does not open, or none has the output that the options name.
         """
         for key, entry in self._entries.items():
             model = ServedModel(entry.source, self._options)
             if warm_up:
                 model.warm_up()
             self._entries[key] = Entry(entry.source, READY if warm_up else LOADING, model)
+        outputs = {spec.name for entry in self._entries.values() for spec in entry.model.outputs}
+        if self._options.scores is not None and self._entries and self._options.scores not in outputs:
+            raise UsageError(f"no model has an output {self._options.scores!r}; their outputs are {', '.join(sorted(outputs))}")
 
     async def warm_up(self) -> list[str]:
         """Warm up what `open` has opened, one after the other, each ready as soon as it is done.

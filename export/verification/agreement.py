@@ -77,6 +77,7 @@ class QuantisedOutput:
             want, have = np.concatenate(reference), np.concatenate(got)
             figures = measure(want, have) | {"top1": self.scores.agreement(want, have)}
         comparison = Comparison(self.output, shape[0], shape, "samples", RUNTIME, passed=False, **figures)
+        # 1 - 0.99 is more than 0.01 in floats.
         return dataclasses.replace(comparison, passed=self.needed(comparison) <= self.tolerance + 1e-9)
 
     def needed(self, comparison: Comparison) -> float:
@@ -125,7 +126,12 @@ def quantised_outputs(
         budget: How much they may differ.
         only: Name of the only output to compare, or None.
         reference: What they are compared with, as messages name it.
+
+    Raises:
+        UsageError: There is none.
     """
+    if not shapes:
+        raise UsageError("the file has no output of floats, by which an int8 file could be compared; keep the float32 file")
     ranked = [name for name in shapes if kinds.get(name, "other") != "other" and len(shapes[name]) == 2]
     return [
         QuantisedOutput(name, Scores(name, kinds[name]), budget.max_drop / 100, reference)

@@ -112,7 +112,7 @@ def inner_tensors(path: str | os.PathLike[str], feeds: dict[str, np.ndarray], wa
 
 
 def _difference(got: np.ndarray, reference: np.ndarray) -> float:
-    """Relative error in whichever layout fits best; infinite if none does."""
+    """Relative error in whichever layout fits best; 0 if none does, since nothing can be said then."""
     if not np.issubdtype(got.dtype, np.floating):
         return 0.0
     largest = max(float(np.abs(reference).max(initial=0)), 1e-30)

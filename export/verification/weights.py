@@ -70,7 +70,7 @@ def file_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def weight_error(have: np.ndarray, expected: np.ndarray) -> float:
-    """max |Δ| / max |expected|; infinite where shapes or kinds differ, or numbers that are not finite do (NaN may be one)."""
+    """max |Δ| / max |expected|; infinite where shapes or kinds differ, or infinities and NaNs are not at the same positions."""
     expected = np.asarray(expected)
     if have.shape != expected.shape or have.dtype.kind != expected.dtype.kind:
         return np.inf

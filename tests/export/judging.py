@@ -36,6 +36,7 @@ OTHER_BYTES = "other bytes the second time"
 MOVED = "model changed"
 NO_MODEL = "Keras itself fails"
 FINE = (RIGHT, REFUSED, NO_MODEL)
+LEAST_EXPORTED = 0.8
 
 TOLERANCE = {"float32": 2e-5, "float16": 2e-2}
 # Where the plain bound is missed, the error may be this many times what rounding of the weights does to Keras' own outputs.
@@ -471,9 +472,14 @@ def judge_many(
 
 
 def failures(seeds: Iterable[int], **options: Any) -> list[str]:
-    """What went wrong with the models of some seeds, one line each. See `judge_many` for the options."""
-    found = judge_many(((seed, None) for seed in seeds), processes=1, **options)
-    return [f"seed {one.number}: {one.outcome.kind}: {one.outcome.detail}" for one in found if one.outcome.kind not in FINE]
+    """What went wrong with the models of some seeds, one line each. See `judge_many` for the options.
+
+    Too many models that are refused, or that Keras cannot run, are a failure too: then hardly anything was exported.
+    """
+    found = list(judge_many(((seed, None) for seed in seeds), processes=1, **options))
+    lines = [f"seed {one.number}: {one.outcome.kind}: {one.outcome.detail}" for one in found if one.outcome.kind not in FINE]
+    right = sum(one.outcome.kind == RIGHT for one in found)
+    return lines + [f"only {right} of {len(found)} models were exported"] * (right < LEAST_EXPORTED * len(found))
 
 
 def signature(outcome: Outcome) -> str:

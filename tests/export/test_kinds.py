@@ -203,3 +203,56 @@ def test_an_output_with_as_many_numbers_as_there_are_labels_is_not_labelled_for_
     assert main(["triton", str(tmp_path / "m.onnx"), str(tmp_path / "r")]) == 0
     config = (tmp_path / "r" / "m" / "config.pbtxt").read_text()
     assert config.count("label_filename") == 1 and config.index("label_filename") > config.index('"kind"')
+
+
+def test_a_name_that_no_served_model_has_is_refused_at_the_start(files, capsys):
+    pytest.importorskip("starlette", reason="needs the extra `serve`")
+    arguments = ["serve", str(files["multilabel"][1]), "--scores", "probabilties", "--output-kind", "multilabel", "--port", "0"]
+    assert main([*arguments, "--device", "cpu"]) == 2
+    assert "no model has an output 'probabilties'; their outputs are probabilities" in capsys.readouterr().err
+
+
+def test_a_model_that_ranks_nothing_says_so_without_keeping_requests(files):
+    """An error that is raised again and again collects the frames, and with them the images, of all requests."""
+    pytest.importorskip("starlette", reason="needs the extra `serve`")
+    from resnet_export.serving.models import ModelOptions, ServedModel, Source
+
+    model = ServedModel(Source("m", "1", files["regression"][0]), ModelOptions(device="cpu"))
+    for _ in range(2):
+        with pytest.raises(Exception, match="--output-kind"):
+            model.read_image(b"image")
+    assert model.scores.__traceback__ is None
+
+
+def test_no_kind_follows_from_a_name_over_the_network_either(files, photos, tmp_path, capsys):
+    """A foreign output called `logits` is not ranked by `predict FILE`, nor by `predict --url`."""
+    pytest.importorskip("starlette", reason="needs the extra `serve`")
+    pytest.importorskip("httpx", reason="needs the extra `client`")
+    from running import serving
+
+    foreign = onnx.load(files["logits"][1])
+    foreign.graph.output[0].name = "logits"
+    for node in foreign.graph.node:
+        node.output[:] = ["logits" if name == "output" else name for name in node.output]
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    rows = []
+    with serving(tmp_path / "foreign.onnx") as server:
+        for where in ([str(tmp_path / "foreign.onnx")], ["--url", server.url, "--model", "foreign"]):
+            assert main(["predict", *where, str(photos), "--json"]) == 0
+            rows.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    for here, there in zip(*rows, strict=True):
+        assert here["classes"] == there["classes"] == []
+        np.testing.assert_allclose(here["values"]["logits"], there["values"]["logits"], rtol=1e-5)
+
+
+def test_samples_are_neither_overwritten_nor_an_internal_error(files, tmp_path, capsys):
+    ours, _, model = files["softmax"]
+    model.save(tmp_path / "m.keras")
+    np.savez(tmp_path / "s.npz", np.zeros((4, SIZE, SIZE, 3), "float32"))
+    content = (tmp_path / "s.npz").read_bytes()
+    arguments = ["verify", str(ours), str(tmp_path / "m.keras"), "--samples", str(tmp_path / "s.npz")]
+    assert main([*arguments, "--report", str(tmp_path / "s.npz")]) == 2
+    assert (tmp_path / "s.npz").read_bytes() == content
+    (tmp_path / "s.npz").write_bytes(content[:300])
+    assert main(arguments) == 2
+    assert "neither a folder of images nor an .npz or .npy file" in capsys.readouterr().err

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from tiny_models import classifier_logits
+
+from resnet_export.serving import protocol
 
 
 class Server:
@@ -58,3 +62,12 @@ def self_signed(folder, name="certificate"):
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     return certificate, key
+
+
+def infer(client, pixels, prefix=""):
+    """Ask the model `bytes` of an httpx client's server, and check its answer."""
+    body, length = protocol.encode_request({"images": pixels})
+    answer = client.post(f"{prefix}/v2/models/bytes/infer", content=body, headers={protocol.HEADER_LENGTH: str(length)})
+    assert answer.status_code == 200, answer.text
+    found = protocol.decode_response(answer.content, int(answer.headers[protocol.HEADER_LENGTH])).outputs["logits"]
+    np.testing.assert_allclose(found, classifier_logits(pixels), rtol=1e-5, atol=1e-6)

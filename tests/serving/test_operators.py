@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from running import serving
+from running import infer, serving
 
 for module in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(module, reason="needs the extra `serve`")
@@ -14,17 +14,9 @@ httpx = pytest.importorskip("httpx", reason="needs the extra `client`")
 if not hasattr(signal, "SIGHUP"):
     pytest.skip("needs POSIX", allow_module_level=True)
 from prometheus_client.parser import text_string_to_metric_families
-from tiny_models import classifier_logits, gatherer
+from tiny_models import gatherer
 
 from resnet_export.serving import protocol
-
-
-def infer(client, pixels, prefix=""):
-    body, length = protocol.encode_request({"images": pixels})
-    answer = client.post(f"{prefix}/v2/models/bytes/infer", content=body, headers={protocol.HEADER_LENGTH: str(length)})
-    assert answer.status_code == 200, answer.text
-    found = protocol.decode_response(answer.content, int(answer.headers[protocol.HEADER_LENGTH])).outputs["logits"]
-    np.testing.assert_allclose(found, classifier_logits(pixels), rtol=1e-5, atol=1e-6)
 
 
 def test_readiness_ends_before_the_listener_does(models, pixels):

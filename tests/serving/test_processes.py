@@ -7,19 +7,17 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from running import serving
+from running import infer, serving
 
 for module in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(module, reason="needs the extra `serve`")
 httpx = pytest.importorskip("httpx", reason="needs the extra `client`")
 if not sys.platform.startswith("linux"):
     pytest.skip("needs Linux", allow_module_level=True)
-from tiny_models import classifier_logits
-
 from resnet_export.cli import main
-from resnet_export.serving import protocol
+from resnet_export.errors import ExportError
+from resnet_export.serving.processes import Supervisor
 
 
 def children(pid):
@@ -35,18 +33,11 @@ def eventually(condition, seconds=20):
         time.sleep(0.05)
 
 
-def infer(url, pixels):
-    """One request on a connection of its own, which the kernel gives to any of the processes."""
-    body, length = protocol.encode_request({"images": pixels})
-    answer = httpx.post(f"{url}/v2/models/bytes/infer", content=body, headers={protocol.HEADER_LENGTH: str(length)})
-    assert answer.status_code == 200, answer.text
-    found = protocol.decode_response(answer.content, int(answer.headers[protocol.HEADER_LENGTH])).outputs["logits"]
-    np.testing.assert_allclose(found, classifier_logits(pixels), rtol=1e-5, atol=1e-6)
-
-
 def answers(url, pixels):
+    """Whether a new connection, which the kernel gives to any of the processes, gets its answer."""
     try:
-        infer(url, pixels)
+        with httpx.Client(base_url=url) as client:
+            infer(client, pixels)
     except httpx.TransportError:
         return False
     return True
@@ -65,8 +56,7 @@ def two_free_ports():
 def test_processes_share_the_work_and_replace_each_other(models, pixels):
     port = two_free_ports()
     with serving(models["bytes"], "--processes", "2", "--metrics-port", port) as server:
-        for _ in range(40):
-            infer(server.url, pixels)
+        assert all(answers(server.url, pixels) for _ in range(40))
         counts = []
         for number in (port, port + 1):
             text = httpx.get(f"http://127.0.0.1:{number}/metrics").text
@@ -101,9 +91,40 @@ def test_what_cannot_start_is_said_once(models, tmp_path, capfd):
         for arguments, text in (
             ([models["bytes"], "--port", port], f"cannot listen on 127.0.0.1:{port}"),
             ([models["bytes"], "--uds", tmp_path / "s"], "--uds does not go with --processes"),
+            ([models["bytes"], "--metrics-port", "0"], "--metrics-port 0 does not go with --processes"),
             ([models["bytes"], "--allow-control"], "--allow-control does not go with --processes"),
             ([tmp_path / "broken.onnx", "--port", "0"], "broken.onnx"),
         ):
             assert main(["serve", *map(str, arguments), "--device", "cpu", "--processes", "2"]) == 2
             output, errors = capfd.readouterr()
             assert errors.count(text) == 1 and "Traceback" not in errors and "serving" not in output, (arguments, errors)
+
+
+def crash(index, announce):
+    os._exit(7)
+
+
+def stop_parent(index, announce):
+    """Stop the supervisor before it has started the second process, then serve until told to stop."""
+    if index == 0:
+        os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+def test_a_process_that_crashes_before_it_is_ready_ends_the_server():
+    with pytest.raises(ExportError, match="process [01] ended with exit code 7 before it was ready"):
+        Supervisor(crash, 2, lambda *event, **details: None).run()
+
+
+def test_a_signal_during_the_start_stops_every_process(monkeypatch):
+    events, start = [], Supervisor._start
+
+    def slowly(self, index):
+        if index:
+            eventually(lambda: self._ended_by is not None)
+        start(self, index)
+
+    monkeypatch.setattr(Supervisor, "_start", slowly)
+    supervisor = Supervisor(stop_parent, 2, lambda event, *rest, **details: events.append(event))
+    began = time.monotonic()
+    assert supervisor.run() == signal.SIGTERM and events == ["stopped"] and time.monotonic() - began < 30

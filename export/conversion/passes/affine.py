@@ -29,7 +29,7 @@ class _Affine:
 
 
 def fold_affine(graph: ir.Graph) -> None:
-    """Multiply constant Mul, Add, Sub, Div and BatchNormalization behind a Conv, ConvTranspose, MatMul or Gemm into its weights.
+    """Multiply constant Mul, Add, Sub, Div and BatchNormalization after a Conv, ConvTranspose, MatMul or Gemm into its weights.
 
     A MatMul that gains a bias becomes a Gemm. The weight is always a new constant: another layer may share the old one.
     Rounds once, from float64; the runtime would round at each step.
@@ -154,7 +154,7 @@ def write_batch_norm(graph: ir.Graph) -> None:
 
 
 def permute_flattened(graph: ir.Graph) -> None:
-    """`Transpose -> Reshape to [batch, n] -> Gemm` (or MatMul) reads its input as it lies, with the weight's rows permuted."""
+    """Drop the Transpose of `Transpose -> Reshape to [batch, n] -> Gemm` (or MatMul), by permuting the rows of the weight."""
     for node in list(graph):
         if node.op_type not in ("Gemm", "MatMul") or not _can_absorb(node):
             continue

@@ -20,6 +20,7 @@ from resnet_export.cli import main
 from resnet_export.quantization import int8
 from resnet_export.quantization.accuracy import layer_errors, worst_layers
 from resnet_export.quantization.source import open_source
+from resnet_export.verification.agreement import Budget, quantised_outputs
 from tests.export.conftest import noise, op_counts, run_onnx
 
 from .graphs import normal, write_graph
@@ -384,3 +385,23 @@ def test_files_that_are_too_large_for_one_message(to, tmp_path, monkeypatch):
     convert(tmp_path / "e.onnx", tmp_path / "large.onnx")
     np.testing.assert_array_equal(run_onnx(tmp_path / "large.onnx", images)[0], run_onnx(tmp_path / "small.onnx", images)[0])
     assert sorted(os.listdir(tmp_path)) == ["e.onnx", "e.onnx.data", "large.onnx", "m.onnx", "small.onnx"]
+
+
+@pytest.mark.parametrize(("right", "images", "drop"), [(99, 100, 1.0), (198, 200, 1.0), (495, 500, 1.0), (97, 100, 3.0)])
+def test_a_budget_is_met_by_exactly_what_it_allows(right, images, drop):
+    reference = np.eye(2)[np.zeros(images, int)]
+    for have, passes in ((right, True), (right - 1, False)):
+        got = np.eye(2)[(np.arange(images) >= have).astype(int)]
+        (output,) = quantised_outputs({"logits": [None, 2]}, {"logits": "logits"}, Budget(max_drop=drop))
+        assert output.compare([images, 2], [reference], [got]).passed == passes
+
+
+def test_a_model_without_outputs_of_floats_is_refused(tmp_path):
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.ops.argmax(keras.layers.Dense(4)(inputs), -1))
+    rx.to_onnx(model, tmp_path / "m.onnx")
+    data = np.random.default_rng(0).normal(size=(8, 8)).astype("float32")
+    for options in ({}, {"output_kind": "logits"}):
+        with pytest.raises(rx.UsageError, match="no output of floats"):
+            rx.to_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", calibration=data, **options)
+    assert os.listdir(tmp_path) == ["m.onnx"]
