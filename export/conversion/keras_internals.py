@@ -54,11 +54,22 @@ def _replaced(owner: object, name: str, replacement: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain_grouped_convolutions() -> Iterator[None]:
-    """Trace grouped convolutions without the `tf.function(jit_compile=True)` around them, which no converter can enter."""
+def plain_grouped_convolutions(to_convert: bool) -> Iterator[None]:
+    """Trace grouped convolutions without the `tf.function(jit_compile=True)` around them, which no converter can enter.
+
+    With `to_convert` unset, the graph is to run in TensorFlow, which has grouped convolutions in three dimensions only with XLA.
+    """
     import keras.src.backend.tensorflow.nn as keras_nn
 
-    with _replaced(keras_nn, "tf", _Overlay(keras_nn.tf, function=_without_function)):
+    real = keras_nn.conv
+
+    def conv(inputs: tf.Tensor, *args: object, **kwargs: object) -> tf.Tensor:
+        plain = to_convert or len(inputs.shape) < 5
+        overlay = _Overlay(keras_nn.tf, function=_without_function)
+        with _replaced(keras_nn, "tf", overlay) if plain else contextlib.nullcontext():
+            return real(inputs, *args, **kwargs)
+
+    with _replaced(keras_nn, "conv", conv):
         yield
 
 

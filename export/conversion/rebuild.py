@@ -161,7 +161,9 @@ def _own_objects(*layers):
         ValueError: A name stands for another object as well, here or in Keras, so that it would not bring the right one back.
     """
     found = {type(layer).__name__: type(layer) for layer in layers}
-    for value in (value for layer in layers for value in vars(layer).values()):
+    # Keras wraps some methods of every layer, `build` for one, and keeps the wrapper in the layer itself.
+    held = (value for layer in layers for name, value in vars(layer).items() if not hasattr(type(layer), name))
+    for value in held:
         if callable(value) and hasattr(value, "__name__"):
             if found.setdefault(value.__name__, value) is not value or _hides_one_of_keras(value):
                 raise ValueError(f"{value.__name__!r} is the name of several functions")

@@ -132,7 +132,7 @@ def concrete_function(
     try:
         with contextlib.ExitStack() as patches:
             for patch in (
-                plain_grouped_convolutions(),
+                plain_grouped_convolutions(to_convert),
                 clean_scope_names(),
                 other_adaptive_pooling(adaptive_average_pool, adaptive_max_pool),
                 random_crop_of_dynamic_size(),

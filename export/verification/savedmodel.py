@@ -30,7 +30,10 @@ from .reference import Reference
 from .reverification import Loaded, Reverification
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import keras
+    import tensorflow as tf
 
 
 def verify_savedmodel(
@@ -177,25 +180,35 @@ def _runner(loaded: Any, name: str, view: Signature) -> Runner:
     own = {id(state) for layer in view.model._flatten_layers() for state in state_variables(layer)}
     states = [have for have, variable in _variables(loaded, view.model) or [] if id(variable) in own]
 
-    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray] | str:
         arguments = dict(zip(argument_names(view), (feeds[spec.name] for spec in view.inputs), strict=True))
         before = [state.numpy() for state in states]
-        got = loaded.signatures[name](**{key: tf.constant(value) for key, value in arguments.items()})
-        for state, value in zip(states, before, strict=True):
-            state.assign(value)
-        return {key: value.numpy() for key, value in got.items()}
+        try:
+            return _called(loaded.signatures[name], {key: tf.constant(value) for key, value in arguments.items()})
+        finally:
+            for state, value in zip(states, before, strict=True):
+                state.assign(value)
 
     return run
+
+
+def _called(signature: Callable[..., dict[str, tf.Tensor]], arguments: dict[str, tf.Tensor]) -> dict[str, np.ndarray] | str:
+    """The outputs of a signature, or a message that says why TensorFlow does not run it."""
+    import tensorflow as tf
+
+    try:
+        return {key: value.numpy() for key, value in signature(**arguments).items()}
+    except tf.errors.OpError as error:
+        return f"TensorFlow does not run it: {artifact.first_line(error)}"
 
 
 def _runner_of_files(loaded: Any, view: Signature) -> Runner:
     import tensorflow as tf
 
-    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray] | str:
         (pixels,) = feeds.values()
         channels_last = pixels.transpose(0, 2, 3, 1) if view.layout == "nchw" else pixels
         encoded = [tf.io.encode_png(image).numpy() for image in channels_last.astype("uint8")]
-        got = loaded.signatures[BYTES_SIGNATURE](**{BYTES_INPUT: tf.constant(encoded)})
-        return {key: value.numpy() for key, value in got.items()}
+        return _called(loaded.signatures[BYTES_SIGNATURE], {BYTES_INPUT: tf.constant(encoded)})
 
     return run

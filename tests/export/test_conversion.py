@@ -528,8 +528,17 @@ def test_grouped_convolutions_of_every_rank(rank, groups, padding, tmp_path):
         model = randomise(keras.Model(x, layer(8, 3, groups=groups, padding=padding, **options)(x)))
         rx.to_onnx(model, tmp_path / "m.onnx")
         feed = np.random.default_rng(rank).normal(size=(2, *x.shape[1:])).astype("float32")
-        got = run_onnx(tmp_path / "m.onnx", feed)[0]
-        np.testing.assert_allclose(got, np.asarray(model(feed, training=False)), rtol=1e-4, atol=1e-5)
+        want = np.asarray(model(feed, training=False))
+        np.testing.assert_allclose(run_onnx(tmp_path / "m.onnx", feed)[0], want, rtol=1e-4, atol=1e-5)
+    rx.to_savedmodel(model, tmp_path / "m")
+    (got,) = tf.saved_model.load(str(tmp_path / "m")).signatures["serving_default"](tf.constant(feed)).values()
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_with_inner_layers_is_rebuilt_from_its_config():
+    """Keras wraps `build` of the layer and of its cell; these two functions of one name are none that a config names."""
+    model = chain(layers.ConvLSTM1D(2, 3), shape=(12, 14, 3))
+    assert rebuild._again(model.layers[1])._inbound_nodes == [] and not rebuild._again(model.layers[1]).built
 
 
 def scaled(factor):

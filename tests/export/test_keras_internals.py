@@ -32,13 +32,20 @@ def test_replacements_take_what_keras_passes(name):
 
 
 def test_grouped_convolutions_hide_in_a_function():
-    """As long as this holds, `plain_grouped_convolutions` is needed; and with it, the convolution is seen."""
+    """As long as this holds, `plain_grouped_convolutions` is needed; and with it, the convolution is seen. TensorFlow has none of
+    three dimensions without XLA, so these stay inside where the graph is to run."""
     layer = keras.layers.Conv2D(4, 3, groups=2)
     layer.build((None, 8, 8, 4))
     assert "Conv2D" not in ops_of(layer.call, (None, 8, 8, 4))
-    with keras_internals.plain_grouped_convolutions():
-        assert "Conv2D" in ops_of(layer.call, (None, 8, 8, 4))
-    assert keras_nn.tf is tf
+    for to_convert in (True, False):
+        with keras_internals.plain_grouped_convolutions(to_convert):
+            assert "Conv2D" in ops_of(layer.call, (None, 8, 8, 4))
+    assert keras_nn.tf is tf and keras_nn.conv.__module__ == keras_nn.__name__
+    layer = keras.layers.Conv3D(4, 3, groups=2)
+    layer.build((None, 8, 8, 8, 4))
+    for to_convert in (True, False):
+        with keras_internals.plain_grouped_convolutions(to_convert):
+            assert ("Conv3D" in ops_of(layer.call, (None, 8, 8, 8, 4))) is to_convert
 
 
 @pytest.mark.parametrize("kind", ["Conv2D", "DepthwiseConv2D", "SeparableConv2D"])
