@@ -21,6 +21,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,17 +58,21 @@ def _replaced(owner: object, name: str, replacement: object) -> Iterator[None]:
 def plain_grouped_convolutions(to_convert: bool) -> Iterator[None]:
     """Trace grouped convolutions without the `tf.function(jit_compile=True)` around them, which no converter can enter.
 
-    With `to_convert` unset, the graph is to run in TensorFlow, which has grouped convolutions in three dimensions only with XLA.
+    With `to_convert` unset, the graph is to run in TensorFlow, which needs XLA for three dimensions and for `channels_first`.
     """
+    import keras
     import keras.src.backend.tensorflow.nn as keras_nn
 
     real = keras_nn.conv
 
-    def conv(inputs: tf.Tensor, *args: object, **kwargs: object) -> tf.Tensor:
-        plain = to_convert or len(inputs.shape) < 5
+    @functools.wraps(real)
+    def conv(*args: Any, **kwargs: Any) -> tf.Tensor:
+        given = inspect.signature(real).bind(*args, **kwargs).arguments
+        channels_first = (given.get("data_format") or keras.config.image_data_format()) == "channels_first"
+        plain = to_convert or not (channels_first or len(given["inputs"].shape) == 5)
         overlay = _Overlay(keras_nn.tf, function=_without_function)
         with _replaced(keras_nn, "tf", overlay) if plain else contextlib.nullcontext():
-            return real(inputs, *args, **kwargs)
+            return real(*args, **kwargs)
 
     with _replaced(keras_nn, "conv", conv):
         yield
