@@ -7,7 +7,7 @@ import keras
 
 from ..blocks.finding import find_blocks
 from ..blocks.gates import gate_parameters
-from ..graphs import is_weighted, walk
+from ..graphs import is_weighted, layers_in, walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def _kernels(model):
     norms = (keras.layers.BatchNormalization, keras.layers.GroupNormalization, keras.layers.LayerNormalization)
     return {
         id(variable)
-        for layer in model._flatten_layers()
+        for layer in layers_in(model)
         if not isinstance(layer, norms)
         for variable in layer.trainable_variables
         if sum(side > 1 for side in variable.shape) >= 2 or variable.name.endswith("kernel")
