@@ -251,12 +251,12 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str], *, dtype: str
     """Write weights and card of a zoo model as `.safetensors`, which other frameworks read too.
 
     Args:
-        model: a zoo model, grown ones too.
-        path: must end in `.safetensors`; written beside it first, then renamed.
-        dtype: `"float16"` halves the file: kernels are rounded, biases, norms and their statistics are not. None rounds nothing.
+        model: A model of the zoo, which may have been grown.
+        path: File to write, which must end in `.safetensors`. It is replaced only once the new one is complete.
+        dtype: `"float16"` halves the size: kernels are rounded; biases, norms and their statistics are not. None rounds nothing.
 
     Raises:
-        ValueError: another ending or dtype, no zoo model, or a kernel that float16 cannot hold.
+        ValueError: The ending or dtype is another, the model is not from the zoo, or a kernel exceeds the range of float16.
     """
     path, known = os.fspath(path), card(model)
     if not path.endswith(".safetensors"):

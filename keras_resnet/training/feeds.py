@@ -73,7 +73,7 @@ class Feed:
         facts: Further entries of the summary.
         spec: One batch, or its `element_spec`.
         labels: Class names for the trained model; None where they are not known.
-        fingerprint: Figures by which the data of a run are told from other data.
+        fingerprint: Figures that distinguish the data of a run from other data.
     """
 
     name: str = "data"
@@ -423,7 +423,7 @@ class _Batches:
         return tf.data.Dataset.from_generator(lambda: (as_arrays(*batch) for batch in self._data), output_signature=self._spec)
 
     def on_epoch_begin(self) -> None:
-        """Nothing: the data hear of an epoch when they are iterated over."""
+        """Do nothing: a new epoch begins when the data are iterated over."""
 
     on_epoch_end = on_epoch_begin
 

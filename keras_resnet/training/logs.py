@@ -121,7 +121,7 @@ def write_csv(rows: list[dict], path: Path) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file of the results next to its target, then rename it; the ending stays, by which Keras knows formats.
+    """Write a file next to its target, then rename it. Both have the same ending, because Keras takes the format from it.
 
     Args:
         path: The file.

@@ -282,7 +282,7 @@ def _validate_pending(session: Session) -> dict[str, float]:
 
 
 def _finish(session: Session, logs: dict[str, float] | None) -> Result:
-    """The averages become the weights, callbacks hear of the end, and the result is measured and written."""
+    """Make the averages the weights, end the callbacks, and measure and write the result."""
     state, learner, run, rows = session.state, session.learner, session.run, session.state.rows
     learner.swap_averages()
     learner.finalize()
