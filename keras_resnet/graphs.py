@@ -359,7 +359,7 @@ _WITH_ACTIVATION = (
 ).split()
 
 
-def _has_own_call(operation: Any, kind: type) -> bool:
+def _has_own_call(operation: Any, kind: Any) -> bool:
     """Whether an operation is a layer of that Keras class, or of a subclass that does not override `call`."""
     return isinstance(operation, kind) and type(operation).call is kind.call
 

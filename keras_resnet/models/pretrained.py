@@ -20,7 +20,7 @@ from ..weights.files import SUFFIXES, WeightFile, open_weights
 from ..weights.formats import safetensors
 from ..weights.matching import WeightsMismatch, assign, class_count, match, variables_of
 from ..weights.sources import WeightSource, locate, recognise
-from ..zoo.config import Config, config_from_dict, differences
+from ..zoo.config import Config, ResNetConfig, VGGConfig, config_from_dict, differences
 from ..zoo.counting import arithmetic
 from .build import outline
 
@@ -134,8 +134,10 @@ def fill(
 ) -> None:
     """Load weights into a model, which may lack the head or later stages; args as in `assign`."""
     file, whole = pretrained.file, variables_of(outline(config))
-    options = {"fresh_head": fresh_head, "kept_classes": kept_classes, "source": pretrained.name}
-    assign(model, config, file.arrays, file.checkpoint_format, whole=whole, **options)
+    assign(
+        model, config, file.arrays, file.checkpoint_format,
+        whole=whole, fresh_head=fresh_head, kept_classes=kept_classes, source=pretrained.name,
+    )  # fmt: skip
 
 
 def kept_classes(old: list | None, new: list | None) -> dict[int, int] | None:
@@ -214,11 +216,11 @@ def _may_fit(config: Config, file: WeightFile) -> bool:
     arrays = {key: array for key, array in file.arrays.items() if not re.fullmatch(file.checkpoint_format.ignored, key)}
     if bool(config.growth) != any("_grow" in key for key in arrays):
         return False
-    if config.family == "resnet":
+    if isinstance(config, ResNetConfig):
         # Some files have biases in front of a norm, which a network does without.
         return 0.98 < arithmetic(config).total / max(1, sum(array.size for array in arrays.values())) < 1.02
     first = arrays.get(file.checkpoint_format.translate(config, "block1_conv1", "bias"))
-    return first is not None and first.shape == (config.scaled(config.widths[0]),)
+    return first is not None and isinstance(config, VGGConfig) and first.shape == (config.scaled(config.widths[0]),)
 
 
 def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> ModelCard:

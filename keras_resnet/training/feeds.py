@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +150,9 @@ class ImageFeed(Feed):
         self.validation = None if split is None else self._evaluation(split)
         found = {"holdout": self.held_out, "val": source.validation, "test": source.test}
         self.final = {name: self._evaluation(split) for name, split in found.items() if split is not None}
-        self._iterator, self._next, self._last = None, None, None
+        self._iterator: Iterator | None = None
+        self._next: int | None = None
+        self._last: int | None = None
 
     @property
     def spec(self) -> Any:
@@ -295,7 +297,9 @@ class ArrayFeed(Feed):
         if self.steps > available:
             raise TrainingError(f"`steps_per_epoch` must be at most {available}, all batches of the data, got {self.steps}")
         self.fingerprint = {"data": self.name, "examples": self.size, "content": _checksum_of_arrays(arrays)}
-        self._iterator, self._next, self._last = None, None, None
+        self._iterator: Iterator | None = None
+        self._next: int | None = None
+        self._last: int | None = None
 
     @property
     def spec(self) -> Any:
@@ -409,7 +413,7 @@ class _Batches:
 
     def __init__(self, data: Iterable) -> None:
         self._data = data
-        self.num_batches = len(data) if hasattr(data, "__len__") else None
+        self.num_batches = len(data) if isinstance(data, Sized) else None
         first = next(iter(data), None)
         if not isinstance(first, (tuple, list)) or len(first) not in (2, 3):
             kind = "nothing" if first is None else type(first).__name__

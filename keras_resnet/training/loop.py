@@ -100,7 +100,7 @@ def train(session: Session, saved: Saved | None) -> Result:
         if saved:
             learner.restore(saved.arrays)
         if not begun:
-            for line in callbacks.begin(learner.model, saved and saved.callbacks, saved and saved.arrays):
+            for line in callbacks.begin(learner.model, saved.callbacks if saved else None, saved.arrays if saved else None):
                 session.progress.line(line)
             begun = True
         callbacks.enter(segment, learner.model, previous)

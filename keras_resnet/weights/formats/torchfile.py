@@ -35,7 +35,8 @@ class _Storage:
     """The numbers of one storage, which are read after the tensors that refer to them have been made."""
 
     def __init__(self, kind: str) -> None:
-        self.kind, self.numbers = kind, None
+        self.kind = kind
+        self.numbers: np.ndarray | None = None
 
     @property
     def itemsize(self) -> int:
