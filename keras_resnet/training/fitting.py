@@ -337,7 +337,7 @@ def start(
     folder = Folder(None if out is None else Path(out), run, {**structure(model), **feed.fingerprint}, placement.chief)
     with StopRequest().listening() as stop, folder.lock(model.count_params()):
         saved = folder.read()
-        state = saved.state if saved else RunState()
+        state = saved.state if saved else RunState(step=run.initial_epoch * feed.steps)
         _check_shared_folder(folder, placement, state)
         if finished := folder.finished(saved, run.epochs * feed.steps):
             return Result(finished[0], state.rows, finished[1])
@@ -370,7 +370,8 @@ def _announcement(session: Session, task: Task, saved: Saved | None, optimizer: 
         *feed.describe(),
         f"{placement.describe()}; global batch {feed.batch}, {per_replica} per replica"
         + (", synchronised batch norm" if learner.synchronised else ""),
-        f"epochs: {run.epochs}, of {feed.steps} steps each; "
+        f"epochs: {run.epochs}, of {feed.steps} steps each"
+        + (f", starting at epoch {run.initial_epoch + 1}; " if run.initial_epoch else "; ")
         + (f"{run.optimizer}, {rate}" if optimizer is None else type(optimizer).__name__),
     ]
     if placement.replicas > 1 and feed.resumes_anywhere:

@@ -79,6 +79,9 @@ class Optimization(Options):
     """Optimisation"""
 
     epochs: int = option(10, "Passes over the training examples.", least=1)
+    initial_epoch: int = option(
+        0, "Epoch to start at, counted from 0, with the learning rate and the order of examples of that epoch.", least=0
+    )
     batch_size: int = option(128, "Examples per step over all devices (global batch).", least=1)
     accumulate: int = option(1, "Average the gradients of this many steps for one update of the weights.", least=1)
     learning_rate: float = option(0.1, "Learning rate for a batch of --base-batch; scaled linearly to the global batch.", least=0)

@@ -95,7 +95,8 @@ class Folder:
         arrays, found = saved
         if "segment_start" not in found:
             raise TrainingError(f"{self.path} holds a checkpoint of version 0.1; choose another --out, or remove it to restart")
-        theirs, ours = dict(found["run"]), dict(self.identity)
+        # A run that was saved before an option existed had its default.
+        theirs, ours = {**Run().essence(), **found["run"]}, dict(self.identity)
         state = RunState(**{name: found[name] for name in asdict(RunState())})
         more_epochs = ours["epochs"] != theirs.get("epochs")
         if more_epochs and ours["epochs"] * found["steps_per_epoch"] >= state.step:

@@ -159,6 +159,7 @@ OPTIONS = {
     "steps": dict(steps_per_epoch=2, validation_data=(X, CLASSES), validation_steps=2),
     "validation batch size": dict(validation_data=(X, CLASSES), validation_batch_size=5, validation_freq=2),
     "validation epochs": dict(validation_data=Batches(), validation_freq=[1]),
+    "initial epoch": dict(initial_epoch=1, validation_data=(X, CLASSES), validation_freq=2),
 }
 
 

@@ -36,6 +36,27 @@ def test_a_finished_run_may_get_more_epochs(tmp_path):
         training.fit(vector(), X, CLASSES, epochs=3, out=tmp_path, **COMMON)
 
 
+def test_a_run_that_starts_at_a_later_epoch_ends_as_the_whole_one(tmp_path):
+    """With the learning rate, the order and the validation of that epoch; the optimiser has no state to carry here."""
+    options = dict(epochs=4, batch_size=8, momentum=0.0, warmup_epochs=3.0, learning_rate=30.0, quiet=True, save_every=1)
+    half = vector()
+    keep = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: half.set_weights(keep.model.get_weights()) if epoch == 1 else None
+    )
+    whole = training.fit(vector(), X, CLASSES, callbacks=[keep], **options)
+    seen = []
+    told = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: seen.append((epoch, told.params["epochs"])))
+    with pytest.raises(Broken):
+        training.fit(half, X, CLASSES, initial_epoch=2, out=tmp_path, callbacks=[broken_at(5), told], **options)
+    assert seen == [(2, 4), (3, 4)] and checkpoint.read(tmp_path)[1]["step"] == 10
+    rest = training.fit(half, X, CLASSES, initial_epoch=2, out=tmp_path, **options)
+    same(rest.model, whole.model)
+    figures = [[(row["epoch"], row["step"], row["loss"], row["learning_rate"]) for row in r.history] for r in (whole, rest)]
+    assert figures[1] == figures[0][2:] and rest.summary["epochs"] == 2 and rest.summary["steps"] == 12
+    with pytest.raises(training.TrainingError, match="initial_epoch 2 there, 0 here"):
+        training.fit(half, X, CLASSES, out=tmp_path, **options)
+
+
 def test_a_run_that_a_callback_ended_may_get_more_epochs(tmp_path):
     enough = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: setattr(enough.model, "stop_training", True))
     first = training.fit(vector(), X, CLASSES, epochs=2, out=tmp_path, callbacks=[enough], **COMMON)
