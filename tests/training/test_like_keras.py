@@ -204,6 +204,8 @@ def test_an_iterable_of_batches_is_data():
     arrays = training.fit(vector(), X, CLASSES, loss=SPARSE, validation_data=(X, CLASSES), **options)
     same(loader.model, arrays.model)
     assert loader.summary["val_loss"] == arrays.summary["val_loss"] and loader.history[0]["step"] == 3
+    iterator = training.fit(vector(), iter([*Loader(), *Loader()]), loss=SPARSE, steps_per_epoch=3, **options)
+    same(iterator.model, arrays.model)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", *LATER])
