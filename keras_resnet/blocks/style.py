@@ -23,7 +23,9 @@ class LayerStyle:
     padding = "symmetric"
     norm = "batch"
     norm_groups = 32
+    norm_scale = True
     weight_standardization = False
+    initializer = "he"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,11 @@ class BlockStyle(LayerStyle):
     padding: str = "symmetric"
     norm: str = "batch"
     norm_groups: int = 32
+    norm_scale: bool = True
     weight_standardization: bool = False
+    initializer: str = "he"
     conv_bias: tuple[str, ...] = ()
     antialias: bool = False
+    subsampling: str = "stride"
     gate: str | None = None
     dropout: float = 0.0

@@ -208,7 +208,9 @@ class ImageFeed(Feed):
     def _batches(self, segment: Segment, first: int, last: int) -> tf.data.Dataset:
         run = self.run
         area = run.random_area or (PHOTO_AREA if self.source.crop else 0.0)
-        augmentation = datasets.Augmentation(run.crop_padding, area, run.flip, run.randaugment, run.magnitude, run.erasing)
+        augmentation = datasets.Augmentation(
+            run.crop_padding, area, run.flip, run.randaugment, run.magnitude, run.erasing, run.crop_border, run.alternate_flips
+        )
         batches = datasets.training_batches(
             self.train, batch=run.batch_size, size=self._crop(segment), num_classes=self._classes, augmentation=augmentation,
             fill=self.source.mean, seed=run.seed, first=first, last=last, share=self.share,

@@ -20,6 +20,7 @@ from .segments import Segment
 from .steps import Steps
 from .strategies import Placement
 from .tasks import Task
+from .views import averaged_over_views
 
 # Makes batches `(inputs, None)` of training examples.
 Sample: TypeAlias = Callable[[], Iterable[tuple[Any, None]]]
@@ -170,6 +171,8 @@ class Learner:
                 backbone_lr_multiplier=backbone,
                 new_lr_multiplier=self.run.new_lr_multiplier,
                 new_decay_multiplier=self.run.new_decay_multiplier,
+                beta_lr_multiplier=self.run.beta_lr_multiplier,
+                orthogonal=self.run.optimizer == "muon",
             )
             optimizer = optimizers.make_optimizer(self.run, self.schedule, groups)
         slots = optimizers.Slots(optimizers.inner_of(optimizer))
@@ -263,6 +266,13 @@ class Learner:
         for i, variable in enumerate(self.steps.metric_variables):
             if f"metrics/{i}" in arrays:
                 variable.assign(arrays[f"metrics/{i}"])
+
+    def steps_on_views(self, kind: str) -> Steps:
+        """Steps that evaluate the model with test-time augmentation; see `averaged_over_views`."""
+        with self.placement.strategy.scope():
+            model = averaged_over_views(self.model, kind)
+            self.task.compile(model, keras.optimizers.SGD())
+            return Steps(model, self.placement)
 
     def finalize(self) -> None:
         """The end of training as the user's own optimiser wants it: with `use_ema`, averages become weights."""

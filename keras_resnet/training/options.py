@@ -71,6 +71,8 @@ class Dataset(Options):
     )
     validate: str = option("auto", "Validate after every epoch on held-out images, the validation split or the test set (auto), "
                            "on the test set, or not at all.", choices=("auto", "test", "none"))  # fmt: skip
+    tta: str = option("none", "Test-time augmentation: at the end, also measure the mean over mirrored, or mirrored and shifted, "
+                      "views of every image (figures that end in _tta).", choices=("none", "flip", "flip-shift"))  # fmt: skip
     shuffle: bool = option(True, "Read training examples in a new order in every epoch.")
 
 
@@ -86,17 +88,21 @@ class Optimization(Options):
     accumulate: int = option(1, "Average the gradients of this many steps for one update of the weights.", least=1)
     learning_rate: float = option(0.1, "Learning rate for a batch of --base-batch; scaled linearly to the global batch.", least=0)
     base_batch: int = option(256, "Batch size that the learning rate is meant for.", least=1)
-    optimizer: str = option("sgd", "SGD with momentum, AdamW or LAMB.", choices=("sgd", "adamw", "lamb"))
+    optimizer: str = option("sgd", "SGD with momentum, AdamW, LAMB, or Muon: SGD with orthogonal updates of the kernels that a "
+                            "norm follows.", choices=("sgd", "adamw", "lamb", "muon"))  # fmt: skip
     momentum: float = option(0.9, "Momentum factor of SGD, from 0 to 1.", least=0, most=1)
     nesterov: bool = option(False, "Use Nesterov momentum with SGD.")
+    muon_rate: float = option(0.24, "Peak learning rate of the orthogonal updates of Muon, whatever the batch.", least=0)
+    muon_momentum: float = option(0.6, "Momentum factor of the orthogonal updates of Muon, from 0 to 1.", least=0, most=1)
     schedule: str = option("cosine", "Learning rate schedule after the warm-up; one-cycle rises over 30 % of the run instead.",
-                           choices=("constant", "step", "cosine", "one-cycle"))  # fmt: skip
+                           choices=("constant", "step", "cosine", "linear", "one-cycle"))  # fmt: skip
     milestones: tuple[float, ...] = option((), "Epochs at which the schedule 'step' multiplies the learning rate by --factor.")
     factor: float = option(0.1, "Factor of every milestone.", least=0)
     warmup_epochs: float = option(0.0, "Epochs of linear warm-up.", least=0)
     warmup_to_batch: bool = option(False, "Warm up from the unscaled learning rate instead of 0.")
     weight_decay: float = option(0.0, "Weight decay of kernels: added to the gradient (L2) with SGD, else decoupled.",
                                  least=0)  # fmt: skip
+    beta_lr_multiplier: float = option(1.0, "Factor on the learning rate of β, the biases of norms.", least=0)
     clip_norm: float = option(0.0, "Largest global norm of the gradient, after the sum over replicas; 0 for none.", least=0)
     loss: str = option("auto", "Cross-entropy (softmax), binary cross-entropy per class (sigmoid), or what fits the model.",
                        choices=("auto", "softmax", "sigmoid"))  # fmt: skip
@@ -109,9 +115,13 @@ class Augmentation(Options):
 
     label_smoothing: float = option(0.0, "Share of a label that is divided among all classes.", least=0, most=1)
     crop_padding: int = option(0, "Pixels around training images before a random crop of the model's size (CIFAR: 4).", least=0)
+    crop_border: str = option("mean", "What these pixels are: the data set's mean colour, or the image's own reflection.",
+                              choices=("mean", "reflect"))  # fmt: skip
     random_area: float = option(0.0, "Smallest share of a photograph's area that a random crop takes (ImageNet: 0.08); "
                                 "photographs of several sizes get 0.25 where it is 0.", least=0, most=1)  # fmt: skip
     flip: bool = option(False, "Mirror half of the training images.")
+    alternate_flips: bool = option(False, "With --flip, mirror a random half of the images in the first epoch and turn all of "
+                                   "them after it, so that two epochs show both sides of every image.")  # fmt: skip
     randaugment: int = option(0, "RandAugment operations per image.", least=0)
     magnitude: float = option(9.0, "Magnitude of RandAugment, from 0 to 10.", least=0, most=10)
     erasing: float = option(0.0, "Probability to fill a random rectangle with noise.", least=0, most=1)

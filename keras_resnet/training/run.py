@@ -23,7 +23,7 @@ RENAMED = {"trunk_lr_multiplier": "backbone_lr_multiplier"}
 # Options that a resumed run may change: where and how steps are run, not what they compute.
 FREE = (
     "model", "data", "devices", "workers", "index", "lost_worker", "save_every", "tensorboard", "jit", "steps_per_execution",
-    "cache", "data_path",
+    "cache", "data_path", "tta",
 )  # fmt: skip
 
 
@@ -59,6 +59,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._check_epochs()
+        self._check_optimizer()
         self._check_processes()
 
     def _check_epochs(self) -> None:
@@ -78,6 +79,12 @@ class Run:
                 )
         if list(self.milestones) != sorted(self.milestones) or any(epoch < 0 for epoch in self.milestones):
             raise TrainingError(f"`milestones` must be epochs in their order, got {self.milestones!r}")
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer == "muon" and not self.momentum:
+            raise TrainingError("`momentum` must be above 0 with the optimizer 'muon', got 0")
+        if self.alternate_flips and not self.flip:
+            raise TrainingError("`alternate_flips` says when images are mirrored; it needs `flip`")
 
     def _check_processes(self) -> None:
         check_addresses(self.workers, "`workers`")

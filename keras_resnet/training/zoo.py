@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from .. import data as datasets
@@ -13,6 +14,7 @@ from ..models.loading import ModelFileError, load_model_file
 from ..models.pretrained import kept_classes
 from ..models.registry import create_model
 from ..models.transfer import replace_head
+from ..zoo.whitening import has_whitening_stem, whiten_stem
 from .callbacks import CallbackLike
 from .faults import errors_of
 from .fitting import run_training
@@ -21,6 +23,8 @@ from .run import Run, TrainingError
 from .strategies import place
 
 FILES = (".keras", ".h5", ".hdf5")
+# Training images from which a whitening stem is computed.
+WHITENING_BATCH, WHITENING_BATCHES = 500, 10
 
 
 def train(
@@ -59,7 +63,17 @@ def train(
             raise TrainingError(str(error)) from error
         with placement.strategy.scope():
             model = _model(run, source, report or _print, unsafe_lambda)
+        if run.weights is None and not run.model.endswith(FILES) and has_whitening_stem(model):
+            whiten_stem(model, _first_images(source, model))
         return run_training(model, source, run, placement, out, callbacks, quiet)
+
+
+def _first_images(source: datasets.Source, model: keras.Model) -> np.ndarray:
+    """Training images as the model takes them, for its whitening stem."""
+    size, split, batch = model.inputs[0].shape[1:3], source.train, min(WHITENING_BATCH, source.train.size)
+    batches = datasets.evaluation_batches(split, batch=batch, size=size, num_classes=1, crop=source.crop)
+    found = batches.take(WHITENING_BATCHES).as_numpy_iterator()
+    return np.concatenate([images[weights > 0] for images, _, weights in found])
 
 
 def _model(run: Run, source: datasets.Source, report: Callable[[str], None], unsafe_lambda: bool) -> keras.Model:

@@ -191,6 +191,6 @@ def _check_shape(config, shape, data_format):
     channels = shape[-1] if data_format == "channels_last" else shape[0]
     if channels is None:
         raise ValueError(f"`input_shape` must give the number of channels ({data_format}), got {shape}")
-    small = [side for side in _sides(shape, data_format) if side is not None and side < config.reduction]
+    small = [side for side in _sides(shape, data_format) if side is not None and side < config.smallest_side]
     if small:
-        raise ValueError(f"`input_shape` must have sides of at least {config.reduction}, the network's stride, got {shape}")
+        raise ValueError(f"`input_shape` must have sides of at least {config.smallest_side}, got {shape}")
