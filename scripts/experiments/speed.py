@@ -20,15 +20,13 @@ ARMS = {
     "gelu": ("GELU", {"activation": "gelu"}, {}),
     "he": ("random kernels instead of Dirac", {"initializer": "he"}, {}),
     "random-stem": ("random fixed stem instead of whitening", {}, {}),
-    "gamma": ("norms with γ", {"norm_scale": True}, {}),
+    "scale": ("norms with γ", {"norm_scale": True}, {}),
     "average": ("average pool in the head", {"head_pool": "average"}, {}),
-    "unscaled": ("logits not scaled", {"head_scale": 1.0}, {"learning_rate": 0.8 / 81}),
+    "unscaled": ("logits not scaled", {"head_scale": 1.0}, {"learning_rate": 0.8 / 81, "beta_lr_multiplier": 64.0 * 81}),
     "beta": ("β at the learning rate of the rest", {}, {"beta_lr_multiplier": 1.0}),
     "hard-labels": ("no label smoothing", {}, {"label_smoothing": 0.0}),
     "random-flips": ("flips at random", {}, {"alternate_flips": False}),
-    "no-flips": ("no flips", {}, {"flip": False, "alternate_flips": False}),
-    "grey-border": ("borders of the mean colour", {}, {"crop_border": "mean"}),
-    "cosine": ("cosine schedule", {}, {"schedule": "cosine"}),
+    "mean-border": ("borders of the mean colour", {}, {"crop_border": "mean"}),
     "small-crops": ("crops of 24 pixels in the first half", {}, {"small_crops": 0.75, "small_epochs": 0.5}),
     "ema": ("average of weights, momentum 0.98", {}, {"ema": 0.98}),
 }
@@ -38,11 +36,11 @@ ARMS = {
 class Sizes:
     """Sizes of the experiment."""
 
-    images: int = size(25_000, "Training images, held-out ones included.")
+    images: int = size(20_000, "Training images, held-out ones included.")
     test_images: int = size(10, "Test images; none is looked at.")
     held_out: int = size(5_000, "Training images to hold out.")
     epochs: int = size(4, "Epochs.")
-    width: int = size(50, "Width of the network, in per cent.")
+    width: int = size(25, "Width of the network, in per cent.")
     batch: int = size(500, "Images per step.")
     arms: tuple = size(tuple(ARMS), "Arms to run.", plan=True)
 
