@@ -14,6 +14,7 @@ from ..growth import grow
 from ..growth.scale import MATCH, block_scales
 from ..growth.surgery import copy_model
 from . import optimizers
+from .fused import fuse
 from .groups import new_layers, parameter_groups
 from .run import Run, TrainingError
 from .segments import Segment
@@ -128,6 +129,8 @@ class Learner:
         self.model.input_spec = None if segment.small else self._input_spec
         for layer in self._norms():
             layer.synchronized = self.synchronised
+        if self.run.fused_norm:
+            fuse(self._norms())
         with self.placement.strategy.scope():
             self.optimizer, self._slots = self._make_optimizer(segment)
             self.task.compile(self.model, self.optimizer)

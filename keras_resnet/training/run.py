@@ -22,8 +22,8 @@ FINE_TUNING = "finetune"
 RENAMED = {"trunk_lr_multiplier": "backbone_lr_multiplier"}
 # Options that a resumed run may change: where and how steps are run, not what they compute.
 FREE = (
-    "model", "data", "devices", "workers", "index", "lost_worker", "save_every", "tensorboard", "jit", "steps_per_execution",
-    "cache", "data_path", "tta",
+    "model", "data", "devices", "workers", "index", "lost_worker", "save_every", "tensorboard", "jit", "fused_norm",
+    "steps_per_execution", "cache", "data_path", "tta",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from ..graphs import data_format_at
+from ..graphs import data_format_at, graph_of
 
 # Pixels by which an image is shifted, up and left or down and right, and the weight of the unshifted views.
 SHIFT, UNSHIFTED = 1, 0.5
@@ -23,7 +23,7 @@ def averaged_over_views(model: keras.Model, kind: str) -> keras.Model:
     Source: the six views of airbench94 (arXiv 2404.00498, section 3.5).
     """
     image = model.inputs[0]
-    vertical, horizontal = (1, 2) if data_format_at(image) == "channels_last" else (2, 3)
+    vertical, horizontal = (1, 2) if data_format_at(image, graph_of(model)) == "channels_last" else (2, 3)
 
     def answer(x: keras.KerasTensor) -> keras.KerasTensor:
         return (model(x) + model(ops.flip(x, horizontal))) / 2

@@ -19,8 +19,9 @@ from .callbacks import CallbackLike
 from .faults import errors_of
 from .fitting import run_training
 from .loop import Result
+from .precision import chosen_precision
 from .run import Run, TrainingError
-from .strategies import place
+from .strategies import Placement, place
 
 FILES = (".keras", ".h5", ".hdf5")
 # Training images from which a whitening stem is computed.
@@ -61,11 +62,20 @@ def train(
             source = datasets.load(run.data, run.data_path, corrupt=run.corrupt, cache=run.cache, report=report)
         except (ValueError, OSError, ImportError) as error:
             raise TrainingError(str(error)) from error
+        run = run.replace(precision=_precision(run, placement, out, quiet))
         with placement.strategy.scope():
             model = _model(run, source, report or _print, unsafe_lambda)
         if run.weights is None and not run.model.endswith(FILES) and has_whitening_stem(model):
             whiten_stem(model, _first_images(source, model))
         return run_training(model, source, run, placement, out, callbacks, quiet)
+
+
+def _precision(run: Run, placement: Placement, out: str | os.PathLike[str] | None, quiet: bool) -> str:
+    """The precision of a run; that of a model from a file is its own."""
+    if run.model.endswith(FILES):
+        return "float32" if run.precision == "auto" else run.precision
+    is_silent = quiet or not placement.chief
+    return chosen_precision(run, placement, out, (lambda line: None) if is_silent else _print)
 
 
 def _first_images(source: datasets.Source, model: keras.Model) -> np.ndarray:

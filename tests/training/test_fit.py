@@ -127,7 +127,7 @@ def test_growth_inside_a_nested_model_changes_nothing_and_carries_all_slots():
     assert all(np.abs(value(variable)).max() > 0 for block in blocks for variable in block.branch[-1].weights)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb", "muon"])
 def test_slots_are_carried_by_variable(optimizer):
     model = network()
     grown = kr.grow(model, "stage1_block1_out", seed=0)
@@ -148,7 +148,7 @@ def test_slots_are_carried_by_variable(optimizer):
     ]
     carry_state(old, old_slots, new, new_slots, pairs)
     assert int(new.iterations) == 7
-    counts = {"sgd": 2, "adamw": 3, "lamb": 3}
+    counts = {"sgd": 2, "adamw": 3, "lamb": 3, "muon": 2}
     for a, b in pairs:
         assert len(new_slots.of(b)) == counts[optimizer]
         for name, slot in old_slots.of(a).items():
