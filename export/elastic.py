@@ -423,14 +423,14 @@ def draw(family: Family, name: str, path: str | os.PathLike[str]) -> None:
         for member, value in zip(found, values, strict=True):
             axis.annotate(member.name, (member.latency_ms, value), textcoords="offset points", xytext=(6, -10), fontsize="small")
     measured = family.measured
-    threads = f"{measured['threads']} threads" if measured["threads"] else "default threads"
+    threads = {None: "default threads", 1: "1 thread"}.get(measured["threads"], f"{measured['threads']} threads")
     axis.set(
         title=family.name,
         xlabel=f"median latency in ms (batch {measured['batch']}, {threads}, {measured['device']})",
         ylabel=f"{name} on {family.images:,} images, in percent",
-        xlim=(0, None),
     )
     axis.margins(0.15)
+    axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend()
