@@ -17,6 +17,7 @@ from keras import ops, tree
 from ..blocks.finding import find_blocks
 from ..checks import is_number, whole_number
 from ..graphs import layers_in, output_heads
+from ..modelcard import card, set_card
 from ..tables import text_table
 from .drift import BlockDrift, batches, drift
 from .program import Left, Program
@@ -118,10 +119,17 @@ class DepthCurve:
         return self.network(self.point(budget), recalibrate)
 
     def network(self, point: DepthPoint, recalibrate: bool = True) -> keras.Model:
-        """Return the network of a point; see `at`."""
+        """Return the network of a point; see `at`. The weights in its card have no accuracy, which was the whole network's."""
         if not point.removed:
             return copy_model(self.model)
-        if not recalibrate or not self.calibration:
+        network = self._without(point, recalibrate and bool(self.calibration))
+        if (known := card(network)) is not None and known.weights:
+            weights = {key: value for key, value in known.weights.items() if key != "accuracy"}
+            set_card(network, weights={**weights, "left_out": list(point.removed)})
+        return network
+
+    def _without(self, point, recalibrate):
+        if not recalibrate:
             return remove_blocks(self.model, named_blocks(find_blocks(self.model), point.removed))
         whole = copy_model(self.model)
         blocks = named_blocks(find_blocks(whole), point.removed)
