@@ -80,7 +80,7 @@ def _walk(graph, inputs):
             macs, outputs = _walk(inner, flat_inputs(inner, call_inputs(args, kwargs)))
         else:
             outputs = operation.compute_output_spec(*args, **kwargs)
-            macs = _layer_macs(operation, args, outputs)
+            macs = layer_macs(operation, args, outputs)
         total += macs
         return outputs
 
@@ -88,9 +88,10 @@ def _walk(graph, inputs):
     return total, outputs
 
 
-def _layer_macs(layer, args, output):
+def layer_macs(layer: Any, args: Sequence[Any], output: Any) -> int:
+    """Multiply-adds of one call of a layer for one input, from the shapes of what it takes and gives, symbolic or real."""
     if isinstance(layer, ResidualBlock):
-        return sum(_layer_macs(part, args, output) for part in layer.branch)
+        return sum(layer_macs(part, args, output) for part in layer.branch)
     if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
         # A transposed convolution applies its kernel at each position of the input, the others at each position of the output.
         shape = (args[0] if isinstance(layer, TRANSPOSED) else output).shape[1:]
