@@ -3,8 +3,9 @@
 A *graph* is a Functional model, or the Functional model inside a Sequential one. Graphs nest; a *path* such as
 `"backbone/block5_pool"` names an operation in a nested graph.
 
-Private attributes of Keras are used in this module only (training has those of optimizers and trainers). They were checked
-against Keras 3.15, and tests/test_graphs.py fails if one of them changes:
+Both packages use private attributes of Keras in this module only, except for those of optimizers and trainers in `training` and
+what `resnet_export.conversion.keras_internals` replaces while it traces. They were checked against Keras 3.15, and
+tests/test_graphs.py fails if one of them changes:
 
 | private | used for |
 |---|---|
@@ -43,6 +44,11 @@ def graph_of(operation: Any) -> Any:
     if isinstance(operation, Functional) and type(operation).call is Functional.call:
         return operation
     return None
+
+
+def symbolic_graph(model: keras.Model) -> Any:
+    """The Functional graph that a Functional or built Sequential model was made as, also where its `call` may not follow it."""
+    return getattr(model, "_functional", None) or model
 
 
 def require_graph(model: keras.Model) -> Any:

@@ -223,7 +223,7 @@ def _spawn(count: int, command: list[str] | None = None) -> int:
         The exit code.
     """
     command = command or _without_local_workers(_command())
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     processes: list[subprocess.Popen] = []
     asked: list[int] = []
 
@@ -289,7 +289,8 @@ def _without_local_workers(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Find ports of this machine that nobody listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:

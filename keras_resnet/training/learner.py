@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from ..graphs import walk
+from ..graphs import layers_in, walk
 from ..growth import grow
 from ..growth.scale import MATCH, block_scales
 from ..growth.surgery import copy_model
@@ -179,7 +179,7 @@ class Learner:
             )
             optimizer = optimizers.make_optimizer(self.run, self.schedule, groups)
         slots = optimizers.Slots(optimizers.inner_of(optimizer))
-        half = any(layer.dtype_policy.name == "mixed_float16" for layer in self.model._flatten_layers(include_self=False))
+        half = any(layer.dtype_policy.name == "mixed_float16" for layer in layers_in(self.model, include_self=False))
         if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer, slots
@@ -193,7 +193,7 @@ class Learner:
         return small if self.run.sync_batch_norm is None else self.run.sync_batch_norm
 
     def _norms(self) -> list[keras.layers.Layer]:
-        return [layer for layer in self.model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+        return [layer for layer in layers_in(self.model) if isinstance(layer, keras.layers.BatchNormalization)]
 
     def _layers(self) -> list[tuple[str, keras.layers.Layer]]:
         """`(path, layer)` of the layers with weights, without nested models."""

@@ -18,19 +18,13 @@ import numpy as np
 import pytest
 from peers import ROOT, python_with
 from PIL import Image
-from running import serving
+from running import free_port, serving
 from tiny_models import gatherer
 
 from resnet_export.cli import main
 from resnet_export.serving import protocol
 
 pytestmark = pytest.mark.slow
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
