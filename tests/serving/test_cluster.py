@@ -28,10 +28,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def environment():
+def environment(tmp_path_factory):
+    """The packages for an interpreter in which they are not installed; the folder of `resnet_export` has another name here."""
     import resnet_export
 
-    folders = [ROOT, Path(__file__).parent, Path(resnet_export.__file__).parent.parent]
+    packages = tmp_path_factory.mktemp("packages")
+    (packages / "resnet_export").symlink_to(Path(resnet_export.__file__).parent)
+    folders = [ROOT, Path(__file__).parent, packages]
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
