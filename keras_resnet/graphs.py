@@ -92,7 +92,7 @@ def replay(graph: Any, inputs: Sequence[Any], call: Callable[..., Any]) -> Any:
         args, kwargs = node.arguments.fill_in(values)
         outputs = call(node, args, kwargs)
         values.update(zip(map(id, node.outputs), tree.flatten(outputs), strict=True))
-    return tree.pack_sequence_as(graph._outputs_struct, [values[id(output)] for output in graph.outputs])
+    return pack_outputs(graph, [values[id(output)] for output in graph.outputs])
 
 
 def flat_inputs(graph: Any, x: Any) -> list[Any]:
@@ -106,6 +106,11 @@ def flat_inputs(graph: Any, x: Any) -> list[Any]:
 def pack_inputs(graph: Functional, tensors: list) -> object:
     """Return a flat list of tensors in the structure (tensor, list, dict) in which a graph takes its inputs."""
     return tree.pack_sequence_as(graph._inputs_struct, tensors)
+
+
+def pack_outputs(graph: Functional, tensors: list) -> Any:
+    """Return a flat list of tensors in the structure (tensor, list, dict) in which a graph gives its outputs."""
+    return tree.pack_sequence_as(graph._outputs_struct, tensors)
 
 
 def walk(model: keras.Model, path: str = "") -> Iterator[tuple[str, Any, Any]]:

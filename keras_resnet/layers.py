@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -17,6 +18,35 @@ PACKAGE = "keras_resnet"
 # Where a file of weights holds the card, among the variables of the layer.
 STORED_CARD = "card"
 register = keras.saving.register_keras_serializable(PACKAGE)
+
+
+@register
+class Dirac(keras.initializers.Initializer):
+    """Kernels of convolutions that begin as the identity: the first filters pass on one channel each, the others are random.
+
+    Keras' `Identity` fills one kernel of two axes only. A convolution that widens passes all its channels on, and its further
+    filters are drawn uniformly from ±1/√(number of incoming connections), which is torch's default.
+
+    Args:
+        seed: Seed of the random filters. Default: a new one.
+
+    Source: Zagoruyko and Komodakis (arXiv 1706.00388); with widening Jordan (arXiv 2404.00498), section 3.3.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = random.randint(1, 10**9) if seed is None else seed
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        *sides, channels, filters = shape
+        passed = min(channels, filters)
+        limit = float(channels * np.prod(sides)) ** -0.5
+        kernel = np.random.default_rng(self.seed).uniform(-limit, limit, shape).astype("float32")
+        kernel[..., :passed] = 0
+        kernel[(*(side // 2 for side in sides), range(passed), range(passed))] = 1
+        return ops.convert_to_tensor(kernel, dtype=dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"seed": self.seed}
 
 
 @register
@@ -112,7 +142,9 @@ class IgnoreMask(keras.layers.Layer):
 
 # Fields of a config in which a model may differ from the network that its weights were trained in. All other fields change what
 # the weights mean.
-MAY_DIFFER = frozenset("num_classes input_size channels output_stride gate drop_path dropout head_dropout norm_momentum".split())
+MAY_DIFFER = frozenset(
+    "num_classes input_size channels output_stride gate drop_path dropout head_dropout norm_momentum initializer".split()
+)
 
 
 def config_differences(saved: dict, own: dict, may_differ: Collection[str] = ()) -> list[str]:

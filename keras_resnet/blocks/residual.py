@@ -7,7 +7,7 @@ import keras
 
 from ..checks import nearest
 from ..layers import ChannelPad, DropPath, ResidualAdd
-from .branches import BRANCHES, BlockPlan, Blur, ConvPlan, Dropout, Norm, Step, in_order, plan_convolutions
+from .branches import BRANCHES, BlockPlan, Blur, ConvPlan, Dropout, MaxPool, Norm, Step, in_order, plan_convolutions
 from .kit import LayerKit, apply, branch_layers
 from .style import BlockStyle
 
@@ -66,6 +66,9 @@ def branch_steps(plan: BlockPlan, style: BlockStyle) -> list[Step]:
                 step = dataclasses.replace(step, initializer="zeros")
             if is_blur_due := style.antialias and step.stride > 1:
                 step = dataclasses.replace(step, stride=1)
+            elif style.subsampling == "max_pool" and step.stride > 1:
+                steps += [dataclasses.replace(step, stride=1), MaxPool()]
+                continue
         steps.append(step)
     if style.gate == "zero_gamma":
         steps[-1] = Norm(zero=True)

@@ -26,7 +26,9 @@ class LayerStyle:
     padding = "symmetric"
     norm = "batch"
     norm_groups = 32
+    norm_scale = True
     weight_standardization = False
+    initializer = "he"
 
 
 def _with_conv_bias(arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
@@ -51,8 +53,11 @@ class BlockStyle(LayerStyle):
     padding: str = "symmetric"
     norm: str = "batch"
     norm_groups: int = 32
+    norm_scale: bool = True
     weight_standardization: bool = False
+    initializer: str = "he"
     conv_bias: tuple[str, ...] = ()
     antialias: bool = False
+    subsampling: str = "stride"
     gate: str | None = None
     dropout: float = 0.0

@@ -158,7 +158,7 @@ def growth_scores(
     """
     draws = whole_number("draws", draws, 1)
     given = _labelled(model, data, whole_number("batch_size", batch_size, 1))
-    loss = _loss(model, loss)
+    loss = default_loss(model) if loss is None else keras.losses.get(loss)
     points = find_points(model, after)
     paths = [point.path for point in points]
     probed = grow(model, paths, block=block, gate=GATE, scale=MATCH, data=[x for x, _ in given[:8]], seed=seed)
@@ -188,10 +188,12 @@ def _labelled(model, data, batch_size):
     return given
 
 
-def _loss(model, loss):
-    """A function of labels and outputs."""
-    if loss is not None:
-        return keras.losses.get(loss)
+def default_loss(model: keras.Model) -> Callable[[Any, Any], Any]:
+    """Return the cross-entropy that fits a classifier's output, a function of labels and outputs.
+
+    Raises:
+        ValueError: Neither the model's graph nor its card shows which.
+    """
     heads = output_heads(model)
     kind = heads[0].kind if len(heads) == 1 else "other"
     if kind in ("binary", "multilabel"):

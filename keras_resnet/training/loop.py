@@ -18,6 +18,7 @@ from .optimizers import last_learning_rate
 from .run import Run, TrainingError
 from .segments import Segment, segments
 from .state import Folder, RunState, Saved
+from .steps import Steps
 from .strategies import Placement
 
 
@@ -86,13 +87,15 @@ def train(session: Session, saved: Saved | None) -> Result:
     state, learner, callbacks = session.state, session.learner, session.callbacks
     begun, logs = False, None
     for segment in segments(session.run):
+        # What the checkpoint's model grew by was measured then.
+        sample = None if saved else session.feed.sample
         if saved and segment.end <= state.segment_start:
-            learner.grow(segment)
+            learner.grow(segment, sample)
             continue
         if begun and state.ended:
             break
         previous = learner.model if begun else None
-        for line in learner.enter(segment):
+        for line in learner.enter(segment, sample):
             session.progress.line(line)
         _build(session)
         session.feed.check(learner.model, segment)
@@ -234,11 +237,13 @@ class _StepWatch:
 BROKEN: dict[str, float] = {}
 
 
-def _validate(session: Session, evaluation: Evaluation | None, callbacks: Callbacks) -> dict[str, float] | None:
+def _validate(
+    session: Session, evaluation: Evaluation | None, callbacks: Callbacks, steps: Steps | None = None
+) -> dict[str, float] | None:
     """Loss and metrics of an evaluation; `BROKEN` if the run was asked to stop meanwhile, None if there is nothing to measure."""
     if evaluation is None:
         return None
-    steps = session.learner.steps
+    steps = steps or session.learner.steps
     steps.reset()
     callbacks.tell("on_test_begin")
     broken = False
@@ -298,6 +303,11 @@ def _finish(session: Session, logs: dict[str, float] | None) -> Result:
         if found is BROKEN:
             raise _interrupted(session)
         summary |= {f"{name}_{key}": round(value, 6) for key, value in sorted(found.items())}
+        if run.tta != "none":
+            found = _validate(session, evaluation, Callbacks([], {}), learner.steps_on_views(run.tta))
+            if found is BROKEN:
+                raise _interrupted(session)
+            summary |= {f"{name}_{key}_tta": round(value, 6) for key, value in sorted(found.items())}
     model = session.feed.label(learner.finished())
     session.folder.write_results(model, rows, summary)
     return Result(model, rows, summary)

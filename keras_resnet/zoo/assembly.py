@@ -195,6 +195,6 @@ def _checked_sides(config, shape, data_format):
     sides, channels = sides_and_channels(shape, data_format)
     if channels is None:
         raise ValueError(f"`input_shape` must give the number of channels ({data_format}), got {given}")
-    if any(side is not None and side < config.reduction for side in sides):
-        raise ValueError(f"`input_shape` must have sides of at least {config.reduction}, the network's stride, got {given}")
+    if any(side is not None and side < config.smallest_side for side in sides):
+        raise ValueError(f"`input_shape` must have sides of at least {config.smallest_side}, got {given}")
     return sides

@@ -93,6 +93,17 @@ def test_accumulated_gradients_are_those_of_one_device(tmp_path, changes):
 
 
 @pytest.mark.slow
+def test_matched_scales_of_grown_blocks_are_those_of_one_device(tmp_path):
+    changes = {"epochs": 2, "batch_size": 280, "growth": [[1, "conv2d", 1]], "growth_scale": "match", "learning_rate": 0.01}
+    found = trained(tmp_path, ["float64"], **changes)
+    for placement in ("mirrored", "workers"):
+        other = found["float64", placement]
+        assert max(differences(found["float64", "one"], other, "w")) <= 1e-7
+        np.testing.assert_allclose(other["scales"], found["float64", "one"]["scales"], rtol=1e-7)
+    assert other["scales"][0] != 1
+
+
+@pytest.mark.slow
 def test_figures_are_those_of_the_saved_model_without_synchronised_batch_norm(tmp_path):
     script = Path(__file__).with_name("unsynchronised.py")
     done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=400)
