@@ -17,7 +17,7 @@ LARGEST = 300_000  # bytes
 SHOWN = {
     "grow-on-photos": ["max |Δ| eager      0 (exact)", "every logit is equal: True", "photos.onnx matches the model"],
     "export-and-compare": ["same class: 100.0%", "passed: False", "first layer that differs: stage2_block1_norm1"],
-    "int8-within-a-budget": ["int8.onnx agrees with float32 on", "max_drop=0.0: ", "float16.onnx matches the model"],
+    "int8-within-a-budget": ["int8.onnx agrees with float32 on", "max_drop=0.0:", "float16.onnx matches the model"],
     "serve-with-tritonclient": ["ready: True True", "more rows than executions: True", "400 input 'images'", "exit code 0"],
 }
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
