@@ -51,7 +51,9 @@ class Network(Options):
     model_options: dict = option({}, "Further arguments of create_model.")
     weights: str | None = option(None, "Initial weights: a name such as 'cifar10', a file, or a remote source.")
     image_size: int | None = option(None, "Side of the model's input in pixels; by default the data set's.", least=1)
-    drop_path: float | None = option(None, "Probability to drop the deepest branch (stochastic depth).", least=0)
+    drop_path: float | None = option(
+        None, "Probability to drop the deepest branch (stochastic depth), from 0 for the first.", least=0
+    )
     precision: str = option(
         "float32", "Dtype policy of the model; auto takes half precision where the hardware is faster with it, which a short "
         "measurement on CPUs confirms, and keeps the choice when the run resumes.",

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from .. import data as datasets
+from ..growth import with_drop_path
 from ..modelcard import card
 from ..models.loading import ModelFileError, load_model_file
 from ..models.pretrained import kept_classes
@@ -102,15 +103,16 @@ def _model(run: Run, source: datasets.Source, report: Callable[[str], None], uns
 def _load(run: Run, unsafe_lambda: bool) -> keras.Model:
     if not os.path.exists(run.model):
         raise TrainingError(f"no such file: {run.model}")
-    for name in ("model_options", "image_size", "drop_path", "weights"):
+    for name in ("model_options", "image_size", "weights"):
         if getattr(run, name):
             raise TrainingError(f"`{name}` is for models of the zoo; {run.model} is taken as it is")
     if run.precision != "float32":
         raise TrainingError(f"`precision` is for models of the zoo; {run.model} has the precision it was built with")
     try:
-        return load_model_file(run.model, unsafe_lambda=unsafe_lambda)
+        model = load_model_file(run.model, unsafe_lambda=unsafe_lambda)
     except ModelFileError as error:
         raise TrainingError(error.for_commands()) from error
+    return model if run.drop_path is None else with_drop_path(model, run.drop_path, run.seed)
 
 
 def _print(line: str) -> None:
