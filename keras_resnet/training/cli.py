@@ -66,7 +66,7 @@ def options_of_run(command: Callable) -> Callable:
 def _flag(name: str, item: dataclasses.Field) -> Callable:
     group = next(kind.__doc__ for kind in GROUPS.values() if name in kind.__dataclass_fields__)
     flag, default, told = "--" + name.replace("_", "-"), item.default, item.metadata
-    shown = {"default": None, "group": group, "cls": Option, "help": _help(told["help"], default)}
+    shown: dict[str, Any] = {"default": None, "group": group, "cls": Option, "help": _help(told["help"], default)}
     if isinstance(default, bool) or name == "sync_batch_norm":
         return click.option(f"{flag}/--no-{flag[2:]}", name, **shown)
     if isinstance(default, tuple):

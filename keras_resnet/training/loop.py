@@ -103,7 +103,7 @@ def train(session: Session, saved: Saved | None) -> Result:
         if saved:
             learner.restore(saved.arrays)
         if not begun:
-            for line in callbacks.begin(learner.model, saved and saved.callbacks, saved and saved.arrays):
+            for line in callbacks.begin(learner.model, saved.callbacks if saved else None, saved.arrays if saved else None):
                 session.progress.line(line)
             begun = True
         callbacks.enter(segment, learner.model, previous)
@@ -287,7 +287,7 @@ def _validate_pending(session: Session) -> dict[str, float]:
 
 
 def _finish(session: Session, logs: dict[str, float] | None) -> Result:
-    """The averages become the weights, callbacks hear of the end, and the result is measured and written."""
+    """Make the averages the weights, end the callbacks, and measure and write the result."""
     state, learner, run, rows = session.state, session.learner, session.run, session.state.rows
     learner.swap_averages()
     learner.finalize()

@@ -8,7 +8,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 class TrainingError(Exception):
@@ -36,7 +36,9 @@ def option(default: Any, help: str, *, least: float | None = None, most: float |
 
 
 class Options:
-    """Base of the groups: checks every option by its declaration."""
+    """Base of the groups, which are dataclasses: checks every option by its declaration."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):

@@ -1,5 +1,7 @@
 """Training recipes as data: each is a set of changes to the defaults of `Run`, with its source."""
 
+from typing import Any
+
 _IMAGENET = {"batch_size": 256, "random_area": 0.08, "flip": True, "warmup_epochs": 5.0}
 _RSB = {
     **_IMAGENET,
@@ -17,7 +19,7 @@ _RSB = {
     "drop_path": 0.05,
 }
 
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "from-scratch": {"source": "the defaults of the options, also where the model is pretrained"},
     "finetune": {
         "source": "the head first, then all layers at a tenth of its learning rate, clipped; chosen for pretrained models",

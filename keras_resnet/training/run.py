@@ -125,7 +125,7 @@ class Run:
 
     @classmethod
     def _from(cls, recipe: str | None, values: Mapping[str, Any]) -> Self:
-        groups = {
+        groups: dict[str, Any] = {
             name: kind(**{item.name: values[item.name] for item in dataclasses.fields(kind) if item.name in values})
             for name, kind in GROUPS.items()
         }
@@ -182,7 +182,7 @@ class Run:
         return cls.of(recipe, **_merged(_known(flat), _known(changes)))
 
 
-GROUPS: dict[str, type] = {
+GROUPS: dict[str, type[options.Options]] = {
     "network": options.Network,
     "dataset": options.Dataset,
     "optimization": options.Optimization,
