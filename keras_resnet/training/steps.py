@@ -4,7 +4,8 @@ Checked against Keras 3.15. Keras' `fit` is not used itself, because a run has s
 because under `MultiWorkerMirroredStrategy` it reduces scalar outputs along an axis that they do not have.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -32,23 +33,35 @@ class Steps:
             # The number of steps before the first loss that is not finite. The running mean stays non-finite from there on.
             self._finite = keras.metrics.Sum(name="finite", dtype="float64")
             self._stop = tf.Variable(0.0, trainable=False) if placement.multi_worker else None
+        # Each replica is traced in a thread of its own, and they take turns.
+        self._replica = threading.local()
 
-        def train_step(data: Any) -> dict:
-            logs = model.train_step(without_optionals(data))
+        def train_step(data: Any, share: Any) -> dict:
+            self._replica.share = share
+            logs = model.train_step(data)
             self._finite.update_state(ops.cast(ops.isfinite(logs["loss"]), "float64") / placement.replicas)
             return logs
 
         compiled = tf.function(train_step, jit_compile=True) if jit else train_step
 
+        def one_step(data: Any) -> dict:
+            data = without_optionals(data)
+            return compiled(data, self._share(data))
+
         @tf.function(reduce_retracing=True)
         def train(iterator: Iterator) -> dict:
             for _ in tf.range(per_call - 1):
-                strategy.run(compiled, args=(next(iterator),))
-            return strategy.run(lambda data: self._shared(compiled(data)), args=(next(iterator),))
+                strategy.run(one_step, args=(next(iterator),))
+            return strategy.run(lambda data: self._shared(one_step(data)), args=(next(iterator),))
+
+        def test_step(data: Any) -> dict:
+            data = without_padding(data)
+            self._replica.share = self._share(data)
+            return self._shared(model.test_step(data))
 
         @tf.function(reduce_retracing=True)
         def evaluate(iterator: Iterator) -> dict:
-            return strategy.run(lambda data: self._shared(model.test_step(without_padding(data))), args=(next(iterator),))
+            return strategy.run(test_step, args=(next(iterator),))
 
         self._train, self._evaluate = train, evaluate
 
@@ -60,6 +73,23 @@ class Steps:
         """
         with self.placement.strategy.scope():
             self.model._symbolic_build(data_batch=batch)
+        if self.placement.replicas > 1:
+            for metric in self.model._compile_loss.metrics:
+                metric.update_state = self._weighing(metric.update_state)
+
+    def _share(self, data: Any) -> Any:
+        """In a replica: how large its part of the batch is, where 1 is what all would have in equal parts.
+
+        It is needed for the losses of several outputs: Keras weighs them alike for every part, also for an empty one.
+        """
+        if self.placement.replicas == 1 or not self.model._compile_loss.metrics:
+            return 1.0
+        count = tf.cast(tf.shape(tf.nest.flatten(data)[0])[0], tf.float32)
+        return count * self.placement.replicas / tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
+
+    def _weighing(self, update: Callable) -> Callable:
+        """An `update_state` that weighs a replica's part of a batch by its size."""
+        return lambda value, sample_weight=None: update(value, sample_weight=self._replica.share)
 
     def train(self, iterator: Iterator) -> dict:
         """Run `per_call` training steps.
