@@ -415,14 +415,15 @@ def adapter_of(data: Any, shuffle: bool = False, class_weight: dict[int, float] 
     from keras.src.trainers import data_adapters
 
     if hasattr(data, "__next__"):
-        # Keras knows generators only, not other iterators.
-        data = (batch for batch in data)
+        # Keras knows generators of tuples only, not other iterators and not lists.
+        data = (tuple(batch) if isinstance(batch, list) else batch for batch in data)
     try:
         is_py_dataset = isinstance(data, keras.utils.PyDataset)
         return data_adapters.get_data_adapter(data, shuffle=shuffle and is_py_dataset, class_weight=class_weight)
     except ValueError as error:
         if "Unrecognized data type" not in str(error):
-            raise TrainingError(str(error)) from error
+            # What was received is a batch with all its numbers.
+            raise TrainingError(str(error).partition(" Received: ")[0]) from error
         if hasattr(data, "__iter__") and class_weight is None:
             return _Batches(data)
         raise TrainingError(

@@ -256,6 +256,7 @@ REFUSED = [
     (vector, (lambda: dataset().map(lambda x, y, w: (x, y + 5, w)),), {}, r"^Received a label value of \d which is outside"),
     (vector, (object(),), dict(loss="mse"), "data of type object cannot be trained on"),
     (vector, (X[:, :5], CLASSES), {}, "do not take a batch"),
+    (vector, (lambda: iter([X]),), dict(loss=SPARSE, steps_per_epoch=1), r"must return a tuple.*sample_weights\)\.$"),
 ]  # fmt: skip
 
 
