@@ -103,9 +103,10 @@ class Steps:
         """Run one evaluation step; see `train`."""
         return self._local(self._evaluate(iterator))
 
-    def metrics(self) -> dict[str, float]:
-        """The metrics of all replicas since the last reset; every process must call it."""
-        return {name: float(np.mean(ops.convert_to_numpy(value))) for name, value in self._results().items()}
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of all replicas since the last reset, numbers or arrays; every process must call it."""
+        found = {name: ops.convert_to_numpy(value) for name, value in self.model.get_metrics_result().items()}
+        return {name: value.item() if np.size(value) == 1 else value for name, value in found.items()}
 
     def reset(self) -> None:
         """Begin an epoch or an evaluation."""
@@ -126,22 +127,21 @@ class Steps:
         if self._stop is not None:
             self._stop.assign(1.0)
 
-    def _results(self) -> dict:
-        return self.model.get_metrics_result()
-
     def _shared(self, logs: dict) -> dict:
         """In a replica: the mean over the replicas of all processes, plus how many were asked to stop."""
         if self._stop is None:
             return logs
-        values = tf.stack([tf.cast(value, tf.float32) for value in logs.values()] + [self._stop.read_value()])
-        means = tf.unstack(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values))
-        return dict(zip([*logs, "stop"], means, strict=True))
+        values = logs | {"stop": self._stop.read_value()}
+        flat = tf.concat([tf.reshape(tf.cast(value, tf.float32), [-1]) for value in values.values()], 0)
+        means = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, flat)
+        parts = tf.split(means, [tf.size(value) for value in values.values()])
+        return {name: tf.reshape(part, tf.shape(values[name])) for name, part in zip(values, parts, strict=True)}
 
     def _local(self, logs: dict) -> dict:
         if self.placement.replicas == 1:
             return logs
         local = self.placement.strategy.experimental_local_results
-        return {name: tf.reduce_mean(tf.stack([tf.cast(v, tf.float32) for v in local(value)])) for name, value in logs.items()}
+        return {name: tf.reduce_mean(tf.stack([tf.cast(v, tf.float32) for v in local(value)]), 0) for name, value in logs.items()}
 
 
 PADDED = "padding"
