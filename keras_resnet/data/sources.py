@@ -22,6 +22,7 @@ from .splits import Encoded, Images, Records
 from .tfrecord import damaged_records, default_preprocessing, read_tfrecords
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SHOWN = 10  # class names in a description
 USES = {"train": "training", "validation": "validation", "test": "the test"}
 # What is said about images that are read in a way a user may not expect.
@@ -138,6 +139,8 @@ def load(
         raise ValueError(f'`corrupt` must be "fail" or "skip", got {corrupt!r}')
     report = report or (lambda line: print(line, file=sys.stderr))
     name = str(data)
+    if not name.strip():
+        raise ValueError("`data` is empty; give a name or a path")
     if name == "digits":
         return _digits()
     if name in ("cifar10", "cifar100"):
@@ -148,13 +151,16 @@ def load(
     if place.is_dir():
         return _folder(place, corrupt, cache, report)
     if place.is_file():
+        if place.suffix.lower() != ".npz":
+            how = "unpack it, and give the folder" if place.suffix.lower() in ARCHIVES else "give a folder of images"
+            raise ValueError(f"{place} is a single file and no .npz; {how}, in which each class has a folder of its own")
         return _npz(place)
     if place.suffix or place.parent != Path("."):
         raise FileNotFoundError(f"no data at {place}; give an .npz, a folder of images or of TFRecord shards")
     from ..checks import nearest
 
-    known = ("digits", "cifar10", "cifar100")
-    raise ValueError(f"unknown data {name!r}{nearest(name, known)}; there are {', '.join(known)}, tfds/NAME and paths")
+    known = ("digits", "cifar10", "cifar100", "tfds/NAME", "the path of a folder or an .npz")
+    raise ValueError(f"unknown data {name!r}{nearest(name, known)}")
 
 
 def _digits():
