@@ -431,7 +431,7 @@ def test_descriptions_of_version_0_1_load(tmp_path):
 
 @pytest.mark.parametrize("name", ["class_weigth", "verbose", "lr", "batches"])
 def test_hints_suggest_what_fits(name):
-    expected = {"verbose": "`quiet`", "lr": "learning_rate"}.get(name)
+    expected = {"verbose": "quiet", "lr": "learning_rate"}.get(name)
     with pytest.raises(training.TrainingError) as refused:
         training.Run.of(**{name: 1})
     assert f"unknown option {name!r}" in str(refused.value) and "'weights'" not in str(refused.value)
