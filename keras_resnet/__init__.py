@@ -11,8 +11,12 @@ from typing import Any
 
 import lazy_loader
 
+from . import deprecated
+
 # Functional models of depth 1202 exceed the default limit of 1000 while Keras builds, loads or clones them.
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 9_000))
+
+deprecated.find_moved_modules()
 
 # These modules register their classes with Keras, so that saved models load without `custom_objects`.
 from . import blocks, layers, preprocessing
@@ -26,6 +30,8 @@ _public_name, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def __getattr__(name: str) -> Any:
     if name in __all__:
         return _public_name(name)
+    if name in deprecated.MOVED:
+        return deprecated.moved_module(name)
     # The variants of plug-ins are constructors too, so the names are not all known in advance.
     if not name.startswith("_"):
         from .models.registry import constructor, list_models

@@ -21,6 +21,7 @@ from .blocks import ResidualBlock as ResidualBlock
 from .blocks import find_blocks as find_blocks
 from .blocks import residual_stack as residual_stack
 from .growth import block_scales as block_scales
+from .growth import depth_curve as depth_curve
 from .growth import drift as drift
 from .growth import grow as grow
 from .growth import growth_scores as growth_scores

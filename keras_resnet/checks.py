@@ -3,7 +3,7 @@
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Up to this many names are listed in a message; of longer lists only similar names are shown.
 LISTED = 12
@@ -35,6 +35,17 @@ def nearest(word: object, options: Iterable[object]) -> str:
     if near := closest(word, options):
         return f"; did you mean {' or '.join(map(repr, near))}?"
     return f"; choose from {', '.join(options)}" if 0 < len(options) <= LISTED else ""
+
+
+def sides_and_channels(shape: Sequence[int | None], data_format: str) -> tuple[tuple[int | None, ...], int | None]:
+    """Return the spatial sides of a tensor and its number of channels, each None where it is dynamic.
+
+    Args:
+        shape: Shape with the batch.
+        data_format: `"channels_last"` or `"channels_first"`.
+    """
+    _, *rest = shape
+    return (tuple(rest[1:]), rest[0]) if data_format == "channels_first" else (tuple(rest[:-1]), rest[-1])
 
 
 def first_line(error: object) -> str:

@@ -3,8 +3,9 @@
 A *graph* is a Functional model, or the Functional model inside a Sequential one. Graphs nest; a *path* such as
 `"backbone/block5_pool"` names an operation in a nested graph.
 
-Private attributes of Keras are used in this module only (training has those of optimizers and trainers). They were checked
-against Keras 3.15, and tests/test_graphs.py fails if one of them changes:
+Both packages use private attributes of Keras in this module only, except for those of optimizers and trainers in `training` and
+what `resnet_export.conversion.keras_internals` replaces while it traces. They were checked against Keras 3.15, and
+tests/test_graphs.py fails if one of them changes:
 
 | private | used for |
 |---|---|
@@ -45,6 +46,11 @@ def graph_of(operation: Any) -> Any:
     return None
 
 
+def symbolic_graph(model: keras.Model) -> Any:
+    """The Functional graph that a Functional or built Sequential model was made as, also where its `call` may not follow it."""
+    return getattr(model, "_functional", None) or model
+
+
 def require_graph(model: keras.Model) -> Any:
     """As `graph_of`, with a sentence instead of None."""
     if not isinstance(model, keras.Model):
@@ -81,7 +87,7 @@ def replay(graph: Any, inputs: Sequence[Any], call: Callable[..., Any]) -> Any:
         args, kwargs = node.arguments.fill_in(values)
         outputs = call(node, args, kwargs)
         values.update(zip(map(id, node.outputs), tree.flatten(outputs), strict=True))
-    return tree.pack_sequence_as(graph._outputs_struct, [values[id(output)] for output in graph.outputs])
+    return pack_outputs(graph, [values[id(output)] for output in graph.outputs])
 
 
 def flat_inputs(graph: Any, x: Any) -> list[Any]:
@@ -95,6 +101,11 @@ def flat_inputs(graph: Any, x: Any) -> list[Any]:
 def pack_inputs(graph: Functional, tensors: list) -> object:
     """Return a flat list of tensors in the structure (tensor, list, dict) in which a graph takes its inputs."""
     return tree.pack_sequence_as(graph._inputs_struct, tensors)
+
+
+def pack_outputs(graph: Functional, tensors: list) -> Any:
+    """Return a flat list of tensors in the structure (tensor, list, dict) in which a graph gives its outputs."""
+    return tree.pack_sequence_as(graph._outputs_struct, tensors)
 
 
 def walk(model: keras.Model, path: str = "") -> Iterator[tuple[str, Any, Any]]:

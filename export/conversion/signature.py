@@ -464,5 +464,7 @@ def final_layer(model: keras.Model) -> keras.Layer:
     """The layer that makes the model's first output, looked up through nested models."""
     import keras
 
-    layer = model.layers[-1] if isinstance(model, keras.Sequential) else model.outputs[0]._keras_history.operation
+    from keras_resnet.graphs import producer
+
+    layer = model.layers[-1] if isinstance(model, keras.Sequential) else producer(model.outputs[0]).operation
     return final_layer(layer) if isinstance(layer, keras.Model) and hasattr(layer, "layers") and layer.outputs else layer

@@ -91,6 +91,8 @@ class Batcher:
         options: `BatchOptions`.
         observe: called with the `Timing` of every run that succeeded.
         batched: whether the first axis of every array counts rows; otherwise every request runs alone, and counts as one row.
+        threads: Threads to run in, shared with other batchers, which closes them; by default the batcher has `instances` of its
+            own. A batch that waits for a shared thread counts as waiting.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Batcher:
         options: BatchOptions,
         observe: Callable[[Timing], object] = lambda timing: None,
         batched: bool = True,
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
         self.options, self.batched = options, batched
         self._run, self._observe = run, observe
@@ -107,12 +110,19 @@ class Batcher:
         self._freed = self._expected = 0
         self._timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._threads = ThreadPoolExecutor(options.instances, thread_name_prefix="infer")
+        self._started_rows = 0
+        self._is_sharing = threads is not None
+        self._threads = threads or ThreadPoolExecutor(options.instances, thread_name_prefix="infer")
 
     @property
     def waiting(self) -> int:
         """Rows in the queue."""
         return self._waiting
+
+    @property
+    def unfinished(self) -> int:
+        """Rows in the queue, and rows of the batches that run."""
+        return self._waiting + self._started_rows
 
     @property
     def pending(self) -> int:
@@ -180,7 +190,8 @@ class Batcher:
         self._drained = self._drained or asyncio.get_running_loop().create_future()
         self._check_drained()
         await self._drained
-        self._threads.shutdown()
+        if not self._is_sharing:
+            self._threads.shutdown()
 
     def _rows(self, inputs):
         return len(next(iter(inputs.values()))) if self.batched else 1
@@ -271,7 +282,7 @@ class Batcher:
     def _start(self, batch):
         loop = asyncio.get_running_loop()
         begun = functools.partial(loop.call_soon_threadsafe, self._begin, batch)
-        if self._running < self.options.instances:
+        if self._running < self.options.instances and not self._is_sharing:
             self._begin(batch)
             begun = None
         self._running += 1
@@ -283,6 +294,7 @@ class Batcher:
             if item.state == "queued":
                 item.state = "running"
                 self._waiting -= item.rows
+                self._started_rows += item.rows
                 self._pending -= item.is_last
 
     def _finish(self, batch, job):
@@ -292,6 +304,7 @@ class Batcher:
         error = None if job.cancelled() else job.exception()
         done = {} if job.cancelled() or error else job.result()
         for item in batch:
+            self._started_rows -= item.rows if item.state == "running" else 0
             item.state, item.inputs = "done", None
             if item.future.done():
                 continue

@@ -138,9 +138,11 @@ class ActivationNoise:
     APPROXIMATED = ("sigmoid", "tanh", "silu", "gelu", "softplus", "mish", "hard_sigmoid", "log_sigmoid", "softmax")
 
     def __init__(self, model: keras.Model) -> None:
+        from keras_resnet.graphs import layers_in
+
         self._rng: np.random.Generator | None = None
         self._size = 0.0
-        for layer in model._flatten_layers():
+        for layer in layers_in(model):
             if getattr(getattr(layer, "activation", None), "__name__", "") in self.APPROXIMATED:
                 with contextlib.suppress(AttributeError):  # of a recurrent layer it belongs to its cell, which is a layer too
                     layer.activation = self._noisy(layer.activation)

@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import keras
 from keras import layers
 
+from ..deprecated import old_arguments
 from ..layers import Affine, BlurPool, Dirac, GroupNormalization, InfinityPad, standardized_conv
 from .branches import Act, Blur, ConvPlan, Dropout, MaxPool, Norm, Scale, Shift, Step
 from .style import BlockStyle, LayerStyle
@@ -28,6 +30,21 @@ def apply(parts: Iterable[keras.layers.Layer], x: keras.KerasTensor) -> keras.Ke
     return x
 
 
+# Arguments that version 0.1 had, and the fields of `BlockStyle` that they are now.
+_STYLE = {name: name for name in ("rank", "padding", "norm_groups", "norm_epsilon", "norm_momentum", "activation")}
+_STYLE |= {"norm_kind": "norm", "weight_standardization": "weight_standardization"}
+
+
+def _with_style(arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
+    style = {_STYLE[name]: value for name, value in arguments.items() if name in _STYLE}
+    if not style or "style" in arguments:
+        return None
+    kept = {name: value for name, value in arguments.items() if name not in _STYLE}
+    shown = ", ".join(f"{name}={value!r}" for name, value in style.items())
+    return {"style": BlockStyle(**style), **kept}, f"these arguments of `LayerKit` are `style=BlockStyle({shown})` now"
+
+
+@old_arguments(_with_style)
 @dataclass(frozen=True)
 class LayerKit:
     """Makes and applies the layers of one network.

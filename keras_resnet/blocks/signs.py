@@ -70,6 +70,13 @@ def _is_non_negative(tensor, outer, known):
     return _keeps_sign(name, node) and all(is_non_negative(parent, outer, known) for parent in parents)
 
 
+def is_relu(operation: Any) -> bool:
+    """Whether an operation is a ReLU without bounds or slopes, which gives back whatever is not negative."""
+    if isinstance(operation, keras.layers.ReLU):
+        return operation.max_value is None and not operation.negative_slope and not operation.threshold
+    return isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.relu
+
+
 def _ends_in_activation(operation):
     """Layers whose last step is their `activation`; of recurrent layers that is not so."""
     kinds = (keras.layers.Activation, keras.layers.Dense, keras.layers.EinsumDense)

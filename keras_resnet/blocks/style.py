@@ -1,6 +1,9 @@
 """What the layers and blocks of one network have in common. The configs of the zoo inherit these fields."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from ..deprecated import old_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,15 @@ class LayerStyle:
     initializer = "he"
 
 
+def _with_conv_bias(arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
+    if "projection_bias" not in arguments:
+        return None
+    biased = ("projection",) if arguments["projection_bias"] else ()
+    kept = {name: value for name, value in arguments.items() if name != "projection_bias"}
+    return {"conv_bias": biased, **kept}, f"`projection_bias={bool(biased)}` is called `conv_bias={biased!r}` now"
+
+
+@old_arguments(_with_conv_bias)
 @dataclass(frozen=True, kw_only=True)
 class BlockStyle(LayerStyle):
     """What the blocks of one residual network have in common. The default is a post-activation block with option B.

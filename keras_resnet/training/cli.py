@@ -17,7 +17,7 @@ import click
 
 from ..models.loading import ModelFileError, import_modules
 from .faults import WorkerLost
-from .options import TrainingError
+from .options import TrainingError, kinds_of
 from .recipes import RECIPES
 from .run import GROUPS, OPTIONS, Run
 from .strategies import is_chief, tf_config
@@ -71,9 +71,10 @@ def _flag(name: str, item: dataclasses.Field) -> Callable:
         return click.option(f"{flag}/--no-{flag[2:]}", name, **shown)
     if isinstance(default, tuple):
         return click.option(flag, name, metavar="A,B,…", **shown)
-    if told["choices"]:
+    kinds = kinds_of(item)
+    if told["choices"] and float not in kinds:
         return click.option(flag, name, type=click.Choice(told["choices"]), **shown)
-    named = [kind for kind in (int, float) if item.type is kind or kind in getattr(item.type, "__args__", ())]
+    named = [kind for kind in (int, float) if kind in kinds and str not in kinds]
     return click.option(flag, name, type=named[0] if named else str, **shown)
 
 
@@ -185,6 +186,8 @@ def _changes(flags: dict[str, Any], model_options: tuple[str, ...], growth: tupl
         if isinstance(OPTIONS[name].default, tuple):
             parts = [part.strip() for part in value.split(",") if part.strip()]
             value = tuple(parts if str in OPTIONS[name].type.__args__ else map(_value, parts))
+        elif {str, float} <= set(kinds_of(OPTIONS[name])):
+            value = _value(value)
         changes[name] = value
     if model_options:
         pairs = [option.partition("=") for option in model_options]
@@ -220,7 +223,7 @@ def _spawn(count: int, command: list[str] | None = None) -> int:
         The exit code.
     """
     command = command or _without_local_workers(_command())
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     processes: list[subprocess.Popen] = []
     asked: list[int] = []
 
@@ -286,7 +289,8 @@ def _without_local_workers(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Find ports of this machine that nobody listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:

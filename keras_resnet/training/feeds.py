@@ -1,5 +1,6 @@
 """Where the batches of a run come from, for training and for validation."""
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -24,7 +25,8 @@ from .strategies import Placement
 
 # The smallest share of a photograph's area that a random crop takes, where a run does not say.
 PHOTO_AREA = 0.25
-SAMPLED = 32  # Examples whose bytes are part of a fingerprint.
+SAMPLED = 32  # Examples whose bytes are part of a fingerprint, and examples per batch of a sample.
+MEASURED = 256  # Examples that a model is measured on as it grows.
 SMALL = 16  # Numbers per example up to which all examples are.
 
 
@@ -97,6 +99,14 @@ class Feed:
 
     def end_epoch(self) -> None:
         """An epoch is done."""
+
+    def sample(self) -> Iterable[tuple[Any, None]]:
+        """Batches `(inputs, None)` of some training examples, neither augmented nor in the run's order, to measure a model on.
+
+        Raises:
+            TrainingError: The data can be read only once.
+        """
+        raise NotImplementedError
 
     def describe(self) -> list[str]:
         """Lines for the log."""
@@ -176,6 +186,15 @@ class ImageFeed(Feed):
         except (ValueError, tf.errors.OpError) as error:
             size = "×".join(map(str, crop))
             raise TrainingError(f"{model.name!r} does not take images of {size}; set `small_crops` to 1") from error
+
+    def sample(self) -> Iterable[tuple[Any, None]]:
+        split = self.train
+        if not isinstance(split, datasets.Records):
+            split = split.take(_spread(split.size, MEASURED))
+        batches = datasets.evaluation_batches(
+            split, batch=SAMPLED, size=self.image_size, num_classes=self._classes, crop=self.source.crop
+        )
+        return ((images[weights > 0], None) for images, _, weights in batches.take(math.ceil(MEASURED / SAMPLED)))
 
     def describe(self) -> list[str]:
         held_out = f", {self.held_out.size:,} held out" if self.held_out else ""
@@ -310,6 +329,10 @@ class ArrayFeed(Feed):
         self._next, self._last = (step // self.steps + 1) * self.steps, last
         return self._iterator
 
+    def sample(self) -> Iterable[tuple[Any, None]]:
+        for places in np.array_split(chosen := _spread(self.size, MEASURED), math.ceil(len(chosen) / SAMPLED)):
+            yield keras.tree.map_structure(lambda array, places=places: array[places], self.arrays[0]), None
+
     def _batches(self, first: int, last: int) -> tf.data.Dataset:
         run, replicas, local = self.run, self.placement.replicas, self.placement.local_replicas
         get = _gathering(self.arrays)
@@ -349,7 +372,7 @@ class AdapterFeed(Feed):
         steps: int | None = None,
         class_weight: dict[int, float] | None = None,
     ) -> None:
-        self.name = type(data).__name__
+        self.name, self._data = type(data).__name__, data
         if class_weight is not None:
             # Keras takes a missing class for an error, here and there.
             weights = _class_weights(class_weight, max(2, model.outputs[0].shape[-1]))
@@ -374,6 +397,14 @@ class AdapterFeed(Feed):
     def end_epoch(self) -> None:
         self._adapter.on_epoch_end()
 
+    def sample(self) -> Iterable[tuple[Any, None]]:
+        if is_read_once(self._adapter):
+            raise TrainingError('`growth_scale="match"` reads some data twice, which a generator does not allow; give a number')
+        data = self._data
+        batches = (data[i] for i in range(self._length)) if isinstance(data, keras.utils.PyDataset) else data
+        count = math.ceil(MEASURED / self.batch)
+        return ((b[0] if isinstance(b, (tuple, list)) else b, None) for b in itertools.islice(batches, count))
+
     def describe(self) -> list[str]:
         return [f"{self.name}: {self.steps} batches per epoch, in an order of its own; the run resumes after whole epochs"]
 
@@ -386,6 +417,9 @@ def adapter_of(data: Any, shuffle: bool = False, class_weight: dict[int, float] 
     """
     from keras.src.trainers import data_adapters
 
+    if hasattr(data, "__next__"):
+        # Keras knows generators only, not other iterators.
+        data = (batch for batch in data)
     try:
         is_py_dataset = isinstance(data, keras.utils.PyDataset)
         return data_adapters.get_data_adapter(data, shuffle=shuffle and is_py_dataset, class_weight=class_weight)
@@ -398,6 +432,11 @@ def adapter_of(data: Any, shuffle: bool = False, class_weight: dict[int, float] 
             f"data of type {type(data).__name__} cannot be trained on; give arrays, a tf.data.Dataset, a keras.utils.PyDataset, "
             "a generator, a PyTorch DataLoader, or the name or path of a data set"
         ) from error
+
+
+def is_read_once(adapter: Any) -> bool:
+    """Whether the data of an adapter are gone when they have been read, as those of a generator."""
+    return type(adapter).__name__ == "GeneratorDataAdapter"
 
 
 class _Batches:
@@ -461,7 +500,7 @@ def evaluation_of(
         if batch_size is not None:
             raise TrainingError(f"`validation_batch_size` is for arrays; a {type(data).__name__} has batches of its own")
         adapter = adapter_of(data)
-        dataset, once = adapter.get_tf_dataset(), type(adapter).__name__ == "GeneratorDataAdapter"
+        dataset, once = adapter.get_tf_dataset(), is_read_once(adapter)
         steps = steps or adapter.num_batches
         if once and steps is None:
             raise TrainingError("the length of a generator is not known; give `validation_steps`")
@@ -606,8 +645,7 @@ def _checksum(split: Any) -> int:
     if isinstance(split, datasets.Records):
         sample = split.in_order().take(SAMPLED)
     else:
-        chosen = np.unique(np.linspace(0, split.size - 1, min(SAMPLED, split.size)).astype(int))
-        sample = split.take(chosen).in_order()
+        sample = split.take(_spread(split.size, SAMPLED)).in_order()
     checksum = zlib.crc32(found)
     for _, _, image, label in sample:
         image = image.numpy()
@@ -619,12 +657,17 @@ def _checksum(split: Any) -> int:
 def _checksum_of_arrays(arrays: tuple) -> int:
     """A checksum over labels and other small arrays, and over a sample of the examples of large ones."""
     size = number_of_examples(arrays)
-    sample = np.unique(np.linspace(0, size - 1, min(SAMPLED, size)).astype(int))
+    sample = _spread(size, SAMPLED)
     checksum = 0
     for array in keras.tree.flatten(arrays):
         is_small = array.size <= SMALL * size
         checksum = zlib.crc32(np.ascontiguousarray(array if is_small else array[sample]).tobytes(), checksum)
     return checksum
+
+
+def _spread(size: int, count: int) -> np.ndarray:
+    """The numbers of at most `count` of `size` examples, evenly spread over all of them."""
+    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(int))
 
 
 def with_labels(

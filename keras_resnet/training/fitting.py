@@ -14,6 +14,7 @@ import tensorflow as tf
 from .. import data as datasets
 from ..graphs import graph_of
 from ..growth import check_backward, grow
+from ..growth.scale import MATCH
 from ..modelcard import card
 from .callbacks import CallbackLike, Callbacks, check_callbacks
 from .faults import StopRequest, errors_of
@@ -329,6 +330,8 @@ def start(
     follows = not isinstance(schedule, float) if optimizer is None else not isinstance(optimizer._learning_rate, keras.Variable)
     check_callbacks(callbacks, follows, run.schedule, bool(run.ema) and optimizer is None)
     _check_growth(model, run)
+    if run.growth and run.growth_scale == MATCH:
+        feed.sample()
     if optimizer is not None and inner_of(optimizer).gradient_accumulation_steps and placement.replicas > 1:
         raise TrainingError(
             f"Keras' own optimizers accumulate gradients on one device only, and there are {placement.replicas} replicas; leave "
@@ -337,13 +340,13 @@ def start(
     folder = Folder(None if out is None else Path(out), run, {**structure(model), **feed.fingerprint}, placement.chief)
     with StopRequest().listening() as stop, folder.lock(model.count_params()):
         saved = folder.read()
-        state = saved.state if saved else RunState()
+        state = saved.state if saved else RunState(step=run.initial_epoch * feed.steps)
         _check_shared_folder(folder, placement, state)
         if finished := folder.finished(saved, run.epochs * feed.steps):
             return Result(finished[0], state.rows, finished[1])
         folder.open(state)
         per_call = _steps_per_call(run, feed.steps, state.step)
-        learner = Learner(model, run, placement, task, schedule, optimizer=optimizer, per_call=per_call)
+        learner = Learner(model, run, placement, task, schedule, optimizer=optimizer, per_call=per_call, scales=state.scales)
         progress = Progress(run.epochs * feed.steps, feed.steps, feed.batch, quiet or not placement.chief)
         told = Callbacks(callbacks, {"epochs": run.epochs, "steps": feed.steps, "verbose": 0})
         session = Session(run, placement, learner, feed, told, folder, progress, stop, state)
@@ -370,7 +373,8 @@ def _announcement(session: Session, task: Task, saved: Saved | None, optimizer: 
         *feed.describe(),
         f"{placement.describe()}; global batch {feed.batch}, {per_replica} per replica"
         + (", synchronised batch norm" if learner.synchronised else ""),
-        f"epochs: {run.epochs}, of {feed.steps} steps each; "
+        f"epochs: {run.epochs}, of {feed.steps} steps each"
+        + (f", starting at epoch {run.initial_epoch + 1}; " if run.initial_epoch else "; ")
         + (f"{run.optimizer}, {rate}" if optimizer is None else type(optimizer).__name__),
     ]
     if placement.replicas > 1 and feed.resumes_anywhere:

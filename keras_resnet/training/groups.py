@@ -7,7 +7,7 @@ import keras
 
 from ..blocks.finding import find_blocks
 from ..blocks.gates import gate_parameters
-from ..graphs import is_weighted, producer, walk
+from ..graphs import is_weighted, layers_in, producer, walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ POOLS = tuple(getattr(keras.layers, f"{kind}Pooling{rank}D") for kind in ("Max",
 
 
 def _norms(model):
-    return [layer for layer in model._flatten_layers() if isinstance(layer, NORMS)]
+    return [layer for layer in layers_in(model) if isinstance(layer, NORMS)]
 
 
 def _normed_kernels(model):
@@ -133,7 +133,7 @@ def _kernels(model):
     """Ids of the variables that multiply inputs: of two or more axes that are not broadcast, outside of norms."""
     return {
         id(variable)
-        for layer in model._flatten_layers()
+        for layer in layers_in(model)
         if not isinstance(layer, NORMS)
         for variable in layer.trainable_variables
         if sum(side > 1 for side in variable.shape) >= 2 or variable.name.endswith("kernel")

@@ -87,13 +87,15 @@ def train(session: Session, saved: Saved | None) -> Result:
     state, learner, callbacks = session.state, session.learner, session.callbacks
     begun, logs = False, None
     for segment in segments(session.run):
+        # What the checkpoint's model grew by was measured then.
+        sample = None if saved else session.feed.sample
         if saved and segment.end <= state.segment_start:
-            learner.grow(segment)
+            learner.grow(segment, sample)
             continue
         if begun and state.ended:
             break
         previous = learner.model if begun else None
-        for line in learner.enter(segment):
+        for line in learner.enter(segment, sample):
             session.progress.line(line)
         _build(session)
         session.feed.check(learner.model, segment)

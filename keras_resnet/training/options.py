@@ -83,6 +83,9 @@ class Optimization(Options):
     """Optimisation"""
 
     epochs: int = option(10, "Passes over the training examples.", least=1)
+    initial_epoch: int = option(
+        0, "Epoch to start at, counted from 0, with the learning rate and the order of examples of that epoch.", least=0
+    )
     batch_size: int = option(128, "Examples per step over all devices (global batch).", least=1)
     accumulate: int = option(1, "Average the gradients of this many steps for one update of the weights.", least=1)
     learning_rate: float = option(0.1, "Learning rate for a batch of --base-batch; scaled linearly to the global batch.", least=0)
@@ -138,6 +141,8 @@ class Growing(Options):
     growth: tuple = option((), "Growth events (epoch, after, blocks): grow the model before that epoch.")
     growth_block: str = option("preact", "Block of --grow.")
     growth_gate: str | None = option(None, "Gate of --grow; by default the block's own.")
+    growth_scale: str | float | None = option(None, "Constant factor of the branches of --grow: a number, or 'match', which "
+                                              "measures it on training examples.", above=0, choices=("match",))  # fmt: skip
     frozen_epochs: int = option(0, "Epochs in which only grown blocks and the head learn.", least=0)
     backbone_lr_multiplier: float = option(1.0, "Factor on the learning rate of the backbone after that.", least=0)
     gate_lr_multiplier: float = option(1.0, "Factor on the learning rate of gates.", least=0)
@@ -191,15 +196,14 @@ def check(item: dataclasses.Field, value: Any) -> None:
     """
     check_kind(item, value)
     told = item.metadata
-    if value is None:
-        return
-    if told["choices"] and value not in told["choices"]:
-        raise TrainingError(f"`{item.name}` must be one of {', '.join(map(repr, told['choices']))}, got {value!r}")
     least, most, above = told["least"], told["most"], told["above"]
-    if least is None and above is None:
+    if isinstance(value, str) and told["choices"] and value not in told["choices"]:
+        number = "" if above is None else f" or a number above {above}"
+        raise TrainingError(f"`{item.name}` must be one of {', '.join(map(repr, told['choices']))}{number}, got {value!r}")
+    if value is None or isinstance(value, str) or (least is None and above is None):
         return
     if (least is not None and not least <= value < math.inf) or (above is not None and not value > above):
-        what = KINDS[kinds_of(item)[0]]
+        what = KINDS[next(kind for kind in kinds_of(item) if kind is not str)]
         raise TrainingError(
             f"`{item.name}` must be {what} {f'of at least {least}' if above is None else f'above {above}'}, got {value!r}"
         )
@@ -216,7 +220,8 @@ def check_kind(item: dataclasses.Field, value: Any) -> None:
         fits = isinstance(value, tuple) and all(is_kind(part, kinds[0]) for part in value)
         what = f"a list of {KINDS[kinds[0]][2:]}s"
     else:
-        fits, what = any(is_kind(value, kind) for kind in kinds), KINDS[kinds[0]]
+        fits = any(is_kind(value, kind) for kind in kinds)
+        what = " or ".join(KINDS[kind] for kind in kinds if kind is not types.NoneType)
     if not fits:
         raise TrainingError(f"`{item.name}` must be {what}, got {value!r}")
 

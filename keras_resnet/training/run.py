@@ -63,7 +63,9 @@ class Run:
         self._check_processes()
 
     def _check_epochs(self) -> None:
-        epochs = self.epochs
+        epochs, initial = self.epochs, self.initial_epoch
+        if initial >= epochs:
+            raise TrainingError(f"`initial_epoch` must be below `epochs` ({epochs}), got {initial}")
         if self.frozen_epochs > epochs:
             raise TrainingError(f"`frozen_epochs` must be at most `epochs` ({epochs}), got {self.frozen_epochs}")
         if self.warmup_epochs >= epochs:
@@ -71,6 +73,10 @@ class Run:
         for event in self.growth:
             if not _grows(event, epochs):
                 raise TrainingError(f"`growth` holds (epoch below {epochs}, insertion point, blocks), got {event!r}")
+            if event[0] < initial:
+                raise TrainingError(
+                    f"`growth` has an event before `initial_epoch` ({initial}): {event!r}; give the grown model, and leave it out"
+                )
         if list(self.milestones) != sorted(self.milestones) or any(epoch < 0 for epoch in self.milestones):
             raise TrainingError(f"`milestones` must be epochs in their order, got {self.milestones!r}")
 
@@ -214,7 +220,6 @@ def _known(given: Mapping[str, Any]) -> dict[str, Any]:
 ELSEWHERE = {
     "lr": "learning_rate",
     "batch": "batch_size",
-    "initial_epoch": "`out`, which resumes by itself",
     "verbose": "`quiet`",
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import layers
 
-from ..checks import positive_integer
+from ..checks import positive_integer, sides_and_channels
 from ..layers import Card
 from ..modelcard import ModelCard, check_labels, preprocessing_card
 from ..preprocessing import Preprocessing
@@ -83,10 +83,10 @@ def entrance(config: Config, options: BuildOptions) -> tuple[keras.KerasTensor, 
     else:
         x = options.input_tensor
         inputs = keras.utils.get_source_inputs(x)
-    _check_shape(config, tuple(x.shape[1:]), data_format)
+    sides = _checked_sides(config, tuple(x.shape), data_format)
     mode = options.preprocessing if options.include_preprocessing else "none"
     layer = Preprocessing.of(mode, data_format=data_format, name="preprocessing")
-    image = _image(options.image or {}, _sides(tuple(x.shape[1:]), data_format))
+    image = _image(options.image or {}, sides)
     card = ModelCard(
         name=options.name or config.family,
         config=config.to_dict(),
@@ -181,16 +181,14 @@ def _input_shape(config, options, data_format):
     return (*sides, config.channels) if data_format == "channels_last" else (config.channels, *sides)
 
 
-def _sides(shape, data_format):
-    return shape[:-1] if data_format == "channels_last" else shape[1:]
-
-
-def _check_shape(config, shape, data_format):
-    if len(shape) != config.rank + 1:
-        raise ValueError(f"`input_shape` must have {config.rank + 1} entries ({config.rank} sides and the channels), got {shape}")
-    channels = shape[-1] if data_format == "channels_last" else shape[0]
+def _checked_sides(config, shape, data_format):
+    """The spatial sides of an input, if the network takes it."""
+    given = shape[1:]
+    if len(given) != config.rank + 1:
+        raise ValueError(f"`input_shape` must have {config.rank + 1} entries ({config.rank} sides and the channels), got {given}")
+    sides, channels = sides_and_channels(shape, data_format)
     if channels is None:
-        raise ValueError(f"`input_shape` must give the number of channels ({data_format}), got {shape}")
-    small = [side for side in _sides(shape, data_format) if side is not None and side < config.smallest_side]
-    if small:
-        raise ValueError(f"`input_shape` must have sides of at least {config.smallest_side}, got {shape}")
+        raise ValueError(f"`input_shape` must give the number of channels ({data_format}), got {given}")
+    if any(side is not None and side < config.smallest_side for side in sides):
+        raise ValueError(f"`input_shape` must have sides of at least {config.smallest_side}, got {given}")
+    return sides

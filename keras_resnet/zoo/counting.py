@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 from ..blocks.identity import ResidualBlock
+from ..checks import sides_and_channels
 from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
 from .plan import block_plans
 
@@ -80,7 +81,7 @@ def _walk(graph, inputs):
             macs, outputs = _walk(inner, flat_inputs(inner, call_inputs(args, kwargs)))
         else:
             outputs = operation.compute_output_spec(*args, **kwargs)
-            macs = _layer_macs(operation, args, outputs)
+            macs = layer_macs(operation, args, outputs)
         total += macs
         return outputs
 
@@ -88,13 +89,13 @@ def _walk(graph, inputs):
     return total, outputs
 
 
-def _layer_macs(layer, args, output):
+def layer_macs(layer: Any, args: Sequence[Any], output: Any) -> int:
+    """Multiply-adds of one call of a layer for one input, from the shapes of what it takes and gives, symbolic or real."""
     if isinstance(layer, ResidualBlock):
-        return sum(_layer_macs(part, args, output) for part in layer.branch)
+        return sum(layer_macs(part, args, output) for part in layer.branch)
     if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
         # A transposed convolution applies its kernel at each position of the input, the others at each position of the output.
-        shape = (args[0] if isinstance(layer, TRANSPOSED) else output).shape[1:]
-        sides = shape[:-1] if layer.data_format == "channels_last" else shape[1:]
+        sides, _ = sides_and_channels((args[0] if isinstance(layer, TRANSPOSED) else output).shape, layer.data_format)
         return math.prod(sides) * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
     if isinstance(layer, layers.Dense):
         return math.prod(output.shape[1:-1]) * math.prod(layer.kernel.shape)

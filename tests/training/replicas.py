@@ -55,7 +55,8 @@ def main(out, options):
         if placement.chief:
             arrays = {f"w{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(result.model.weights)}
             figures = {key: result.summary[key] for key in ("test_accuracy", "test_loss")}
-            np.savez(f"{out}-{run.precision}.npz", losses=losses.values, **figures, **arrays, **losses.early)
+            scales = [block.add.scale for block in kr.find_blocks(result.model) if block.add.grown]
+            np.savez(f"{out}-{run.precision}.npz", losses=losses.values, scales=scales, **figures, **arrays, **losses.early)
 
 
 if __name__ == "__main__":

@@ -349,6 +349,7 @@ def test_segments_of_a_run():
     description = training.Run.of(epochs=10, frozen_epochs=2, growth=((5, "x", 1),), small_crops=0.5, small_epochs=0.5)
     found = [(s.start, s.end, len(s.growth), s.frozen, s.small) for s in segments(description)]
     assert found == [(0, 2, 0, True, True), (2, 5, 0, False, True), (5, 10, 1, False, False)]
+    assert [(s.start, s.end) for s in segments(description.replace(initial_epoch=3))] == [(3, 5), (5, 10)]
 
 
 def test_results_on_disk(tmp_path):
@@ -376,6 +377,8 @@ def test_results_on_disk(tmp_path):
         ({"momentum": 1.5}, "between 0 and 1"),
         ({"epochs": 2, "frozen_epochs": 3}, "at most `epochs`"),
         ({"epochs": 2, "growth": ((2, "x", 1),)}, "epoch below 2"),
+        ({"epochs": 2, "initial_epoch": 2}, "`initial_epoch` must be below `epochs`"),
+        ({"epochs": 3, "initial_epoch": 2, "growth": ((1, "x", 1),)}, "before `initial_epoch`.*give the grown model"),
         ({"workers": ("a:1",), "index": 1}, "below the number of workers"),
         ({"index": 1}, "among `workers`, which are missing"),
         ({"workers": ("a", "b:1")}, "host:port, with a port from 1 to 65535, got 'a'"),
@@ -391,6 +394,9 @@ def test_results_on_disk(tmp_path):
         ({"seed": 2**32}, "between 0 and"),
         ({"learning_rate": float("inf")}, "number of at least 0, got inf"),
         ({"learning_rate": True}, "`learning_rate` must be a number"),
+        ({"growth_scale": "macht"}, "`growth_scale` must be one of 'match' or a number above 0, got 'macht'"),
+        ({"growth_scale": 0}, "`growth_scale` must be a number above 0, got 0"),
+        ({"growth_scale": True}, "`growth_scale` must be a string or a number, got True"),
         ({"epochs": 2.0}, "`epochs` must be a whole number"),
         ({"flip": "maybe"}, "`flip` must be true or false"),
         ({"sync_batch_norm": 1}, "`sync_batch_norm` must be true or false"),

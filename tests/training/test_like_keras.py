@@ -159,6 +159,7 @@ OPTIONS = {
     "steps": dict(steps_per_epoch=2, validation_data=(X, CLASSES), validation_steps=2),
     "validation batch size": dict(validation_data=(X, CLASSES), validation_batch_size=5, validation_freq=2),
     "validation epochs": dict(validation_data=Batches(), validation_freq=[1]),
+    "initial epoch": dict(initial_epoch=1, validation_data=(X, CLASSES), validation_freq=2),
 }
 
 
@@ -203,6 +204,8 @@ def test_an_iterable_of_batches_is_data():
     arrays = training.fit(vector(), X, CLASSES, loss=SPARSE, validation_data=(X, CLASSES), **options)
     same(loader.model, arrays.model)
     assert loader.summary["val_loss"] == arrays.summary["val_loss"] and loader.history[0]["step"] == 3
+    iterator = training.fit(vector(), iter([*Loader(), *Loader()]), loss=SPARSE, steps_per_epoch=3, **options)
+    same(iterator.model, arrays.model)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", *LATER])
