@@ -109,6 +109,7 @@ class Optimization(Options):
     weight_decay: float = option(0.0, "Weight decay of kernels: added to the gradient (L2) with SGD, else decoupled.",
                                  least=0)  # fmt: skip
     beta_lr_multiplier: float = option(1.0, "Factor on the learning rate of β, the biases of norms.", least=0)
+    beta_decay_multiplier: float = option(0.0, "Factor on the weight decay of β.", least=0)
     clip_norm: float = option(0.0, "Largest global norm of the gradient, after the sum over replicas; 0 for none.", least=0)
     loss: str = option("auto", "Cross-entropy (softmax), binary cross-entropy per class (sigmoid), or what fits the model.",
                        choices=("auto", "softmax", "sigmoid"))  # fmt: skip
