@@ -22,6 +22,7 @@ EXAMPLES = {
     "info": "resnet-export info resnet50",
     "onnx": "resnet-export onnx model.keras model.onnx --labels labels.txt",
     "savedmodel": "resnet-export savedmodel model.keras model/",
+    "family": "resnet-export family model.keras model/ --budgets 1.0,0.75,0.5 --data photos/",
     "verify": "resnet-export verify model.onnx model.keras --samples photos/",
     "quantize": "resnet-export quantize model.onnx int8.onnx --int8 --calibration photos/",
     "bench": "resnet-export bench float32.onnx int8.onnx --batch 1,8 --threads 1,2 --figure bench.png",
@@ -187,6 +188,61 @@ def savedmodel_command(**options: Any) -> None:
     from .exporters import to_savedmodel
 
     _export(to_savedmodel, options)
+
+
+def _shares(context, parameter, value):
+    if value is None:
+        return None
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"numbers separated by commas, got {value!r}") from None
+
+
+@command("family")
+@click.argument("model")
+@click.argument("out")
+@model_options
+@click.option(
+    "--budgets", callback=_shares, metavar="SHARES", help="Shares of the multiply-adds, comma-separated.  [default: 1.0,0.75,0.5]"
+)
+@click.option(
+    "--latency-ms",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Add the deepest member whose median latency on this machine is at most so many milliseconds.",
+)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Batch size at which latencies are measured.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Threads with which latencies are measured; onnxruntime's choice by default."
+)
+@click.option(
+    "--data",
+    help="Held-out images to choose, recalibrate and measure on: a folder (labelled where it has a folder per class) or an .npz.",
+)
+@click.option("--int8", is_flag=True, help="Also write every member in int8, calibrated on --data.")
+@budget_options
+@click.option("--labels", help="Class names: a text file with one per line, or a JSON list.")
+@declared("opset")
+@click.option(
+    "--search-images", type=click.IntRange(32), default=256, show_default=True, help="Images of --data that the search uses."
+)
+@click.option("--force", is_flag=True, help="Replace OUT, the folder of an earlier family.")
+def family_command(model: str, out: str, as_json: bool, **options: Any) -> None:
+    """Export MODEL at several depths, leaving out residual blocks, to verified ONNX files in the folder OUT."""
+    from .elastic import members_text, to_family
+    from .source import load_model, read_labels
+
+    source = {key: options.pop(key) for key in SOURCE_OPTIONS}
+    options["overwrite"] = options.pop("force")
+    options["labels"] = read_labels(options["labels"]) if options["labels"] else None
+    with report.steps(as_json) as progress:
+        progress("load")
+        loaded, notes = load_model(model, **source)
+        report.notes(notes)
+        family = to_family(loaded, out, progress=progress, **options)
+    text = "\n".join([*(f"note: {note}" for note in family.notes), *report.columns(list(members_text(family)))])
+    report.show({**family.to_json(), "folder": out}, text, as_json)
 
 
 def _output_kinds(given):

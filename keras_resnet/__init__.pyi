@@ -21,11 +21,13 @@ from .blocks import ResidualBlock as ResidualBlock
 from .blocks import find_blocks as find_blocks
 from .blocks import residual_stack as residual_stack
 from .growth import block_scales as block_scales
+from .growth import depth_curve as depth_curve
 from .growth import drift as drift
 from .growth import grow as grow
 from .growth import growth_scores as growth_scores
 from .growth import identity_report as identity_report
 from .growth import prune as prune
+from .growth import with_drop_path as with_drop_path
 from .growth import without_blocks as without_blocks
 from .modelcard import ModelCard as ModelCard
 from .modelcard import card as card
@@ -51,6 +53,7 @@ from .zoo.config import Growth as Growth
 from .zoo.config import ResNetConfig as ResNetConfig
 from .zoo.config import VGGConfig as VGGConfig
 from .zoo.config import config_from_dict as config_from_dict
+from .zoo.whitening import whiten_stem as whiten_stem
 
 # ---------------------------------------------------------------- written by scripts/models.py
 
@@ -78,9 +81,12 @@ class ResNetOptions(typing.TypedDict, total=False):
     padding: str
     norm: str
     norm_groups: int
+    norm_scale: bool
     weight_standardization: bool
+    initializer: str
     conv_bias: tuple[str, ...]
     antialias: bool
+    subsampling: str
     gate: str | None
     dropout: float
     depths: tuple[int, ...]
@@ -91,14 +97,18 @@ class ResNetOptions(typing.TypedDict, total=False):
     stem_widths: tuple[int, ...]
     stem_kernel: int
     stem_stride: int
+    stem_whitening: bool
     stem_pool: str | None
     stride_in: str
     stride_block: str
+    first_stride: int
     se_ratio: float
     se_divisor: int
     output_stride: int | None
     drop_path: float
     head_dropout: float
+    head_pool: str
+    head_scale: float
     input_size: int
     channels: int
     growth: Growth | None
@@ -938,6 +948,12 @@ def resnext29_8x64d(
     **options: typing.Unpack[ResNetOptions],
 ) -> keras.Model: ...
 def resnext29_16x64d(
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    **options: typing.Unpack[ResNetOptions],
+) -> keras.Model: ...
+def cifar_speed(
     *,
     weights: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def check_labels(labels: Iterable[str], num_classes: int | None = None) -> list[
     Raises:
         ValueError: `labels` is not a list, or does not have one name per logit.
     """
-    if isinstance(labels, str | dict) or not hasattr(labels, "__len__"):
+    if isinstance(labels, str | dict) or not isinstance(labels, Sized):
         raise ValueError(f"`labels` must be a list of class names, got {labels!r}")
     if num_classes is not None and len(labels) != num_classes:
         raise ValueError(f"`labels` must have one name per logit ({num_classes}), got {len(labels)}")

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = {
     "keras_resnet": [
         "_version",
+        "deprecated",
         "checks",
         "tables",
         "layers",
@@ -33,6 +34,7 @@ ORDER = {
         "options",
         "results",
         "artifact",
+        "family",
         "runtime",
         "console",
         "conversion",
@@ -40,6 +42,7 @@ ORDER = {
         "verification",
         "quantization",
         "exporters",
+        "elastic",
         "source",
         "train",
         "serving",

@@ -212,11 +212,12 @@ class _Handlers:
             asked = None if length == 0 else await self.service.codec.decode_request(body, length)
         with self.service.hold(*_named(request)) as model:
             asked = asked or decode_raw(body, model)
+            model = self.service.choose(model, asked)
             tensors = await _unless_hung_up(request, self.service.infer(model, asked, admission))
-        names, identifier = (model.source.name, model.source.version), asked.id
+        names, identifier, parameters = (model.source.name, model.source.version), asked.id, model.parameters
         # From here on only the answer is in memory.
         del body, asked, model
-        parts, length = await self.service.codec.encode_response(*names, tensors, identifier)
+        parts, length = await self.service.codec.encode_response(*names, tensors, identifier, parameters)
         del tensors
         admission.settle(sum(map(len, parts)))
         headers = {"Content-Type": "application/json" if length is None else "application/octet-stream"}
@@ -236,12 +237,15 @@ class _Handlers:
         started = time.perf_counter()
         with self.service.announced(*_named(request)):
             body = await self._body(request)
+        wanted = {"depth": request.query_params["depth"]} if "depth" in request.query_params else {}
         with self.service.hold(*_named(request)) as model:
+            model = model.choose(wanted)
             found = await _unless_hung_up(request, self.service.classify(model, body, top, request.state.admission))
         return JSONResponse(
             {
                 "model_name": model.source.name,
                 "model_version": model.source.version,
+                **model.parameters,
                 "output_kind": model.scores.kind,
                 "predictions": found,
                 "milliseconds": round((time.perf_counter() - started) * 1000, 3),

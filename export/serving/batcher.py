@@ -81,16 +81,18 @@ class _Item:
 class Batcher:
     """Collects requests of one model and runs them in batches.
 
-    Differs from the usual request-counting batchers: rows count, inputs of different shapes are never mixed, and an idle
-    batcher sends at once, unless it was told (`announced`) that more is on its way, or has just answered several rows, whose
-    senders it gives `max_delay` to come back. While all instances run, the next full batch of each lies ready for its thread,
-    which does not wait for the event loop then; until it begins, its rows count as waiting.
+    Differs from batchers that count requests: it counts rows, and it never mixes inputs of different shapes. An idle batcher
+    runs a batch at once, with two exceptions: it was told (`announced`) that more is about to arrive, or it has just answered
+    several rows, whose senders get `max_delay` to ask again. While all instances run, the next full batch of each is prepared, so
+    that its thread need not wait for the event loop. Its rows count as waiting until it begins.
 
     Args:
         run: function `{name: array} -> {name: array}`, called in a thread.
         options: `BatchOptions`.
         observe: called with the `Timing` of every run that succeeded.
         batched: whether the first axis of every array counts rows; otherwise every request runs alone, and counts as one row.
+        threads: Threads to run in, shared with other batchers, which closes them; by default the batcher has `instances` of its
+            own. A batch that waits for a shared thread counts as waiting.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Batcher:
         options: BatchOptions,
         observe: Callable[[Timing], object] = lambda timing: None,
         batched: bool = True,
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
         self.options, self.batched = options, batched
         self._run, self._observe = run, observe
@@ -107,12 +110,19 @@ class Batcher:
         self._freed = self._expected = 0
         self._timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._threads = ThreadPoolExecutor(options.instances, thread_name_prefix="infer")
+        self._started_rows = 0
+        self._is_sharing = threads is not None
+        self._threads = threads or ThreadPoolExecutor(options.instances, thread_name_prefix="infer")
 
     @property
     def waiting(self) -> int:
         """Rows in the queue."""
         return self._waiting
+
+    @property
+    def unfinished(self) -> int:
+        """Rows in the queue, and rows of the batches that run."""
+        return self._waiting + self._started_rows
 
     @property
     def pending(self) -> int:
@@ -180,7 +190,8 @@ class Batcher:
         self._drained = self._drained or asyncio.get_running_loop().create_future()
         self._check_drained()
         await self._drained
-        self._threads.shutdown()
+        if not self._is_sharing:
+            self._threads.shutdown()
 
     def _rows(self, inputs):
         return len(next(iter(inputs.values()))) if self.batched else 1
@@ -227,7 +238,7 @@ class Batcher:
 
     @staticmethod
     def _holds(group: Iterable[_Item], enough: int) -> bool:
-        """Whether a group has so many rows."""
+        """Whether a group has at least `enough` rows."""
         rows = 0
         for item in group:
             rows += item.rows if item.state == "queued" else 0
@@ -271,7 +282,7 @@ class Batcher:
     def _start(self, batch):
         loop = asyncio.get_running_loop()
         begun = functools.partial(loop.call_soon_threadsafe, self._begin, batch)
-        if self._running < self.options.instances:
+        if self._running < self.options.instances and not self._is_sharing:
             self._begin(batch)
             begun = None
         self._running += 1
@@ -283,6 +294,7 @@ class Batcher:
             if item.state == "queued":
                 item.state = "running"
                 self._waiting -= item.rows
+                self._started_rows += item.rows
                 self._pending -= item.is_last
 
     def _finish(self, batch, job):
@@ -292,6 +304,7 @@ class Batcher:
         error = None if job.cancelled() else job.exception()
         done = {} if job.cancelled() or error else job.result()
         for item in batch:
+            self._started_rows -= item.rows if item.state == "running" else 0
             item.state, item.inputs = "done", None
             if item.future.done():
                 continue

@@ -57,14 +57,19 @@ class Codec:
         return protocol.decode_request(body, json_length)
 
     async def encode_response(
-        self, model_name: str, model_version: str, tensors: Tensors, request_id: str | None
+        self,
+        model_name: str,
+        model_version: str,
+        tensors: Tensors,
+        request_id: str | None,
+        parameters: dict[str, str] | None = None,
     ) -> tuple[list[bytes | memoryview], int | None]:
         """Encode an inference response, see `protocol.response_parts`.
 
         Raises:
             ProtocolError: JSON cannot express an output (400), or needs more bytes than allowed (413).
         """
-        arguments = (model_name, model_version, tensors, request_id, self._max_json)
+        arguments = (model_name, model_version, tensors, request_id, self._max_json, parameters)
         numbers = sum(array.size for _, array, binary in tensors if not binary)
         if 2 * numbers > self._max_json:
             raise ProtocolError(f"{numbers:,} numbers are too many for JSON; ask for binary data", 413)

@@ -92,6 +92,11 @@ model_options = _options(
     _number(int, "--max-open-pixels", 2**22, "Pixels at which a model of dynamic size is run."),
     _number(float, "--timeout", 60.0, "Seconds a request may wait and run."),
     click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Run every batch size before being ready."),
+    click.option(
+        "--adaptive",
+        is_flag=True,
+        help="Families: answer with one member shallower for each full batch that waits, before requests are refused.",
+    ),
     scores_options,
 )
 app_options = _options(
@@ -269,7 +274,8 @@ def serve(
     **options: Any,
 ) -> int | None:
     """Serve ONNX models over HTTP: the Open Inference Protocol v2, as KServe and Triton speak it, a page for people at /,
-    and POST /v2/models/NAME/classify for image files. A name that comes again is the next version of that model.
+    and POST /v2/models/NAME/classify for image files. A name that comes again is the next version of that model. The file
+    family.json of `resnet-export family` is a model whose requests choose its depth.
 
     \b
     Example:
@@ -329,10 +335,10 @@ def _serve_in_process(files, repository, tell, options, as_json, reuse_port=Fals
     service = app.state.service
     config, bound = server.configure(app, listen), server.bind(listen)
     grpc = _with_grpc(app, listen, options["grpc_port"]) if options["grpc_port"] is not None else None
-    beside, details = None, {"grpc": grpc.target} if grpc else {}
+    metrics, details = None, {"grpc": grpc.target} if grpc else {}
     if metrics_port is not None:
-        beside = metrics_app(service), server.bind(server.ServerOptions(options["host"], metrics_port), "--metrics-port")
-        details["metrics_url"] = server.url_of(beside[1]) + "/metrics"
+        metrics = metrics_app(service), server.bind(server.ServerOptions(options["host"], metrics_port), "--metrics-port")
+        details["metrics_url"] = server.url_of(metrics[1]) + "/metrics"
     server.log_to_stderr(listen.access_log, as_json)
     models.open()
     url = server.url_of(bound, bool(tls))
@@ -346,7 +352,7 @@ def _serve_in_process(files, repository, tell, options, as_json, reuse_port=Fals
             grpc.reload_certificate()
 
     hooks = server.Hooks(service.drain, reload, listen.shutdown_delay)
-    ended_by = server.run(config, bound, hooks, beside, companions=[grpc] if grpc else ())
+    ended_by = server.run(config, bound, hooks, metrics, companions=[grpc] if grpc else ())
     if grpc and grpc.failure:
         raise grpc.failure
     return ended_by
@@ -467,6 +473,7 @@ def _model_options(options):
         max_open_pixels=options["max_open_pixels"],
         timeout=options["timeout"],
         warm_up=options["warm_up"],
+        adaptive=options["adaptive"],
         **_declared(options),
     )
 
@@ -534,19 +541,21 @@ def triton(
     max_delay_us: int,
     **options: Any,
 ) -> None:
-    """Write ONNX files as a model repository for NVIDIA's Triton; a name that comes again is the next version.
+    """Write ONNX files as a model repository for NVIDIA's Triton; a name that comes again is the next version. The members of
+    a family.json become models of their own.
 
     \b
     Example:
       resnet-export triton resnet50.onnx models/ --gpu --tensorrt fp16
     """
     from ..artifact import publishing
+    from .families import member_sources
     from .repository import parse_sources
     from .triton import TritonOptions, kserve_yaml, write_repository
 
     if (kserve is None) != (storage_uri is None):
         raise UsageError("--kserve and --storage-uri belong together")
-    sources = parse_sources(files)
+    sources = [member for source in parse_sources(files) for member in member_sources(source)]
     yaml = kserve_yaml(_service_name(sources), storage_uri, options["gpu"]) if kserve else None
     written = write_repository(
         sources, repository, TritonOptions(max_delay=max_delay_us / 1e6, **options), overwrite=force, add=add

@@ -193,11 +193,12 @@ class Calls(grpc.GenericRpcHandler):
         del message
         name, version, asked = await self._decoded(rest, raw, held)
         with self._service.hold(name, version) as model:
+            model = self._service.choose(model, asked)
             tensors = await self._service.infer(model, asked, held.admission)
-        source, identifier = model.source, asked.id
+        source, identifier, parameters = model.source, asked.id, model.parameters
         # From here on only the answer is in memory.
         del rest, raw, asked, model
-        arguments = (source.name, source.version, tensors, identifier, streamed)
+        arguments = (source.name, source.version, tensors, identifier, streamed, parameters)
         if any(array.dtype.kind == "O" or array.nbytes > INLINE_BYTES for _, array, _ in tensors):
             encoded = await self._service.codec.in_thread(grpc_codec.encode_response, *arguments)
         else:

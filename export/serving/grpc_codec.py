@@ -144,7 +144,12 @@ def decode_request(message: Any, raw: list[memoryview]) -> tuple[str, str | None
 
 
 def encode_response(
-    model_name: str, model_version: str, tensors: Tensors, request_id: str | None = None, streamed: bool = False
+    model_name: str,
+    model_version: str,
+    tensors: Tensors,
+    request_id: str | None = None,
+    streamed: bool = False,
+    parameters: dict[str, str] | None = None,
 ) -> bytes:
     """Encode the answer to an inference request.
 
@@ -155,6 +160,7 @@ def encode_response(
             raw.
         request_id: The request's id, which is repeated.
         streamed: Whether the answer is one of a stream: a `ModelStreamInferResponse`.
+        parameters: Parameters of the answer.
 
     Raises:
         ProtocolError: The client does not want the outputs raw, but one is FP16, which has no typed form (400), or they are too
@@ -172,6 +178,8 @@ def encode_response(
             raw.append(protocol.to_bytes(array))
         else:
             _set_typed(entry.contents, array, datatype, name)
+    for name, value in (parameters or {}).items():
+        message.parameters[name].string_param = value
     if streamed:
         # Triton's clients of models that answer several times look for the last answer; here each is the only one.
         message.parameters["triton_final_response"].bool_param = True

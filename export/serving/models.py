@@ -7,6 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -55,6 +56,7 @@ class ModelOptions:
         warm_up: run every batch size once before a model is ready.
         scores: Name of the output that scores classes, for files that do not state it and have such an output.
         output_kind: Kind of that output (one of `options.KINDS`), likewise.
+        adaptive: Send requests to shallower members of a family while others wait.
     """
 
     device: str = "auto"
@@ -67,6 +69,7 @@ class ModelOptions:
     warm_up: bool = True
     scores: str | None = None
     output_kind: str | None = None
+    adaptive: bool = False
 
 
 class ServedModel:
@@ -75,14 +78,18 @@ class ServedModel:
     Args:
         source: `Source`.
         options: `ModelOptions`.
+        depth: Name of the member of a family that this is, or None.
+        threads: Threads to run in, shared with other models; by default the model has its own.
 
     Raises:
         UsageError: the file is missing or damaged, or has tensors that the protocol has no datatype for.
         DeviceError: the device does not start.
     """
 
-    def __init__(self, source: Source, options: ModelOptions) -> None:
-        self.source, self.options = source, options
+    def __init__(
+        self, source: Source, options: ModelOptions, depth: str | None = None, threads: ThreadPoolExecutor | None = None
+    ) -> None:
+        self.source, self.options, self.depth = source, options, depth
         # One session per instance; instances on one device share theirs.
         self.sessions = _opened(source.path, options)
         self._free: SimpleQueue[Session] = SimpleQueue()
@@ -94,7 +101,7 @@ class ServedModel:
         self.batched = all(isinstance(v.shape[0], str) if v.shape else False for v in self.session.inputs + self.session.outputs)
         self.scores = self._declared_scores()
         self.statistics = Statistics()
-        self.batcher = Batcher(self._run, options.batch, self.statistics.executed, self.batched)
+        self.batcher = Batcher(self._run, options.batch, self.statistics.executed, self.batched, threads)
         self._holders = 0
         self._released: asyncio.Future[None] | None = None
 
@@ -108,6 +115,34 @@ class ServedModel:
             self._holders -= 1
             if self._released and not self._holders and not self._released.done():
                 self._released.set_result(None)
+
+    def choose(self, parameters: dict[str, Any], rows: int = 1, timeout: float | None = None) -> ServedModel:
+        """The model that is to answer a request: this one, since only families have several.
+
+        Args:
+            parameters: Parameters of the request.
+            rows: Its rows.
+            timeout: Seconds after which the client no longer wants an answer.
+
+        Raises:
+            ProtocolError: The request asks for a depth.
+        """
+        if parameters.get("depth") is not None:
+            raise ProtocolError(f"model {self.source.name!r} is no family, so that it has one depth; leave `depth` out")
+        return self
+
+    def parts(self) -> list[ServedModel]:
+        """The models that answer requests, each with statistics of its own."""
+        return [self]
+
+    def total_statistics(self) -> Statistics:
+        """The statistics of all `parts`."""
+        return self.statistics
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What an answer says about the model beyond its name and version."""
+        return {} if self.depth is None else {"depth": self.depth}
 
     @property
     def labels(self) -> list[str] | None:
@@ -145,14 +180,24 @@ class ServedModel:
 
     def warm_up(self) -> None:
         """Run every batch size that may come once, with zeros; sizes left open come from the card, without one it is skipped."""
+        if not self.options.warm_up:
+            return
+        for _, inputs in self.warm_inputs():
+            for opened in dict.fromkeys(self.sessions):
+                self._run_on(opened, inputs)
+
+    def warm_inputs(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Zeros for every batch size that may come, with its rows; none where the card does not name the size of an input."""
         shapes = [self.warm_shape(spec) for spec in self.inputs]
-        if not self.options.warm_up or None in shapes:
+        if None in shapes:
             return
         for rows in buckets(self.options.batch.max_rows) if self.batched else [1]:
             lead = [rows] if self.batched else []
-            inputs = {spec.name: _zeros(spec, lead + shape) for spec, shape in zip(self.inputs, shapes, strict=True)}
-            for opened in dict.fromkeys(self.sessions):
-                self._run_on(opened, inputs)
+            yield rows, {spec.name: _zeros(spec, lead + shape) for spec, shape in zip(self.inputs, shapes, strict=True)}
+
+    def run_once(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the model outside of the queue, to measure it."""
+        return self._run_on(self.session, inputs)
 
     def prepare(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Decoded inputs as the session takes them; what it cannot take is refused here, before it shares a batch with others.
@@ -195,14 +240,17 @@ class ServedModel:
         except BaseException as error:
             self.statistics.failed(time.monotonic_ns() - started)
             if isinstance(error, QueueFull | DeadlineExceeded):
-                reason = "queue_full" if isinstance(error, QueueFull) else "deadline"
-                message = f"model {self.source.name!r} is busy: {error}; try again later"
-                raise ProtocolError(message, 503, RETRY, reason) from error
+                raise self.busy(error) from error
             if isinstance(error, Exception):
                 raise ProtocolError(f"model {self.source.name!r} failed: {first_line(error)}", 500) from error
             raise
         self.statistics.succeeded(time.monotonic_ns() - started, answer)
         return answer
+
+    def busy(self, error: QueueFull | DeadlineExceeded) -> ProtocolError:
+        """The answer to a request that the model has no time for (503)."""
+        reason = "queue_full" if isinstance(error, QueueFull) else "deadline"
+        return ProtocolError(f"model {self.source.name!r} is busy: {error}; try again later", 503, RETRY, reason)
 
     def read_image(self, body: bytes) -> dict[str, np.ndarray]:
         """An encoded image as input arrays (to be called in a thread: decoding takes its time).

@@ -64,6 +64,7 @@ def _model_paths(base):
     names = [_path_parameter(name) for name in ("name", "version") if f"{{{name}}}" in base]
     top = {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 5}}
     length = {"name": HEADER_LENGTH, "in": "header", "schema": COUNT, "description": "Length of the JSON; tensors follow it"}
+    depth = {"name": "depth", "in": "query", "schema": TEXT, "description": "Member of a family"}
     reads = {
         "": ("Model metadata", _schema("metadata")),
         "/ready": ("Is the model ready?", _object({"name": TEXT, "ready": {"const": True}})),
@@ -74,7 +75,7 @@ def _model_paths(base):
     described = {path: _operation(summary, schema, 404, 503) for path, (summary, schema) in reads.items()}
     return {base + path: {"get": operation, "parameters": names} for path, operation in described.items()} | {
         f"{base}/infer": {"post": _infer(), "parameters": [*names, length]},
-        f"{base}/classify": {"post": _classify(), "parameters": [*names, top]},
+        f"{base}/classify": {"post": _classify(), "parameters": [*names, top, depth]},
     }
 
 
@@ -123,7 +124,7 @@ def _schemas():
     requested = _object({"name": TEXT, "parameters": PARAMETERS}, ("parameters",))
     found = _object({"class": COUNT, "label": {"type": ["string", "null"]}, "probability": {"type": "number"}})
     request = {"id": TEXT, "parameters": PARAMETERS, "inputs": _array(tensor), "outputs": _array(requested)}
-    response = {"model_name": TEXT, "model_version": TEXT, "id": TEXT, "outputs": _array(tensor)}
+    response = {"model_name": TEXT, "model_version": TEXT, "id": TEXT, "parameters": PARAMETERS, "outputs": _array(tensor)}
     counted = _object({"name": TEXT, "version": TEXT, "inference_count": COUNT, "execution_count": COUNT})
     state = {"enum": ["READY", "LOADING", "UNAVAILABLE"]}
     model = {"model_name": TEXT, "model_version": TEXT}
@@ -133,7 +134,7 @@ def _schemas():
         "metadata": _object(metadata),
         "statistics": _object({"model_stats": _array(counted)}),
         "index_entry": _object({"name": TEXT, "version": TEXT, "state": state, "reason": TEXT}),
-        "classes": _object(model | {"predictions": _array(found), "milliseconds": {"type": "number"}}),
+        "classes": _object(model | {"depth": TEXT, "predictions": _array(found), "milliseconds": {"type": "number"}}, ("depth",)),
         "infer_request": _object(request, ("id", "parameters", "outputs")),
-        "infer_response": _object(response, ("id",)),
+        "infer_response": _object(response, ("id", "parameters")),
     }

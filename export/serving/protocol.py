@@ -121,6 +121,7 @@ class InferResponse:
     model_version: str | None
     id: str | None
     outputs: dict[str, np.ndarray]
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 def datatype_of(dtype: DTypeLike) -> str:
@@ -311,9 +312,10 @@ def encode_response(
     outputs: list[tuple[str, np.ndarray, bool]],
     request_id: str | None = None,
     max_json: int | None = None,
+    parameters: dict[str, str] | None = None,
 ) -> tuple[bytes, int | None]:
     """Encode an inference response; see `response_parts`, of which this is the concatenation."""
-    parts, length = response_parts(model_name, model_version, outputs, request_id, max_json)
+    parts, length = response_parts(model_name, model_version, outputs, request_id, max_json, parameters)
     return b"".join(parts), length
 
 
@@ -323,6 +325,7 @@ def response_parts(
     outputs: list[tuple[str, np.ndarray, bool]],
     request_id: str | None = None,
     max_json: int | None = None,
+    parameters: dict[str, str] | None = None,
 ) -> tuple[list[bytes | memoryview], int | None]:
     """Encode an inference response as buffers that follow each other; binary tensors are not copied.
 
@@ -331,6 +334,7 @@ def response_parts(
         outputs: List of `(name, array, binary)`.
         request_id: The request's id, echoed.
         max_json: Largest JSON part, in bytes.
+        parameters: Parameters of the answer; the member of a family that gave it is `depth`.
 
     Returns:
         `(buffers, length of the JSON part)`; the length is None where all outputs are JSON.
@@ -338,7 +342,9 @@ def response_parts(
     Raises:
         ProtocolError: JSON cannot express an output (FP16, NaN, infinity, bytes that are not UTF-8), or needs too many bytes.
     """
-    message = {"model_name": model_name, "model_version": model_version}
+    message: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
+    if parameters:
+        message["parameters"] = parameters
     if request_id is not None:
         message["id"] = request_id
     return _encoded(message, "outputs", outputs, max_json)
@@ -397,7 +403,7 @@ def decode_response(body: bytes | memoryview, json_length: int | None = None) ->
     read = _Tail(tail)
     outputs = _read_tensors(_entries(message, "outputs"), read, "output")
     read.check_end()
-    return InferResponse(name, version, _identifier(message), outputs)
+    return InferResponse(name, version, _identifier(message), outputs, _parameters(message))
 
 
 def classify(array: np.ndarray, classes: int, labels: Sequence[str] | None = None, batched: bool = True) -> np.ndarray:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from ..artifact import existing_file, first_line
 from ..errors import ExportError, UsageError
+from ..family import FILE, is_family, read_family
+from .families import ServedFamily, open_model
 from .models import RETRY, ServedModel, Source
 from .protocol import ProtocolError
 
@@ -71,10 +73,12 @@ class Repository:
             UsageError, DeviceError: a model does not open, or none has the output that the options name.
         """
         for key, entry in self._entries.items():
-            model = ServedModel(entry.source, self._options)
+            model = open_model(entry.source, self._options)
             if warm_up:
                 model.warm_up()
             self._entries[key] = Entry(entry.source, READY if warm_up else LOADING, model)
+        if self._options.adaptive and not any(isinstance(entry.model, ServedFamily) for entry in self._entries.values()):
+            raise UsageError("--adaptive needs a family, as `resnet-export family` writes it; no model is one")
         outputs = {spec.name for entry in self._entries.values() for spec in entry.model.outputs}
         if self._options.scores is not None and self._entries and self._options.scores not in outputs:
             raise UsageError(f"no model has an output {self._options.scores!r}; their outputs are {', '.join(sorted(outputs))}")
@@ -179,7 +183,7 @@ class Repository:
 
     def _opened(self, source):
         try:
-            model = ServedModel(source, self._options)
+            model = open_model(source, self._options)
             model.warm_up()
         except ExportError as error:
             # The message for the log names the file; the one for the client must not.
@@ -206,7 +210,8 @@ class Repository:
 
 
 def parse_sources(arguments: Iterable[str]) -> list[Source]:
-    """`MODEL.onnx` and `NAME=MODEL.onnx` as sources; a name that comes again is the next version.
+    """`MODEL.onnx` and `NAME=MODEL.onnx` as sources; a name that comes again is the next version. So with `family.json`, which
+    has the name of its network by default.
 
     Args:
         arguments: strings of the command line.
@@ -221,10 +226,16 @@ def parse_sources(arguments: Iterable[str]) -> list[Source]:
     for argument in arguments:
         name, equals, path = argument.partition("=")
         path = existing_file(path if equals else argument)
-        name = name if equals else path.stem
+        if not equals:
+            name = _plain_name(read_family(path).name) if is_family(path) else path.stem
         version = str(1 + sum(source.name == name for source in sources))
         sources.append(Source(name, version, path.absolute()))
     return sources
+
+
+def _plain_name(name: str) -> str:
+    """The name of a network without characters that the name of a model may not have."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:128]
 
 
 def check_name(source: Source) -> None:
@@ -244,7 +255,7 @@ def _has_good_name(source: Source) -> bool:
 
 
 def find_models(folder: str | os.PathLike[str]) -> list[Source]:
-    """The models of a repository folder: `NAME/VERSION/model.onnx` as Triton lays it out, and `NAME.onnx`.
+    """The models of a repository folder: `NAME/VERSION/model.onnx` as Triton lays it out, `NAME.onnx`, and `NAME/family.json`.
 
     Returns:
         list of `Source`.
@@ -256,6 +267,7 @@ def find_models(folder: str | os.PathLike[str]) -> list[Source]:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
     sources = [Source(path.stem, "1", path) for path in folder.glob("*.onnx") if path.is_file()]
+    sources += [Source(path.parent.name, "1", path) for path in folder.glob(f"*/{FILE}") if path.is_file()]
     for path in folder.glob("*/*/model.onnx"):
         if VERSION.fullmatch(path.parent.name):
             # With external data, Triton wants a folder model.onnx that holds model.onnx and its data.

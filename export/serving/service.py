@@ -136,8 +136,11 @@ class Service:
 
     def metrics(self) -> tuple[bytes, str]:
         """Return the metrics for Prometheus and their content type."""
-        models = self.repository.models()
-        found = ((m.source.name, m.source.version, m.statistics, m.batcher.pending) for m in models)
+        parts = (part for model in self.repository.models() for part in model.parts())
+        found = (
+            ({"model": m.source.name, "version": m.source.version, **m.parameters}, m.statistics, m.batcher.pending)
+            for m in parts
+        )
         return render_metrics(found, self.requests)
 
     async def warm_up(self) -> list[str]:
@@ -188,14 +191,27 @@ class Service:
         Raises:
             ProtocolError: See `find`.
         """
-        with self.find(name, version).batcher.announced():
+        with self.find(name, version).choose({}).batcher.announced():
             yield
+
+    def choose(self, model: ServedModel, asked: InferRequest) -> ServedModel:
+        """Choose the member of a family that is to answer a request; any other model is its only member.
+
+        Args:
+            model: What `hold` gave.
+            asked: The request.
+
+        Raises:
+            ProtocolError: There is no member as it asks for (400), or too many requests wait (503).
+        """
+        rows = max((len(array) for array in asked.inputs.values() if array.ndim), default=1) if model.batched else 1
+        return model.choose(asked.parameters, rows, asked.timeout)
 
     async def infer(self, model: ServedModel, asked: InferRequest, admission: Admission) -> Tensors:
         """Run a decoded request.
 
         Args:
-            model: What `hold` gave.
+            model: What `choose` gave.
             asked: The request.
             admission: Where the answer is accounted for, in place of the request.
 
@@ -217,7 +233,7 @@ class Service:
         """Classify one encoded image.
 
         Args:
-            model: What `hold` gave.
+            model: What `choose` of that which `hold` gave has chosen.
             body: The image file.
             top: How many classes to return, best first.
             admission: Where the decoded image is accounted for; a small file may be a large picture.
@@ -245,7 +261,7 @@ class Service:
         if name is not None:
             found = self.find(name, version)
             models = [found] if version is not None else [model for model in models if model.source.name == name]
-        return [model.statistics.to_json(model.source.name, model.source.version) for model in models]
+        return [model.total_statistics().to_json(model.source.name, model.source.version) for model in models]
 
     async def load(self, name: str, parameters: dict[str, Any] | None = None) -> None:
         """Load a model on behalf of a client.

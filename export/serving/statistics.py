@@ -34,6 +34,11 @@ class Duration:
         self.count += 1
         self.ns += ns
 
+    def include(self, other: Duration) -> None:
+        """Add what another one has counted."""
+        self.count += other.count
+        self.ns += other.ns
+
     def to_json(self) -> dict[str, int]:
         return {"count": self.count, "ns": self.ns}
 
@@ -103,6 +108,23 @@ class Statistics:
         }
 
 
+def total(parts: Sequence[Statistics]) -> Statistics:
+    """The statistics of several models together."""
+    whole = Statistics(
+        inferences=sum(part.inferences for part in parts),
+        executions=sum(part.executions for part in parts),
+        last_inference=max(part.last_inference for part in parts),
+    )
+    for part in parts:
+        for name, duration in part.requests.items():
+            whole.requests[name].include(duration)
+        for rows, phases in part.batches.items():
+            batch = whole.batches.setdefault(rows, _phases(PHASES[1:]))
+            for name, duration in phases.items():
+                batch[name].include(duration)
+    return whole
+
+
 class RequestCounts:
     """How often each route was asked, by HTTP status and reason, and how long the answers took."""
 
@@ -147,18 +169,21 @@ COUNTERS = (
 
 
 def render_metrics(
-    models: Iterable[tuple[str, str, Statistics, int]], requests: RequestCounts | None = None
+    models: Iterable[tuple[dict[str, str], Statistics, int]], requests: RequestCounts | None = None
 ) -> tuple[bytes, str]:
     """Write the text that Prometheus reads: the models' counters, the HTTP counts, and the process's memory, time and files.
 
     Args:
-        models: `(name, version, Statistics, requests waiting)` of every model.
+        models: `(labels, Statistics, requests waiting)` of every model; the labels are its name and version, and of a member of a
+            family its depth.
         requests: The counts of HTTP requests, if there are any.
 
     Returns:
         `(bytes, content type)`.
     """
-    models = [(f'model="{name}",version="{version}"', counts, waiting) for name, version, counts, waiting in models]
+    models = [
+        (",".join(f'{key}="{value}"' for key, value in names.items()), counts, waiting) for names, counts, waiting in models
+    ]
     lines = []
     # prometheus-client would append `_total` to the names that Triton's dashboards look for.
     for name, text, read in COUNTERS:

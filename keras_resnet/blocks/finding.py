@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from keras import tree
 from ..graphs import ancestors, producer, walk
 from ..layers import ResidualAdd
 from .identity import ResidualBlock
+from .signs import callers, is_non_negative, is_relu
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,16 @@ class Block:
     """A residual block found in a model.
 
     `path` names it, `add` is its `ResidualAdd`, `branch` its layers that have weights, in order; `same_shape` tells
-    whether it could be the identity: the shortcut is the very tensor that the branch starts from.
+    whether it could be the identity: the shortcut is the very tensor that the branch starts from. `keeps_shortcut` tells
+    whether nothing after the addition changes the shortcut: there is no activation, or a ReLU of a tensor that is proven not
+    to be negative.
     """
 
     path: str
     add: ResidualAdd
     branch: list = field(repr=False)
     same_shape: bool = False
+    keeps_shortcut: bool = True
 
     @property
     def gate(self) -> str | None:
@@ -32,8 +37,13 @@ class Block:
 
     @property
     def removable(self) -> bool:
-        """Whether `prune` may take it out: grown or pre-activation, and of one shape."""
-        return self.same_shape and (self.add.grown or self.add.kind == "preact")
+        """Whether `prune` may take it out: without its branch the block is the identity."""
+        return self.same_shape and self.keeps_shortcut
+
+
+def closing_name(add: ResidualAdd) -> str:
+    """The name of the activation that belongs to a post-activation block."""
+    return f"{add.block}_out"
 
 
 def find_blocks(model: keras.Model) -> list[Block]:
@@ -45,7 +55,7 @@ def find_blocks(model: keras.Model) -> list[Block]:
     Returns:
         List of `Block` in order of execution; a block that is called more than once appears once.
     """
-    found, seen = [], set()
+    found, seen, closing = [], set(), _Closing(model)
     for path, _, node in walk(model):
         operation = node.operation
         if id(operation) in seen:
@@ -56,8 +66,32 @@ def find_blocks(model: keras.Model) -> list[Block]:
         elif isinstance(operation, ResidualAdd):
             layers, same_shape = _branch(*node.arguments.keras_tensors)
             prefix, _, own = path.rpartition("/")
-            found.append(Block("/".join(filter(None, (prefix, operation.block or own))), operation, layers, same_shape))
+            path = "/".join(filter(None, (prefix, operation.block or own)))
+            found.append(Block(path, operation, layers, same_shape, closing.keeps_shortcut(operation)))
     return found
+
+
+class _Closing:
+    """Whether what follows the additions of a model leaves their shortcuts as they are. Works only where it is asked."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model, self._known = model, {}
+
+    @functools.cached_property
+    def _calls(self) -> tuple[list, dict]:
+        return [node for _, _, node in walk(self._model)], callers(self._model)
+
+    def keeps_shortcut(self, add: ResidualAdd) -> bool:
+        if add.grown or add.kind == "preact":
+            return True  # Post-activation blocks are grown only where the shortcut is not negative.
+        calls, outer = self._calls
+        sums = [node for node in calls if node.operation is add]
+        outputs = {id(node.outputs[0]) for node in sums}
+        return all(is_non_negative(node.arguments.keras_tensors[0], outer, self._known) for node in sums) and all(
+            is_relu(node.operation)
+            for node in calls
+            if node.operation.name == closing_name(add) and any(id(t) in outputs for t in node.arguments.keras_tensors)
+        )
 
 
 def _branch(shortcut, branch):

@@ -54,7 +54,7 @@ class Source:
     test: Images | Encoded | Records | None
     classes: tuple[str, ...]
     image_size: tuple[int, int] | None
-    preprocessing: object = "torch"
+    preprocessing: str | dict[str, Any] = "torch"
     crop: bool = False
     damaged: tuple[str, ...] = ()
     validation: Images | Encoded | Records | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,10 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from ..blocks.finding import find_blocks
+from ..blocks.finding import Block, closing_name, find_blocks
 from ..blocks.identity import ResidualBlock
+from ..checks import nearest
 from ..graphs import pack_inputs, require_graph, walk
-from ..layers import ResidualAdd
 from ..modelcard import card
 from .drift import batches, drift, gate_value
 from .points import is_grown_part
@@ -63,12 +63,13 @@ IDENTITY, GROWN = "identity", "grown"
 
 
 def prune(
-    model: keras.Model, data: object = None, tolerance: float = 0.0, blocks: str = IDENTITY
+    model: keras.Model, data: object = None, tolerance: float = 0.0, blocks: str | Sequence[str] = IDENTITY
 ) -> tuple[keras.Model, PruneReport]:
     """Remove residual blocks that are the identity; if they are exactly that, the output does not change at all.
 
-    Only blocks of one shape that were grown or are pre-activation are removed: without its branch, any other block still is
-    a projection or a ReLU.
+    Only blocks that are the identity without their branch are removed: those of one shape that were grown, are pre-activation, or
+    end in a ReLU whose shortcut the graph proves not to be negative. Without its branch, any other block still is a projection
+    or a ReLU.
 
     Args:
         model: Functional or Sequential model. It is not changed.
@@ -76,27 +77,30 @@ def prune(
             `tolerance`. Without data, its largest |gate| counts instead.
         tolerance: Largest size of a branch that counts as zero. Default 0.
         blocks: `"identity"` (default) removes what is the identity within `tolerance`. `"grown"` removes all blocks that were
-            grown, whatever they compute, see `without_blocks`; `tolerance` is not used then.
+            grown, whatever they compute, see `without_blocks`. A list of paths, as `find_blocks` and `drift` give them, removes
+            those blocks, whatever they compute. `tolerance` is not used in the last two cases.
 
     Returns:
         `(pruned model, PruneReport)`; the model is uncompiled.
 
     Raises:
-        ValueError: `tolerance` is negative, `blocks` is unknown, or a grown block cannot be removed.
+        ValueError: `tolerance` is negative, `blocks` is unknown, or a block cannot be removed.
     """
     if not isinstance(tolerance, (int, float)) or not tolerance >= 0:
         raise ValueError(f"`tolerance` must be a number of at least 0, got {tolerance!r}")
-    if blocks not in (IDENTITY, GROWN):
-        raise ValueError(f'`blocks` must be "identity" or "grown", got {blocks!r}')
+    if isinstance(blocks, str) and blocks not in (IDENTITY, GROWN):
+        raise ValueError(f'`blocks` must be "identity" or "grown" or a list of paths, got {blocks!r}')
     found = find_blocks(model)
     if isinstance(data, Iterator):
         data = list(data)  # It is iterated over twice.
-    if blocks == GROWN:
+    if not isinstance(blocks, str):
+        gone, criterion = named_blocks(found, blocks), "named"
+    elif blocks == GROWN:
         gone, criterion = _grown(model, found), "grown"
     else:
         gone, criterion = _identities(model, found, data, tolerance)
     removed = {id(block.add) for block in gone}
-    pruned = copy_model(model, _remover(removed, _closing_relus(model, removed)))
+    pruned = remove_blocks(model, gone)
     change, scale, accuracy = _change(model, pruned, data)
     return pruned, PruneReport(
         removed=[block.path for block in gone],
@@ -152,32 +156,54 @@ def _grown(model, found):
     return gone
 
 
-def _closing_relus(model, removed):
-    """Ids of the activations that belong to the removed post-activation blocks; others may read the sum too."""
-    outputs = {
-        id(node.outputs[0]): f"{node.operation.block}_out"
-        for _, _, node in walk(model)
-        if isinstance(node.operation, ResidualAdd) and id(node.operation) in removed and node.operation.kind == "postact"
-    }
+def named_blocks(found: Sequence[Block], names: Sequence[str]) -> list[Block]:
+    """Return the blocks of some paths, in the order of execution.
+
+    Raises:
+        ValueError: There is no such block, or it cannot be removed; the message says why.
+    """
+    known, wanted = {block.path: block for block in found}, list(names)
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"there is no residual block {unknown[0]!r}{nearest(unknown[0], known)}")
+    for block in (known[name] for name in wanted):
+        if not block.same_shape:
+            raise ValueError(f'block "{block.path}" cannot be removed: its branch does not start where its shortcut does')
+        if not block.removable:
+            raise ValueError(
+                f'block "{block.path}" cannot be removed: it ends in an activation that is not proven to leave its shortcut as '
+                "it is, which only a ReLU of a shortcut that cannot be negative does"
+            )
+    return [block for block in found if block.path in set(wanted)]
+
+
+def remove_blocks(model: keras.Model, blocks: Sequence[Block]) -> keras.Model:
+    """Return an uncompiled copy of a model without some blocks, which must be removable; its weights are those of the model."""
+    ends = block_ends(model, blocks)
+
+    def rewrite(graph: Any, node: Any, inputs: Any, outputs: Any) -> Any:
+        return inputs[0] if id(node.operation) in ends else outputs
+
+    return copy_model(model, rewrite)
+
+
+def block_ends(model: keras.Model, blocks: Sequence[Block]) -> set[int]:
+    """Ids of the operations that give back their first input where blocks are left out: their additions, or `ResidualBlock`
+    layers, and the ReLUs that belong to them. (Others may read a sum too.)"""
+    adds = {id(block.add): block.add for block in blocks}
+    calls = [node for _, _, node in walk(model)]
+    sums = {id(node.outputs[0]): adds[id(node.operation)] for node in calls if id(node.operation) in adds}
+    closed = {key: closing_name(add) for key, add in sums.items() if add.kind == "postact"}
     return {
         id(node.operation)
-        for _, _, node in walk(model)
-        if any(outputs.get(id(tensor)) == node.operation.name for tensor in node.arguments.keras_tensors)
+        for node in calls
+        if id(node.operation) in adds
+        or (isinstance(node.operation, ResidualBlock) and id(node.operation.add) in adds)
+        or any(closed.get(id(tensor)) == node.operation.name for tensor in node.arguments.keras_tensors)
     }
-
-
-def _remover(removed, relus):
-    def rewrite(graph: Any, node: Any, inputs: Any, outputs: Any) -> Any:
-        operation = node.operation
-        goes = id(operation) in removed or id(operation) in relus
-        goes |= isinstance(operation, ResidualBlock) and id(operation.add) in removed
-        return inputs[0] if goes else outputs
-
-    return rewrite
 
 
 def _change(model, pruned, data):
-    given = batches(model, data) if data is not None else _noise(model)
+    given = batches(model, data) if data is not None else noise_batches(model)
     if given is None:
         return None, None, None
     change, scale, right, count = 0.0, 0.0, np.zeros(2), 0
@@ -186,14 +212,14 @@ def _change(model, pruned, data):
         before, after = (tree.map_structure(ops.convert_to_numpy, tree.flatten(m(x, training=False))) for m in (model, pruned))
         change = max(change, largest_difference(before, after))
         scale = max([scale] + [float(np.abs(a).max(initial=0)) for a in before])
-        if (labels := _class_labels(y, before)) is not None:
+        if (labels := class_labels(y, before)) is not None:
             right += [(a[0].argmax(-1) == labels).sum() for a in (before, after)]
             count += len(labels)
     return change, scale, tuple(float(r) / count for r in right) if count else None
 
 
-def _class_labels(y, outputs):
-    """Class indices `(N,)` where outputs and labels are those of one classifier, else None: accuracy has no meaning then."""
+def class_labels(y: Any, outputs: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Return class indices `(N,)` where outputs and labels are those of one classifier, else None: accuracy has no meaning."""
     if not hasattr(y, "shape") or len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[1] < 2:
         return None
     if y.shape == outputs[0].shape:
@@ -203,8 +229,8 @@ def _class_labels(y, outputs):
     return None
 
 
-def _noise(model):
-    """Two seeded noise images, in the range that the model takes; None where a size is not known."""
+def noise_batches(model: keras.Model) -> list | None:
+    """Return one batch of two seeded noise images, in the range that the model takes; None where a size is not known."""
     rng = np.random.default_rng(0)
     pixels = card(model) is not None
     inputs = require_graph(model).inputs

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from ..blocks.finding import Block, find_blocks
-from ..checks import whole_number
+from ..checks import sides_and_channels, whole_number
 from ..graphs import output_heads
 from ..modelcard import card
 from ..tables import text_table
@@ -158,7 +158,7 @@ def growth_scores(
     """
     draws = whole_number("draws", draws, 1)
     given = _labelled(model, data, whole_number("batch_size", batch_size, 1))
-    loss = _loss(model, loss)
+    loss = default_loss(model) if loss is None else keras.losses.get(loss)
     points = find_points(model, after)
     paths = [point.path for point in points]
     probed = grow(model, paths, block=block, gate=GATE, scale=MATCH, data=[x for x, _ in given[:8]], seed=seed)
@@ -188,10 +188,12 @@ def _labelled(model, data, batch_size):
     return given
 
 
-def _loss(model, loss):
-    """A function of labels and outputs."""
-    if loss is not None:
-        return keras.losses.get(loss)
+def default_loss(model: keras.Model) -> Callable[[Any, Any], Any]:
+    """Return the cross-entropy that fits a classifier's output, a function of labels and outputs.
+
+    Raises:
+        ValueError: Neither the model's graph nor its card shows which.
+    """
     heads = output_heads(model)
     kind = heads[0].kind if len(heads) == 1 else "other"
     if kind in ("binary", "multilabel"):
@@ -227,9 +229,8 @@ def _macs(probed, probes, x):
         if id(layer) in owner:
             kernels = sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
             if kernels:
-                shape = tuple(output.shape)
-                channels = shape[1 if getattr(layer, "data_format", None) == "channels_first" else -1]
-                totals[owner[id(layer)]] += kernels * math.prod(shape[1:]) // channels
+                sides, _ = sides_and_channels(output.shape, getattr(layer, "data_format", "channels_last"))
+                totals[owner[id(layer)]] += kernels * math.prod(sides)
 
     run_with_fresh_branches(probed, keras.tree.map_structure(lambda array: np.asarray(array)[:1], x), visit)
     return totals

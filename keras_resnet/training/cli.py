@@ -50,7 +50,8 @@ class Command(click.Command):
         except click.NoSuchOption as error:
             name = error.option_name.lstrip("-").replace("-", "_")
             found = [ELSEWHERE[name]] if name in ELSEWHERE else difflib.get_close_matches(name, [*OPTIONS, "grow"], 1, 0.8)
-            error.possibilities = [f"--{known.replace('_', '-')}" for known in found]
+            # The constructor would keep only hints that resemble the flag.
+            error.possibilities = [f"--{known.replace('_', '-')}" for known in found]  # type: ignore[misc]
             raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -77,7 +78,7 @@ def options_of_run(command: Callable) -> Callable:
 def _flag(name: str, item: dataclasses.Field) -> Callable:
     group = next(kind.__doc__ for kind in GROUPS.values() if name in kind.__dataclass_fields__)
     flag, default, told = "--" + name.replace("_", "-"), item.default, item.metadata
-    shown = {"default": None, "group": group, "cls": Option, "help": _help(told["help"], default)}
+    shown: dict[str, Any] = {"default": None, "group": group, "cls": Option, "help": _help(told["help"], default)}
     if isinstance(default, bool) or name == "sync_batch_norm":
         return click.option(f"{flag}/--no-{flag[2:]}", name, **shown)
     if isinstance(default, tuple):
@@ -234,7 +235,7 @@ def _spawn(count: int, command: list[str] | None = None) -> int:
         The exit code.
     """
     command = command or _without_local_workers(_command())
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     processes: list[subprocess.Popen] = []
     asked: list[int] = []
 
@@ -300,7 +301,8 @@ def _without_local_workers(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Find ports of this machine that nobody listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:

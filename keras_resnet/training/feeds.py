@@ -3,7 +3,7 @@
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ class Feed:
         facts: Further entries of the summary.
         spec: One batch, or its `element_spec`.
         labels: Class names for the trained model; None where they are not known.
-        fingerprint: Figures by which the data of a run are told from other data.
+        fingerprint: Figures that distinguish the data of a run from other data.
     """
 
     name: str = "data"
@@ -159,7 +159,9 @@ class ImageFeed(Feed):
         self.validation = None if split is None else self._evaluation(split)
         found = {"holdout": self.held_out, "val": source.validation, "test": source.test}
         self.final = {name: self._evaluation(split) for name, split in found.items() if split is not None}
-        self._iterator, self._next, self._last = None, None, None
+        self._iterator: Iterator | None = None
+        self._next: int | None = None
+        self._last: int | None = None
 
     @property
     def spec(self) -> Any:
@@ -207,7 +209,9 @@ class ImageFeed(Feed):
     def _batches(self, segment: Segment, first: int, last: int) -> tf.data.Dataset:
         run = self.run
         area = run.random_area or (PHOTO_AREA if self.source.crop else 0.0)
-        augmentation = datasets.Augmentation(run.crop_padding, area, run.flip, run.randaugment, run.magnitude, run.erasing)
+        augmentation = datasets.Augmentation(
+            run.crop_padding, area, run.flip, run.randaugment, run.magnitude, run.erasing, run.crop_border, run.alternate_flips
+        )
         batches = datasets.training_batches(
             self.train, batch=run.batch_size, size=self._crop(segment), num_classes=self._classes, augmentation=augmentation,
             fill=self.source.mean, seed=run.seed, first=first, last=last, share=self.share,
@@ -318,7 +322,9 @@ class ArrayFeed(Feed):
         if self.steps > available:
             raise TrainingError(f"`steps_per_epoch` must be at most {available}, all batches of the data, got {self.steps}")
         self.fingerprint = {"data": self.name, "examples": self.size, "content": _checksum_of_arrays(arrays)}
-        self._iterator, self._next, self._last = None, None, None
+        self._iterator: Iterator | None = None
+        self._next: int | None = None
+        self._last: int | None = None
 
     @property
     def spec(self) -> Any:
@@ -453,7 +459,7 @@ class _Batches:
 
     def __init__(self, data: Iterable) -> None:
         self._data = data
-        self.num_batches = len(data) if hasattr(data, "__len__") else None
+        self.num_batches = len(data) if isinstance(data, Sized) else None
         first = next(iter(data), None)
         if not isinstance(first, (tuple, list)) or len(first) not in (2, 3):
             kind = "nothing" if first is None else type(first).__name__
@@ -467,7 +473,7 @@ class _Batches:
         return tf.data.Dataset.from_generator(lambda: (as_arrays(*batch) for batch in self._data), output_signature=self._spec)
 
     def on_epoch_begin(self) -> None:
-        """Nothing: the data hear of an epoch when they are iterated over."""
+        """Do nothing: a new epoch begins when the data are iterated over."""
 
     on_epoch_end = on_epoch_begin
 

@@ -313,7 +313,7 @@ def _is_option(name: str, value: Any) -> bool:
 OF_OPTIMIZER = (
     "learning_rate", "base_batch", "momentum", "nesterov", "schedule", "milestones", "factor", "warmup_epochs", "warmup_to_batch",
     "weight_decay", "clip_norm", "ema", "accumulate", "gate_lr_multiplier", "backbone_lr_multiplier", "new_lr_multiplier",
-    "new_decay_multiplier",
+    "new_decay_multiplier", "beta_lr_multiplier", "beta_decay_multiplier", "muon_rate", "muon_momentum",
 )  # fmt: skip
 
 

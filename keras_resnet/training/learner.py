@@ -9,17 +9,19 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from ..graphs import walk
+from ..graphs import layers_in, walk
 from ..growth import grow
 from ..growth.scale import MATCH, block_scales
 from ..growth.surgery import copy_model
 from . import optimizers
+from .fused import fuse
 from .groups import new_layers, parameter_groups
 from .run import Run, TrainingError
 from .segments import Segment
 from .steps import Steps
 from .strategies import Placement
 from .tasks import Task
+from .views import averaged_over_views
 
 # Makes batches `(inputs, None)` of training examples.
 Sample: TypeAlias = Callable[[], Iterable[tuple[Any, None]]]
@@ -127,6 +129,8 @@ class Learner:
         self.model.input_spec = None if segment.small else self._input_spec
         for layer in self._norms():
             layer.synchronized = self.synchronised
+        if self.run.fused_norm:
+            fuse(self._norms())
         with self.placement.strategy.scope():
             self.optimizer, self._slots = self._make_optimizer(segment)
             self.task.compile(self.model, self.optimizer)
@@ -170,10 +174,13 @@ class Learner:
                 backbone_lr_multiplier=backbone,
                 new_lr_multiplier=self.run.new_lr_multiplier,
                 new_decay_multiplier=self.run.new_decay_multiplier,
+                beta_lr_multiplier=self.run.beta_lr_multiplier,
+                beta_decay_multiplier=self.run.beta_decay_multiplier,
+                orthogonal=self.run.optimizer == "muon",
             )
             optimizer = optimizers.make_optimizer(self.run, self.schedule, groups)
         slots = optimizers.Slots(optimizers.inner_of(optimizer))
-        half = any(layer.dtype_policy.name == "mixed_float16" for layer in self.model._flatten_layers(include_self=False))
+        half = any(layer.dtype_policy.name == "mixed_float16" for layer in layers_in(self.model, include_self=False))
         if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer, slots
@@ -187,7 +194,7 @@ class Learner:
         return small if self.run.sync_batch_norm is None else self.run.sync_batch_norm
 
     def _norms(self) -> list[keras.layers.Layer]:
-        return [layer for layer in self.model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+        return [layer for layer in layers_in(self.model) if isinstance(layer, keras.layers.BatchNormalization)]
 
     def _layers(self) -> list[tuple[str, keras.layers.Layer]]:
         """`(path, layer)` of the layers with weights, without nested models."""
@@ -263,6 +270,13 @@ class Learner:
         for i, variable in enumerate(self.steps.metric_variables):
             if f"metrics/{i}" in arrays:
                 variable.assign(arrays[f"metrics/{i}"])
+
+    def steps_on_views(self, kind: str) -> Steps:
+        """Steps that evaluate the model with test-time augmentation; see `averaged_over_views`."""
+        with self.placement.strategy.scope():
+            model = averaged_over_views(self.model, kind)
+            self.task.compile(model, keras.optimizers.SGD())
+            return Steps(model, self.placement)
 
     def finalize(self) -> None:
         """The end of training as the user's own optimiser wants it: with `use_ema`, averages become weights."""

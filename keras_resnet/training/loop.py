@@ -19,6 +19,7 @@ from .optimizers import last_learning_rate
 from .run import Run, TrainingError
 from .segments import Segment, segments
 from .state import Folder, RunState, Saved
+from .steps import Steps
 from .strategies import Placement
 
 
@@ -103,7 +104,7 @@ def train(session: Session, saved: Saved | None) -> Result:
         if saved:
             learner.restore(saved.arrays)
         if not begun:
-            for line in callbacks.begin(learner.model, saved and saved.callbacks, saved and saved.arrays):
+            for line in callbacks.begin(learner.model, saved.callbacks if saved else None, saved.arrays if saved else None):
                 session.progress.line(line)
             begun = True
         callbacks.enter(segment, learner.model, previous)
@@ -237,11 +238,13 @@ class _StepWatch:
 BROKEN: dict[str, Any] = {}
 
 
-def _validate(session: Session, evaluation: Evaluation | None, callbacks: Callbacks) -> dict[str, Any] | None:
+def _validate(
+    session: Session, evaluation: Evaluation | None, callbacks: Callbacks, steps: Steps | None = None
+) -> dict[str, Any] | None:
     """Loss and metrics of an evaluation; `BROKEN` if the run was asked to stop meanwhile, None if there is nothing to measure."""
     if evaluation is None:
         return None
-    steps = session.learner.steps
+    steps = steps or session.learner.steps
     steps.reset()
     callbacks.tell("on_test_begin")
     broken = False
@@ -285,7 +288,7 @@ def _validate_pending(session: Session) -> dict[str, Any]:
 
 
 def _finish(session: Session, logs: dict[str, Any] | None) -> Result:
-    """The averages become the weights, callbacks hear of the end, and the result is measured and written."""
+    """Make the averages the weights, end the callbacks, and measure and write the result."""
     state, learner, run, rows = session.state, session.learner, session.run, session.state.rows
     learner.swap_averages()
     learner.finalize()
@@ -301,6 +304,11 @@ def _finish(session: Session, logs: dict[str, Any] | None) -> Result:
         if found is BROKEN:
             raise _interrupted(session)
         summary |= {f"{name}_{key}": value for key, value in sorted(_rounded(found).items())}
+        if run.tta != "none":
+            found = _validate(session, evaluation, Callbacks([], {}), learner.steps_on_views(run.tta))
+            if found is BROKEN:
+                raise _interrupted(session)
+            summary |= {f"{name}_{key}_tta": value for key, value in sorted(_rounded(found).items())}
     model = session.feed.label(learner.finished())
     session.folder.write_results(model, rows, summary)
     return Result(model, rows, summary)

@@ -22,8 +22,8 @@ FINE_TUNING = "finetune"
 RENAMED = {"trunk_lr_multiplier": "backbone_lr_multiplier"}
 # Options that a resumed run may change: where and how steps are run, not what they compute.
 FREE = (
-    "model", "data", "devices", "workers", "index", "lost_worker", "save_every", "tensorboard", "jit", "steps_per_execution",
-    "cache", "data_path",
+    "model", "data", "devices", "workers", "index", "lost_worker", "save_every", "tensorboard", "jit", "fused_norm",
+    "steps_per_execution", "cache", "data_path", "tta",
 )  # fmt: skip
 
 
@@ -59,6 +59,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._check_epochs()
+        self._check_optimizer()
         self._check_processes()
 
     def _check_epochs(self) -> None:
@@ -78,6 +79,12 @@ class Run:
                 )
         if list(self.milestones) != sorted(self.milestones) or any(epoch < 0 for epoch in self.milestones):
             raise TrainingError(f"`milestones` must be epochs in their order, got {self.milestones!r}")
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer == "muon" and not self.momentum:
+            raise TrainingError("`momentum` must be above 0 with the optimizer 'muon', got 0")
+        if self.alternate_flips and not self.flip:
+            raise TrainingError("`alternate_flips` says when images are mirrored; it needs `flip`")
 
     def _check_processes(self) -> None:
         check_addresses(self.workers, "`workers`")
@@ -118,7 +125,7 @@ class Run:
 
     @classmethod
     def _from(cls, recipe: str | None, values: Mapping[str, Any]) -> Self:
-        groups = {
+        groups: dict[str, Any] = {
             name: kind(**{item.name: values[item.name] for item in dataclasses.fields(kind) if item.name in values})
             for name, kind in GROUPS.items()
         }
@@ -175,7 +182,7 @@ class Run:
         return cls.of(recipe, **_merged(_known(flat), _known(changes)))
 
 
-GROUPS: dict[str, type] = {
+GROUPS: dict[str, type[options.Options]] = {
     "network": options.Network,
     "dataset": options.Dataset,
     "optimization": options.Optimization,

@@ -67,6 +67,8 @@ def make_schedule(run: Run, steps_per_epoch: int) -> keras.optimizers.schedules.
         inner = schedules.CosineDecay(peak, max(1, total - warmup), alpha=ONE_CYCLE_END)
     elif run.schedule == "cosine":
         inner = schedules.CosineDecay(peak, max(1, total - warmup))
+    elif run.schedule == "linear":
+        inner = schedules.PolynomialDecay(peak, max(1, total - warmup), end_learning_rate=0.0)
     elif run.schedule == "step":
         # Boundaries of Keras are the last step with the old value, and count from the end of the warm-up.
         edges = [math.ceil(epoch * steps_per_epoch) - warmup - 1 for epoch in run.milestones]

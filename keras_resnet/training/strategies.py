@@ -18,7 +18,10 @@ from .run import Run, TrainingError, check_addresses
 
 
 class DeviceError(TrainingError):
-    """A device that was asked for is not there."""
+    """A device that was asked for is not there.
+
+    `resnet_export.DeviceError` is another class, because its runtime imports neither Keras nor TensorFlow nor this package.
+    """
 
     exit_code = 4
 

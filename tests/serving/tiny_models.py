@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet_export.artifact import encode_metadata
+from resnet_export.artifact import digest, encode_metadata
+from resnet_export.family import Family, Member
 
 LABELS = ["red", "green", "blue", "dark: night", "grün"]
 WEIGHTS = np.random.default_rng(7).normal(size=(3, 5)).astype("f4")
@@ -123,3 +124,32 @@ def infer_json(inputs, **more):
     """An inference request's JSON body from `{name: (datatype, array)}`."""
     entries = [{"name": n, "datatype": t, "shape": list(a.shape), "data": a.tolist()} for n, (t, a) in inputs.items()]
     return json.dumps({"inputs": entries, **more}).encode()
+
+
+# Biases of the members of `family`, deepest first: they tell which one has answered.
+MEMBERS = {"1": BIAS, "0.75": BIAS + 10, "0.5": BIAS - 10}
+
+
+def family(folder, members=MEMBERS, name="net", **options):
+    """A family of classifiers, whose answers differ by their biases; the path of its `family.json`."""
+    written = []
+    for number, (depth, bias) in enumerate(members.items()):
+        path = classifier(folder / f"{name}-{depth}.onnx", bias=bias, **options)
+        share = float(depth)
+        written.append(
+            Member(
+                depth,
+                path.name,
+                digest(path),
+                path.stat().st_size,
+                "float32",
+                share,
+                share,
+                int(1000 * share),
+                ("b",) * number,
+                8 * share,
+            )
+        )
+    whole = Family(name, tuple(written), "loss", 10, 5, {"device": "cpu", "batch": 1, "threads": 1})
+    (folder / "family.json").write_text(json.dumps(whole.to_json()))
+    return folder / "family.json"

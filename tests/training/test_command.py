@@ -73,6 +73,18 @@ def test_a_run_ends_with_one_line_of_json_and_can_be_repeated_from_its_descripti
     assert again.growth == ((0, "stage1_block1_out", 1),)
 
 
+def test_the_elastic_recipe_drops_branches_of_a_file_too(invoke, tmp_path):
+    sizes = {"depths": (1, 1, 1), "widths": (4, 4, 8), "stem_widths": (4,), "input_shape": (8, 8, 1), "channels": 1}
+    model = kr.create_model("resnet20", num_classes=10, preprocessing="none", **sizes)
+    kr.grow(model, "stage1_block1_out", seed=1).save(tmp_path / "grown.keras")
+    flags = ["--recipe", "elastic", "--data", "digits", "--epochs", 1, "--batch-size", 512, "--crop-padding", 0]
+    result = invoke(*flags, "--model", tmp_path / "grown.keras", "--out", tmp_path / "a")
+    assert result.exit_code == 0 and "recipe elastic: stochastic depth" in result.stderr, result.output
+    trained = keras.saving.load_model(tmp_path / "a" / "model.keras")
+    rates = [layer.rate for layer in trained.layers if isinstance(layer, kr.layers.DropPath)]
+    assert rates == pytest.approx([0.5 / 3, 1 / 3, 0.5])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

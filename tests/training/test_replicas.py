@@ -1,7 +1,6 @@
 """The same training on one device, on two logical devices and in two processes: one result."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keras_resnet.training.cli import free_ports
+
 SCRIPT = Path(__file__).with_name("replicas.py")
 COMMON = {
     "batch_size": 28, "learning_rate": 0.1, "base_batch": 28, "nesterov": True, "weight_decay": 1e-3, "crop_padding": 1,
     "clip_norm": 1.0, "epochs": 1, "seed": 4, "sync_batch_norm": True, "label_smoothing": 0.1,
 }  # fmt: skip
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def start(out, options, config=None):

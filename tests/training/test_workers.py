@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_replicas import free_ports
+from keras_resnet.training.cli import free_ports
 
 TRAIN = [sys.executable, str(Path(__file__).resolve().parents[2] / "scripts" / "train.py")]
 COMMON = ["--data", "digits", "--batch-size", "128", "--validate", "none", "--save-every", "4", "--seed", "1"]
