@@ -52,7 +52,9 @@ class Network(Options):
     model: str = option("resnet20", "Name of a model of the zoo, or a .keras or .h5 file.")
     model_options: dict = option({}, "Further arguments of create_model.")
     weights: str | None = option(None, "Initial weights: a name such as 'cifar10', a file, or a remote source.")
-    image_size: int | None = option(None, "Side of the model's input in pixels; by default the data set's.", least=1)
+    image_size: int | None = option(
+        None, "Side of the images in pixels, for the zoo and for files that take any; by default the data set's.", least=1
+    )
     drop_path: float | None = option(
         None, "Probability to drop the deepest branch (stochastic depth), from 0 for the first.", least=0
     )
