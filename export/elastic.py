@@ -85,8 +85,8 @@ def to_family(
         threads: Threads with which latencies are measured; onnxruntime's choice by default.
         data: Held-out images: a folder (with one folder of images per class, they are labelled; at most 2,000 are read), an
             `.npz` file (`x` and `y`, `images` and `labels`, or `x_test` and `y_test`), `(images, labels)`, or images alone.
-            At most 2,000 images choose the blocks; members are measured on all. Without data, blocks are ranked by drift on random
-            inputs, and batch-norm statistics stay as they are.
+            At most 2,000 images choose the blocks; members are measured on all. Without data, blocks are ranked by drift on
+            random inputs, and batch-norm statistics stay as they are.
         int8: Also write every member in int8, calibrated on `data`.
         max_drop, max_error: How much int8 may change; see `to_int8`.
         labels: Class names in the order of the classes; by default the card's.
