@@ -79,12 +79,14 @@ def _check_labels(signature: Signature, labels: list[str]) -> None:
 
 def model_digest(model: keras.Model) -> str:
     """sha256 over a model's config and its weights in order, hexadecimal; of a model without a config, over its layers' names."""
+    from keras_resnet.graphs import layers_in
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns of lambdas, which are not loaded here
             config = model.get_config()
     except Exception:  # a layer of the user's own without `get_config`, which does not have to be serialisable for an export
-        config = [(type(layer).__name__, layer.name) for layer in model._flatten_layers()]
+        config = [(type(layer).__name__, layer.name) for layer in layers_in(model)]
     total = hashlib.sha256(json.dumps(config, sort_keys=True, default=lambda thing: type(thing).__name__).encode())
     for variable in model.weights:
         total.update(np.ascontiguousarray(variable.numpy()).data)

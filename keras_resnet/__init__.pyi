@@ -53,6 +53,7 @@ from .zoo.config import Growth as Growth
 from .zoo.config import ResNetConfig as ResNetConfig
 from .zoo.config import VGGConfig as VGGConfig
 from .zoo.config import config_from_dict as config_from_dict
+from .zoo.whitening import whiten_stem as whiten_stem
 
 # ---------------------------------------------------------------- written by scripts/models.py
 
@@ -80,9 +81,12 @@ class ResNetOptions(typing.TypedDict, total=False):
     padding: str
     norm: str
     norm_groups: int
+    norm_scale: bool
     weight_standardization: bool
+    initializer: str
     conv_bias: tuple[str, ...]
     antialias: bool
+    subsampling: str
     gate: str | None
     dropout: float
     depths: tuple[int, ...]
@@ -93,14 +97,18 @@ class ResNetOptions(typing.TypedDict, total=False):
     stem_widths: tuple[int, ...]
     stem_kernel: int
     stem_stride: int
+    stem_whitening: bool
     stem_pool: str | None
     stride_in: str
     stride_block: str
+    first_stride: int
     se_ratio: float
     se_divisor: int
     output_stride: int | None
     drop_path: float
     head_dropout: float
+    head_pool: str
+    head_scale: float
     input_size: int
     channels: int
     growth: Growth | None
@@ -940,6 +948,12 @@ def resnext29_8x64d(
     **options: typing.Unpack[ResNetOptions],
 ) -> keras.Model: ...
 def resnext29_16x64d(
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    **options: typing.Unpack[ResNetOptions],
+) -> keras.Model: ...
+def cifar_speed(
     *,
     weights: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,

@@ -3,8 +3,9 @@
 A *graph* is a Functional model, or the Functional model inside a Sequential one. Graphs nest; a *path* such as
 `"backbone/block5_pool"` names an operation in a nested graph.
 
-Private attributes of Keras are used in this module only (training has those of optimizers and trainers). They were checked
-against Keras 3.15, and tests/test_graphs.py fails if one of them changes:
+Both packages use private attributes of Keras in this module only, except for those of optimizers and trainers in `training` and
+what `resnet_export.conversion.keras_internals` replaces while it traces. They were checked against Keras 3.15, and
+tests/test_graphs.py fails if one of them changes:
 
 | private | used for |
 |---|---|
@@ -34,7 +35,7 @@ from keras.src.models.functional import Functional
 
 
 def graph_of(operation: Any) -> Any:
-    """The Functional graph behind a model or layer, or None if its calls are not a known graph.
+    """Return the Functional graph that a model or layer runs when it is called, or None if there is none that can be read.
 
     Subclasses of Functional count as long as they do not override `call`.
     """
@@ -45,17 +46,27 @@ def graph_of(operation: Any) -> Any:
     return None
 
 
+def symbolic_graph(model: keras.Model) -> Any:
+    """The Functional graph that a Functional or built Sequential model was made as, also where its `call` may not follow it."""
+    return getattr(model, "_functional", None) or model
+
+
 def require_graph(model: keras.Model) -> Any:
-    """As `graph_of`, with a sentence instead of None."""
+    """Return a model's graph as `graph_of` does.
+
+    Raises:
+        TypeError: It is not a Keras model.
+        ValueError: The model has no graph that can be read; the message says what to do.
+    """
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a Keras model, got {type(model).__name__}")
     if (graph := graph_of(model)) is None:
-        mend = (
+        fix = (
             "call `model.build(input_shape)` first"
             if isinstance(model, keras.Sequential)
             else "rebuild it with the functional API"
         )
-        raise ValueError(f"model {model.name!r} ({type(model).__name__}) has no graph that can be read; {mend}")
+        raise ValueError(f"model {model.name!r} ({type(model).__name__}) has no graph that can be read; {fix}")
     return graph
 
 
@@ -198,14 +209,14 @@ def is_weighted(operation: Any) -> bool:
 
 
 def data_format_at(tensor: keras.KerasTensor, graph: Any = None) -> str:
-    """Layout of a symbolic tensor: that of the nearest layer before it that has one, or else behind it.
+    """Return the data format of a symbolic tensor: that of the nearest layer before it that has one, or else after it.
 
     Args:
-        tensor: KerasTensor.
-        graph: Functional that it is part of, or None.
+        tensor: Symbolic tensor.
+        graph: Functional graph that it is part of, or None.
 
     Returns:
-        `"channels_last"` or `"channels_first"`; Keras' setting where no layer tells.
+        `"channels_last"` or `"channels_first"`. If no layer of the graph has a data format, Keras' setting.
     """
     if (found := _layout(tensor, {})) is not None:
         return found
@@ -220,11 +231,11 @@ def _layout(tensor, known):
         known[id(tensor)] = None
         node = producer(tensor)
         if node is not None and not node.is_input:
-            known[id(tensor)] = _layout_behind(node, known)
+            known[id(tensor)] = _layout_after(node, known)
     return known[id(tensor)]
 
 
-def _layout_behind(node, known):
+def _layout_after(node, known):
     if (own := getattr(node.operation, "data_format", None)) is not None:
         return own
     before = next((found for parent in node.arguments.keras_tensors if (found := _layout(parent, known))), None)
@@ -353,7 +364,7 @@ _WITH_ACTIVATION = (
 ).split()
 
 
-def _has_own_call(operation: Any, kind: type) -> bool:
+def _has_own_call(operation: Any, kind: Any) -> bool:
     """Whether an operation is a layer of that Keras class, or of a subclass that does not override `call`."""
     return isinstance(operation, kind) and type(operation).call is kind.call
 

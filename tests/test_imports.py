@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = {
     "keras_resnet": [
         "_version",
+        "deprecated",
         "checks",
         "tables",
         "layers",

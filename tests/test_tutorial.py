@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import pytest
 from PIL import Image
 
 import keras_resnet as kr
+from keras_resnet.training.cli import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TUTORIAL = REPOSITORY / "docs" / "tutorial-photos.md"
@@ -89,9 +89,7 @@ def test_everything_in_the_tutorial(place):
     pytest.importorskip("uvicorn")
     if not shutil.which("curl"):
         pytest.skip("no curl")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     outputs, kinds = [], [kind for kind, _ in blocks()]
     assert kinds.count("python") == 2 and kinds.count("sh") == 6
     with contextlib.ExitStack() as stack:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,15 +32,11 @@ def stock_model(call: Callable[..., dict[str, tf.Tensor]], specs: Sequence[tf.Te
     Raises:
         UsageError: it cannot convert the model either.
     """
-    from tf2onnx import convert as tf2onnx
-
     concrete, _ = concrete_function(call, specs)
-    names = list(concrete.structured_outputs)
     restart_names()
     with quiet("tf2onnx"):
         try:
-            traced = SimpleNamespace(get_concrete_function=lambda *signature: concrete)
-            proto, _ = tf2onnx.from_function(traced, input_signature=specs, opset=opset, custom_op_handlers=dict(HANDLERS))
+            proto = _converted(concrete, opset)
         except Exception as error:
             raise UsageError(f"tf2onnx cannot convert this model: {error}") from error
     check_ops(proto, {})
@@ -52,10 +47,36 @@ def stock_model(call: Callable[..., dict[str, tf.Tensor]], specs: Sequence[tf.Te
     tensors = concrete.inputs[: len(specs)]
     model.graph.inputs[:] = [inputs.get(tensor.op.name) or inputs.get(tensor.name) or _unused(tensor) for tensor in tensors]
     by_name = {value.name: value for value in model.graph.outputs}
-    model.graph.outputs[:] = [by_name[name] for name in names]
+    model.graph.outputs[:] = [by_name[tensor.name] for tensor in concrete.structured_outputs.values()]
     for value, tensor in zip(model.graph.outputs, concrete.structured_outputs.values(), strict=True):
         value.shape = ir.Shape(tensor.shape.as_list())
     return model
+
+
+def _converted(concrete, opset):
+    """The model in ONNX, after those passes of tf2onnx that keep what it computes.
+
+    `optimize_transpose` is left out: of `x * x` with one transposed `x`, as in `UnitNormalization`, it moves the axes twice.
+    """
+    import tensorflow as tf
+    from tf2onnx import optimizer, tf_loader, tfonnx
+
+    inputs = [tensor.name for tensor in concrete.inputs if tensor.dtype != tf.resource]
+    outputs = [tensor.name for tensor in concrete.structured_outputs.values()]
+    passes = {name: step for name, step in optimizer._get_optimizers().items() if name != "optimize_transpose"}
+    with tf.device("/cpu:0"):
+        frozen = tf_loader.from_function(concrete, inputs, outputs)
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(frozen, name="")
+        converted = tfonnx.process_tf_graph(
+            graph,
+            opset=opset,
+            input_names=inputs,
+            output_names=outputs,
+            continue_on_error=True,
+            custom_op_handlers=dict(HANDLERS),
+        )
+        return optimizer.optimize_graph(converted, optimizers=passes).make_model("model")
 
 
 def _unused(tensor):

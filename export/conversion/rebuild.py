@@ -24,7 +24,9 @@ def in_float32(model: keras.Model) -> tuple[keras.Model, str | None]:
     Raises:
         UsageError: the model cannot be rebuilt from its config.
     """
-    policies = sorted({layer.dtype_policy.name for layer in model._flatten_layers() if _reduced(layer.dtype_policy)})
+    from keras_resnet.graphs import layers_in
+
+    policies = sorted({layer.dtype_policy.name for layer in layers_in(model) if _reduced(layer.dtype_policy)})
     if not policies:
         return model, None
     return _rebuilt(model, "float32", _with_float32), f"rebuilt in float32 (the model uses {', '.join(policies)})"
@@ -150,8 +152,10 @@ def _rebuilt(model, policy, change):
 def _from_config(model, change):
     import keras
 
+    from keras_resnet.graphs import layers_in
+
     config = {**_mapped(keras.saving.serialize_keras_object(model), change), "compile_config": None}
-    return keras.saving.deserialize_keras_object(config, custom_objects=_own_objects(*model._flatten_layers()), safe_mode=False)
+    return keras.saving.deserialize_keras_object(config, custom_objects=_own_objects(*layers_in(model)), safe_mode=False)
 
 
 def _own_objects(*layers):
@@ -196,8 +200,10 @@ def _again(layer, policy=None, change=dict):
     """A new layer with the changed config of another, or a copy where that cannot be, as of a Lambda or without `get_config`."""
     import keras
 
+    from keras_resnet.graphs import layers_in
+
     try:
-        with keras.saving.custom_object_scope(_own_objects(layer, *layer._flatten_layers())):
+        with keras.saving.custom_object_scope(_own_objects(*layers_in(layer))):
             return type(layer).from_config(_mapped(layer.get_config(), change))
     except Exception:
         return _copied(layer, policy, {})

@@ -44,9 +44,9 @@ def write_savedmodel(signature: Signature, path: str | os.PathLike[str]) -> None
 
 def tracked_variables(model: keras.Model) -> list[keras.Variable]:
     """All variables of a model in a fixed order, the states of recurrent layers included."""
-    from keras_resnet.graphs import state_variables
+    from keras_resnet.graphs import layers_in, state_variables
 
-    states = [state for layer in model._flatten_layers() for state in state_variables(layer)]
+    states = [state for layer in layers_in(model) for state in state_variables(layer)]
     return list({id(variable): variable for variable in (*model.variables, *states)}.values())
 
 

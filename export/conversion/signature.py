@@ -68,7 +68,7 @@ class Signature:
         layout: `"nhwc"` or `"nchw"`, of rank-4 inputs.
         runner: The model, with the tensors that `"layer"` outputs ask for as further outputs.
         top: How many classes the top-k outputs hold.
-        fit: The card's entry by which the graph resizes and crops its input, or None; see `resizing`.
+        fit: The card's entry that says how the graph resizes and crops its input, or None; see `resizing`.
     """
 
     model: keras.Model
@@ -464,5 +464,7 @@ def final_layer(model: keras.Model) -> keras.Layer:
     """The layer that makes the model's first output, looked up through nested models."""
     import keras
 
-    layer = model.layers[-1] if isinstance(model, keras.Sequential) else model.outputs[0]._keras_history.operation
+    from keras_resnet.graphs import producer
+
+    layer = model.layers[-1] if isinstance(model, keras.Sequential) else producer(model.outputs[0]).operation
     return final_layer(layer) if isinstance(layer, keras.Model) and hasattr(layer, "layers") and layer.outputs else layer

@@ -55,7 +55,7 @@ def to_int8(
         max_drop: Allowed loss of agreement with the float32 file, in percent of the images: the same best class, or the same
             side of 0.5 where classes are independent.
         max_error: Allowed error of outputs that score no classes: max |Δ| as a share of the largest value, and 1 − cosine.
-        scores: Name of the output to compare; by default all that score classes, or all where none does.
+        scores: Name of the output to compare; by default all that the model returns, without its features.
         output_kind: Kind of that output, one of `artifact.KINDS`, for files that do not state it.
         overwrite: Whether `path` may exist.
         keep_failed: Keep a file that failed as `path + ".failed"`.

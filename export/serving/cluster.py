@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -209,9 +210,30 @@ def run(settings: ClusterSettings, host: str, port: int, address: str | None, te
     tell("listening", f"serving on {url} with Ray", url=url, models=[source.name for source in settings.sources])
     tell("ready", "ready")
     ended.wait()
-    # The replicas finish what they have taken; a shutdown alone would end the proxy under their answers.
-    serve.delete(APPLICATION)
-    serve.shutdown()
+    if not _drained():
+        tell("stopped", "stopped; the cluster has ended by itself, and what it had taken is not answered")
+        # Ray would wait for the cluster for a minute, and then abort.
+        os._exit(1)
     ray.shutdown()
     tell("stopped", "stopped")
     return received[0]
+
+
+def _drained() -> bool:
+    """Take the application from the cluster; False if the cluster is gone, as when a signal went to all processes at once."""
+
+    def leave() -> None:
+        # The replicas finish what they have taken; a shutdown alone would end the proxy under their answers.
+        serve.delete(APPLICATION)
+        serve.shutdown()
+
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    leaving = threading.Thread(target=leave, daemon=True)
+    leaving.start()
+    while leaving.is_alive():
+        leaving.join(1)
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError:
+            return False
+    return True

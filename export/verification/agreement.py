@@ -13,7 +13,7 @@ import numpy as np
 
 from ..artifact import Scores
 from ..conversion.prepare import Prepared
-from ..conversion.signature import OutputSpec, Signature
+from ..conversion.signature import FEATURES, TOP_PROBABILITIES, OutputSpec, Signature
 from ..errors import UsageError
 from ..results import Comparison, VerificationReport
 from .cards import check_metadata
@@ -118,7 +118,10 @@ def _rounded_up(number: float) -> str:
 def quantised_outputs(
     shapes: Mapping[str, list], kinds: Mapping[str, str], budget: Budget, only: str | None = None, reference: str = "float32"
 ) -> list[QuantisedOutput]:
-    """The outputs to compare: those that score classes, by their decisions; all of them where none does.
+    """The outputs to compare: those that score classes by their decisions, others by their errors.
+
+    Features and the best classes of a row come on top of what the model returns, and count only where `only` names them or there
+    is nothing else.
 
     Args:
         shapes: `{output name: shape}` of the outputs of floats.
@@ -131,13 +134,13 @@ def quantised_outputs(
         UsageError: There is none.
     """
     if not shapes:
-        raise UsageError("the file has no output of floats, by which an int8 file could be compared; keep the float32 file")
-    ranked = [name for name in shapes if kinds.get(name, "other") != "other" and len(shapes[name]) == 2]
+        raise UsageError("the file has no output of floats, so an int8 file cannot be compared with it; keep the float32 file")
+    returned = [name for name in shapes if name not in (FEATURES, TOP_PROBABILITIES) and not name.startswith(f"{FEATURES}_")]
     return [
         QuantisedOutput(name, Scores(name, kinds[name]), budget.max_drop / 100, reference)
-        if name in ranked
+        if kinds.get(name, "other") != "other" and len(shapes[name]) == 2
         else QuantisedOutput(name, None, budget.max_error, reference)
-        for name in ([only] if only else ranked or list(shapes))
+        for name in ([only] if only else returned or list(shapes))
     ]
 
 

@@ -31,10 +31,12 @@ def compare_copy(prepared: Prepared, cases: list[Case]) -> list[str]:
     """
     import keras
 
+    from keras_resnet.graphs import layers_in
+
     original, copy = prepared.original, prepared.signature.model
     if not prepared.copied or PRUNED_WITH_TOLERANCE in prepared.copied:
         return []
-    bound = HALF_BOUND if any("float16" in layer.compute_dtype for layer in original._flatten_layers()) else BOUND
+    bound = HALF_BOUND if any("float16" in layer.compute_dtype for layer in layers_in(original)) else BOUND
     shapes = [tuple(tensor.shape) for tensor in original.inputs]
     for case in cases:
         feeds = _model_inputs(prepared, case, shapes)

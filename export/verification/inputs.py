@@ -124,8 +124,10 @@ def _sizes(signature: Signature, data: str) -> tuple:
 def _reads_sequences(model: keras.Model) -> bool:
     from keras import layers
 
+    from keras_resnet.graphs import layers_in
+
     kinds = (layers.RNN, layers.MultiHeadAttention, layers.GroupQueryAttention, layers.Attention, layers.AdditiveAttention)
-    return any(isinstance(layer, kinds) for layer in model._flatten_layers())
+    return any(isinstance(layer, kinds) for layer in layers_in(model))
 
 
 def _shape(spec: InputSpec, batch: int, size: tuple[int, int], layout: str) -> list[int]:

@@ -34,7 +34,9 @@ def statistics(model: keras.Model) -> list[keras.Variable]:
     """The moving means and variances of a model's batch norms."""
     import keras
 
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]
+    from keras_resnet.graphs import layers_in
+
+    norms = [layer for layer in layers_in(model) if isinstance(layer, keras.layers.BatchNormalization) and layer.built]
     return [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
 
 

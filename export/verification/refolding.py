@@ -68,15 +68,16 @@ def _layers_with_followers(model, prefix=""):
     """
     import keras
 
-    graph = getattr(model, "_functional", None) or model
-    nodes = [node for depth in sorted(graph._nodes_by_depth, reverse=True) for node in graph._nodes_by_depth[depth]]
+    from keras_resnet.graphs import nodes, symbolic_graph
+
+    graph = symbolic_graph(model)
     users, calls = {}, {}
-    for node in nodes:
+    for node in nodes(graph):
         calls[node.operation] = calls.get(node.operation, 0) + 1
         for tensor in node.input_tensors:
             users.setdefault(id(tensor), []).append(node)
     outputs = {id(tensor): UNKNOWN if prefix else END for tensor in graph.outputs}
-    for node in nodes:
+    for node in nodes(graph):
         operation = node.operation
         if calls[operation] != 1:
             continue

@@ -175,9 +175,9 @@ def _runner(loaded: Any, name: str, view: Signature) -> Runner:
     """One signature of a loaded folder. What a call leaves in the states of recurrent layers is taken back."""
     import tensorflow as tf
 
-    from keras_resnet.graphs import state_variables
+    from keras_resnet.graphs import layers_in, state_variables
 
-    own = {id(state) for layer in view.model._flatten_layers() for state in state_variables(layer)}
+    own = {id(state) for layer in layers_in(view.model) for state in state_variables(layer)}
     states = [have for have, variable in _variables(loaded, view.model) or [] if id(variable) in own]
 
     def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray] | str:

@@ -118,7 +118,12 @@ class Blur:
     """Blur and subsample by 2."""
 
 
-Step = ConvPlan | Norm | Act | Shift | Scale | Dropout | Blur
+@dataclass(frozen=True)
+class MaxPool:
+    """Take the largest of 2×2 values; a last odd row or column is dropped."""
+
+
+Step = ConvPlan | Norm | Act | Shift | Scale | Dropout | Blur | MaxPool
 Convolution = TypeVar("Convolution")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from ..checks import whole_number
+from ..checks import sides_and_channels, whole_number
 from ..graphs import ancestors, data_format_at, mask_of, producer, producer_name
 from ..layers import IgnoreMask, ResidualAdd, register
 from .gates import BlockSpec
@@ -76,12 +76,12 @@ def check_fits(shape: tuple, dtype: object, data_format: str, where: str) -> tup
         raise ValueError(
             f'no block fits at "{where}": its tensor has shape {tuple(shape)}, a block needs channels and at most 3 spatial axes'
         )
-    channels = shape[1 if data_format == "channels_first" else -1]
+    sides, channels = sides_and_channels(shape, data_format)
     if channels is None:
         raise ValueError(f'no block fits at "{where}": the number of channels of its tensor {tuple(shape)} is not known')
     if "float" not in str(dtype):
         raise ValueError(f'no block fits at "{where}": its tensor is {dtype}, a block needs floats')
-    return len(shape) - 2, channels
+    return len(sides), channels
 
 
 def check_post_activation(x: keras.KerasTensor, spec: BlockSpec, where: str, outer: Any = None) -> None:
@@ -89,7 +89,7 @@ def check_post_activation(x: keras.KerasTensor, spec: BlockSpec, where: str, out
     if spec.kind.closes_with_relu and not is_non_negative(x, outer):
         raise ValueError(
             f'a post-activation block cannot be the identity at "{where}": nothing there keeps the tensor from being negative, '
-            'and its closing ReLU would cut that off; use block="preact", or a place behind a ReLU or a pooling of one'
+            'and its closing ReLU would cut that off; use block="preact", or an insertion point after a ReLU or a pooling of one'
         )
 
 

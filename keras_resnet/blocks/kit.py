@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import keras
 from keras import layers
 
-from ..layers import Affine, BlurPool, GroupNormalization, InfinityPad, standardized_conv
-from .branches import Act, Blur, ConvPlan, Dropout, Norm, Scale, Shift, Step
+from ..deprecated import old_arguments
+from ..layers import Affine, BlurPool, Dirac, GroupNormalization, InfinityPad, standardized_conv
+from .branches import Act, Blur, ConvPlan, Dropout, MaxPool, Norm, Scale, Shift, Step
 from .style import BlockStyle, LayerStyle
 
 
@@ -28,6 +30,21 @@ def apply(parts: Iterable[keras.layers.Layer], x: keras.KerasTensor) -> keras.Ke
     return x
 
 
+# Arguments that version 0.1 had, and the fields of `BlockStyle` that they are now.
+_STYLE = {name: name for name in ("rank", "padding", "norm_groups", "norm_epsilon", "norm_momentum", "activation")}
+_STYLE |= {"norm_kind": "norm", "weight_standardization": "weight_standardization"}
+
+
+def _with_style(arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
+    style = {_STYLE[name]: value for name, value in arguments.items() if name in _STYLE}
+    if not style or "style" in arguments:
+        return None
+    kept = {name: value for name, value in arguments.items() if name not in _STYLE}
+    shown = ", ".join(f"{name}={value!r}" for name, value in style.items())
+    return {"style": BlockStyle(**style), **kept}, f"these arguments of `LayerKit` are `style=BlockStyle({shown})` now"
+
+
+@old_arguments(_with_style)
 @dataclass(frozen=True)
 class LayerKit:
     """Makes and applies the layers of one network.
@@ -78,7 +95,7 @@ class LayerKit:
         if plan.is_depthwise and rank not in (1, 2):
             data = "3-D data" if rank else "vectors"
             raise ValueError(f'Keras has no depthwise convolution for {data}; use block "preact" or "bottleneck"')
-        initializer = conv_initializer() if plan.initializer is None else plan.initializer
+        initializer = self._initializer(plan)
         common = {"use_bias": plan.bias, "activation": activation, "dtype": self.dtype, "name": name}
         if rank == 0:
             return [layers.Dense(plan.filters, kernel_initializer=initializer, **common)]
@@ -99,6 +116,13 @@ class LayerKit:
         pad = self.ranked("ZeroPadding")(plan.kernel // 2, data_format=self.layout, dtype=self.dtype, name=f"{name}_pad")
         return [pad, conv]
 
+    def _initializer(self, plan: ConvPlan) -> object:
+        """What the kernel of a convolution starts as."""
+        if plan.initializer is not None:
+            return plan.initializer
+        is_dirac = self.style.initializer == "dirac" and plan.groups == 1 and plan.kernel % 2
+        return Dirac() if is_dirac else conv_initializer()
+
     def norm_layer(self, channels: int, name: str, zero: bool = False) -> keras.layers.Layer:
         """Make a batch or group norm.
 
@@ -114,6 +138,7 @@ class LayerKit:
         common = {
             "axis": self.axis,
             "epsilon": style.norm_epsilon,
+            "scale": style.norm_scale,
             "gamma_initializer": "zeros" if zero else "ones",
             "dtype": self.dtype,
             "name": name,
@@ -132,6 +157,11 @@ class LayerKit:
         """Make the layer that blurs and subsamples by 2."""
         return BlurPool(data_format=self.layout, dtype=self.dtype, name=name)
 
+    def pool_layer(self, kind: str, size: int, stride: int, padding: str, name: str) -> keras.layers.Layer:
+        """Make a `"Max"` or `"Average"` pooling, see `pool`."""
+        pooling = self.ranked(f"{kind}Pooling")
+        return pooling(size, stride, padding, data_format=self.layout, dtype=self.dtype, name=name)
+
     # ------------------------------------------------------------ applying layers
 
     def conv(
@@ -140,6 +170,11 @@ class LayerKit:
     ) -> keras.KerasTensor:  # fmt: skip
         """Apply a convolution, see `conv_layers`."""
         return apply(self.conv_layers(ConvPlan(filters, kernel, stride, bias=bias), name, activation), x)
+
+    def fixed_conv(self, x: keras.KerasTensor, filters: int, kernel: int, *, name: str) -> keras.KerasTensor:
+        """Apply a convolution that is not trained and does not pad."""
+        common = {"use_bias": False, "trainable": False, "data_format": self.layout, "dtype": self.dtype, "name": name}
+        return self.ranked("Conv")(filters, kernel, kernel_initializer=conv_initializer(), **common)(x)
 
     def norm(self, x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
         """Apply a norm."""
@@ -157,8 +192,7 @@ class LayerKit:
         self, kind: str, x: keras.KerasTensor, size: int, stride: int, *, padding: str = "same", name: str
     ) -> keras.KerasTensor:
         """Apply `"Max"` or `"Average"` pooling. The average does not count padded positions, as torch's `ceil_mode` does not."""
-        pooling = self.ranked(f"{kind}Pooling")
-        return pooling(size, stride, padding, data_format=self.layout, dtype=self.dtype, name=name)(x)
+        return self.pool_layer(kind, size, stride, padding, name)(x)
 
     def dense_average(self, x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
         """Average 2×2 positions at stride 1.
@@ -185,7 +219,7 @@ class LayerKit:
         """
         if antialias:
             return self.blur(self.pool("Max", x, 3, 1, name=name), name=f"{name}_blur")
-        common = {"data_format": self.layout, "dtype": self.dtype, "name": f"{name}_pad"}
+        common: dict[str, Any] = {"data_format": self.layout, "dtype": self.dtype, "name": f"{name}_pad"}
         x = self.ranked("ZeroPadding")(1, **common)(x) if zeros else InfinityPad(**common)(x)
         return self.pool("Max", x, 3, 2, padding="valid", name=name)
 
@@ -243,4 +277,6 @@ def branch_layers(steps: Sequence[Step], channels: int, kit: LayerKit, name: str
                 made.append(layers.Dropout(rate, dtype=kit.dtype, name=f"{name}_dropout"))
             case Blur():
                 made.append(kit.blur_layer(f"{name}_blur"))
+            case MaxPool():
+                made.append(kit.pool_layer("Max", 2, 2, "valid", numbered("pool")))
     return made

@@ -1,6 +1,9 @@
 """What the layers and blocks of one network have in common. The configs of the zoo inherit these fields."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from ..deprecated import old_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +26,20 @@ class LayerStyle:
     padding = "symmetric"
     norm = "batch"
     norm_groups = 32
+    norm_scale = True
     weight_standardization = False
+    initializer = "he"
 
 
+def _with_conv_bias(arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
+    if "projection_bias" not in arguments:
+        return None
+    biased = ("projection",) if arguments["projection_bias"] else ()
+    kept = {name: value for name, value in arguments.items() if name != "projection_bias"}
+    return {"conv_bias": biased, **kept}, f"`projection_bias={bool(biased)}` is called `conv_bias={biased!r}` now"
+
+
+@old_arguments(_with_conv_bias)
 @dataclass(frozen=True, kw_only=True)
 class BlockStyle(LayerStyle):
     """What the blocks of one residual network have in common. The default is a post-activation block with option B.
@@ -39,8 +53,11 @@ class BlockStyle(LayerStyle):
     padding: str = "symmetric"
     norm: str = "batch"
     norm_groups: int = 32
+    norm_scale: bool = True
     weight_standardization: bool = False
+    initializer: str = "he"
     conv_bias: tuple[str, ...] = ()
     antialias: bool = False
+    subsampling: str = "stride"
     gate: str | None = None
     dropout: float = 0.0

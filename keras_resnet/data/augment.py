@@ -18,16 +18,18 @@ class Augmentation:
     """What happens to a training image on its way in; the defaults change nothing but the size.
 
     Args:
-        crop_padding: pixels around the image (of the data set's mean colour) before a crop of the model's size: CIFAR's crop.
+        crop_padding: pixels around the image before a crop of the model's size: CIFAR's crop.
+        crop_border: what these pixels are: `"mean"` (the data set's mean colour) or `"reflect"` (the image's own reflection).
         random_area: smallest share of the image's area that a random crop takes before it is resized: ImageNet's crop,
             with aspect ratios from 3/4 to 4/3. 0 switches it off.
         flip: mirror left and right in half of the cases.
+        alternate_flips: mirror a random half of the images in even epochs, the other half in odd ones.
         randaugment: number of RandAugment operations per image.
         magnitude: of those operations, 0 to 10.
         erasing: probability that a rectangle (2–33 % of the area) is filled with noise.
 
     Source: He et al. 2015 (arXiv 1512.03385) section 4.2; Szegedy et al. (arXiv 1409.4842); RandAugment (arXiv 1909.13719);
-    random erasing (arXiv 1708.04896).
+    random erasing (arXiv 1708.04896); alternating flips (arXiv 2404.00498, section 3.6).
     """
 
     crop_padding: int = 0
@@ -36,6 +38,8 @@ class Augmentation:
     randaugment: int = 0
     magnitude: float = 9.0
     erasing: float = 0.0
+    crop_border: str = "mean"
+    alternate_flips: bool = False
 
     @property
     def draws(self) -> int:
@@ -43,8 +47,9 @@ class Augmentation:
         return 10 + 3 * self.randaugment
 
     def __call__(
-        self, image: tf.Tensor, encoded: bool, size: Sequence[int], channels: int, fill: tf.Tensor, seed: tf.Tensor
-    ) -> tf.Tensor:
+        self, image: tf.Tensor, encoded: bool, size: Sequence[int], channels: int, fill: tf.Tensor, seed: tf.Tensor,
+        is_mirrored: tf.Tensor | None = None,
+    ) -> tf.Tensor:  # fmt: skip
         """One training image.
 
         Args:
@@ -54,6 +59,7 @@ class Augmentation:
             channels: of the image.
             fill: colour of pixels outside the image, 0–255.
             seed: two whole numbers, a function of run, epoch and image.
+            is_mirrored: whether to mirror the image, where that is no matter of chance; see `turn`.
 
         Returns:
             float32 `(height, width, channels)`, 0–255.
@@ -62,9 +68,11 @@ class Augmentation:
         if self.random_area:
             image = resized_crop(image, encoded, size, channels, self.random_area, chance[:4])
         else:
-            image = fit(decode(image, channels) if encoded else image, size, self.crop_padding, fill, chance[:2])
+            image = decode(image, channels) if encoded else image
+            image = fit(image, size, self.crop_padding, fill, chance[:2], self.crop_border)
         if self.flip:
-            image = tf.cond(chance[4] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
+            is_mirrored = chance[4] < 0.5 if is_mirrored is None else is_mirrored
+            image = tf.cond(is_mirrored, lambda: tf.reverse(image, [1]), lambda: image)
         if self.randaugment:
             image = tf.cast(tf.clip_by_value(tf.round(tf.cast(image, tf.float32)), 0, 255), tf.uint8)
             image = randaugment.apply(image, self.magnitude, tf.reshape(chance[10:], [self.randaugment, 3]), fill)
@@ -73,18 +81,31 @@ class Augmentation:
             image = erase(image, self.erasing, chance[5:10], seed)
         return tf.ensure_shape(image, [*size, channels])
 
+    def turn(self, seed: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor | None:
+        """Whether an image is mirrored in an epoch under `alternate_flips`: by chance at first, then in turn; None without."""
+        if not (self.flip and self.alternate_flips):
+            return None
+        first = tf.random.stateless_uniform([], tf.stack([tf.cast(seed, tf.int64), -1 - index])) < 0.5
+        return tf.math.logical_xor(first, epoch % 2 == 1)
+
 
 def decode(data: tf.Tensor, channels: int) -> tf.Tensor:
     """Pixels of encoded bytes."""
     return tf.io.decode_image(data, channels=channels, expand_animations=False)
 
 
-def fit(image: tf.Tensor, size: Sequence[int], padding: int, fill: tf.Tensor, chance: tf.Tensor) -> tf.Tensor:
+def fit(
+    image: tf.Tensor, size: Sequence[int], padding: int, fill: tf.Tensor, chance: tf.Tensor, border: str = "mean"
+) -> tf.Tensor:
     """An image of the model's size or larger: crop at random (in the middle where `chance` is None); any other is resized."""
     shape = tf.shape(image)
     if padding:
-        fill = tf.cast(tf.round(fill), image.dtype)
-        image = tf.pad(image - fill, [[padding, padding], [padding, padding], [0, 0]]) + fill
+        sides = [[padding, padding], [padding, padding], [0, 0]]
+        if border == "reflect":
+            image = tf.pad(image, sides, "REFLECT")
+        else:
+            fill = tf.cast(tf.round(fill), image.dtype)
+            image = tf.pad(image - fill, sides) + fill
         shape = shape + [2 * padding, 2 * padding, 0]
 
     def crop() -> tf.Tensor:

@@ -23,7 +23,7 @@ def training_batches(
     size: Sequence[int],
     num_classes: int,
     augmentation: Augmentation | None = None,
-    fill: float | Sequence[float] = 0.0,
+    fill: float | Sequence[float] | np.ndarray = 0.0,
     seed: int = 0,
     first: int = 0,
     last: int | None = None,
@@ -63,7 +63,9 @@ def training_batches(
     def prepare(epoch: tf.Tensor, index: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> Any:
         # 31 bits of each: the seeds of stateless operations are pairs.
         own = tf.stack([tf.cast(seed, tf.int64) * 100_003 + epoch, index])
-        return augmentation(image, split.encoded, size, split.channels, colour, own), tf.one_hot(label, num_classes)
+        is_mirrored = augmentation.turn(seed, epoch, index)
+        augmented = augmentation(image, split.encoded, size, split.channels, colour, own, is_mirrored)
+        return augmented, tf.one_hot(label, num_classes)
 
     images = split.read(order).map(prepare, num_parallel_calls=PARALLEL, deterministic=True)
     batches = images.batch(share.count // replicas, drop_remainder=True)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from ..blocks.finding import Block, find_blocks
-from ..checks import whole_number
+from ..checks import sides_and_channels, whole_number
 from ..graphs import output_heads
 from ..modelcard import card
 from ..tables import text_table
@@ -229,9 +229,8 @@ def _macs(probed, probes, x):
         if id(layer) in owner:
             kernels = sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
             if kernels:
-                shape = tuple(output.shape)
-                channels = shape[1 if getattr(layer, "data_format", None) == "channels_first" else -1]
-                totals[owner[id(layer)]] += kernels * math.prod(shape[1:]) // channels
+                sides, _ = sides_and_channels(output.shape, getattr(layer, "data_format", "channels_last"))
+                totals[owner[id(layer)]] += kernels * math.prod(sides)
 
     run_with_fresh_branches(probed, keras.tree.map_structure(lambda array: np.asarray(array)[:1], x), visit)
     return totals

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from ..checks import positive_integer
+from ..checks import positive_integer, sides_and_channels
 from ..graphs import data_format_at, final_activation, graph_of, layers_in, output_heads, producer, replay, require_graph
 from ..growth.surgery import copy_model
 from ..layers import Card
@@ -243,7 +243,7 @@ def _image_size(model: keras.Model) -> list[int] | None:
     tensor = model.inputs[0]
     if len(tensor.shape) != 4:
         return None
-    sides = tensor.shape[1:3] if data_format_at(tensor, graph_of(model)) == "channels_last" else tensor.shape[2:]
+    sides, _ = sides_and_channels(tensor.shape, data_format_at(tensor, graph_of(model)))
     return None if None in sides else [int(side) for side in sides]
 
 

@@ -1,6 +1,7 @@
 """The command `resnet-train`: flags from the options of a run, grouped help, processes on this machine for a trial."""
 
 import dataclasses
+import difflib
 import json
 import os
 import signal
@@ -17,9 +18,9 @@ import click
 
 from ..models.loading import ModelFileError, import_modules
 from .faults import WorkerLost
-from .options import TrainingError
+from .options import TrainingError, kinds_of
 from .recipes import RECIPES
-from .run import GROUPS, OPTIONS, Run
+from .run import ELSEWHERE, GROUPS, OPTIONS, Run
 from .strategies import is_chief, tf_config
 from .zoo import train
 
@@ -41,6 +42,16 @@ class Option(click.Option):
 
 class Command(click.Command):
     """A command whose help sorts its flags by group, the most important first."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse flags; an unknown one gets a hint only where it resembles one, or is Keras' name for it."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").replace("-", "_")
+            found = [ELSEWHERE[name]] if name in ELSEWHERE else difflib.get_close_matches(name, [*OPTIONS, "grow"], 1, 0.8)
+            error.possibilities = [f"--{known.replace('_', '-')}" for known in found]
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags, group by group."""
@@ -66,14 +77,15 @@ def options_of_run(command: Callable) -> Callable:
 def _flag(name: str, item: dataclasses.Field) -> Callable:
     group = next(kind.__doc__ for kind in GROUPS.values() if name in kind.__dataclass_fields__)
     flag, default, told = "--" + name.replace("_", "-"), item.default, item.metadata
-    shown = {"default": None, "group": group, "cls": Option, "help": _help(told["help"], default)}
+    shown: dict[str, Any] = {"default": None, "group": group, "cls": Option, "help": _help(told["help"], default)}
     if isinstance(default, bool) or name == "sync_batch_norm":
         return click.option(f"{flag}/--no-{flag[2:]}", name, **shown)
     if isinstance(default, tuple):
         return click.option(flag, name, metavar="A,B,…", **shown)
-    if told["choices"]:
+    kinds = kinds_of(item)
+    if told["choices"] and float not in kinds:
         return click.option(flag, name, type=click.Choice(told["choices"]), **shown)
-    named = [kind for kind in (int, float) if item.type is kind or kind in getattr(item.type, "__args__", ())]
+    named = [kind for kind in (int, float) if kind in kinds and str not in kinds]
     return click.option(flag, name, type=named[0] if named else str, **shown)
 
 
@@ -185,6 +197,8 @@ def _changes(flags: dict[str, Any], model_options: tuple[str, ...], growth: tupl
         if isinstance(OPTIONS[name].default, tuple):
             parts = [part.strip() for part in value.split(",") if part.strip()]
             value = tuple(parts if str in OPTIONS[name].type.__args__ else map(_value, parts))
+        elif {str, float} <= set(kinds_of(OPTIONS[name])):
+            value = _value(value)
         changes[name] = value
     if model_options:
         pairs = [option.partition("=") for option in model_options]
@@ -220,7 +234,7 @@ def _spawn(count: int, command: list[str] | None = None) -> int:
         The exit code.
     """
     command = command or _without_local_workers(_command())
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     processes: list[subprocess.Popen] = []
     asked: list[int] = []
 
@@ -286,7 +300,8 @@ def _without_local_workers(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Find ports of this machine that nobody listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:

@@ -1,8 +1,9 @@
 """Where the batches of a run come from, for training and for validation."""
 
+import itertools
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,9 @@ import tensorflow as tf
 from .. import data as datasets
 from ..data.order import permuted
 from ..data.pipeline import with_options
-from ..graphs import graph_of, replay
-from ..layers import Card
-from ..modelcard import ModelCard, check_labels, preprocessing_card, set_card
 from ..modelcard import card as card_of
+from ..modelcard import preprocessing_card
+from ..models.transfer import with_card
 from .run import Run, TrainingError
 from .segments import Segment
 from .steps import PADDED
@@ -24,7 +24,8 @@ from .strategies import Placement
 
 # The smallest share of a photograph's area that a random crop takes, where a run does not say.
 PHOTO_AREA = 0.25
-SAMPLED = 32  # Examples whose bytes are part of a fingerprint.
+SAMPLED = 32  # Examples whose bytes are part of a fingerprint, and examples per batch of a sample.
+MEASURED = 256  # Examples that a model is measured on as it grows.
 SMALL = 16  # Numbers per example up to which all examples are.
 
 
@@ -73,7 +74,7 @@ class Feed:
         facts: Further entries of the summary.
         spec: One batch, or its `element_spec`.
         labels: Class names for the trained model; None where they are not known.
-        fingerprint: Figures by which the data of a run are told from other data.
+        fingerprint: Figures that distinguish the data of a run from other data.
     """
 
     name: str = "data"
@@ -98,13 +99,21 @@ class Feed:
     def end_epoch(self) -> None:
         """An epoch is done."""
 
+    def sample(self) -> Iterable[tuple[Any, None]]:
+        """Batches `(inputs, None)` of some training examples, neither augmented nor in the run's order, to measure a model on.
+
+        Raises:
+            TrainingError: The data can be read only once.
+        """
+        raise NotImplementedError
+
     def describe(self) -> list[str]:
         """Lines for the log."""
         size = "" if self.size is None else f": {self.size:,} training examples"
         return [f"{self.name}{size}"]
 
     def label(self, model: keras.Model) -> keras.Model:
-        """Write class names into the trained model, where there are some."""
+        """The trained model with class names in its card, where there are some."""
         return model if self.labels is None else with_labels(model, self.labels)
 
 
@@ -150,7 +159,9 @@ class ImageFeed(Feed):
         self.validation = None if split is None else self._evaluation(split)
         found = {"holdout": self.held_out, "val": source.validation, "test": source.test}
         self.final = {name: self._evaluation(split) for name, split in found.items() if split is not None}
-        self._iterator, self._next, self._last = None, None, None
+        self._iterator: Iterator | None = None
+        self._next: int | None = None
+        self._last: int | None = None
 
     @property
     def spec(self) -> Any:
@@ -177,6 +188,15 @@ class ImageFeed(Feed):
             size = "×".join(map(str, crop))
             raise TrainingError(f"{model.name!r} does not take images of {size}; set `small_crops` to 1") from error
 
+    def sample(self) -> Iterable[tuple[Any, None]]:
+        split = self.train
+        if not isinstance(split, datasets.Records):
+            split = split.take(_spread(split.size, MEASURED))
+        batches = datasets.evaluation_batches(
+            split, batch=SAMPLED, size=self.image_size, num_classes=self._classes, crop=self.source.crop
+        )
+        return ((images[weights > 0], None) for images, _, weights in batches.take(math.ceil(MEASURED / SAMPLED)))
+
     def describe(self) -> list[str]:
         held_out = f", {self.held_out.size:,} held out" if self.held_out else ""
         return [self.source.describe() + held_out]
@@ -189,7 +209,9 @@ class ImageFeed(Feed):
     def _batches(self, segment: Segment, first: int, last: int) -> tf.data.Dataset:
         run = self.run
         area = run.random_area or (PHOTO_AREA if self.source.crop else 0.0)
-        augmentation = datasets.Augmentation(run.crop_padding, area, run.flip, run.randaugment, run.magnitude, run.erasing)
+        augmentation = datasets.Augmentation(
+            run.crop_padding, area, run.flip, run.randaugment, run.magnitude, run.erasing, run.crop_border, run.alternate_flips
+        )
         batches = datasets.training_batches(
             self.train, batch=run.batch_size, size=self._crop(segment), num_classes=self._classes, augmentation=augmentation,
             fill=self.source.mean, seed=run.seed, first=first, last=last, share=self.share,
@@ -295,7 +317,9 @@ class ArrayFeed(Feed):
         if self.steps > available:
             raise TrainingError(f"`steps_per_epoch` must be at most {available}, all batches of the data, got {self.steps}")
         self.fingerprint = {"data": self.name, "examples": self.size, "content": _checksum_of_arrays(arrays)}
-        self._iterator, self._next, self._last = None, None, None
+        self._iterator: Iterator | None = None
+        self._next: int | None = None
+        self._last: int | None = None
 
     @property
     def spec(self) -> Any:
@@ -307,6 +331,10 @@ class ArrayFeed(Feed):
             self._iterator = iter(self.placement.distribute(self._batches(step, last)))
         self._next, self._last = (step // self.steps + 1) * self.steps, last
         return self._iterator
+
+    def sample(self) -> Iterable[tuple[Any, None]]:
+        for places in np.array_split(chosen := _spread(self.size, MEASURED), math.ceil(len(chosen) / SAMPLED)):
+            yield keras.tree.map_structure(lambda array, places=places: array[places], self.arrays[0]), None
 
     def _batches(self, first: int, last: int) -> tf.data.Dataset:
         run, replicas, local = self.run, self.placement.replicas, self.placement.local_replicas
@@ -347,7 +375,7 @@ class AdapterFeed(Feed):
         steps: int | None = None,
         class_weight: dict[int, float] | None = None,
     ) -> None:
-        self.name = type(data).__name__
+        self.name, self._data = type(data).__name__, data
         if class_weight is not None:
             # Keras takes a missing class for an error, here and there.
             weights = _class_weights(class_weight, max(2, model.outputs[0].shape[-1]))
@@ -372,6 +400,14 @@ class AdapterFeed(Feed):
     def end_epoch(self) -> None:
         self._adapter.on_epoch_end()
 
+    def sample(self) -> Iterable[tuple[Any, None]]:
+        if is_read_once(self._adapter):
+            raise TrainingError('`growth_scale="match"` reads some data twice, which a generator does not allow; give a number')
+        data = self._data
+        batches = (data[i] for i in range(self._length)) if isinstance(data, keras.utils.PyDataset) else data
+        count = math.ceil(MEASURED / self.batch)
+        return ((b[0] if isinstance(b, (tuple, list)) else b, None) for b in itertools.islice(batches, count))
+
     def describe(self) -> list[str]:
         return [f"{self.name}: {self.steps} batches per epoch, in an order of its own; the run resumes after whole epochs"]
 
@@ -384,18 +420,27 @@ def adapter_of(data: Any, shuffle: bool = False, class_weight: dict[int, float] 
     """
     from keras.src.trainers import data_adapters
 
+    if hasattr(data, "__next__"):
+        # Keras knows generators of tuples only, not other iterators and not lists.
+        data = (tuple(batch) if isinstance(batch, list) else batch for batch in data)
     try:
         is_py_dataset = isinstance(data, keras.utils.PyDataset)
         return data_adapters.get_data_adapter(data, shuffle=shuffle and is_py_dataset, class_weight=class_weight)
     except ValueError as error:
         if "Unrecognized data type" not in str(error):
-            raise TrainingError(str(error)) from error
+            # What was received is a batch with all its numbers.
+            raise TrainingError(str(error).partition(" Received: ")[0]) from error
         if hasattr(data, "__iter__") and class_weight is None:
             return _Batches(data)
         raise TrainingError(
             f"data of type {type(data).__name__} cannot be trained on; give arrays, a tf.data.Dataset, a keras.utils.PyDataset, "
             "a generator, a PyTorch DataLoader, or the name or path of a data set"
         ) from error
+
+
+def is_read_once(adapter: Any) -> bool:
+    """Whether the data of an adapter are gone when they have been read, as those of a generator."""
+    return type(adapter).__name__ == "GeneratorDataAdapter"
 
 
 class _Batches:
@@ -409,7 +454,7 @@ class _Batches:
 
     def __init__(self, data: Iterable) -> None:
         self._data = data
-        self.num_batches = len(data) if hasattr(data, "__len__") else None
+        self.num_batches = len(data) if isinstance(data, Sized) else None
         first = next(iter(data), None)
         if not isinstance(first, (tuple, list)) or len(first) not in (2, 3):
             kind = "nothing" if first is None else type(first).__name__
@@ -423,7 +468,7 @@ class _Batches:
         return tf.data.Dataset.from_generator(lambda: (as_arrays(*batch) for batch in self._data), output_signature=self._spec)
 
     def on_epoch_begin(self) -> None:
-        """Nothing: the data hear of an epoch when they are iterated over."""
+        """Do nothing: a new epoch begins when the data are iterated over."""
 
     on_epoch_end = on_epoch_begin
 
@@ -459,7 +504,7 @@ def evaluation_of(
         if batch_size is not None:
             raise TrainingError(f"`validation_batch_size` is for arrays; a {type(data).__name__} has batches of its own")
         adapter = adapter_of(data)
-        dataset, once = adapter.get_tf_dataset(), type(adapter).__name__ == "GeneratorDataAdapter"
+        dataset, once = adapter.get_tf_dataset(), is_read_once(adapter)
         steps = steps or adapter.num_batches
         if once and steps is None:
             raise TrainingError("the length of a generator is not known; give `validation_steps`")
@@ -604,8 +649,7 @@ def _checksum(split: Any) -> int:
     if isinstance(split, datasets.Records):
         sample = split.in_order().take(SAMPLED)
     else:
-        chosen = np.unique(np.linspace(0, split.size - 1, min(SAMPLED, split.size)).astype(int))
-        sample = split.take(chosen).in_order()
+        sample = split.take(_spread(split.size, SAMPLED)).in_order()
     checksum = zlib.crc32(found)
     for _, _, image, label in sample:
         image = image.numpy()
@@ -617,7 +661,7 @@ def _checksum(split: Any) -> int:
 def _checksum_of_arrays(arrays: tuple) -> int:
     """A checksum over labels and other small arrays, and over a sample of the examples of large ones."""
     size = number_of_examples(arrays)
-    sample = np.unique(np.linspace(0, size - 1, min(SAMPLED, size)).astype(int))
+    sample = _spread(size, SAMPLED)
     checksum = 0
     for array in keras.tree.flatten(arrays):
         is_small = array.size <= SMALL * size
@@ -625,38 +669,37 @@ def _checksum_of_arrays(arrays: tuple) -> int:
     return checksum
 
 
+def _spread(size: int, count: int) -> np.ndarray:
+    """The numbers of at most `count` of `size` examples, evenly spread over all of them."""
+    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(int))
+
+
 def with_labels(
     model: keras.Model, labels: Iterable[str], size: tuple[int, int] | None = None, crop: bool = False
 ) -> keras.Model:
-    """Write class names into a model's card; a model without one gets a card.
+    """A copy of a model with class names in its card; a model without one gets a card.
 
     Args:
-        model: Trained model, not used elsewhere.
+        model: Trained model.
         labels: Class names in the order of the outputs.
         size: Size of the images that it was trained on.
         crop: Whether test images were resized and cropped in the middle.
     """
-    labels = list(map(str, labels))
-    try:
-        if (known := card_of(model)) is not None:
-            set_card(model, labels=labels)
-            # How images were brought to the model's size in the evaluation, unless the card says it for this size.
-            old = known.preprocessing
-            if crop and size and not (old.get("resize") and old.get("size") == list(size)):
-                set_card(model, preprocessing={**old, "size": list(size), "resize": round(min(size) * 8 / 7)})
-            return model
-        units = model.outputs[0].shape[-1]
-        labels = labels if units == 1 else check_labels(labels, units)
-    except ValueError:  # More outputs than classes: the names of the others are not known.
+    labels, known = list(map(str, labels)), card_of(model)
+    if not labels_fit(model, labels):  # More outputs than classes: the names of the others are not known.
         return model
-    if len(model.inputs) != 1 or graph_of(model) is None:
-        return model
-    resize = round(min(size) * 8 / 7) if crop and size else None
-    treatment = preprocessing_card("none", None if size is None else list(size), resize)
-    card = ModelCard(model.name, preprocessing=treatment, labels=labels)
-    graph = graph_of(model)
-    given = keras.Input(batch_shape=graph.inputs[0].shape, dtype=graph.inputs[0].dtype, name=graph.inputs[0].name)
-    outputs = replay(
-        graph, [Card(card.to_dict(), name="card")(given)], lambda node, args, kwargs: node.operation(*args, **kwargs)
-    )
-    return keras.Model(given, outputs, name=model.name)
+    fields = {}
+    old = {} if known is None else known.preprocessing
+    # How images were brought to the model's size in the evaluation, unless the card says it for this size.
+    if size and (known is None or (crop and not (old.get("resize") and old.get("size") == list(size)))):
+        resize = round(min(size) * 8 / 7) if crop else None
+        fields["preprocessing"] = preprocessing_card("none", list(size), resize) if known is None else {
+            **old, "size": list(size), "resize": resize
+        }  # fmt: skip
+    return with_card(model, labels=labels, **fields)
+
+
+def labels_fit(model: keras.Model, labels: Sequence[str]) -> bool:
+    """Whether an output of a model has one value per class, or one for both of two classes."""
+    units = [tensor.shape[-1] for tensor in model.outputs if len(tensor.shape)]
+    return len(labels) in [2 if count == 1 else count for count in units]

@@ -14,10 +14,11 @@ import tensorflow as tf
 from .. import data as datasets
 from ..graphs import graph_of
 from ..growth import check_backward, grow
-from ..modelcard import card
+from ..growth.scale import MATCH
+from ..modelcard import card, check_labels
 from .callbacks import CallbackLike, Callbacks, check_callbacks
 from .faults import StopRequest, errors_of
-from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluation_of, split_arrays, weighted_by_class
+from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluation_of, labels_fit, split_arrays, weighted_by_class
 from .learner import Learner
 from .logs import Progress
 from .loop import Result, Session, train
@@ -110,6 +111,7 @@ def fit(
     if theirs := sorted(set(options) & MADE_BY_TRAIN):
         raise TrainingError(f"`{theirs[0]}` decides how `train` makes a model; build the model so, and leave it out here")
     options |= {name: value for name, value in (("loss", loss), ("optimizer", optimizer)) if _is_option(name, value)}
+    labels = None if labels is None else _checked(check_labels, labels)
     own_loss = None if "loss" in options else loss
     own_optimizer = None if "optimizer" in options else optimizer
     _check_optimizer(own_optimizer, options)
@@ -247,7 +249,10 @@ def _feed_of(
         feed.validation = evaluation_of(validation, run, placement, given.validation_steps, given.validation_batch_size)
         feed.final = {**feed.final, **({} if feed.validation.once else {"val": feed.validation})}
     if labels is not None:
-        feed.labels = list(map(str, labels))
+        if not labels_fit(model, labels):
+            units = " or ".join(str(tensor.shape[-1]) for tensor in model.outputs)
+            raise TrainingError(f"`labels` must have one name per value of the model's output ({units}), got {len(labels)}")
+        feed.labels, feed.facts = list(labels), {**feed.facts, "classes": list(labels)}
     return feed, arrays
 
 
@@ -297,7 +302,7 @@ def _is_option(name: str, value: Any) -> bool:
 OF_OPTIMIZER = (
     "learning_rate", "base_batch", "momentum", "nesterov", "schedule", "milestones", "factor", "warmup_epochs", "warmup_to_batch",
     "weight_decay", "clip_norm", "ema", "accumulate", "gate_lr_multiplier", "backbone_lr_multiplier", "new_lr_multiplier",
-    "new_decay_multiplier",
+    "new_decay_multiplier", "beta_lr_multiplier", "muon_rate", "muon_momentum",
 )  # fmt: skip
 
 
@@ -329,6 +334,8 @@ def start(
     follows = not isinstance(schedule, float) if optimizer is None else not isinstance(optimizer._learning_rate, keras.Variable)
     check_callbacks(callbacks, follows, run.schedule, bool(run.ema) and optimizer is None)
     _check_growth(model, run)
+    if run.growth and run.growth_scale == MATCH:
+        feed.sample()
     if optimizer is not None and inner_of(optimizer).gradient_accumulation_steps and placement.replicas > 1:
         raise TrainingError(
             f"Keras' own optimizers accumulate gradients on one device only, and there are {placement.replicas} replicas; leave "
@@ -337,13 +344,13 @@ def start(
     folder = Folder(None if out is None else Path(out), run, {**structure(model), **feed.fingerprint}, placement.chief)
     with StopRequest().listening() as stop, folder.lock(model.count_params()):
         saved = folder.read()
-        state = saved.state if saved else RunState()
+        state = saved.state if saved else RunState(step=run.initial_epoch * feed.steps)
         _check_shared_folder(folder, placement, state)
         if finished := folder.finished(saved, run.epochs * feed.steps):
             return Result(finished[0], state.rows, finished[1])
         folder.open(state)
         per_call = _steps_per_call(run, feed.steps, state.step)
-        learner = Learner(model, run, placement, task, schedule, optimizer=optimizer, per_call=per_call)
+        learner = Learner(model, run, placement, task, schedule, optimizer=optimizer, per_call=per_call, scales=state.scales)
         progress = Progress(run.epochs * feed.steps, feed.steps, feed.batch, quiet or not placement.chief)
         told = Callbacks(callbacks, {"epochs": run.epochs, "steps": feed.steps, "verbose": 0})
         session = Session(run, placement, learner, feed, told, folder, progress, stop, state)
@@ -370,7 +377,8 @@ def _announcement(session: Session, task: Task, saved: Saved | None, optimizer: 
         *feed.describe(),
         f"{placement.describe()}; global batch {feed.batch}, {per_replica} per replica"
         + (", synchronised batch norm" if learner.synchronised else ""),
-        f"epochs: {run.epochs}, of {feed.steps} steps each; "
+        f"epochs: {run.epochs}, of {feed.steps} steps each"
+        + (f", starting at epoch {run.initial_epoch + 1}; " if run.initial_epoch else "; ")
         + (f"{run.optimizer}, {rate}" if optimizer is None else type(optimizer).__name__),
     ]
     if placement.replicas > 1 and feed.resumes_anywhere:

@@ -7,7 +7,7 @@ import keras
 
 from ..blocks.finding import find_blocks
 from ..blocks.gates import gate_parameters
-from ..graphs import is_weighted, walk
+from ..graphs import is_weighted, layers_in, producer, walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +19,14 @@ class Group:
         variables: Variables of the model.
         lr_multiplier: Factor on the learning rate.
         decay: Factor on the weight decay; 0 or False for none.
+        is_orthogonal: Whether Muon makes the updates orthogonal.
     """
 
     name: str
     variables: list
     lr_multiplier: float = 1.0
     decay: float = 1.0
+    is_orthogonal: bool = False
 
 
 def new_layers(model: keras.Model) -> tuple[list, list]:
@@ -42,6 +44,8 @@ def parameter_groups(
     backbone_lr_multiplier: float = 1.0,
     new_lr_multiplier: float = 1.0,
     new_decay_multiplier: float = 1.0,
+    beta_lr_multiplier: float = 1.0,
+    orthogonal: bool = False,
     trunk_lr_multiplier: float | None = None,
 ) -> list[Group]:
     """Sort a model's trainable variables by role.
@@ -55,6 +59,9 @@ def parameter_groups(
         backbone_lr_multiplier: Factor on the learning rate of what is neither gate, nor grown, nor head.
         new_lr_multiplier: Factor on the learning rate of grown blocks, apart from their gates.
         new_decay_multiplier: Factor on the weight decay of grown blocks.
+        beta_lr_multiplier: Factor on the learning rate of β, the biases of norms, in addition to that of their role.
+        orthogonal: Whether kernels of convolutions that a norm follows are groups of their own, for Muon. The norm takes their
+            scale out, so they do not decay.
         trunk_lr_multiplier: Deprecated name of `backbone_lr_multiplier`.
 
     Returns:
@@ -69,18 +76,27 @@ def parameter_groups(
     roles |= {id(v): "new" for layer in grown for v in layer.trainable_variables}
     roles |= {id(v): "gates" for v in gates}
     kernels = _kernels(model)
+    kinds = dict.fromkeys(kernels, "decayed")
+    if orthogonal:
+        kinds |= dict.fromkeys(_normed_kernels(model), "orthogonal")
+    if beta_lr_multiplier != 1:
+        kinds |= {id(layer.beta): "β" for layer in _norms(model) if layer.center}
     buckets = {}
     for variable in model.trainable_variables:
         role = roles.get(id(variable), "backbone")
-        buckets.setdefault((role, id(variable) in kernels and role != "gates"), []).append(variable)
+        kind = "gates" if role == "gates" else kinds.get(id(variable), "not decayed")
+        buckets.setdefault((role, kind), []).append(variable)
     rates = {"gates": gate_lr_multiplier, "new": new_lr_multiplier, "head": 1.0, "backbone": backbone_lr_multiplier}
     decays = {"new": new_decay_multiplier}
     return [
         Group(
-            role if role == "gates" else f"{role}, {'decayed' if decayed else 'not decayed'}",
-            found, rates[role], decays.get(role, 1.0) if decayed else 0.0,
+            role if role == "gates" else f"{role}, {kind}",
+            found,
+            rates[role] * (beta_lr_multiplier if kind == "β" else 1.0),
+            decays.get(role, 1.0) if kind == "decayed" else 0.0,
+            kind == "orthogonal",
         )
-        for (role, decayed), found in buckets.items()
+        for (role, kind), found in buckets.items()
     ]  # fmt: skip
 
 
@@ -88,13 +104,35 @@ def _with_weights(layers):
     return [layer for layer in layers if layer.weights]
 
 
+NORMS = (keras.layers.BatchNormalization, keras.layers.GroupNormalization, keras.layers.LayerNormalization)
+CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+POOLS = tuple(getattr(keras.layers, f"{kind}Pooling{rank}D") for kind in ("Max", "Average") for rank in (1, 2, 3))
+
+
+def _norms(model):
+    return [layer for layer in layers_in(model) if isinstance(layer, NORMS)]
+
+
+def _normed_kernels(model):
+    """Ids of the kernels of convolutions whose output goes, perhaps through a pool, into a norm."""
+    found = set()
+    for _, _, node in walk(model):
+        if not isinstance(node.operation, NORMS):
+            continue
+        before = producer(node.input_tensors[0])
+        while before is not None and isinstance(before.operation, POOLS):
+            before = producer(before.input_tensors[0])
+        if before is not None and isinstance(before.operation, CONVOLUTIONS):
+            found.add(id(before.operation.kernel))
+    return found
+
+
 def _kernels(model):
     """Ids of the variables that multiply inputs: of two or more axes that are not broadcast, outside of norms."""
-    norms = (keras.layers.BatchNormalization, keras.layers.GroupNormalization, keras.layers.LayerNormalization)
     return {
         id(variable)
-        for layer in model._flatten_layers()
-        if not isinstance(layer, norms)
+        for layer in layers_in(model)
+        if not isinstance(layer, NORMS)
         for variable in layer.trainable_variables
         if sum(side > 1 for side in variable.shape) >= 2 or variable.name.endswith("kernel")
     }

@@ -1,25 +1,30 @@
 """The model under training with its optimiser: grown, frozen, averaged, saved and restored as one."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from ..graphs import walk
+from ..graphs import layers_in, walk
 from ..growth import grow
+from ..growth.scale import MATCH, block_scales
 from ..growth.surgery import copy_model
 from . import optimizers
+from .fused import fuse
 from .groups import new_layers, parameter_groups
 from .run import Run, TrainingError
 from .segments import Segment
 from .steps import Steps
 from .strategies import Placement
 from .tasks import Task
+from .views import averaged_over_views
 
+# Makes batches `(inputs, None)` of training examples.
+Sample: TypeAlias = Callable[[], Iterable[tuple[Any, None]]]
 # Below this many images per replica, batch statistics are taken over all replicas unless the run says otherwise.
 SMALL_BATCH = 16
 
@@ -35,6 +40,7 @@ class Learner:
         schedule: Learning rate, or a schedule of it.
         optimizer: Keras optimiser to copy instead of the one that the run describes.
         per_call: Training steps per call of the device loop.
+        scales: Measured scales of the blocks that have grown, by name; growth adds its own.
 
     Attributes:
         model: The copy, compiled. Growth replaces it by another object.
@@ -51,7 +57,9 @@ class Learner:
         *,
         optimizer: keras.optimizers.Optimizer | None = None,
         per_call: int = 1,
+        scales: dict[str, float] | None = None,
     ) -> None:
+        self.scales = {} if scales is None else scales
         self.run, self.placement, self.task, self.schedule = run, placement, task, schedule
         self._own_optimizer, self.steps_per_call = optimizer, per_call
         with placement.strategy.scope():
@@ -66,34 +74,63 @@ class Learner:
 
     # ------------------------------------------------------------ segments
 
-    def grow(self, segment: Segment) -> list[str]:
+    def grow(self, segment: Segment, sample: Sample | None) -> list[str]:
         """Grow the model as a segment begins.
+
+        Args:
+            segment: The segment.
+            sample: Makes examples that matched scales are measured on; None where `scales` has them, in a run that resumes.
 
         Returns:
             A line for the log per growth event.
+
+        Raises:
+            TrainingError: A scale cannot be measured.
         """
-        lines = []
+        lines, run = [], self.run
         for _, after, blocks in segment.growth:
-            seed = self.run.seed + 1 + segment.start
+            seed = run.seed + 1 + segment.start
+            options = {"blocks": blocks, "block": run.growth_block, "gate": run.growth_gate, "seed": seed}
+            scale, told = run.growth_scale, ""
+            if scale == MATCH:
+                if sample is not None:
+                    told = self._measure(after, options, sample)
+                scale = self.scales
             with self.placement.strategy.scope():
-                self.model = grow(
-                    self.model, after, blocks=blocks, block=self.run.growth_block, gate=self.run.growth_gate, seed=seed
-                )
-            lines.append(f"grown before epoch {segment.start + 1}: {blocks} block(s) after {after}")
+                self.model = grow(self.model, after, scale=scale, **options)
+            lines.append(f"grown before epoch {segment.start + 1}: {blocks} block(s) after {after}{told}")
         return lines
 
-    def enter(self, segment: Segment) -> list[str]:
+    def _measure(self, after: str, options: dict[str, Any], sample: Sample) -> str:
+        """Add the scales of new blocks to `scales`, the same in every process; what they are, for the log."""
+        try:
+            with self.placement.strategy.scope():
+                grown = block_scales(grow(self.model, after, scale=MATCH, data=sample(), **options))
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        new = grown.keys() - block_scales(self.model).keys()
+        found = {name: self.placement.of_chief(grown[name]) for name in sorted(new)}
+        self.scales |= found
+        return f", scaled by {', '.join(f'{scale:.3g}' for scale in sorted(set(found.values())))}"
+
+    def enter(self, segment: Segment, sample: Sample | None = None) -> list[str]:
         """Grow, freeze and compile the model for a segment; the optimiser's state is carried over from the one before.
+
+        Args:
+            segment: The segment.
+            sample: As for `grow`.
 
         Returns:
             As `grow`.
         """
         before, former, former_slots = self._variables(), self.optimizer, self._slots
-        lines = self.grow(segment)
+        lines = self.grow(segment, sample)
         self._freeze(segment)
         self.model.input_spec = None if segment.small else self._input_spec
         for layer in self._norms():
             layer.synchronized = self.synchronised
+        if self.run.fused_norm:
+            fuse(self._norms())
         with self.placement.strategy.scope():
             self.optimizer, self._slots = self._make_optimizer(segment)
             self.task.compile(self.model, self.optimizer)
@@ -137,10 +174,12 @@ class Learner:
                 backbone_lr_multiplier=backbone,
                 new_lr_multiplier=self.run.new_lr_multiplier,
                 new_decay_multiplier=self.run.new_decay_multiplier,
+                beta_lr_multiplier=self.run.beta_lr_multiplier,
+                orthogonal=self.run.optimizer == "muon",
             )
             optimizer = optimizers.make_optimizer(self.run, self.schedule, groups)
         slots = optimizers.Slots(optimizers.inner_of(optimizer))
-        half = any(layer.dtype_policy.name == "mixed_float16" for layer in self.model._flatten_layers(include_self=False))
+        half = any(layer.dtype_policy.name == "mixed_float16" for layer in layers_in(self.model, include_self=False))
         if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer, slots
@@ -154,7 +193,7 @@ class Learner:
         return small if self.run.sync_batch_norm is None else self.run.sync_batch_norm
 
     def _norms(self) -> list[keras.layers.Layer]:
-        return [layer for layer in self.model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+        return [layer for layer in layers_in(self.model) if isinstance(layer, keras.layers.BatchNormalization)]
 
     def _layers(self) -> list[tuple[str, keras.layers.Layer]]:
         """`(path, layer)` of the layers with weights, without nested models."""
@@ -230,6 +269,13 @@ class Learner:
         for i, variable in enumerate(self.steps.metric_variables):
             if f"metrics/{i}" in arrays:
                 variable.assign(arrays[f"metrics/{i}"])
+
+    def steps_on_views(self, kind: str) -> Steps:
+        """Steps that evaluate the model with test-time augmentation; see `averaged_over_views`."""
+        with self.placement.strategy.scope():
+            model = averaged_over_views(self.model, kind)
+            self.task.compile(model, keras.optimizers.SGD())
+            return Steps(model, self.placement)
 
     def finalize(self) -> None:
         """The end of training as the user's own optimiser wants it: with `use_ema`, averages become weights."""

@@ -7,7 +7,7 @@ and no loss scaling; and all Keras optimisers clip before the sum over replicas,
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -15,9 +15,15 @@ from keras import ops
 
 from .groups import Group
 from .run import Run
+from .schedules import scaled_rate
+
+if TYPE_CHECKING:  # The mixin below uses the attributes of the optimisers that it is added to.
+    from keras.optimizers import Optimizer as _Mixin
+else:
+    _Mixin = object
 
 
-class _Grouped:
+class _Grouped(_Mixin):
     """Mixin for a Keras optimiser: parameter groups, weight decay by group, clipping after the sum over replicas.
 
     Args:
@@ -36,7 +42,7 @@ class _Grouped:
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if not self.built:
             self._group_of = {self._var_key(v): group for group in self.groups for v in group.variables}
-        super().build(variables)  # type: ignore[misc]  # a mixin
+        super().build(variables)
 
     def _get_current_learning_rate(self):
         # With accumulated gradients Keras gives a schedule the number of the step; ours counts updates.
@@ -55,12 +61,12 @@ class _Grouped:
                     gradient = ops.cast(gradient, variable.dtype) + decay * variable
                 else:
                     self.assign_sub(variable, decay * learning_rate * variable)
-        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+        super().update_step(gradient, variable, learning_rate)
 
     def _backend_apply_gradients(self, grads: list, trainable_variables: list[keras.Variable]) -> None:
         context = tf.distribute.get_replica_context()
         if not self.gradient_accumulation_steps or context is None or context.num_replicas_in_sync == 1:
-            return super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
+            return super()._backend_apply_gradients(grads, trainable_variables)
         # Sums over all replicas are what is accumulated, so that every replica and the checkpoint hold the same.
         grads, self._are_summed = context.all_reduce(tf.distribute.ReduceOp.SUM, grads), True
         # The update calls `merge_call`, which no branch may do within a replica: the branches are outside of replicas.
@@ -120,6 +126,53 @@ class Lamb(_Grouped, keras.optimizers.Lamb):
     """`keras.optimizers.Lamb` with parameter groups; as in Keras, the decay is outside the trust ratio."""
 
 
+class Muon(_Grouped, keras.optimizers.SGD):
+    """SGD that makes the updates of some groups of kernels orthogonal, and keeps the norm of these kernels at √filters.
+
+    `keras.optimizers.Muon` does so for dense layers only, trains all else with Adam, and leaves the norm of kernels free.
+
+    Args:
+        kernel_rate: Factor on the learning rate of groups with `is_orthogonal`.
+        kernel_momentum: Momentum factor of these groups.
+        **kwargs: of `SGD`.
+
+    Source: Jordan et al. (https://kellerjordan.github.io/posts/muon/); the norm of kernels is that of airbench94.
+    """
+
+    # Coefficients and number of the iterations: singular values end between 0.5 and 1.5, which is as good as 1.
+    coefficients, iterations_per_update = (3.4445, -4.7750, 2.0315), 3
+
+    def __init__(self, *args: Any, kernel_rate: float = 1.0, kernel_momentum: float = 0.6, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kernel_rate, self.kernel_momentum = kernel_rate, kernel_momentum
+
+    def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
+        group = self._group_of.get(self._var_key(variable))
+        if group is None or not group.is_orthogonal:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        rate = ops.cast(learning_rate, variable.dtype) * (group.lr_multiplier * self.kernel_rate)
+        momentum = self.momentums[self._get_variable_index(variable)]
+        gradient = ops.cast(gradient, variable.dtype)
+        total = momentum * self.kernel_momentum + gradient
+        self.assign(momentum, total)
+        direction = gradient + self.kernel_momentum * total if self.nesterov else total
+        scale = variable.shape[-1] ** 0.5 / (tf.norm(variable) + 1e-7)
+        update = ops.reshape(self._orthogonal(ops.reshape(direction, (-1, variable.shape[-1]))), variable.shape)
+        self.assign(variable, variable * scale - rate * update)
+
+    def _orthogonal(self, matrix: Any) -> Any:
+        """The nearest matrix whose singular values are about 1, by Newton-Schulz iterations."""
+        a, b, c = self.coefficients
+        is_tall = matrix.shape[0] > matrix.shape[1]
+        x = ops.transpose(matrix) if is_tall else matrix
+        x = x / (ops.norm(x) + 1e-7)
+        for _ in range(self.iterations_per_update):
+            square = ops.matmul(x, ops.transpose(x))
+            x = a * x + ops.matmul(b * square + c * ops.matmul(square, square), x)
+        return ops.transpose(x) if is_tall else x
+
+
 class Slots:
     """The variables that an optimiser keeps per model variable: momentum, moments, averages.
 
@@ -160,6 +213,9 @@ def make_optimizer(run: Run, schedule: Any, groups: list[Group]) -> keras.optimi
         common |= {"use_ema": True, "ema_momentum": run.ema}
     if run.optimizer == "sgd":
         return SGD(schedule, momentum=run.momentum, nesterov=run.nesterov, coupled=True, **common)
+    if run.optimizer == "muon":
+        kernels = {"kernel_rate": run.muon_rate / max(scaled_rate(run), 1e-12), "kernel_momentum": run.muon_momentum}
+        return Muon(schedule, momentum=run.momentum, nesterov=run.nesterov, coupled=True, **kernels, **common)
     return (AdamW if run.optimizer == "adamw" else Lamb)(schedule, **common)
 
 
@@ -228,7 +284,8 @@ def saved_config(optimizer: keras.optimizers.Optimizer) -> dict:
     Such a file then loads without this package. Parameter groups stay in the run; the learning rate is the current one.
     """
     inner = inner_of(optimizer)
-    known = {SGD: keras.optimizers.SGD, AdamW: keras.optimizers.Adam, Lamb: keras.optimizers.Lamb}
+    # Keras has no Muon for convolutions; its SGD has the same slots.
+    known = {SGD: keras.optimizers.SGD, AdamW: keras.optimizers.Adam, Lamb: keras.optimizers.Lamb, Muon: keras.optimizers.SGD}
     if type(inner) not in known:
         return keras.saving.serialize_keras_object(optimizer)
     config = inner.get_config() | {"learning_rate": float(ops.convert_to_numpy(inner.learning_rate))}

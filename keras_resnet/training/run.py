@@ -22,8 +22,8 @@ FINE_TUNING = "finetune"
 RENAMED = {"trunk_lr_multiplier": "backbone_lr_multiplier"}
 # Options that a resumed run may change: where and how steps are run, not what they compute.
 FREE = (
-    "model", "data", "devices", "workers", "index", "lost_worker", "save_every", "tensorboard", "jit", "steps_per_execution",
-    "cache", "data_path",
+    "model", "data", "devices", "workers", "index", "lost_worker", "save_every", "tensorboard", "jit", "fused_norm",
+    "steps_per_execution", "cache", "data_path", "tta",
 )  # fmt: skip
 
 
@@ -59,10 +59,13 @@ class Run:
 
     def __post_init__(self) -> None:
         self._check_epochs()
+        self._check_optimizer()
         self._check_processes()
 
     def _check_epochs(self) -> None:
-        epochs = self.epochs
+        epochs, initial = self.epochs, self.initial_epoch
+        if initial >= epochs:
+            raise TrainingError(f"`initial_epoch` must be below `epochs` ({epochs}), got {initial}")
         if self.frozen_epochs > epochs:
             raise TrainingError(f"`frozen_epochs` must be at most `epochs` ({epochs}), got {self.frozen_epochs}")
         if self.warmup_epochs >= epochs:
@@ -70,8 +73,18 @@ class Run:
         for event in self.growth:
             if not _grows(event, epochs):
                 raise TrainingError(f"`growth` holds (epoch below {epochs}, insertion point, blocks), got {event!r}")
+            if event[0] < initial:
+                raise TrainingError(
+                    f"`growth` has an event before `initial_epoch` ({initial}): {event!r}; give the grown model, and leave it out"
+                )
         if list(self.milestones) != sorted(self.milestones) or any(epoch < 0 for epoch in self.milestones):
             raise TrainingError(f"`milestones` must be epochs in their order, got {self.milestones!r}")
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer == "muon" and not self.momentum:
+            raise TrainingError("`momentum` must be above 0 with the optimizer 'muon', got 0")
+        if self.alternate_flips and not self.flip:
+            raise TrainingError("`alternate_flips` says when images are mirrored; it needs `flip`")
 
     def _check_processes(self) -> None:
         check_addresses(self.workers, "`workers`")
@@ -106,13 +119,13 @@ class Run:
         fields = {}
         if recipe is not None:
             if not isinstance(recipe, str) or recipe not in RECIPES:
-                raise TrainingError(f"unknown recipe {recipe!r}{nearest(recipe, RECIPES)}; choose from {', '.join(RECIPES)}")
+                raise TrainingError(f"unknown recipe {recipe!r}{nearest(recipe, RECIPES)}")
             fields = {key: value for key, value in RECIPES[recipe].items() if key != "source"}
         return cls._from(recipe, _merged(fields, changes))
 
     @classmethod
     def _from(cls, recipe: str | None, values: Mapping[str, Any]) -> Self:
-        groups = {
+        groups: dict[str, Any] = {
             name: kind(**{item.name: values[item.name] for item in dataclasses.fields(kind) if item.name in values})
             for name, kind in GROUPS.items()
         }
@@ -169,7 +182,7 @@ class Run:
         return cls.of(recipe, **_merged(_known(flat), _known(changes)))
 
 
-GROUPS: dict[str, type] = {
+GROUPS: dict[str, type[options.Options]] = {
     "network": options.Network,
     "dataset": options.Dataset,
     "optimization": options.Optimization,
@@ -204,12 +217,7 @@ def _known(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What users of Keras' `fit` may type for an option, or expect to be one.
-ELSEWHERE = {
-    "lr": "learning_rate",
-    "batch": "batch_size",
-    "initial_epoch": "`out`, which resumes by itself",
-    "verbose": "`quiet`",
-}
+ELSEWHERE = {"lr": "learning_rate", "batch": "batch_size", "verbose": "quiet"}
 
 
 def _similar(name: str) -> str:

@@ -21,22 +21,25 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         schedule: Schedule after the warm-up.
         steps: Steps of the warm-up; the first step after them has the full learning rate.
         start: Learning rate at step 0.
+        offset: Steps of the run before step 0 of the optimiser.
 
     Source: arXiv 1706.02677, section 2.2.
     """
 
-    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, steps: int, start: float = 0.0) -> None:
-        self.schedule, self.steps, self.start = schedule, int(steps), float(start)
+    def __init__(
+        self, schedule: keras.optimizers.schedules.LearningRateSchedule, steps: int, start: float = 0.0, offset: int = 0
+    ) -> None:
+        self.schedule, self.steps, self.start, self.offset = schedule, int(steps), float(start), int(offset)
 
     def __call__(self, step: Any) -> Any:
-        step = ops.cast(step, "float32")
+        step = ops.cast(step, "float32") + self.offset
         peak = self.schedule(ops.zeros_like(step))
         rising = self.start + (peak - self.start) * ops.minimum(1.0, step / max(1, self.steps))
         return ops.where(step < self.steps, rising, self.schedule(ops.maximum(step - self.steps, 0.0)))
 
     def get_config(self) -> dict[str, Any]:
         schedule = keras.saving.serialize_keras_object(self.schedule)
-        return {"schedule": schedule, "steps": self.steps, "start": self.start}
+        return {"schedule": schedule, "steps": self.steps, "start": self.start, "offset": self.offset}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> WarmUp:
@@ -64,6 +67,8 @@ def make_schedule(run: Run, steps_per_epoch: int) -> keras.optimizers.schedules.
         inner = schedules.CosineDecay(peak, max(1, total - warmup), alpha=ONE_CYCLE_END)
     elif run.schedule == "cosine":
         inner = schedules.CosineDecay(peak, max(1, total - warmup))
+    elif run.schedule == "linear":
+        inner = schedules.PolynomialDecay(peak, max(1, total - warmup), end_learning_rate=0.0)
     elif run.schedule == "step":
         # Boundaries of Keras are the last step with the old value, and count from the end of the warm-up.
         edges = [math.ceil(epoch * steps_per_epoch) - warmup - 1 for epoch in run.milestones]
@@ -74,7 +79,7 @@ def make_schedule(run: Run, steps_per_epoch: int) -> keras.optimizers.schedules.
         return float(peak)
     else:
         inner = schedules.PolynomialDecay(peak, 1, end_learning_rate=peak)
-    return WarmUp(inner, warmup, min(start, peak))
+    return WarmUp(inner, warmup, min(start, peak), round(run.initial_epoch * steps_per_epoch))
 
 
 def scaled_rate(run: Run) -> float:

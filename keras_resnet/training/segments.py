@@ -26,10 +26,11 @@ class Segment:
 
 
 def segments(run: Run) -> list[Segment]:
-    """The segments of a run, in order."""
+    """The segments of a run, in order, from its initial epoch on."""
     small_end = round(run.epochs * run.small_epochs) if run.small_crops < 1 else 0
-    edges = {0, run.epochs, run.frozen_epochs, small_end, *(event[0] for event in run.growth)}
-    edges = sorted(edge for edge in edges if edge <= run.epochs)
+    first = run.initial_epoch
+    edges = {first, run.epochs, run.frozen_epochs, small_end, *(event[0] for event in run.growth)}
+    edges = sorted(edge for edge in edges if first <= edge <= run.epochs)
     return [
         Segment(start, end, tuple(e for e in run.growth if e[0] == start), start < run.frozen_epochs, start < small_end)
         for start, end in itertools.pairwise(edges)

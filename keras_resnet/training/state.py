@@ -29,6 +29,7 @@ class RunState:
         seconds: Time spent in training steps and validation.
         ended: Whether a callback has ended the run.
         pending: Row of an epoch whose validation was broken off; it is validated when the run resumes.
+        scales: Measured scales of the blocks that have grown, by name.
     """
 
     step: int = 0
@@ -37,6 +38,7 @@ class RunState:
     seconds: float = 0.0
     ended: bool = False
     pending: dict[str, Any] | None = None
+    scales: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,9 @@ class Folder:
         arrays, found = saved
         if "segment_start" not in found:
             raise TrainingError(f"{self.path} holds a checkpoint of version 0.1; choose another --out, or remove it to restart")
-        theirs, ours = dict(found["run"]), dict(self.identity)
-        state = RunState(**{name: found[name] for name in asdict(RunState())})
+        # A run that was saved before an option existed had its default.
+        theirs, ours = {**Run().essence(), **found["run"]}, dict(self.identity)
+        state = RunState(**{name: found[name] for name in asdict(RunState()) if name in found})
         more_epochs = ours["epochs"] != theirs.get("epochs")
         if more_epochs and ours["epochs"] * found["steps_per_epoch"] >= state.step:
             # The schedule and its epochs follow the new length; what was learned stays.

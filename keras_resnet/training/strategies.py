@@ -18,7 +18,10 @@ from .run import Run, TrainingError, check_addresses
 
 
 class DeviceError(TrainingError):
-    """A device that was asked for is not there."""
+    """A device that was asked for is not there.
+
+    `resnet_export.DeviceError` is another class, because its runtime imports neither Keras nor TensorFlow nor this package.
+    """
 
     exit_code = 4
 
@@ -86,9 +89,13 @@ class Placement:
 
         @tf.function
         def total() -> tf.Tensor:
-            return self.strategy.reduce("SUM", self.strategy.run(lambda: tf.constant(value)), axis=None)
+            return self.strategy.reduce("SUM", self.strategy.run(lambda: tf.constant(value, tf.float64)), axis=None)
 
         return float(total())
+
+    def of_chief(self, value: float) -> float:
+        """The chief's value, in every process; every process must call it."""
+        return self.sum(value if self.chief else 0.0) / self.local_replicas if self.multi_worker else value
 
     def describe(self) -> str:
         """One line for the log."""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from .. import data as datasets
@@ -14,14 +15,18 @@ from ..models.loading import ModelFileError, load_model_file
 from ..models.pretrained import kept_classes
 from ..models.registry import create_model
 from ..models.transfer import replace_head
+from ..zoo.whitening import has_whitening_stem, whiten_stem
 from .callbacks import CallbackLike
 from .faults import errors_of
 from .fitting import run_training
 from .loop import Result
+from .precision import chosen_precision
 from .run import Run, TrainingError
-from .strategies import place
+from .strategies import Placement, place
 
 FILES = (".keras", ".h5", ".hdf5")
+# Training images from which a whitening stem is computed.
+WHITENING_BATCH, WHITENING_BATCHES = 500, 10
 
 
 def train(
@@ -58,9 +63,28 @@ def train(
             source = datasets.load(run.data, run.data_path, corrupt=run.corrupt, cache=run.cache, report=report)
         except (ValueError, OSError, ImportError) as error:
             raise TrainingError(str(error)) from error
+        run = run.replace(precision=_precision(run, placement, out, quiet))
         with placement.strategy.scope():
             model = _model(run, source, report or _print, unsafe_lambda)
+        if run.weights is None and not run.model.endswith(FILES) and has_whitening_stem(model):
+            whiten_stem(model, _first_images(source, model))
         return run_training(model, source, run, placement, out, callbacks, quiet)
+
+
+def _precision(run: Run, placement: Placement, out: str | os.PathLike[str] | None, quiet: bool) -> str:
+    """The precision of a run; that of a model from a file is its own."""
+    if run.model.endswith(FILES):
+        return "float32" if run.precision == "auto" else run.precision
+    is_silent = quiet or not placement.chief
+    return chosen_precision(run, placement, out, (lambda line: None) if is_silent else _print)
+
+
+def _first_images(source: datasets.Source, model: keras.Model) -> np.ndarray:
+    """Training images as the model takes them, for its whitening stem."""
+    size, split, batch = model.inputs[0].shape[1:3], source.train, min(WHITENING_BATCH, source.train.size)
+    batches = datasets.evaluation_batches(split, batch=batch, size=size, num_classes=1, crop=source.crop)
+    found = batches.take(WHITENING_BATCHES).as_numpy_iterator()
+    return np.concatenate([images[weights > 0] for images, _, weights in found])
 
 
 def _model(run: Run, source: datasets.Source, report: Callable[[str], None], unsafe_lambda: bool) -> keras.Model:

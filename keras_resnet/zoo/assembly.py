@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import layers
 
-from ..checks import positive_integer
+from ..checks import positive_integer, sides_and_channels
 from ..layers import Card
 from ..modelcard import ModelCard, check_labels, preprocessing_card
 from ..preprocessing import Preprocessing
+from .config import ResNetConfig, VGGConfig
 from .plan import block_plans
 
 if TYPE_CHECKING:
@@ -83,10 +84,10 @@ def entrance(config: Config, options: BuildOptions) -> tuple[keras.KerasTensor, 
     else:
         x = options.input_tensor
         inputs = keras.utils.get_source_inputs(x)
-    _check_shape(config, tuple(x.shape[1:]), data_format)
+    sides = _checked_sides(config, tuple(x.shape), data_format)
     mode = options.preprocessing if options.include_preprocessing else "none"
     layer = Preprocessing.of(mode, data_format=data_format, name="preprocessing")
-    image = _image(options.image or {}, _sides(tuple(x.shape[1:]), data_format))
+    image = _image(options.image or {}, sides)
     card = ModelCard(
         name=options.name or config.family,
         config=config.to_dict(),
@@ -141,10 +142,15 @@ def feature_info(config: Config) -> list[dict[str, Any]]:
 
     Returns:
         List of dicts: `name` (as in `features_only`), `channels`, `reduction` (input pixels per feature pixel).
+
+    Raises:
+        TypeError: `config` is something else.
     """
-    if config.family == "vgg":
+    if isinstance(config, VGGConfig):
         widths = enumerate(config.widths, start=1)
         return [{"name": f"stage{k}", "channels": config.scaled(width), "reduction": 2**k} for k, width in widths]
+    if not isinstance(config, ResNetConfig):
+        raise TypeError(f"`config` must be a ResNetConfig or a VGGConfig, got {type(config).__name__}")
     rows = [{"name": "stem", "channels": config.stem_widths[-1], "reduction": config.stem_stride}]
     reduction = config.stem_reduction
     for block in block_plans(config):
@@ -181,16 +187,14 @@ def _input_shape(config, options, data_format):
     return (*sides, config.channels) if data_format == "channels_last" else (config.channels, *sides)
 
 
-def _sides(shape, data_format):
-    return shape[:-1] if data_format == "channels_last" else shape[1:]
-
-
-def _check_shape(config, shape, data_format):
-    if len(shape) != config.rank + 1:
-        raise ValueError(f"`input_shape` must have {config.rank + 1} entries ({config.rank} sides and the channels), got {shape}")
-    channels = shape[-1] if data_format == "channels_last" else shape[0]
+def _checked_sides(config, shape, data_format):
+    """The spatial sides of an input, if the network takes it."""
+    given = shape[1:]
+    if len(given) != config.rank + 1:
+        raise ValueError(f"`input_shape` must have {config.rank + 1} entries ({config.rank} sides and the channels), got {given}")
+    sides, channels = sides_and_channels(shape, data_format)
     if channels is None:
-        raise ValueError(f"`input_shape` must give the number of channels ({data_format}), got {shape}")
-    small = [side for side in _sides(shape, data_format) if side is not None and side < config.reduction]
-    if small:
-        raise ValueError(f"`input_shape` must have sides of at least {config.reduction}, the network's stride, got {shape}")
+        raise ValueError(f"`input_shape` must give the number of channels ({data_format}), got {given}")
+    if any(side is not None and side < config.smallest_side for side in sides):
+        raise ValueError(f"`input_shape` must have sides of at least {config.smallest_side}, got {given}")
+    return sides

@@ -4,11 +4,11 @@ import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Self, get_origin
+from typing import Any, ClassVar, Self, get_origin
 
 from ..blocks.branches import BRANCHES
 from ..blocks.style import BlockStyle, LayerStyle
-from ..checks import is_number, positive_integer, probability
+from ..checks import is_number, positive_integer, positive_number, probability
 from ..layers import config_differences
 
 CHOICES = {
@@ -28,6 +28,9 @@ CHOICES = {
     "stride_in": ("3x3", "1x1"),
     "stride_block": ("first", "last"),
     "padding": ("symmetric", "same"),
+    "initializer": ("he", "dirac"),
+    "subsampling": ("stride", "max_pool"),
+    "head_pool": ("average", "max"),
     "norm": ("batch", "group"),
     "gate": (None, "zero_gamma", "zero_conv"),
     "head": ("dense", "pool"),
@@ -66,7 +69,20 @@ class Growth:
 
 
 class Config:
-    """What the configs of all families share: checked choices, a JSON form, and copies with changes."""
+    """What the configs of all families share: checked choices, a JSON form, and copies with changes.
+
+    Subclasses are dataclasses, which have these fields among others.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    family: ClassVar[str]
+    widths: tuple[int, ...]
+    num_classes: int
+    input_size: int
+    channels: int
+    rank: int
+    norm_epsilon: float
+    growth: Growth | None
 
     def __post_init__(self) -> None:
         if isinstance(self.growth, dict):
@@ -88,7 +104,7 @@ class Config:
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed; it is checked like a new config."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # both families are dataclasses
+        return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, with the family under `"family"`; `config_from_dict` reads them."""
@@ -117,28 +133,38 @@ class ResNetConfig(Config, BlockStyle):
         stem_widths: Filters of each convolution of the stem, the first of which has the stride.
         stem_kernel: Kernel size of these convolutions.
         stem_stride: Stride of the first of them.
+        stem_whitening: Whether the stem is one fixed convolution without padding or norm, whose filters whiten patches of
+            training images; see `keras_resnet.whiten_stem`.
         stem_pool: `"max"` (3×3, stride 2, padded with −∞), `"max_zero"` (padded with zeros), `"conv"` (a 3×3 convolution
             with stride 2, norm and activation) or None.
         stride_in: Which convolution of a bottleneck has the stride: `"3x3"` (v1.5) or `"1x1"` (v1). The parameters are the same,
             the logits are not.
         stride_block: Which block of a stage has the stride: `"first"`, or `"last"` as in keras.applications' V2 (in all stages
             but the last one).
+        first_stride: Stride of the first stage, 1 or 2; that of the others is 2.
         padding: `"symmetric"` (torch, Caffe) or `"same"` (TensorFlow: one-sided at stride 2 on even sizes).
         se_ratio: Width of squeeze-and-excitation as a share of the block's output channels; 0 for none.
         se_divisor: Number of which that width is made a multiple (8 in timm, 1 in the paper).
         norm: `"batch"` or `"group"`.
         norm_groups: Number of groups of a group norm.
+        norm_scale: Whether norms have a scale γ.
         norm_epsilon: Number that is added to the variance.
         norm_momentum: Momentum of the moving statistics, as Keras defines it (0.9 is torch's 0.1).
         weight_standardization: Whether kernels are standardised per filter before use (BiT).
         conv_bias: Which convolutions have a bias: any of `"stem"`, `"inner"`, `"last"`, `"projection"`.
         activation: Any name that Keras knows.
         antialias: Whether a 3×3 binomial blur does the subsampling in branch and stem pool.
+        subsampling: What subsamples in a branch: the `"stride"` of a convolution, or a 2×2 `"max_pool"` after it, which a
+            plain net can have.
+        initializer: What kernels start as: `"he"` (random) or `"dirac"` (the identity where the width allows it, see
+            `keras_resnet.layers.Dirac`).
         gate: What holds a branch at zero in the beginning: `"zero_gamma"`, `"zero_conv"` or None.
         output_stride: Total stride of the backbone; later strides become dilations. None keeps all strides.
         drop_path: Probability with which the deepest branch is dropped in training; it grows linearly from 0 at the first.
         dropout: Dropout rate before the last convolution of a branch (Wide ResNet).
         head_dropout: Dropout rate before the classifier.
+        head_pool: Pooling of the last feature map over all positions: `"average"` or `"max"`.
+        head_scale: Constant factor of the features that the classifier takes, which scales the logits.
         rank: Number of spatial axes: 1, 2 or 3.
         num_classes: Number of logits.
         input_size: Pixels per side that the network was published for.
@@ -159,14 +185,18 @@ class ResNetConfig(Config, BlockStyle):
     stem_widths: tuple[int, ...] = (64,)
     stem_kernel: int = 7
     stem_stride: int = 2
+    stem_whitening: bool = False
     stem_pool: str | None = "max"
     stride_in: str = "3x3"
     stride_block: str = "first"
+    first_stride: int = 1
     se_ratio: float = 0.0
     se_divisor: int = 8
     output_stride: int | None = None
     drop_path: float = 0.0
     head_dropout: float = 0.0
+    head_pool: str = "average"
+    head_scale: float = 1.0
     num_classes: int = 1000
     input_size: int = 224
     channels: int = 3
@@ -196,6 +226,10 @@ class ResNetConfig(Config, BlockStyle):
             allowed = '"zero_conv" (a norm follows no zero convolution)' if self.preact else '"zero_gamma"'
             kind = "pre" if self.preact else "post"
             raise ValueError(f"`gate` of a {kind}-activation net must be None or {allowed}, got {self.gate!r}")
+        positive_number("head_scale", self.head_scale)
+        self._check_subsampling()
+        if self.gate == "zero_gamma" and not self.norm_scale:
+            raise ValueError('`gate` "zero_gamma" needs norms with a scale (norm_scale=True)')
         if self.gate and self.shortcut == "none":
             raise ValueError(f"`gate` must be None in a plain net, whose output would be zero, got {self.gate!r}")
         if self.norm == "group":
@@ -203,9 +237,25 @@ class ResNetConfig(Config, BlockStyle):
                 if filters % self.norm_groups:
                     raise ValueError(f"`norm_groups` must divide the filters ({filters}), got {self.norm_groups}")
         if self.output_stride is not None:
-            allowed = [self.stem_reduction * 2**k for k in range(len(self.depths))]
+            allowed = [self.stem_reduction * self.first_stride * 2**k for k in range(len(self.depths))]
             if self.output_stride not in allowed:
                 raise ValueError(f"`output_stride` must be one of {', '.join(map(str, allowed))}, got {self.output_stride}")
+
+    def _check_subsampling(self) -> None:
+        if self.first_stride not in (1, 2) or (self.first_stride == 2 and self.stride_block == "last"):
+            raise ValueError(f'`first_stride` must be 1, or 2 with stride_block="first", got {self.first_stride!r}')
+        if self.subsampling == "max_pool" and (self.shortcut != "none" or self.antialias):
+            raise ValueError('`subsampling` "max_pool" is for plain nets (shortcut="none") without antialias')
+        if not self.stem_whitening:
+            return
+        most = 2 * self.channels * self.stem_kernel**self.rank
+        if len(self.stem_widths) != 1 or self.stem_widths[0] % 2 or self.stem_widths[0] > most:
+            raise ValueError(
+                f"`stem_widths` of a whitening stem must be one even number of at most {most} (plus and minus each component "
+                f"of a patch), got {self.stem_widths}"
+            )
+        if self.stem_stride != 1 or self.stem_pool is not None or self.preact or "stem" in self.conv_bias:
+            raise ValueError("a whitening stem has stem_stride=1, stem_pool=None, no bias, and no pre-activation after it")
 
     @classmethod
     def cifar(cls, depth: int, *, block: str = "basic", **changes: Any) -> Self:
@@ -254,8 +304,13 @@ class ResNetConfig(Config, BlockStyle):
 
     @property
     def reduction(self) -> int:
-        """Total stride of the backbone, which is the smallest side of an input."""
-        return self.output_stride or self.stem_reduction * 2 ** (len(self.depths) - 1)
+        """Total stride of the backbone."""
+        return self.output_stride or self.stem_reduction * self.first_stride * 2 ** (len(self.depths) - 1)
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels per side that an input must have."""
+        return self.reduction + (self.stem_kernel - 1 if self.stem_whitening else 0)
 
     def inner_filters(self, stage: int) -> int:
         """Filters of the 3×3 in a stage (counted from 0)."""
@@ -324,8 +379,13 @@ class VGGConfig(Config, LayerStyle):
 
     @property
     def reduction(self) -> int:
-        """Total stride of the backbone, which is the smallest side of an input."""
+        """Total stride of the backbone."""
         return 2 ** len(self.stages)
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels per side that an input must have."""
+        return self.reduction
 
     def scaled(self, filters: int) -> int:
         """`filters` at this width, at least one."""

@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 from ..blocks.identity import ResidualBlock
+from ..checks import sides_and_channels
 from ..graphs import call_inputs, flat_inputs, graph_of, replay, require_graph
 from .plan import block_plans
 
@@ -94,8 +95,7 @@ def layer_macs(layer: Any, args: Sequence[Any], output: Any) -> int:
         return sum(layer_macs(part, args, output) for part in layer.branch)
     if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
         # A transposed convolution applies its kernel at each position of the input, the others at each position of the output.
-        shape = (args[0] if isinstance(layer, TRANSPOSED) else output).shape[1:]
-        sides = shape[:-1] if layer.data_format == "channels_last" else shape[1:]
+        sides, _ = sides_and_channels((args[0] if isinstance(layer, TRANSPOSED) else output).shape, layer.data_format)
         return math.prod(sides) * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
     if isinstance(layer, layers.Dense):
         return math.prod(output.shape[1:-1]) * math.prod(layer.kernel.shape)
@@ -116,9 +116,11 @@ def arithmetic(config: ResNetConfig) -> Counts:
     tally = _Tally(config)
     side = -(-config.input_size // config.stem_stride)
     filters = config.channels
+    if config.stem_whitening:
+        side -= config.stem_kernel - 1
     for number, width in enumerate(config.stem_widths, start=1):
-        tally.conv(filters, width, config.stem_kernel, side, bias="stem" in config.conv_bias)
-        if number < len(config.stem_widths) or not config.preact:
+        tally.conv(filters, width, config.stem_kernel, side, bias="stem" in config.conv_bias, is_fixed=config.stem_whitening)
+        if not config.stem_whitening and (number < len(config.stem_widths) or not config.preact):
             tally.norm(width)
         filters = width
     if config.stem_pool:
@@ -132,12 +134,13 @@ def arithmetic(config: ResNetConfig) -> Counts:
     if config.preact:
         tally.norm(filters)
     tally.conv(filters, config.num_classes, 1, 1, bias=True)
-    return Counts(tally.trainable, tally.trainable + tally.statistics, tally.macs)
+    return Counts(tally.trainable, tally.trainable + tally.untrained, tally.macs)
 
 
 def _count_block(tally, config, plan, side):
     """Adds one block; returns the side of what it puts out."""
-    out_side = -(-side // plan.stride)
+    pools = config.subsampling == "max_pool"
+    out_side = side // plan.stride if pools else -(-side // plan.stride)
     if plan.projects(config.shortcut):
         tally.conv(plan.in_filters, plan.filters, 1, out_side, bias="projection" in config.conv_bias)
         if config.shortcut_norm and not config.preact:
@@ -146,9 +149,10 @@ def _count_block(tally, config, plan, side):
     for conv in plan.convs:
         if config.preact:
             tally.norm(filters)
-        here = side if config.antialias else -(-side // conv.stride)
+        subsampled = side // conv.stride if pools else -(-side // conv.stride)
+        here = side if config.antialias or pools else subsampled
         tally.conv(filters, conv.filters, conv.kernel, here, groups=conv.groups, bias=conv.bias)
-        side = -(-side // conv.stride)
+        side = subsampled
         filters = conv.filters
         if not config.preact:
             tally.norm(filters)
@@ -162,14 +166,17 @@ class _Tally:
     """Running sums for `arithmetic`."""
 
     def __init__(self, config: ResNetConfig) -> None:
-        self.rank, self.has_statistics = config.rank, config.norm == "batch"
-        self.trainable = self.statistics = self.macs = 0
+        self.rank, self.has_statistics, self.has_scale = config.rank, config.norm == "batch", config.norm_scale
+        self.trainable = self.untrained = self.macs = 0
 
-    def conv(self, inputs: int, filters: int, kernel: int, side: int, groups: int = 1, bias: bool = False) -> None:
+    def conv(
+        self, inputs: int, filters: int, kernel: int, side: int, groups: int = 1, bias: bool = False, is_fixed: bool = False
+    ) -> None:
         weights = kernel**self.rank * inputs // groups * filters
-        self.trainable += weights + filters * bias
+        self.trainable += filters * bias + weights * (not is_fixed)
+        self.untrained += weights * is_fixed
         self.macs += weights * side**self.rank
 
     def norm(self, filters: int) -> None:
-        self.trainable += 2 * filters
-        self.statistics += 2 * filters * self.has_statistics
+        self.trainable += (1 + self.has_scale) * filters
+        self.untrained += 2 * filters * self.has_statistics

@@ -48,5 +48,5 @@ def block_plans(config: ResNetConfig) -> Iterator[BlockPlan]:
 
 def _stage_stride(config, stage, index):
     if config.stride_block == "first":
-        return 2 if stage > 0 and index == 0 else 1
+        return 1 if index > 0 else config.first_stride if stage == 0 else 2
     return 2 if stage < len(config.depths) - 1 and index == config.depths[stage] - 1 else 1

@@ -10,6 +10,7 @@ from ..blocks.kit import LayerKit
 from ..blocks.residual import apply_block
 from .assembly import BuildOptions, entrance, finish, logits
 from .plan import block_plans
+from .whitening import WHITENED
 
 if TYPE_CHECKING:
     import keras
@@ -49,6 +50,8 @@ def resnet(config: ResNetConfig, **options: Any) -> keras.Model:
 
 def _stem(x, config, kit):
     """The convolutions in front of the first stage. With pre-activation the last has no norm: the first block brings it."""
+    if config.stem_whitening:
+        return kit.act(kit.fixed_conv(x, config.stem_widths[0], config.stem_kernel, name=WHITENED), name="stem_act")
     last = len(config.stem_widths)
     for number, filters in enumerate(config.stem_widths, start=1):
         suffix = number if last > 1 else ""
@@ -73,7 +76,10 @@ def _stem_pool(x, config, kit):
 
 
 def _classifier(x, config, kit):
-    x = kit.global_pool("Average", x, name="avg_pool")
+    kind = config.head_pool
+    x = kit.global_pool(kind.capitalize(), x, name={"average": "avg_pool", "max": "max_pool"}[kind])
     if config.head_dropout:
         x = layers.Dropout(config.head_dropout, dtype=kit.dtype, name="head_dropout")(x)
+    if config.head_scale != 1:
+        x = layers.Rescaling(config.head_scale, dtype="float32", name="head_scale")(x)
     return logits(x, config.num_classes)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from keras import layers
 
 from ..blocks.kit import LayerKit
+from ..checks import sides_and_channels
 from ..layers import AdaptiveAverage
 from .assembly import BuildOptions, entrance, finish, logits
 
@@ -64,7 +65,7 @@ def _classifier(x, config, kit):
 
 def _to_head_size(x, config, kit):
     """The features at the side the dense layers expect; a layer only where they differ or are not known."""
-    sides = x.shape[1:-1] if kit.layout == "channels_last" else x.shape[2:]
+    sides, _ = sides_and_channels(x.shape, kit.layout)
     if all(side == config.head_size for side in sides):
         return x
     if None not in sides and any(side < config.head_size for side in sides):

@@ -69,7 +69,7 @@ def _pixels(spec, rows):
 @click.argument("kind", type=click.Choice(["binary", "grpc", "jpeg", "json", "litserve"]))
 @click.argument("clients", type=int)
 @click.option("--rate", type=float, default=0, help="Requests per second that come in any case; 0: each client waits.")
-@click.option("--requests", type=int, default=0, help="Stop after so many; 0: when told.")
+@click.option("--requests", type=int, default=0, help="Number of requests to stop after; 0: stop when told.")
 def load(url, kind, clients, rate, requests):
     """A server under load: when each request began and ended."""
     try:
@@ -287,8 +287,8 @@ def _signal(processes, number):
 
 
 @contextlib.contextmanager
-def _started(command, **popen):
-    """A process that leads a group of its own, which is ended with all that it has started."""
+def _started(command, whole_group=True, **popen):
+    """A process that leads a group of its own, which is ended with all that it has started, or by itself."""
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, start_new_session=True, **popen)
     try:
         yield process
@@ -296,7 +296,7 @@ def _started(command, **popen):
         # It may be gone already, but not what it started.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGCONT)
-            os.killpg(process.pid, signal.SIGTERM)
+            (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
         process.wait(60)
 
 
@@ -346,7 +346,8 @@ def _ray(python, model, *arguments):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [python, "-m", "resnet_export", "serve", f"net={model}", "--engine", "ray", "--port", port, "--json"]
-    with _started([*command, "--device", "cpu", "--timeout", 600, *arguments], stderr=subprocess.DEVNULL) as process:
+    command += ["--device", "cpu", "--timeout", 600, *arguments]
+    with _started(command, whole_group=False, stderr=subprocess.DEVNULL) as process:
         events = (json.loads(line) for line in process.stdout if line.startswith("{"))
         next(event for event in events if event["event"] == "ready")
         yield Server(f"http://127.0.0.1:{port}/net", "binary", ())
@@ -383,7 +384,7 @@ def _metric(url, name):
 @click.option("--kserve-python", default=lambda: os.environ.get("KSERVE_PYTHON"), help="Python that has kserve.")
 @click.option("--mlserver-python", default=lambda: os.environ.get("MLSERVER_PYTHON"), help="Python that has mlserver.")
 @click.option("--ray-python", default=lambda: os.environ.get("RAY_PYTHON"), help="Python that has ray[serve].")
-@click.option("--out", type=click.Path(), help="JSON file for all numbers, with a diagram beside it; further turns are added.")
+@click.option("--out", type=click.Path(), help="JSON file for all numbers, with a diagram next to it; further turns are added.")
 def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, seconds, out, **pythons):
     """Serving over HTTP and gRPC against a bare onnxruntime loop and other servers; MODEL is an ONNX file.
 

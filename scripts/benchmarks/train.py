@@ -1,4 +1,4 @@
-"""`scripts/benchmark.py train`: images per second of the trainer beside plain `fit` and PyTorch; with --gpu, over all GPUs."""
+"""`scripts/benchmark.py train`: images per second of the trainer, of plain `fit` and of PyTorch; with --gpu, over all GPUs."""
 
 import functools
 import importlib.util
@@ -15,7 +15,11 @@ import numpy as np
 from .pairs import compare
 
 BAR = 1.00
-CASES = {"resnet20": {"size": 32, "batch": 128, "classes": 10}, "resnet50": {"size": 224, "batch": 8, "classes": 1000}}
+CASES = {
+    "resnet20": {"size": 32, "batch": 128, "classes": 10},
+    "cifar_speed": {"size": 32, "batch": 500, "classes": 10},
+    "resnet50": {"size": 224, "batch": 8, "classes": 1000},
+}
 SETTINGS = {
     "batch_size": 128,
     "base_batch": 128,
@@ -147,27 +151,43 @@ def torch_speed(python, name, size, batch, classes, steps, threads):
 @click.option("--steps", default=4, show_default=True, help="Training steps per turn.")
 @click.option("--model", "models", multiple=True, type=click.Choice(list(CASES)), help="Only these.")
 @click.option("--torch-python", help="A Python with torchvision; default is this one, if it has it.")
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "mixed_bfloat16"]),
+    help="Dtype policy of the models, the peers' too, on CPUs.",
+)
+@click.option("--fused-norm", is_flag=True, help="Give the trainer this option; plain `fit` has none like it.")
 @click.option("--gpu", is_flag=True, help="Measure MirroredStrategy over all GPUs instead: precision, XLA, share of the input.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write all numbers to this JSON file.")
-def train(pairs, steps, models, torch_python, gpu, out):
+def train(pairs, steps, models, torch_python, precision, fused_norm, gpu, out):
     """Training steps of this trainer, of plain Keras and of PyTorch, interleaved in one run.
 
-    Example: scripts/benchmark.py train --pairs 31
+    \b
+    Examples:
+      scripts/benchmark.py train --pairs 31
+      taskset -c 1 scripts/benchmark.py train --model cifar_speed --precision mixed_bfloat16 --fused-norm
     """
-    figures = measure_gpus(steps * 8) if gpu else measure_cpu(models or list(CASES), pairs, steps, torch_python)
+    if gpu:
+        figures = measure_gpus(steps * 8)
+    else:
+        figures = measure_cpu(models or list(CASES), pairs, steps, torch_python, precision, fused_norm)
     if out:
         Path(out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def measure_cpu(models, pairs, steps, torch_python):
+def measure_cpu(models, pairs, steps, torch_python, precision="float32", fused_norm=False):
     """Ratios against plain `fit`, and where a step's time goes."""
     import os
 
     import keras
 
     import keras_resnet as kr
+    from keras_resnet.zoo.counting import count_macs
 
-    figures = {"pairs": pairs, "steps": steps, "cases": {}}
+    keras.config.set_dtype_policy(precision)
+    figures = {"pairs": pairs, "steps": steps, "precision": precision, "fused_norm": fused_norm, "cases": {}}
     if torch_python is None and importlib.util.find_spec("torchvision"):
         torch_python = sys.executable
     for name in models:
@@ -175,7 +195,7 @@ def measure_cpu(models, pairs, steps, torch_python):
         images, labels = batch_of(size, batch, classes)
         shape = (size, size, 3)
         own = kr.create_model(name, weights=None, input_shape=shape)
-        run, dataset = trainer_of(own, size, batch, steps), endless(images, labels)
+        run, dataset = trainer_of(own, size, batch, steps, fused_norm=fused_norm), endless(images, labels)
         peers = {"plain fit, same model": kr.create_model(name, weights=None, input_shape=shape)}
         if name == "resnet50":
             peers["plain fit, keras.applications"] = keras.applications.ResNet50(
@@ -187,7 +207,10 @@ def measure_cpu(models, pairs, steps, torch_python):
             result = compare(f"{name}: {peer}", plain_fit(model, images, labels, steps), ours, pairs)
             click.echo(result.line(BAR))
             found[peer] = {**asdict(result), "images_per_second": steps * batch / result.candidate}
-        click.echo(f"{name}: {steps * batch / result.candidate:.0f} images/s")
+        speed = steps * batch / result.candidate
+        # Forward and backward pass: three times the multiply-adds, two operations each.
+        found["gflops"] = 6 * count_macs(own) * speed / 1e9
+        click.echo(f"{name}: {speed:.0f} images/s, {found['gflops']:.0f} GFLOP/s")
         if torch_python and name == "resnet50":
             speed = torch_speed(torch_python, name, size, batch, classes, steps * 2, os.cpu_count())
             if speed:

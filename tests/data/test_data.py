@@ -120,6 +120,36 @@ def test_crop_and_flip_are_windows_of_the_padded_image(arrays):
     assert {flip for *_, flip in seen} == {False, True} and len({(y, x) for y, x, _ in seen}) == 25
 
 
+def test_reflected_borders_and_flips_in_turn(arrays):
+    augmentation = data.Augmentation(crop_padding=2, crop_border="reflect", flip=True, alternate_flips=True)
+    split = arrays.take(np.arange(10))
+    padded = np.pad(split.images.astype("float32"), ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect")
+    sides, corners = [], set()
+    for images, _ in collect(split, augmentation=augmentation, size=(12, 10), last=12, shuffle=False):
+        sides.append([])
+        for image, source in zip(images, padded, strict=True):
+            found = [
+                (y, x, flip)
+                for flip in (False, True)
+                for y in range(5)
+                for x in range(5)
+                if np.array_equal(image[:, ::-1] if flip else image, source[y : y + 12, x : x + 10])
+            ]
+            # The middle of an image is not its own mirror image, so the side is certain.
+            assert len({flip for *_, flip in found}) == 1
+            sides[-1].append(found[0][2])
+            corners |= {(y, x) for y, x, _ in found}
+    sides = np.array(sides)
+    assert len(sides) == 12 and 0 < sides[0].sum() < 10 and len(corners) == 25
+    assert np.array_equal(sides[::2], sides[[0] * 6]) and np.array_equal(sides[1::2], ~sides[[0] * 6])
+    # Another run has other sides.
+    other = collect(
+        split, augmentation=data.Augmentation(flip=True, alternate_flips=True), size=(12, 10), last=1, shuffle=False, seed=4
+    )
+    flipped = [np.array_equal(image, source[:, ::-1]) for image, source in zip(other[0][0], split.images, strict=True)]
+    assert flipped != list(sides[0]) and 0 < sum(flipped) < 10
+
+
 @pytest.mark.parametrize("name", randaugment.OPERATIONS)
 def test_randaugment_operations_change_images_as_named(name, arrays):
     # Below 256 pixels the histogram has no steps to equalise.

@@ -96,6 +96,17 @@ def test_degradation(tmp_path):
 
 
 @pytest.mark.slow
+def test_speed(tmp_path):
+    run("speed", tmp_path)
+    rows = results("speed", tmp_path).rows
+    assert [row["arm"] for row in rows] == ["recipe", "sgd", "random-stem"]
+    assert len({row["loss"] for row in rows}) == 3 and all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert images_of("speed", tmp_path) == ["speed.png"]
+    done = subprocess.run(command("speed", tmp_path, "--arms", "recipe,speedy"), capture_output=True, text=True)
+    assert done.returncode == 2 and "unknown arm 'speedy'; choose from recipe, sgd" in done.stderr
+
+
+@pytest.mark.slow
 def test_grow_vgg(tmp_path):
     run("grow_vgg", tmp_path, "--seeds", 3)
     found = results("grow_vgg", tmp_path)

@@ -359,6 +359,14 @@ def test_fallback_of_a_sequence():
     assert check(chain(layers.GRU(3, return_sequences=True), layers.Conv1D(2, 1), shape=(6, 4)))
 
 
+def test_fallback_of_a_square_in_another_layout():
+    """tf2onnx's own pass over transposes moves the axes of `x * x` twice, which axes of size 1 let pass for a Reshape."""
+    layer = layers.Conv2D(1, 3, padding="same", activation="sigmoid")
+    model = chain(layers.GRU(2), layers.Reshape((2, 1, 1)), layer, layers.UnitNormalization(), shape=(6, 4))
+    assert converted(model)[2] == "stock"
+    check(model)
+
+
 TWICE = {
     "resizing with pads": lambda: layers.Resizing(16, 14, pad_to_aspect_ratio=True),
     "resizing with crop": lambda: layers.Resizing(16, 14, crop_to_aspect_ratio=True),

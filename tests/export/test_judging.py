@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import resnet_export as rx
 
 from . import generator, judging
+from .conftest import run_onnx
 
 RECIPE = generator.Recipe(
     lines=(
@@ -121,3 +123,11 @@ def test_true_refusals(reason: str) -> None:
 def test_a_false_refusal_is_no_true_one() -> None:
     found = judging.judge(_with("x = layers.Conv2D(2, 3)(x)", top_k=3), twice=False)
     assert found.kind == judging.FALSE_REFUSAL
+
+
+def test_the_sigmoid_of_onnxruntime_sets_the_smallest_probability_that_is_judged_relatively(tmp_path: Path) -> None:
+    inputs = keras.Input((1,))
+    rx.to_onnx(keras.Model(inputs, keras.layers.Activation("sigmoid")(inputs)), tmp_path / "sigmoid.onnx")
+    x = np.linspace(-30, 30, 1_000_001, dtype="float32")[:, None]
+    error = np.abs(run_onnx(tmp_path / "sigmoid.onnx", x)[0] - 1 / (1 + np.exp(-x.astype("float64")))).max()
+    assert judging.SMALLEST_PROBABILITY / 2 < error / judging.TOLERANCE["float32"] <= judging.SMALLEST_PROBABILITY

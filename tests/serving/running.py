@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from urllib.parse import urlsplit
@@ -13,6 +14,13 @@ import pytest
 from tiny_models import classifier_logits
 
 from resnet_export.serving import protocol
+
+
+def free_port():
+    """A port of this machine that nobody listens on, for programs that cannot be told to take port 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Server:

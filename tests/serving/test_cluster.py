@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from peers import ROOT, python_with
 from PIL import Image
-from running import serving
+from running import free_port, serving
 from tiny_models import gatherer
 
 from resnet_export.cli import main
@@ -26,17 +27,14 @@ from resnet_export.serving import protocol
 pytestmark = pytest.mark.slow
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
-def environment():
+def environment(tmp_path_factory):
+    """The packages for an interpreter in which they are not installed; the folder of `resnet_export` has another name here."""
     import resnet_export
 
-    folders = [ROOT, Path(__file__).parent, Path(resnet_export.__file__).parent.parent]
+    packages = tmp_path_factory.mktemp("packages")
+    (packages / "resnet_export").symlink_to(Path(resnet_export.__file__).parent)
+    folders = [ROOT, Path(__file__).parent, packages]
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -47,18 +45,26 @@ def test_replicas_die_and_are_exchanged_without_a_wrong_answer(tmp_path, environ
     assert done.returncode == 0 and done.stdout.strip().endswith("served"), done.stdout + done.stderr
 
 
-def test_command_serves_on_ray_and_stops_cleanly(models, environment):
+@pytest.mark.parametrize("to", ["the command", "all its processes"])
+def test_command_serves_on_ray_and_stops_cleanly(to, models, environment):
     python, port = python_with("ray", "ray"), free_port()
     command = [python, "-m", "resnet_export", "serve", str(models["tiny"]), "--engine", "ray", "--port", str(port), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
+    )
     try:
         events = (json.loads(line) for line in process.stdout if line.startswith("{"))
         assert next(event for event in events if event["event"] == "ready")
         import httpx
 
         assert httpx.get(f"http://127.0.0.1:{port}/v2/models/tiny").json()["name"] == "tiny"
-        process.terminate()
-        assert process.wait(60) == 0
+        if to == "the command":
+            process.terminate()
+            assert process.wait(60) == 0
+        else:  # the cluster ends before what it has taken is answered, which is said at once
+            os.killpg(process.pid, signal.SIGTERM)
+            assert process.wait(30) == 1
+        assert next(event for event in events if event["event"] == "stopped")
     finally:
         process.kill()
         process.communicate()

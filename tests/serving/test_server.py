@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from running import Server, serving
+from running import Server, free_port, serving
 from tiny_models import classifier, classifier_logits
 
 resource = pytest.importorskip("resource", reason="needs POSIX")
@@ -223,10 +223,7 @@ def test_model_file_that_changes_while_it_is_served(tmp_path, pixels, fate, exte
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_full_disk_behind_the_log_is_no_reason_to_stop(models, pixels, unbuffered):
-    probe = socket.socket()
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
-    probe.close()
+    port = free_port()
     with open("/dev/full", "w") as full:
         environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
         server = Server(models["bytes"], "--access-log", "--port", port, stdout=full, stderr=full, env=environment)

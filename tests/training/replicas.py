@@ -20,7 +20,7 @@ from keras_resnet import training
 
 
 class Losses(keras.callbacks.Callback):
-    """The loss over all replicas behind every step, and the weights behind the third."""
+    """The loss over all replicas after every step, and the weights after the third."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,8 @@ def main(out, options):
         if placement.chief:
             arrays = {f"w{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(result.model.weights)}
             figures = {key: result.summary[key] for key in ("test_accuracy", "test_loss")}
-            np.savez(f"{out}-{run.precision}.npz", losses=losses.values, **figures, **arrays, **losses.early)
+            scales = [block.add.scale for block in kr.find_blocks(result.model) if block.add.grown]
+            np.savez(f"{out}-{run.precision}.npz", losses=losses.values, scales=scales, **figures, **arrays, **losses.early)
 
 
 if __name__ == "__main__":

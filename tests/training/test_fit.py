@@ -1,4 +1,4 @@
-"""What a run does to a model: growing, thawing, averages, groups, schedules, recipes."""
+"""What a run does to a model: growing, unfreezing, averages, groups, schedules, recipes."""
 
 import keras
 import numpy as np
@@ -87,7 +87,7 @@ def test_growth_shows_no_jump_and_carries_momentum():
     result = training.fit(network(), "digits", run=run(**common, growth=events), callbacks=[grown, look], quiet=True)
     blocks = [block for block in kr.find_blocks(result.model) if block.add.grown]
     assert len(blocks) == 3 and len(kr.find_blocks(seen[0])) == 3
-    # The first step behind the growth sees the same network, with the same momentum: the same loss.
+    # The first step after growth sees the same network, with the same momentum: the same loss.
     np.testing.assert_allclose(grown.values[:12], plain.values[:12], rtol=2e-3)
     assert max(np.abs(value(v)).max() for v in blocks[0].branch[-1].weights) > 0
 
@@ -127,7 +127,7 @@ def test_growth_inside_a_nested_model_changes_nothing_and_carries_all_slots():
     assert all(np.abs(value(variable)).max() > 0 for block in blocks for variable in block.branch[-1].weights)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb", "muon"])
 def test_slots_are_carried_by_variable(optimizer):
     model = network()
     grown = kr.grow(model, "stage1_block1_out", seed=0)
@@ -148,7 +148,7 @@ def test_slots_are_carried_by_variable(optimizer):
     ]
     carry_state(old, old_slots, new, new_slots, pairs)
     assert int(new.iterations) == 7
-    counts = {"sgd": 2, "adamw": 3, "lamb": 3}
+    counts = {"sgd": 2, "adamw": 3, "lamb": 3, "muon": 2}
     for a, b in pairs:
         assert len(new_slots.of(b)) == counts[optimizer]
         for name, slot in old_slots.of(a).items():
@@ -167,12 +167,12 @@ def test_two_phases_freeze_the_trunk_with_its_statistics_then_let_it_follow_slow
         at[segment.start] = {v.path: value(v) for v in current.variables}
 
     result = training.fit(model, "digits", run=description, callbacks=[keep], quiet=True)
-    start, thawed, end = at[0], at[1], {v.path: value(v) for v in result.model.variables}
+    start, unfrozen, end = at[0], at[1], {v.path: value(v) for v in result.model.variables}
     is_new = lambda path: "_grow" in path or "predictions" in path  # noqa: E731
     for path in start:
-        moved = not np.array_equal(start[path], thawed[path])
+        moved = not np.array_equal(start[path], unfrozen[path])
         assert moved == is_new(path) or (is_new(path) and "shift" in path), path
-        assert not np.array_equal(thawed[path], end[path]) or "shift" in path, path
+        assert not np.array_equal(unfrozen[path], end[path]) or "shift" in path, path
 
 
 @pytest.mark.parametrize("gate", [name for name in GATES if name != "none"])
@@ -349,6 +349,7 @@ def test_segments_of_a_run():
     description = training.Run.of(epochs=10, frozen_epochs=2, growth=((5, "x", 1),), small_crops=0.5, small_epochs=0.5)
     found = [(s.start, s.end, len(s.growth), s.frozen, s.small) for s in segments(description)]
     assert found == [(0, 2, 0, True, True), (2, 5, 0, False, True), (5, 10, 1, False, False)]
+    assert [(s.start, s.end) for s in segments(description.replace(initial_epoch=3))] == [(3, 5), (5, 10)]
 
 
 def test_results_on_disk(tmp_path):
@@ -376,6 +377,8 @@ def test_results_on_disk(tmp_path):
         ({"momentum": 1.5}, "between 0 and 1"),
         ({"epochs": 2, "frozen_epochs": 3}, "at most `epochs`"),
         ({"epochs": 2, "growth": ((2, "x", 1),)}, "epoch below 2"),
+        ({"epochs": 2, "initial_epoch": 2}, "`initial_epoch` must be below `epochs`"),
+        ({"epochs": 3, "initial_epoch": 2, "growth": ((1, "x", 1),)}, "before `initial_epoch`.*give the grown model"),
         ({"workers": ("a:1",), "index": 1}, "below the number of workers"),
         ({"index": 1}, "among `workers`, which are missing"),
         ({"workers": ("a", "b:1")}, "host:port, with a port from 1 to 65535, got 'a'"),
@@ -391,6 +394,9 @@ def test_results_on_disk(tmp_path):
         ({"seed": 2**32}, "between 0 and"),
         ({"learning_rate": float("inf")}, "number of at least 0, got inf"),
         ({"learning_rate": True}, "`learning_rate` must be a number"),
+        ({"growth_scale": "macht"}, "`growth_scale` must be one of 'match' or a number above 0, got 'macht'"),
+        ({"growth_scale": 0}, "`growth_scale` must be a number above 0, got 0"),
+        ({"growth_scale": True}, "`growth_scale` must be a string or a number, got True"),
         ({"epochs": 2.0}, "`epochs` must be a whole number"),
         ({"flip": "maybe"}, "`flip` must be true or false"),
         ({"sync_batch_norm": 1}, "`sync_batch_norm` must be true or false"),
@@ -425,7 +431,7 @@ def test_descriptions_of_version_0_1_load(tmp_path):
 
 @pytest.mark.parametrize("name", ["class_weigth", "verbose", "lr", "batches"])
 def test_hints_suggest_what_fits(name):
-    expected = {"verbose": "`quiet`", "lr": "learning_rate"}.get(name)
+    expected = {"verbose": "quiet", "lr": "learning_rate"}.get(name)
     with pytest.raises(training.TrainingError) as refused:
         training.Run.of(**{name: 1})
     assert f"unknown option {name!r}" in str(refused.value) and "'weights'" not in str(refused.value)

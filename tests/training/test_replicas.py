@@ -1,7 +1,6 @@
 """The same training on one device, on two logical devices and in two processes: one result."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keras_resnet.training.cli import free_ports
+
 SCRIPT = Path(__file__).with_name("replicas.py")
 COMMON = {
     "batch_size": 28, "learning_rate": 0.1, "base_batch": 28, "nesterov": True, "weight_decay": 1e-3, "crop_padding": 1,
     "clip_norm": 1.0, "epochs": 1, "seed": 4, "sync_batch_norm": True, "label_smoothing": 0.1,
 }  # fmt: skip
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def start(out, options, config=None):
@@ -97,6 +90,17 @@ def test_accumulated_gradients_are_those_of_one_device(tmp_path, changes):
         assert max(differences(one, found["float64", placement], "w")) <= 1e-8
     # Three steps are no update yet.
     assert max(differences(one, {f"w{name[1:]}": v for name, v in one.items() if name[0] == "e"}, "w")) > 1e-3
+
+
+@pytest.mark.slow
+def test_matched_scales_of_grown_blocks_are_those_of_one_device(tmp_path):
+    changes = {"epochs": 2, "batch_size": 280, "growth": [[1, "conv2d", 1]], "growth_scale": "match", "learning_rate": 0.01}
+    found = trained(tmp_path, ["float64"], **changes)
+    for placement in ("mirrored", "workers"):
+        other = found["float64", placement]
+        assert max(differences(found["float64", "one"], other, "w")) <= 1e-7
+        np.testing.assert_allclose(other["scales"], found["float64", "one"]["scales"], rtol=1e-7)
+    assert other["scales"][0] != 1
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from resnet_export.quantization.accuracy import layer_errors, worst_layers
 from resnet_export.quantization.source import open_source
 from resnet_export.verification.agreement import Budget, quantised_outputs
 from tests.export.conftest import noise, op_counts, run_onnx
+from tests.helpers import randomise
 
 from .graphs import normal, write_graph
 
@@ -31,7 +32,7 @@ def test_int8(trained, tmp_path):
     mine = source.with_name("m-inferred.onnx")
     mine.write_text("mine")
     result = rx.to_int8(source, tmp_path / "q.onnx", calibration=calibration, samples=tests)
-    assert mine.read_text() == "mine", "onnxruntime's quantiser would put a file of that name beside its source"
+    assert mine.read_text() == "mine", "onnxruntime's quantiser would put a file of that name next to its source"
     counts = op_counts(tmp_path / "q.onnx")
     assert counts["QuantizeLinear"] > 5 and counts["Conv"] == 4
     a, b = run_onnx(source, tests)[0], run_onnx(tmp_path / "q.onnx", tests)[0]
@@ -161,7 +162,7 @@ def int8_models():
     return {
         "regression": (keras.Model(inputs, layers.Dense(2)(x)), ["output"]),
         "several": (keras.Model(inputs, {"a": layers.Dense(2)(x), "b": x}), ["a", "b"]),
-        "classes and a box": (keras.Model(inputs, {"k": layers.Dense(3, "softmax")(x), "box": layers.Dense(4)(x)}), ["k"]),
+        "classes and a box": (keras.Model(inputs, {"k": layers.Dense(3, "softmax")(x), "box": layers.Dense(4)(x)}), ["box", "k"]),
         "two inputs": (keras.Model([inputs, other], both), ["output"]),
     }
 
@@ -394,6 +395,27 @@ def test_a_budget_is_met_by_exactly_what_it_allows(right, images, drop):
         got = np.eye(2)[(np.arange(images) >= have).astype(int)]
         (output,) = quantised_outputs({"logits": [None, 2]}, {"logits": "logits"}, Budget(max_drop=drop))
         assert output.compare([images, 2], [reference], [got]).passed == passes
+
+
+def test_every_output_that_the_model_returns_counts(tmp_path):
+    """Boxes are judged next to classes; features and best classes, which come on top, are not."""
+    inputs = keras.Input((12, 12, 3))
+    x = keras.layers.Conv2D(8, 3, activation="relu")(inputs)
+    classes = keras.layers.Dense(2, activation="softmax", name="class")(keras.layers.GlobalAveragePooling2D()(x))
+    model = randomise(keras.Model(inputs, [classes, keras.layers.Conv2D(4, 1, name="box")(x)]))
+    images = np.random.default_rng(0).uniform(0, 255, (32, 12, 12, 3)).astype("float32")
+    rx.to_onnx(model, tmp_path / "m.onnx")
+    to_int8 = functools.partial(rx.to_int8, tmp_path / "m.onnx", calibration=images, max_drop=50)
+    report = to_int8(tmp_path / "i8.onnx").report
+    assert [comparison.output for comparison in report.comparisons] == ["class", "box"]
+    with pytest.raises(rx.MismatchError, match="output `box` is off by .*; `--max-error .*` would pass"):
+        to_int8(tmp_path / "strict.onnx", max_error=1e-4)
+    verdict = rx.verify(tmp_path / "i8.onnx", model, samples=images, max_drop=50, max_error=1e-4)
+    assert not verdict.passed and "`box`" in verdict.problems[0] and not (tmp_path / "strict.onnx").exists()
+    shapes = {"logits": [None, 3], "features": [None, 8], "features_pool": [None, 8], "top_probabilities": [None, 2]}
+    assert [output.output for output in quantised_outputs(shapes, {"logits": "logits"}, Budget())] == ["logits"]
+    assert [output.output for output in quantised_outputs(shapes, {}, Budget(), "features")] == ["features"]
+    assert [output.output for output in quantised_outputs({"features": [None, 8]}, {}, Budget())] == ["features"]
 
 
 def test_a_model_without_outputs_of_floats_is_refused(tmp_path):
