@@ -184,14 +184,14 @@ class DepthCurve:
             raise ValueError("there is nothing to draw: the curve was made without data, so that no network was measured")
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axis = figure.subplots()
-        for points, label, style in (
-            (self.points, "chosen by loss", {"color": "#0072b2", "marker": "o"}),
-            (self.by_drift, "chosen by drift", {"color": "#d55e00", "marker": "s", "linestyle": "--"}),
+        for points, label, colour, line in (
+            (self.points, "chosen by loss", "#0072b2", "o-"),
+            (self.by_drift, "chosen by drift", "#d55e00", "s--"),
         ):
+            ordered = sorted(points, key=lambda point: point.share)
+            values = [getattr(point, name) for point in ordered]
             if points:
-                ordered = sorted(points, key=lambda point: point.share)
-                values = [getattr(point, name) for point in ordered]
-                axis.plot([point.share for point in ordered], values, label=label, markersize=4, **style)
+                axis.plot([point.share for point in ordered], values, line, label=label, color=colour, markersize=4)
         axis.set(xlabel=f"{COSTS[self.cost]}, as a share of the whole network's", ylabel=f"{name} on held-out images")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
