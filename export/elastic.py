@@ -85,7 +85,8 @@ def to_family(
         threads: Threads with which latencies are measured; onnxruntime's choice by default.
         data: Held-out images: a folder (with one folder of images per class, they are labelled; at most 2,000 are read), an
             `.npz` file (`x` and `y`, `images` and `labels`, or `x_test` and `y_test`), `(images, labels)`, or images alone.
-            Without data, blocks are ranked by drift on random inputs, and batch-norm statistics stay as they are.
+            At most 2,000 images choose the blocks; members are measured on all. Without data, blocks are ranked by drift on
+            random inputs, and batch-norm statistics stay as they are.
         int8: Also write every member in int8, calibrated on `data`.
         max_drop, max_error: How much int8 may change; see `to_int8`.
         labels: Class names in the order of the classes; by default the card's.
@@ -177,9 +178,10 @@ def _curve(
 
     data = None
     if samples is not None:
-        inputs = list(samples.inputs.values())
+        rows = np.random.default_rng(0).permutation(len(samples))[:MOST_IMAGES]
+        inputs = [array[rows] for array in samples.inputs.values()]
         data = inputs[0] if len(inputs) == 1 else inputs
-        data = (data, samples.labels) if samples.labels is not None else data
+        data = (data, samples.labels[rows]) if samples.labels is not None else data
     try:
         return kr.depth_curve(model, data, budgets=budgets, search_images=search_images, compare_drift=False, progress=step)
     except ValueError as error:

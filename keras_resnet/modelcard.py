@@ -118,6 +118,7 @@ def set_card(model: keras.Model, **changes: Any) -> ModelCard:
     if changes.get("labels") is not None:
         shapes = [tensor.shape for tensor in model.outputs]
         one_logit_each = len(shapes) == 1 and len(shapes[0]) == 2
-        new = new.replace(labels=check_labels(new.labels, shapes[0][-1] if one_logit_each else None))
+        binary = one_logit_each and shapes[0][-1] == 1 and len(new.labels) == 2
+        new = new.replace(labels=check_labels(new.labels, shapes[0][-1] if one_logit_each and not binary else None))
     layer.card = new.to_dict()
     return new

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+import numpy as np
+
 from .run import TrainingError
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ class Progress:
         self._shown = time.perf_counter()
         epoch = min(step - 1, self.total - 1) // self.steps_per_epoch + 1
         where = f"epoch {epoch}/{self.total // self.steps_per_epoch}  {step}/{self.total}"
-        means = "  ".join(f"{name} {float(value):.3f}" for name, value in _first(logs))
+        means = "  ".join(f"{name} {np.mean(value):.3f}" for name, value in _first(logs))
         figures = f"{means}  {speed:.0f} img/s  learning rate {rate:.1e}"
         self._bar.update(self._task, completed=step, description=f"{where}  {figures}")
 

@@ -119,7 +119,7 @@ class Run:
         fields = {}
         if recipe is not None:
             if not isinstance(recipe, str) or recipe not in RECIPES:
-                raise TrainingError(f"unknown recipe {recipe!r}{nearest(recipe, RECIPES)}; choose from {', '.join(RECIPES)}")
+                raise TrainingError(f"unknown recipe {recipe!r}{nearest(recipe, RECIPES)}")
             fields = {key: value for key, value in RECIPES[recipe].items() if key != "source"}
         return cls._from(recipe, _merged(fields, changes))
 
@@ -217,11 +217,7 @@ def _known(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What users of Keras' `fit` may type for an option, or expect to be one.
-ELSEWHERE = {
-    "lr": "learning_rate",
-    "batch": "batch_size",
-    "verbose": "`quiet`",
-}
+ELSEWHERE = {"lr": "learning_rate", "batch": "batch_size", "verbose": "quiet"}
 
 
 def _similar(name: str) -> str:
