@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,20 +75,19 @@ class _Closing:
 
     def __init__(self, model: keras.Model) -> None:
         self._model, self._known = model, {}
-
-    @functools.cached_property
-    def _calls(self) -> tuple[list, dict]:
-        return [node for _, _, node in walk(self._model)], callers(self._model)
+        self._calls: list[Any] | None = None
+        self._outer: dict[int, Any] | None = None
 
     def keeps_shortcut(self, add: ResidualAdd) -> bool:
         if add.grown or add.kind == "preact":
             return True  # Post-activation blocks are grown only where the shortcut is not negative.
-        calls, outer = self._calls
-        sums = [node for node in calls if node.operation is add]
+        if self._calls is None:
+            self._calls, self._outer = [node for _, _, node in walk(self._model)], callers(self._model)
+        sums = [node for node in self._calls if node.operation is add]
         outputs = {id(node.outputs[0]) for node in sums}
-        return all(is_non_negative(node.arguments.keras_tensors[0], outer, self._known) for node in sums) and all(
+        return all(is_non_negative(node.arguments.keras_tensors[0], self._outer, self._known) for node in sums) and all(
             is_relu(node.operation)
-            for node in calls
+            for node in self._calls
             if node.operation.name == closing_name(add) and any(id(t) in outputs for t in node.arguments.keras_tensors)
         )
 

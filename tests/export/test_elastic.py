@@ -158,6 +158,7 @@ def test_the_deepest_member_within_a_latency(network, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a"]
 
 
+@pytest.mark.slow
 def test_without_data_the_family_says_so(network, tmp_path, capsys):
     _, path, _, _ = network
     assert main(["family", str(path), str(tmp_path / "a"), "--budgets", "0.8"]) == 0

@@ -124,7 +124,7 @@ MODELS = {
 }
 
 
-SLOW = ("squeeze", "frozen", "preact")
+SLOW = ("squeeze", "frozen", "preact", "nested")
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in MODELS])
@@ -240,6 +240,7 @@ def test_recalibration_takes_the_statistics_of_the_smaller_network():
 SECONDS = (3.0, 1.0, 3.0, 4.0)
 
 
+@pytest.mark.slow
 def test_other_costs_and_data(monkeypatch):
     model = zoo()
     x, y = labelled(model, 40)
