@@ -42,7 +42,7 @@ class Dirac(keras.initializers.Initializer):
         limit = float(channels * np.prod(sides)) ** -0.5
         kernel = np.random.default_rng(self.seed).uniform(-limit, limit, shape).astype("float32")
         kernel[..., :passed] = 0
-        kernel[(*(side // 2 for side in sides), range(passed), range(passed))] = 1
+        np.fill_diagonal(kernel[tuple(side // 2 for side in sides)], 1)  # a view of `[channels, filters]` at the middle
         return ops.convert_to_tensor(kernel, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,20 +74,15 @@ class _Closing:
     """Whether what follows the additions of a model leaves their shortcuts as they are. Works only where it is asked."""
 
     def __init__(self, model: keras.Model) -> None:
-        self._model = model
-        self._known: dict[int, bool] = {}
-
-    @functools.cached_property
-    def _calls(self) -> list[Any]:
-        return [node for _, _, node in walk(self._model)]
-
-    @functools.cached_property
-    def _outer(self) -> dict[int, Any]:
-        return callers(self._model)
+        self._model, self._known = model, {}
+        self._calls: list[Any] | None = None
+        self._outer: dict[int, Any] | None = None
 
     def keeps_shortcut(self, add: ResidualAdd) -> bool:
         if add.grown or add.kind == "preact":
             return True  # Post-activation blocks are grown only where the shortcut is not negative.
+        if self._calls is None:
+            self._calls, self._outer = [node for _, _, node in walk(self._model)], callers(self._model)
         sums = [node for node in self._calls if node.operation is add]
         outputs = {id(node.outputs[0]) for node in sums}
         return all(is_non_negative(node.arguments.keras_tensors[0], self._outer, self._known) for node in sums) and all(

@@ -50,7 +50,8 @@ class Command(click.Command):
         except click.NoSuchOption as error:
             name = error.option_name.lstrip("-").replace("-", "_")
             found = [ELSEWHERE[name]] if name in ELSEWHERE else difflib.get_close_matches(name, [*OPTIONS, "grow"], 1, 0.8)
-            error.possibilities = [f"--{known.replace('_', '-')}" for known in found]
+            # The constructor would keep only hints that resemble the flag.
+            error.possibilities = [f"--{known.replace('_', '-')}" for known in found]  # type: ignore[misc]
             raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -151,7 +151,7 @@ class ImageFeed(Feed):
                 f"`batch_size` must be at most the number of training images ({self.train.size}), got {run.batch_size}"
             )
         self.steps = self.train.size // run.batch_size
-        self.image_size, self.units = _shape_of(model, source)
+        self.image_size, self.units = _shape_of(model, source, run.image_size)
         self.class_weight = _class_weights(class_weight, max(self.units, len(source.classes)))
         self.facts = {"classes": list(map(str, source.classes))}
         self.fingerprint = {"data": source.name, "images": self.train.size, "content": _checksum(self.train)}
@@ -269,8 +269,14 @@ def _with_channels(source: datasets.Source, model: keras.Model) -> datasets.Sour
         return source
 
 
-def _shape_of(model: keras.Model, source: datasets.Source) -> tuple[tuple[int, int], int]:
-    """`((height, width), units)` of a model on images, checked against the data."""
+def takes_any_size(model: keras.Model) -> bool:
+    """Whether a model leaves open the size of its images."""
+    shape = model.inputs[0].shape
+    return len(shape) == 4 and None in shape[1:3]
+
+
+def _shape_of(model: keras.Model, source: datasets.Source, side: int | None) -> tuple[tuple[int, int], int]:
+    """`((height, width), units)` of a model on images, checked against the data; `side` is for a model of any size."""
     shape, channels = model.inputs[0].shape, source.train.channels
     if len(model.inputs) != 1 or len(shape) != 4 or shape[-1] != channels:
         takes = ", ".join(str(tensor.shape[1:]) for tensor in model.inputs)
@@ -283,12 +289,11 @@ def _shape_of(model: keras.Model, source: datasets.Source) -> tuple[tuple[int, i
             f"the model must give one output of at least {classes} logits, it gives {gives}; "
             f"kr.replace_head(model, {classes}) makes a new head"
         )
-    size = tuple(shape[1:3])
-    if None in size:
-        if source.image_size is None:
-            raise TrainingError("images differ in size and the model takes any; set `image_size`")
-        size = source.image_size
-    return size, units
+    if not takes_any_size(model):
+        return tuple(shape[1:3]), units
+    if side is None and source.image_size is None:
+        raise TrainingError("images differ in size and the model takes any; set `image_size` (--image-size)")
+    return (side, side) if side else source.image_size, units
 
 
 class ArrayFeed(Feed):

@@ -18,7 +18,18 @@ from ..growth.scale import MATCH
 from ..modelcard import card, check_labels
 from .callbacks import CallbackLike, Callbacks, check_callbacks
 from .faults import StopRequest, errors_of
-from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluation_of, labels_fit, split_arrays, weighted_by_class
+from .feeds import (
+    AdapterFeed,
+    ArrayFeed,
+    Feed,
+    ImageFeed,
+    as_arrays,
+    evaluation_of,
+    labels_fit,
+    split_arrays,
+    takes_any_size,
+    weighted_by_class,
+)
 from .learner import Learner
 from .logs import Progress
 from .loop import Result, Session, train
@@ -108,14 +119,14 @@ def fit(
     Example:
         >>> training.fit(model, x, y, epochs=5, validation_split=0.1, callbacks=[keras.callbacks.EarlyStopping("val_accuracy")])
     """
-    if theirs := sorted(set(options) & MADE_BY_TRAIN):
+    _check_graph(model)
+    if theirs := sorted(set(options) & MADE_BY_TRAIN - ({"image_size"} if takes_any_size(model) else set())):
         raise TrainingError(f"`{theirs[0]}` decides how `train` makes a model; build the model so, and leave it out here")
     options |= {name: value for name, value in (("loss", loss), ("optimizer", optimizer)) if _is_option(name, value)}
     labels = None if labels is None else _checked(check_labels, labels)
     own_loss = None if "loss" in options else loss
     own_optimizer = None if "optimizer" in options else optimizer
     _check_optimizer(own_optimizer, options)
-    _check_graph(model)
     if run is None:
         run = Run.of(**_for_trained(options, model, data, own_optimizer))
     else:
@@ -302,7 +313,7 @@ def _is_option(name: str, value: Any) -> bool:
 OF_OPTIMIZER = (
     "learning_rate", "base_batch", "momentum", "nesterov", "schedule", "milestones", "factor", "warmup_epochs", "warmup_to_batch",
     "weight_decay", "clip_norm", "ema", "accumulate", "gate_lr_multiplier", "backbone_lr_multiplier", "new_lr_multiplier",
-    "new_decay_multiplier", "beta_lr_multiplier", "muon_rate", "muon_momentum",
+    "new_decay_multiplier", "beta_lr_multiplier", "beta_decay_multiplier", "muon_rate", "muon_momentum",
 )  # fmt: skip
 
 

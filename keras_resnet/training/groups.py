@@ -45,6 +45,7 @@ def parameter_groups(
     new_lr_multiplier: float = 1.0,
     new_decay_multiplier: float = 1.0,
     beta_lr_multiplier: float = 1.0,
+    beta_decay_multiplier: float = 0.0,
     orthogonal: bool = False,
     trunk_lr_multiplier: float | None = None,
 ) -> list[Group]:
@@ -60,6 +61,7 @@ def parameter_groups(
         new_lr_multiplier: Factor on the learning rate of grown blocks, apart from their gates.
         new_decay_multiplier: Factor on the weight decay of grown blocks.
         beta_lr_multiplier: Factor on the learning rate of β, the biases of norms, in addition to that of their role.
+        beta_decay_multiplier: Factor on the weight decay of β.
         orthogonal: Whether kernels of convolutions that a norm follows are groups of their own, for Muon. The norm takes their
             scale out, so they do not decay.
         trunk_lr_multiplier: Deprecated name of `backbone_lr_multiplier`.
@@ -79,7 +81,7 @@ def parameter_groups(
     kinds = dict.fromkeys(kernels, "decayed")
     if orthogonal:
         kinds |= dict.fromkeys(_normed_kernels(model), "orthogonal")
-    if beta_lr_multiplier != 1:
+    if beta_lr_multiplier != 1 or beta_decay_multiplier:
         kinds |= {id(layer.beta): "β" for layer in _norms(model) if layer.center}
     buckets = {}
     for variable in model.trainable_variables:
@@ -87,13 +89,13 @@ def parameter_groups(
         kind = "gates" if role == "gates" else kinds.get(id(variable), "not decayed")
         buckets.setdefault((role, kind), []).append(variable)
     rates = {"gates": gate_lr_multiplier, "new": new_lr_multiplier, "head": 1.0, "backbone": backbone_lr_multiplier}
-    decays = {"new": new_decay_multiplier}
+    decays = {"decayed": 1.0, "β": beta_decay_multiplier}
     return [
         Group(
             role if role == "gates" else f"{role}, {kind}",
             found,
             rates[role] * (beta_lr_multiplier if kind == "β" else 1.0),
-            decays.get(role, 1.0) if kind == "decayed" else 0.0,
+            decays.get(kind, 0.0) * (new_decay_multiplier if role == "new" else 1.0),
             kind == "orthogonal",
         )
         for (role, kind), found in buckets.items()

@@ -175,6 +175,7 @@ class Learner:
                 new_lr_multiplier=self.run.new_lr_multiplier,
                 new_decay_multiplier=self.run.new_decay_multiplier,
                 beta_lr_multiplier=self.run.beta_lr_multiplier,
+                beta_decay_multiplier=self.run.beta_decay_multiplier,
                 orthogonal=self.run.optimizer == "muon",
             )
             optimizer = optimizers.make_optimizer(self.run, self.schedule, groups)

@@ -52,7 +52,9 @@ class Network(Options):
     model: str = option("resnet20", "Name of a model of the zoo, or a .keras or .h5 file.")
     model_options: dict = option({}, "Further arguments of create_model.")
     weights: str | None = option(None, "Initial weights: a name such as 'cifar10', a file, or a remote source.")
-    image_size: int | None = option(None, "Side of the model's input in pixels; by default the data set's.", least=1)
+    image_size: int | None = option(
+        None, "Side of the images in pixels, for the zoo and for files that take any; by default the data set's.", least=1
+    )
     drop_path: float | None = option(
         None, "Probability to drop the deepest branch (stochastic depth), from 0 for the first.", least=0
     )
@@ -109,6 +111,7 @@ class Optimization(Options):
     weight_decay: float = option(0.0, "Weight decay of kernels: added to the gradient (L2) with SGD, else decoupled.",
                                  least=0)  # fmt: skip
     beta_lr_multiplier: float = option(1.0, "Factor on the learning rate of β, the biases of norms.", least=0)
+    beta_decay_multiplier: float = option(0.0, "Factor on the weight decay of β.", least=0)
     clip_norm: float = option(0.0, "Largest global norm of the gradient, after the sum over replicas; 0 for none.", least=0)
     loss: str = option("auto", "Cross-entropy (softmax), binary cross-entropy per class (sigmoid), or what fits the model.",
                        choices=("auto", "softmax", "sigmoid"))  # fmt: skip

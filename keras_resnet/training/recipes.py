@@ -150,6 +150,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "nesterov": True,
         "muon_rate": 0.24,
         "beta_lr_multiplier": 64.0,
+        "beta_decay_multiplier": 1 / 64,
         "schedule": "linear",
         "weight_decay": 1e-3,
         "label_smoothing": 0.2,
