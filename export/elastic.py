@@ -128,7 +128,7 @@ def to_family(
             images=len(samples) if samples else 0,
             calibration_images=curve.calibration_images,
             measured=clock.described(),
-            notes=tuple(dict.fromkeys([*_notes(curve, samples), *notes, *writer.notes])),
+            notes=tuple(dict.fromkeys([*_notes(curve, samples), *notes, *_late(members, latency_ms), *writer.notes])),
         )
         family = _with_figure(family, curve, work)
         (work / FILE).write_text(json.dumps(family.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
@@ -204,6 +204,13 @@ def _notes(curve, samples):
         yield "no data: blocks were ranked by their drift on random inputs, and batch-norm statistics are the whole network's"
     elif samples.labels is None:
         yield "the images have no labels: members are compared with the whole network"
+
+
+def _late(members: Sequence[Member], latency_ms: float | None) -> Iterator[str]:
+    """Notes on a member that was chosen for its latency and did not keep it when all members were measured in turns."""
+    for member in members:
+        if latency_ms is not None and member.budget is None and member.precision == "float32" and member.latency_ms > latency_ms:
+            yield f"{member.name} took {member.latency_ms:.2f} ms when it was measured again; other work disturbs this machine"
 
 
 # ---------------------------------------------------------------- files
