@@ -76,6 +76,7 @@ def package(run, name, tag, data_path, command, note):
     from keras_resnet.training import Run, checkpoint
     from keras_resnet.training.logs import curves
     from keras_resnet.training.schedules import scaled_rate
+    from keras_resnet.training.views import averaged_over_views
 
     rows, summary = checkpoint.read(run)[1]["rows"], json.loads((run / "summary.json").read_text())
     told = Run.load(run / "run.yaml")
@@ -94,15 +95,22 @@ def package(run, name, tag, data_path, command, note):
         work = Path(folder) / target.name
         write(trained, work, facts)
         again = kr.create_model(name, weights=work)
-        right = (again.predict(source.test.images, batch_size=250, verbose=0).argmax(-1) == source.test.labels).mean()
-        write(trained, work, {**facts, "accuracy": round(100 * float(right), 2)})
+
+        def percent_right(model):
+            found = model.predict(source.test.images, batch_size=250, verbose=0).argmax(-1)
+            return round(100 * float((found == source.test.labels).mean()), 2)
+
+        facts["accuracy"] = percent_right(again)
+        if told.tta != "none":
+            facts |= {"tta": told.tta, "accuracy_tta": percent_right(averaged_over_views(again, told.tta))}
+        write(trained, work, facts)
         if (size := work.stat().st_size) > LIMIT:
             raise click.ClickException(f"{target.name} would have {size:,} bytes; packaged weights have at most {LIMIT:,}")
         os.replace(work, target)
     picture = TARGET.parent / "weights" / f"{name}.{tag}.png"
     picture.parent.mkdir(exist_ok=True)
     curves(rows, picture, f"{name} on CIFAR-10")
-    click.echo(f"{target.name}: {size:,} bytes, {100 * right:.2f} % of {source.test.size:,} test images")
+    click.echo(f"{target.name}: {size:,} bytes, {facts['accuracy']:.2f} % of {source.test.size:,} test images")
 
 
 def write(model, target, facts):
@@ -122,6 +130,8 @@ def document():
             f"| {facts['accuracy']:.2f} | {facts['epochs']} | {facts['hours']:.1f} |\n"
         )
         sections += SECTION.format(model=model, tag=tag, **facts)
+        if "tta" in facts:
+            sections += f"\nWith test-time augmentation (`--tta {facts['tta']}`): {facts['accuracy_tta']:.2f} %.\n"
     return HEAD.format(test_images=test_images) + table + sections
 
 
