@@ -547,15 +547,13 @@ def test_grouped_convolutions_of_every_rank(rank, groups, padding, tmp_path):
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_convolutions_with_channels_first(rank, groups, tmp_path):
     x = keras.Input((4, *(9, 8, 7)[:rank]))
-    model = randomise(keras.Model(x, getattr(layers, f"Conv{rank}D")(6, 3, groups=groups, data_format="channels_first")(x)))
+    # As many filters as the output is wide, and Keras' `add` would take the bias for one along the width, but not in every graph.
+    layer = getattr(layers, f"Conv{rank}D")(10, 3, groups=groups, data_format="channels_first")
+    model = randomise(keras.Model(x, layer(x)))
     feed = np.random.default_rng(rank).normal(size=(2, *x.shape[1:])).astype("float32")
     want = np.asarray(model(feed, training=False))
     rx.to_onnx(model, tmp_path / "m.onnx")
     np.testing.assert_allclose(run_onnx(tmp_path / "m.onnx", feed)[0], want, rtol=1e-4, atol=1e-5)
-    if np.abs(model.predict(feed, verbose=0) - want).max() > 1e-3:  # TensorFlow's graphs lose the bias in one dimension
-        with pytest.raises(rx.MismatchError):
-            rx.to_savedmodel(model, tmp_path / "m")
-        return
     rx.to_savedmodel(model, tmp_path / "m")
     (got,) = tf.saved_model.load(str(tmp_path / "m")).signatures["serving_default"](tf.constant(feed)).values()
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -272,7 +272,7 @@ REFUSED = [
     ),
     (lambda: kr.ResNetConfig.wide(20, 2), "`depth` must be of the form 6n+4, got 20; the nearest are 16 and 22"),
     (lambda: kr.create_model("resnt50"), "unknown model 'resnt50'; did you mean 'resnet50'"),
-    (lambda: kr.create_model("resnet50", input_shape=(16, 40, 3)), "sides of at least 32, the network's stride, got (16, 40, 3)"),
+    (lambda: kr.create_model("resnet50", input_shape=(16, 40, 3)), "sides of at least 32, got (16, 40, 3)"),
     (lambda: kr.create_model("vgg16_w25", input_shape=(31, 40, 3)), "sides of at least 32"),
     (lambda: kr.create_model("resnet20", input_shape=(32, 32)), "`input_shape` must have 3 entries"),
     (lambda: kr.create_model("resnet20", input_shape=(32, 32, None)), "`input_shape` must give the number of channels"),
