@@ -318,7 +318,8 @@ def test_missing_data_is_one_sentence(tmp_path, monkeypatch):
         lab.Lab("x", degradation.Sizes(), (0,), "cifar10", tmp_path).source()
 
 
-@pytest.mark.parametrize("name", ["grow_vgg", pytest.param("gates", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grow_vgg", "gates"])
 def test_wrong_sizes_are_one_sentence_before_anything_is_trained(name, tmp_path):
     for options, code, text in (
         (("--epochs", -1), 2, "-1 is not in the range x>=1"),

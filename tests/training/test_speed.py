@@ -240,6 +240,7 @@ def test_what_the_fused_operation_cannot_do_is_left_alone():
     assert fuse([vectors, first, wide, together]) == 0 and "call" not in vars(vectors)
 
 
+@pytest.mark.slow
 def test_a_run_with_fused_norms_is_the_same_run():
     x, y = images()
     losses = []
