@@ -51,7 +51,7 @@ class Scores:
     kind: str
 
     def classes(self, units: int) -> int:
-        """The number of classes that an output of so many units scores."""
+        """Return the number of classes that an output with this number of units scores."""
         return 2 if self.kind == "binary" else units
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
@@ -257,16 +257,16 @@ def first_line(error: object, most: int = MOST_CHARACTERS) -> str:
 
 
 def check_target(path: str | os.PathLike[str], overwrite: bool, mark: str | None = None) -> Path:
-    """The absolute target path, checked before any work is done.
+    """Check that a file or folder can be written, before any work is done, and return its absolute path.
 
     Args:
-        path: file or folder to be written.
-        overwrite: whether something may be there already.
-        mark: name of a file by which a folder is known as one that may be replaced; None if `path` is to be a file.
+        path: File or folder to write.
+        overwrite: Whether an existing one may be replaced.
+        mark: Name of a file that a folder must contain to be replaced; None if `path` is a file.
 
     Raises:
-        UsageError: something is there and `overwrite` is false, it is of another kind, or the parent folder is missing or
-            read-only.
+        UsageError: `path` exists and may not be replaced, it is a file instead of a folder or the reverse, or the folder that it
+            is in does not exist or is read-only.
     """
     if not str(path):
         raise UsageError("the output needs a name, got an empty one")

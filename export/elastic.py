@@ -85,7 +85,8 @@ def to_family(
         threads: Threads with which latencies are measured; onnxruntime's choice by default.
         data: Held-out images: a folder (with one folder of images per class, they are labelled; at most 2,000 are read), an
             `.npz` file (`x` and `y`, `images` and `labels`, or `x_test` and `y_test`), `(images, labels)`, or images alone.
-            Without data, blocks are ranked by drift on random inputs, and batch-norm statistics stay as they are.
+            At most 2,000 images choose the blocks; members are measured on all. Without data, blocks are ranked by drift on
+            random inputs, and batch-norm statistics stay as they are.
         int8: Also write every member in int8, calibrated on `data`.
         max_drop, max_error: How much int8 may change; see `to_int8`.
         labels: Class names in the order of the classes; by default the card's.
@@ -127,7 +128,7 @@ def to_family(
             images=len(samples) if samples else 0,
             calibration_images=curve.calibration_images,
             measured=clock.described(),
-            notes=tuple(dict.fromkeys([*_notes(curve, samples), *notes, *writer.notes])),
+            notes=tuple(dict.fromkeys([*_notes(curve, samples), *notes, *_late(members, latency_ms), *writer.notes])),
         )
         family = _with_figure(family, curve, work)
         (work / FILE).write_text(json.dumps(family.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
@@ -177,9 +178,10 @@ def _curve(
 
     data = None
     if samples is not None:
-        inputs = list(samples.inputs.values())
+        rows = np.random.default_rng(0).permutation(len(samples))[:MOST_IMAGES]
+        inputs = [array[rows] for array in samples.inputs.values()]
         data = inputs[0] if len(inputs) == 1 else inputs
-        data = (data, samples.labels) if samples.labels is not None else data
+        data = (data, samples.labels[rows]) if samples.labels is not None else data
     try:
         return kr.depth_curve(model, data, budgets=budgets, search_images=search_images, compare_drift=False, progress=step)
     except ValueError as error:
@@ -202,6 +204,13 @@ def _notes(curve, samples):
         yield "no data: blocks were ranked by their drift on random inputs, and batch-norm statistics are the whole network's"
     elif samples.labels is None:
         yield "the images have no labels: members are compared with the whole network"
+
+
+def _late(members: Sequence[Member], latency_ms: float | None) -> Iterator[str]:
+    """Notes on a member that was chosen for its latency and did not keep it when all members were measured in turns."""
+    for member in members:
+        if latency_ms is not None and member.budget is None and member.precision == "float32" and member.latency_ms > latency_ms:
+            yield f"{member.name} took {member.latency_ms:.2f} ms when it was measured again; other work disturbs this machine"
 
 
 # ---------------------------------------------------------------- files

@@ -27,6 +27,7 @@ from .growth import grow as grow
 from .growth import growth_scores as growth_scores
 from .growth import identity_report as identity_report
 from .growth import prune as prune
+from .growth import with_drop_path as with_drop_path
 from .growth import without_blocks as without_blocks
 from .modelcard import ModelCard as ModelCard
 from .modelcard import card as card

@@ -4,6 +4,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 # Up to this many names are listed in a message; of longer lists only similar names are shown.
 LISTED = 12
@@ -31,10 +32,10 @@ def nearest(word: object, options: Iterable[object]) -> str:
     Returns:
         `"; did you mean 'a' or 'b'?"`, `"; choose from a, b"`, or `""` if there are many names and none is similar.
     """
-    options = [str(option) for option in options]
-    if near := closest(word, options):
+    names = [str(option) for option in options]
+    if near := closest(word, names):
         return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; choose from {', '.join(options)}" if 0 < len(options) <= LISTED else ""
+    return f"; choose from {', '.join(names)}" if 0 < len(names) <= LISTED else ""
 
 
 def sides_and_channels(shape: Sequence[int | None], data_format: str) -> tuple[tuple[int | None, ...], int | None]:
@@ -53,12 +54,12 @@ def first_line(error: object) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a real number of Python or NumPy; a bool is none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def is_whole_number(value: object, at_least: int) -> bool:
+def is_whole_number(value: object, at_least: int) -> TypeGuard[float]:
     """Whether a value is a whole number (`2.0` counts) of at least `at_least`."""
     return is_number(value) and math.isfinite(value) and value >= at_least and int(value) == value
 

@@ -35,7 +35,7 @@ from keras.src.models.functional import Functional
 
 
 def graph_of(operation: Any) -> Any:
-    """The Functional graph behind a model or layer, or None if its calls are not a known graph.
+    """Return the Functional graph that a model or layer runs when it is called, or None if there is none that can be read.
 
     Subclasses of Functional count as long as they do not override `call`.
     """
@@ -52,16 +52,21 @@ def symbolic_graph(model: keras.Model) -> Any:
 
 
 def require_graph(model: keras.Model) -> Any:
-    """As `graph_of`, with a sentence instead of None."""
+    """Return a model's graph as `graph_of` does.
+
+    Raises:
+        TypeError: It is not a Keras model.
+        ValueError: The model has no graph that can be read; the message says what to do.
+    """
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a Keras model, got {type(model).__name__}")
     if (graph := graph_of(model)) is None:
-        mend = (
+        fix = (
             "call `model.build(input_shape)` first"
             if isinstance(model, keras.Sequential)
             else "rebuild it with the functional API"
         )
-        raise ValueError(f"model {model.name!r} ({type(model).__name__}) has no graph that can be read; {mend}")
+        raise ValueError(f"model {model.name!r} ({type(model).__name__}) has no graph that can be read; {fix}")
     return graph
 
 
@@ -204,14 +209,14 @@ def is_weighted(operation: Any) -> bool:
 
 
 def data_format_at(tensor: keras.KerasTensor, graph: Any = None) -> str:
-    """Layout of a symbolic tensor: that of the nearest layer before it that has one, or else behind it.
+    """Return the data format of a symbolic tensor: that of the nearest layer before it that has one, or else after it.
 
     Args:
-        tensor: KerasTensor.
-        graph: Functional that it is part of, or None.
+        tensor: Symbolic tensor.
+        graph: Functional graph that it is part of, or None.
 
     Returns:
-        `"channels_last"` or `"channels_first"`; Keras' setting where no layer tells.
+        `"channels_last"` or `"channels_first"`. If no layer of the graph has a data format, Keras' setting.
     """
     if (found := _layout(tensor, {})) is not None:
         return found
@@ -226,11 +231,11 @@ def _layout(tensor, known):
         known[id(tensor)] = None
         node = producer(tensor)
         if node is not None and not node.is_input:
-            known[id(tensor)] = _layout_behind(node, known)
+            known[id(tensor)] = _layout_after(node, known)
     return known[id(tensor)]
 
 
-def _layout_behind(node, known):
+def _layout_after(node, known):
     if (own := getattr(node.operation, "data_format", None)) is not None:
         return own
     before = next((found for parent in node.arguments.keras_tensors if (found := _layout(parent, known))), None)
@@ -359,7 +364,7 @@ _WITH_ACTIVATION = (
 ).split()
 
 
-def _has_own_call(operation: Any, kind: type) -> bool:
+def _has_own_call(operation: Any, kind: Any) -> bool:
     """Whether an operation is a layer of that Keras class, or of a subclass that does not override `call`."""
     return isinstance(operation, kind) and type(operation).call is kind.call
 

@@ -42,7 +42,7 @@ class Dirac(keras.initializers.Initializer):
         limit = float(channels * np.prod(sides)) ** -0.5
         kernel = np.random.default_rng(self.seed).uniform(-limit, limit, shape).astype("float32")
         kernel[..., :passed] = 0
-        kernel[(*(side // 2 for side in sides), range(passed), range(passed))] = 1
+        np.fill_diagonal(kernel[tuple(side // 2 for side in sides)], 1)  # a view of `[channels, filters]` at the middle
         return ops.convert_to_tensor(kernel, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -51,10 +51,11 @@ class Dirac(keras.initializers.Initializer):
 
 @register
 class ResidualAdd(keras.layers.Layer):
-    """`shortcut + scale · branch`: the one mark by which drift, prune, parameter groups and reports find a residual block.
+    """Add a residual branch to its shortcut: `shortcut + scale · branch`.
 
-    Differs from `keras.layers.Add`: exactly two inputs, shortcut first. The sum has the shortcut's dtype (only the
-    branch is cast), so that a block built under a mixed policy does not round a float32 backbone.
+    `drift`, `prune`, parameter groups and reports recognise residual blocks by this layer. It differs from `keras.layers.Add`:
+    it takes exactly two inputs, the shortcut first, and the sum has the shortcut's dtype. Only the branch is cast, so that a
+    block built under a mixed policy does not round a float32 backbone.
 
     Args:
         block: Name of the block, which is the prefix of its layers' names.
@@ -171,11 +172,13 @@ def _shown(value: object) -> object:
 
 @register
 class Card(keras.layers.Layer):
-    """Identity layer that carries a model's card; attributes of a Functional model are lost on save, layers are not.
+    """Store a model's card in the model; the layer returns its input unchanged.
 
-    Pinned to float32, since pixels would be rounded under a mixed policy. Read it with `keras_resnet.card(model)`. Files of
-    weights (`.weights.h5`) keep the card too, so that Keras' own `load_weights` warns where weights of another variant, which
-    have the same shapes, come in; the model's card stays as it is.
+    The card is a layer because Keras saves layers, but not attributes of a Functional model. The layer is pinned to float32,
+    since a mixed policy would round pixels. Read the card with `keras_resnet.card(model)`.
+
+    Weight files (`.weights.h5`) contain the card as well. Keras' own `load_weights` can therefore warn when a file belongs to
+    another variant whose weights have the same shapes. The model keeps its own card then.
 
     Args:
         card: JSON-serialisable dict, see `keras_resnet.modelcard.ModelCard`.
@@ -209,13 +212,13 @@ class Card(keras.layers.Layer):
 
 @register
 class Affine(keras.layers.Layer):
-    """`scale · x + shift` with learned scale and shift: Keras has no such layer without normalisation.
+    """Compute `scale · x + shift` with a learned scale and shift, without normalisation.
 
     Args:
         scale: `"scalar"` (one number), `"channel"` (one per channel) or None (no scale).
-        initial: start value of the scale. Default 1.
-        shift: whether a scalar shift, starting at 0, is added. Default False.
-        axis: channel axis, for `scale="channel"`. Default -1.
+        initial: Initial value of the scale. Default 1.
+        shift: Whether to add a scalar shift, which starts at 0. Default False.
+        axis: Channel axis, for `scale="channel"`. Default -1.
 
     Source: SkipInit (arXiv 2002.10444), LayerScale (arXiv 2103.17239), Fixup (arXiv 1901.09321).
     """
@@ -253,11 +256,11 @@ class Affine(keras.layers.Layer):
 
 @register
 class DropPath(keras.layers.Layer):
-    """Stochastic depth per sample: Keras has no public layer for it.
+    """Drop the whole branch of random samples in training (stochastic depth), for which Keras has no public layer.
 
     Args:
-        rate: probability that a sample's branch is dropped in training; the rest is scaled by 1 / (1 − rate).
-        seed: of the layer's own generator.
+        rate: Probability that a sample's branch is dropped. The branches that remain are scaled by 1 / (1 − rate).
+        seed: Seed of the layer's random generator.
 
     Source: arXiv 1603.09382, section 3.
     """
@@ -283,7 +286,7 @@ class DropPath(keras.layers.Layer):
 
 
 class _Spatial(keras.layers.Layer):
-    """A weightless layer on a feature map of any rank: resolves the data format and keeps it in the config."""
+    """Base of layers without weights that work on feature maps of any rank in either data format."""
 
     def __init__(self, data_format: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -303,16 +306,16 @@ class _Spatial(keras.layers.Layer):
 
 @register
 class ChannelPad(_Spatial):
-    """Zeros as additional channels: the parameter-free shortcut ("option A") where the width grows.
+    """Append channels of zeros: the shortcut without parameters ("option A") where the number of channels grows.
 
     Args:
-        filters: channels that go out.
-        position: `"both"` puts half of the zeros on either side, `"end"` all behind.
+        filters: Number of channels of the output.
+        position: `"both"` puts half of the zeros before the channels and half after them, `"end"` puts all of them after.
 
     Raises:
-        ValueError: more channels come in than go out.
+        ValueError: The input has more channels than `filters`.
 
-    Source: arXiv 1512.03385, section 3.3; the paper does not say where the zeros go, published code differs.
+    Source: arXiv 1512.03385, section 3.3. The paper does not say where the zeros go, and published implementations differ.
     """
 
     def __init__(self, filters: int, position: str = "both", data_format: str | None = None, **kwargs: Any) -> None:
@@ -345,10 +348,10 @@ class ChannelPad(_Spatial):
 
 @register
 class InfinityPad(_Spatial):
-    """Pads each spatial side with −∞ in front of a max pool, as torch does; Keras pads with zeros or on one side only.
+    """Pad both ends of every spatial axis with −∞ for a max pooling, as torch does; Keras pads with zeros or at one end only.
 
     Args:
-        size: places per side. Default 1.
+        size: Number of positions at each end. Default 1.
     """
 
     def __init__(self, size: int = 1, data_format: str | None = None, **kwargs: Any) -> None:
@@ -373,7 +376,7 @@ class InfinityPad(_Spatial):
 
 @register
 class BlurPool(_Spatial):
-    """Binomial 1-2-1 blur with reflected borders, then every second pixel; works at any rank, one axis after the other.
+    """Blur with the kernel 1-2-1 and reflected borders, then keep every second pixel, along one spatial axis after the other.
 
     Source: arXiv 1904.11486, section 3.
     """
@@ -402,13 +405,13 @@ class BlurPool(_Spatial):
 
 @register
 class AdaptiveAverage(_Spatial):
-    """Average pooling to a fixed side that also enlarges smaller maps, as torch's does; Keras' refuses those.
+    """Average a feature map to a fixed size; like torch's layer and unlike Keras', it also enlarges smaller maps.
 
     Args:
-        size: side that goes out. Cell i averages the places from ⌊i·side/size⌋ to ⌈(i+1)·side/size⌉.
+        size: Spatial size of the output. Cell i is the mean of the positions from ⌊i·side/size⌋ to ⌈(i+1)·side/size⌉.
 
     Raises:
-        ValueError: the sides of the input are not known.
+        ValueError: The spatial sides of the input are dynamic.
     """
 
     def __init__(self, size: int, data_format: str | None = None, **kwargs: Any) -> None:
@@ -444,9 +447,10 @@ class AdaptiveAverage(_Spatial):
 
 @register
 class GroupNormalization(keras.layers.GroupNormalization):
-    """Keras' layer with means taken axis by axis: one float32 sum over thousands of numbers loses digits a deep network misses.
+    """Normalise groups of channels like Keras' layer, but more accurately: means are taken axis by axis.
 
-    Same arguments, same weights. Logits of BiT come out 2 to 3 times closer to those in float64.
+    A single float32 sum over thousands of numbers loses digits that matter in a deep network. The arguments and weights are
+    those of Keras' layer. The logits of BiT networks are 2 to 3 times closer to those computed in float64.
     """
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:

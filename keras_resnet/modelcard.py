@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def check_labels(labels: Iterable[str], num_classes: int | None = None) -> list[
     Raises:
         ValueError: `labels` is not a list, or does not have one name per logit.
     """
-    if isinstance(labels, str | dict) or not hasattr(labels, "__len__"):
+    if isinstance(labels, str | dict) or not isinstance(labels, Sized):
         raise ValueError(f"`labels` must be a list of class names, got {labels!r}")
     if num_classes is not None and len(labels) != num_classes:
         raise ValueError(f"`labels` must have one name per logit ({num_classes}), got {len(labels)}")
@@ -118,6 +118,7 @@ def set_card(model: keras.Model, **changes: Any) -> ModelCard:
     if changes.get("labels") is not None:
         shapes = [tensor.shape for tensor in model.outputs]
         one_logit_each = len(shapes) == 1 and len(shapes[0]) == 2
-        new = new.replace(labels=check_labels(new.labels, shapes[0][-1] if one_logit_each else None))
+        binary = one_logit_each and shapes[0][-1] == 1 and len(new.labels) == 2
+        new = new.replace(labels=check_labels(new.labels, shapes[0][-1] if one_logit_each and not binary else None))
     layer.card = new.to_dict()
     return new

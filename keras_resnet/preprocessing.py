@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 # Mean and standard deviation of pixels / 255, and whether the network was trained on BGR.
-MODES = {
+MODES: dict[str, dict[str, Any]] = {
     "none": {},
     "torch": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     "caffe": {"mean": [123.68 / 255, 116.779 / 255, 103.939 / 255], "std": 1 / 255, "bgr": True},
@@ -52,7 +52,7 @@ class Preprocessing(keras.layers.Layer):
         if mode == "custom":
             if mean is None or std is None or np.any(np.asarray(std) <= 0):
                 raise ValueError(f'mode "custom" needs `mean` and a positive `std` (of pixels / 255), got mean={mean}, std={std}')
-            numbers = {"mean": mean, "std": std, "bgr": bgr}
+            numbers: dict[str, Any] = {"mean": mean, "std": std, "bgr": bgr}
         elif mode not in MODES:
             modes = ", ".join(map(repr, MODES))
             raise ValueError(f"preprocessing must be one of {modes} or a dict of `mean` and `std`, got {mode!r}")

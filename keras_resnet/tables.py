@@ -24,6 +24,6 @@ def text_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         table.add_column(Text(title), justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    console = Console(file=io.StringIO(), width=10_000, color_system=None)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    text = io.StringIO()
+    Console(file=text, width=10_000, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Benchmarks, one command per file in `scripts/benchmarks/`; a command bears the name of its file."""
+"""Benchmarks: every file in `scripts/benchmarks/` is a command of the same name."""
 
 import importlib
 import os
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parent / "benchmarks"
 
 
 class Commands(click.Group):
-    """Finds commands by file and imports only the one that runs: some need libraries that others do not."""
+    """Imports only the command that runs, since some need libraries that others do not."""
 
     def list_commands(self, context):
         files = [file for file in FOLDER.glob("*.py") if f"\ndef {file.stem}(" in file.read_text(encoding="utf-8")]
@@ -28,7 +28,7 @@ class Commands(click.Group):
 
 @click.command(cls=Commands)
 def main():
-    """Measure alternatives interleaved in one run, beside a control of the same thing against itself.
+    """Compare alternatives, which take turns within one run. A control compares one of them with itself.
 
     Example: scripts/benchmark.py zoo --pairs 31
     """

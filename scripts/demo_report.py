@@ -98,10 +98,13 @@ def curves(seen):
         axis.axvline(start, color="#999", lw=1, ls=":")
         axis.set(xlabel="epoch", ylabel="test accuracy, %")
     whole.set_ylim(0, 101)
-    after.annotate("growth changes nothing here", (start, _percent(first)[-1]), xytext=(6, -3), textcoords="offset points",
-                   color="#57606a", fontsize=9)  # fmt: skip
+    after.margins(y=0.2)  # room for the text above the lines
+    after.annotate(
+        "growth changes nothing here", (start, _percent(first)[-1]), xytext=(0.05, 0.92), textcoords="axes fraction",
+        color="#57606a", fontsize=9, arrowprops={"arrowstyle": "->", "color": "#57606a", "shrinkB": 4, "relpos": (0, 0.5)},
+    )  # fmt: skip
     after.xaxis.get_major_locator().set_params(integer=True)
-    whole.legend(loc="lower right", frameon=False, fontsize=8)
+    whole.legend(loc="lower right", framealpha=1, edgecolor="none", fontsize=8)
     return figure
 
 

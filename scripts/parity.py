@@ -68,7 +68,7 @@ KERAS_HUB = {
     "resnet50": {"stackwise_num_blocks": [3, 4, 6, 3], "block_type": "bottleneck_block", "use_pre_activation": False},
     "resnetv2_50": {"stackwise_num_blocks": [3, 4, 6, 3], "block_type": "bottleneck_block", "use_pre_activation": True},
 }
-# Beside plain logits: options both sides know.
+# Options that both sides have; without any the logits are compared.
 DILATED = [("resnet50", 16), ("resnet50", 8), ("resnet18", 8), ("resnet50d", 8), ("resnetv2_50", 8), ("resnetv2_50d", 16)]
 FEATURES = ["resnet18", "resnet50d", "resnetv2_50", "seresnext50_32x4d"]
 

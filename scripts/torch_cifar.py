@@ -37,13 +37,13 @@ class Block(nn.Module):
         for number, conv in enumerate(convs, start=1):
             setattr(self, f"conv{number}", conv)
             setattr(self, f"bn{number}", nn.BatchNorm2d(conv.out_channels))
-        self.count, self.plain, self.name, beside = len(convs), shortcut == "none", name, nn.Sequential()
+        self.count, self.plain, self.name, projection = len(convs), shortcut == "none", name, nn.Sequential()
         outputs = convs[-1].out_channels
         if shortcut == "C" or (shortcut == "B" and (stride > 1 or inputs != outputs)):
-            beside = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            projection = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         elif shortcut == "A" and stride > 1:
-            beside = Zeros(outputs - inputs)
-        setattr(self, name, beside)
+            projection = Zeros(outputs - inputs)
+        setattr(self, name, projection)
 
     def forward(self, x):
         y = x

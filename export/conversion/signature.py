@@ -68,7 +68,7 @@ class Signature:
         layout: `"nhwc"` or `"nchw"`, of rank-4 inputs.
         runner: The model, with the tensors that `"layer"` outputs ask for as further outputs.
         top: How many classes the top-k outputs hold.
-        fit: The card's entry by which the graph resizes and crops its input, or None; see `resizing`.
+        fit: The card's entry that says how the graph resizes and crops its input, or None; see `resizing`.
     """
 
     model: keras.Model

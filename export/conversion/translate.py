@@ -1,7 +1,7 @@
-"""From a weightless trace to an onnx-ir model: tf2onnx's op handlers do the translation, the weights come back afterwards.
+"""From a trace without weights to an onnx-ir model: tf2onnx's op handlers translate, and the weights are put in afterwards.
 
-tf2onnx's own optimiser is left out: it copies the whole model per pass, leaves batch norms behind a convolution with bias
-unfolded and swallows its errors. `passes` does that work.
+tf2onnx's own optimiser is not used. It copies the whole model in every pass, does not fold a batch norm into a convolution that
+has a bias, and hides its errors. `passes` does this work instead.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def worst_layers(errors: Mapping[str, LayerError]) -> list[str]:
 
 
 def outputs_to_compare(model: Session, scores: str | None, output_kind: str | None, budget: Budget) -> list[QuantisedOutput]:
-    """The outputs of a file by which its quantised form is accepted; see `quantised_outputs`.
+    """Return the outputs that decide whether the quantised form of a file is accepted; see `quantised_outputs`.
 
     Args:
         model: The float32 file.

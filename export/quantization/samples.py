@@ -260,7 +260,7 @@ def _fitting(values: np.ndarray, spec: TensorInfo) -> np.ndarray:
 
 
 def _in_rows(arrays: list[Feeds], rows: int, fixed: bool) -> Iterator[Feeds]:
-    """Batches of at most so many rows; of a fixed size, the last one is filled up with the first rows."""
+    """Split arrays into batches of at most `rows` rows. If the size is fixed, the last batch is filled up with the first rows."""
     for feeds in arrays:
         count = len(next(iter(feeds.values())))
         for start in range(0, count, rows):

@@ -81,10 +81,10 @@ class _Item:
 class Batcher:
     """Collects requests of one model and runs them in batches.
 
-    Differs from the usual request-counting batchers: rows count, inputs of different shapes are never mixed, and an idle
-    batcher sends at once, unless it was told (`announced`) that more is on its way, or has just answered several rows, whose
-    senders it gives `max_delay` to come back. While all instances run, the next full batch of each lies ready for its thread,
-    which does not wait for the event loop then; until it begins, its rows count as waiting.
+    Differs from batchers that count requests: it counts rows, and it never mixes inputs of different shapes. An idle batcher
+    runs a batch at once, with two exceptions: it was told (`announced`) that more is about to arrive, or it has just answered
+    several rows, whose senders get `max_delay` to ask again. While all instances run, the next full batch of each is prepared, so
+    that its thread need not wait for the event loop. Its rows count as waiting until it begins.
 
     Args:
         run: function `{name: array} -> {name: array}`, called in a thread.
@@ -238,7 +238,7 @@ class Batcher:
 
     @staticmethod
     def _holds(group: Iterable[_Item], enough: int) -> bool:
-        """Whether a group has so many rows."""
+        """Whether a group has at least `enough` rows."""
         rows = 0
         for item in group:
             rows += item.rows if item.state == "queued" else 0

@@ -274,13 +274,13 @@ def _begin(folder: Path, settings: dict, resume: bool) -> tuple[int, str | None]
 
 
 def _keep(path, rows):
-    beside = path.with_suffix(".tmp")
+    partial = path.with_suffix(".tmp")
     try:
-        with open(beside, "w", encoding="utf-8") as file:
+        with open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(partial, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}; continue with --resume once that is fixed") from error
 

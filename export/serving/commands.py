@@ -335,10 +335,10 @@ def _serve_in_process(files, repository, tell, options, as_json, reuse_port=Fals
     service = app.state.service
     config, bound = server.configure(app, listen), server.bind(listen)
     grpc = _with_grpc(app, listen, options["grpc_port"]) if options["grpc_port"] is not None else None
-    beside, details = None, {"grpc": grpc.target} if grpc else {}
+    metrics, details = None, {"grpc": grpc.target} if grpc else {}
     if metrics_port is not None:
-        beside = metrics_app(service), server.bind(server.ServerOptions(options["host"], metrics_port), "--metrics-port")
-        details["metrics_url"] = server.url_of(beside[1]) + "/metrics"
+        metrics = metrics_app(service), server.bind(server.ServerOptions(options["host"], metrics_port), "--metrics-port")
+        details["metrics_url"] = server.url_of(metrics[1]) + "/metrics"
     server.log_to_stderr(listen.access_log, as_json)
     models.open()
     url = server.url_of(bound, bool(tls))
@@ -352,7 +352,7 @@ def _serve_in_process(files, repository, tell, options, as_json, reuse_port=Fals
             grpc.reload_certificate()
 
     hooks = server.Hooks(service.drain, reload, listen.shutdown_delay)
-    ended_by = server.run(config, bound, hooks, beside, companions=[grpc] if grpc else ())
+    ended_by = server.run(config, bound, hooks, metrics, companions=[grpc] if grpc else ())
     if grpc and grpc.failure:
         raise grpc.failure
     return ended_by

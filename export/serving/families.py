@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -99,6 +100,10 @@ class ServedFamily(ServedModel):
             await member.close()
         self._threads.shutdown()
 
+    def announced(self) -> contextlib.AbstractContextManager[None]:
+        # Which member a request asks for is not known yet.
+        return self.members[self._candidates()[0]].batcher.announced()
+
     def choose(self, parameters: dict[str, Any], rows: int = 1, timeout: float | None = None) -> ServedModel:
         """The member that is to answer a request.
 
@@ -114,20 +119,28 @@ class ServedFamily(ServedModel):
         Raises:
             ProtocolError: There is no such member (400), or too many rows wait (503).
         """
-        waiting = sum(member.batcher.waiting for member in self.members)
+        waiting = self._waiting()
         if waiting and waiting + rows > self.options.batch.queue_rows:
             self.statistics.failed(0)
             raise self.busy(QueueFull(f"{waiting} rows wait already; at most {self.options.batch.queue_rows} may"))
         if (depth := parameters.get("depth")) is not None:
             return self.members[self._named(depth)]
-        level = waiting // self.options.batch.max_rows if self.options.adaptive else 0
-        candidates = self._ladder[min(level, len(self._ladder) - 1) :]
+        candidates = self._candidates()
         if timeout is None:
             return self.members[candidates[0]]
         queued = sum(self._takes(number, member.batcher.unfinished) for number, member in enumerate(self.members))
         queued /= self.options.batch.instances
         in_time = (number for number in candidates if MARGIN * (queued + self._takes(number, rows)) <= timeout)
         return self.members[next(in_time, candidates[-1])]
+
+    def _waiting(self) -> int:
+        return sum(member.batcher.waiting for member in self.members)
+
+    def _candidates(self) -> list[int]:
+        """Positions of the members from the one on that the queue allows, the deepest first."""
+        full_batch = self.options.batch.max_rows if self.batched else 1
+        level = self._waiting() // full_batch if self.options.adaptive else 0
+        return self._ladder[min(level, len(self._ladder) - 1) :]
 
     def _named(self, depth: object) -> int:
         names = [member.name for member in self.family.members]

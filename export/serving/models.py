@@ -131,6 +131,10 @@ class ServedModel:
             raise ProtocolError(f"model {self.source.name!r} is no family, so that it has one depth; leave `depth` out")
         return self
 
+    def announced(self) -> contextlib.AbstractContextManager[None]:
+        """Around the reading of a request; see `Batcher.announced`."""
+        return self.batcher.announced()
+
     def parts(self) -> list[ServedModel]:
         """The models that answer requests, each with statistics of its own."""
         return [self]

@@ -165,7 +165,7 @@ class Supervisor:
 
 
 def _in_child(serve: Callable[[int, Announce], Any], index: int, events: Connection) -> None:
-    """Serve in a process whose parent hears of everything that it announces, and which ends when the parent does."""
+    """Serve in a child process, which reports its events to the parent and ends when the parent does."""
     os.setsid()  # Ctrl-C in a terminal is for the parent, which passes it on
     threading.Thread(target=_stop_with_parent, args=(events,), daemon=True).start()
 

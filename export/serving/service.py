@@ -191,7 +191,7 @@ class Service:
         Raises:
             ProtocolError: See `find`.
         """
-        with self.find(name, version).choose({}).batcher.announced():
+        with self.find(name, version).announced():
             yield
 
     def choose(self, model: ServedModel, asked: InferRequest) -> ServedModel:

@@ -134,7 +134,7 @@ def quantised_outputs(
         UsageError: There is none.
     """
     if not shapes:
-        raise UsageError("the file has no output of floats, by which an int8 file could be compared; keep the float32 file")
+        raise UsageError("the file has no output of floats, so an int8 file cannot be compared with it; keep the float32 file")
     returned = [name for name in shapes if name not in (FEATURES, TOP_PROBABILITIES) and not name.startswith(f"{FEATURES}_")]
     return [
         QuantisedOutput(name, Scores(name, kinds[name]), budget.max_drop / 100, reference)

@@ -93,11 +93,12 @@ class Reference:
             return None
 
     def rounding(self, feeds: dict[str, np.ndarray], values: Values) -> Rounding:
-        """How float32 rounds the computation behind every output for one batch, found without looking at any file.
+        """Measure how much float32 rounds every output of the model on one batch. No file is involved.
 
-        Keras in float32 is set against Keras in float64, with the weights and inputs as they are and with ones that are off by a
-        unit roundoff of float32; functions such as the sigmoid are then off by as much as runtimes approximate them. A model that
-        cannot be rebuilt or computed in float64 is called in float32, with such inputs only.
+        Keras in float32 is compared with Keras in float64, once with the weights and inputs as they are, and once with weights
+        and inputs that are changed by a unit roundoff of float32. In the second case, functions such as the sigmoid are changed
+        by as much as runtimes approximate them. A model that cannot be rebuilt or computed in float64 is called in float32 with
+        changed inputs only.
 
         Args:
             feeds: The batch.

@@ -75,7 +75,8 @@ class _Closing:
 
     def __init__(self, model: keras.Model) -> None:
         self._model, self._known = model, {}
-        self._calls = self._outer = None
+        self._calls: list[Any] | None = None
+        self._outer: dict[int, Any] | None = None
 
     def keeps_shortcut(self, add: ResidualAdd) -> bool:
         if add.grown or add.kind == "preact":

@@ -171,7 +171,7 @@ class BlockSpec:
             channels: Number of channels of the input, and so of the output.
         """
         kind = self.kind
-        steps: list[Step] = in_order(self._convolutions(channels), kind.preact)
+        steps: list[Step] = [*in_order(self._convolutions(channels), kind.preact)]
         if not kind.residual:
             steps.append(Act())
         if self.gate == "zero_gamma":

@@ -89,7 +89,7 @@ def check_post_activation(x: keras.KerasTensor, spec: BlockSpec, where: str, out
     if spec.kind.closes_with_relu and not is_non_negative(x, outer):
         raise ValueError(
             f'a post-activation block cannot be the identity at "{where}": nothing there keeps the tensor from being negative, '
-            'and its closing ReLU would cut that off; use block="preact", or a place behind a ReLU or a pooling of one'
+            'and its closing ReLU would cut that off; use block="preact", or an insertion point after a ReLU or a pooling of one'
         )
 
 

@@ -219,7 +219,7 @@ class LayerKit:
         """
         if antialias:
             return self.blur(self.pool("Max", x, 3, 1, name=name), name=f"{name}_blur")
-        common = {"data_format": self.layout, "dtype": self.dtype, "name": f"{name}_pad"}
+        common: dict[str, Any] = {"data_format": self.layout, "dtype": self.dtype, "name": f"{name}_pad"}
         x = self.ranked("ZeroPadding")(1, **common)(x) if zeros else InfinityPad(**common)(x)
         return self.pool("Max", x, 3, 2, padding="valid", name=name)
 

@@ -1,6 +1,7 @@
 """The residual blocks of architectures: branch, shortcut and what closes them, for any rank and data format."""
 
 import dataclasses
+from typing import Any
 
 import keras
 
@@ -27,7 +28,7 @@ def apply_block(x: keras.KerasTensor, plan: BlockPlan, kit: LayerKit) -> keras.K
 
     Source: arXiv 1512.03385, figures 2 and 5; arXiv 1603.05027, figure 1.
     """
-    style, name = kit.style, plan.name
+    style, name = _block_style(kit), plan.name
     branch = branch_layers(branch_steps(plan, style), plan.in_filters, kit, name)
     shared = 2 if style.preact else 0  # The first norm and activation serve a projection too.
     entry = apply(branch[:shared], x)
@@ -41,6 +42,13 @@ def apply_block(x: keras.KerasTensor, plan: BlockPlan, kit: LayerKit) -> keras.K
         kind = "preact" if style.preact else "postact"
         y = ResidualAdd(name, style.gate, kind, dtype=kit.dtype, name=f"{name}_add")([skip, y])
     return y if style.preact else kit.act(y, name=f"{name}_out")
+
+
+def _block_style(kit: LayerKit) -> BlockStyle:
+    """The style of a kit that makes residual blocks."""
+    if not isinstance(kit.style, BlockStyle):
+        raise TypeError(f"the style of `kit` must be a BlockStyle or a ResNetConfig, got {type(kit.style).__name__}")
+    return kit.style
 
 
 def branch_steps(plan: BlockPlan, style: BlockStyle) -> list[Step]:
@@ -69,7 +77,7 @@ def branch_steps(plan: BlockPlan, style: BlockStyle) -> list[Step]:
 
 def _shortcut(x: keras.KerasTensor, entry: keras.KerasTensor, plan: BlockPlan, kit: LayerKit) -> keras.KerasTensor:
     """What the branch is added to; see `ResNetConfig.shortcut`."""
-    style, name, stride = kit.style, f"{plan.name}_shortcut", plan.stride
+    style, name, stride = _block_style(kit), f"{plan.name}_shortcut", plan.stride
     kind = style.shortcut
     if not plan.projects(kind):
         if kind.startswith("pad") and plan.changes_shape:
@@ -87,7 +95,7 @@ def _shortcut(x: keras.KerasTensor, entry: keras.KerasTensor, plan: BlockPlan, k
 
 def _padded(x: keras.KerasTensor, plan: BlockPlan, kit: LayerKit, name: str) -> keras.KerasTensor:
     """Option A: fewer pixels, and zeros as the new channels."""
-    kind = kit.style.shortcut
+    kind = _block_style(kit).shortcut
     if plan.stride > 1:
         pooling, size = ("Average", plan.stride) if kind == "pad_average" else ("Max", 1)
         x = kit.pool(pooling, x, size, plan.stride, name=f"{name}_pool")
@@ -138,7 +146,7 @@ def residual(
         raise ValueError(f"unknown `block` {block!r}{nearest(block, BRANCHES)}")
     kit = kit or LayerKit()
     kit = kit if style is None else dataclasses.replace(kit, style=style)
-    style = kit.style
+    style = _block_style(kit)
     if style.gate and style.gate != ("zero_conv" if style.preact else "zero_gamma"):
         raise ValueError(f"`gate` {style.gate!r} does not suit a {'pre' if style.preact else 'post'}-activation block")
     branch, channels = BRANCHES[block], x.shape[kit.axis]
@@ -156,17 +164,17 @@ def residual(
     return apply_block(x, BlockPlan(name, 1, True, False, channels, convs, stride, dilation, squeeze, drop_path), kit)
 
 
-def basic(x: keras.KerasTensor, filters: int, *, name: str, **options: object) -> keras.KerasTensor:
+def basic(x: keras.KerasTensor, filters: int, *, name: str, **options: Any) -> keras.KerasTensor:
     """Apply two 3×3 convolutions (arXiv 1512.03385, figure 5, left). Options as in `residual`."""
     return residual(x, filters, block="basic", name=name, **options)
 
 
-def bottleneck(x: keras.KerasTensor, filters: int, *, name: str, **options: object) -> keras.KerasTensor:
+def bottleneck(x: keras.KerasTensor, filters: int, *, name: str, **options: Any) -> keras.KerasTensor:
     """Apply 1×1, 3×3 (with the stride: v1.5), 1×1 (arXiv 1512.03385, figure 5, right). Options as in `residual`."""
     return residual(x, filters, block="bottleneck", name=name, **options)
 
 
-def preactivation(x: keras.KerasTensor, filters: int, *, name: str, **options: object) -> keras.KerasTensor:
+def preactivation(x: keras.KerasTensor, filters: int, *, name: str, **options: Any) -> keras.KerasTensor:
     """Apply a block with norm and activation before each convolution, and nothing after the addition.
 
     Options as in `residual`, except `style`. Source: arXiv 1603.05027, figure 4e.
@@ -174,6 +182,6 @@ def preactivation(x: keras.KerasTensor, filters: int, *, name: str, **options: o
     return residual(x, filters, style=BlockStyle(preact=True), name=name, **options)
 
 
-def plain(x: keras.KerasTensor, filters: int, *, name: str, **options: object) -> keras.KerasTensor:
+def plain(x: keras.KerasTensor, filters: int, *, name: str, **options: Any) -> keras.KerasTensor:
     """Apply the basic block without its shortcut: the paper's plain net. Options as in `residual`, except `style`."""
     return residual(x, filters, style=BlockStyle(shortcut="none"), name=name, **options)

@@ -1,4 +1,4 @@
-"""Which tensors cannot be negative, proved from the graph: what a post-activation block needs to be the identity."""
+"""Proves from the graph that a tensor cannot be negative, without which a post-activation block is not the identity."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from keras import tree
 
 from ..graphs import graph_of, is_convolution, producer, walk
 
-# Functions by identity: a user's own function may bear any name.
+# Functions are compared by identity, because a user's own function may have the same name.
 _NON_NEGATIVE_ACTIVATIONS = tuple(
     getattr(keras.activations, name)
     for name in ("relu", "relu6", "sigmoid", "hard_sigmoid", "softmax", "softplus", "exponential")
 )
-# Classes of Keras, without their rank: layers and operations that are never negative, …
+# Names of Keras' classes, without their rank: layers and operations whose output is never negative, …
 _NON_NEGATIVE_OPERATIONS = {
     "Relu", "Relu6", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Exp", "Square", "Absolute", "Abs"
 }  # fmt: skip
-# … and those that put out nothing negative if nothing negative comes in.
+# … and those whose output is not negative if their inputs are not.
 _SIGN_KEEPING_LAYERS = {
     "MaxPooling", "AveragePooling", "GlobalMaxPooling", "GlobalAveragePooling", "AdaptiveAveragePooling", "AdaptiveMaxPooling",
     "ZeroPadding", "Cropping", "UpSampling", "Reshape", "Flatten", "Permute", "Dropout", "SpatialDropout", "RepeatVector",
@@ -30,15 +30,15 @@ _SIGN_KEEPING_OPERATIONS = {
 
 
 def is_non_negative(tensor: keras.KerasTensor, outer: Any = None, known: dict[int, bool] | None = None) -> bool:
-    """Whether a symbolic tensor is ≥ 0 by the operations that made it, whatever the input.
+    """Whether a symbolic tensor is ≥ 0 for every input of the model, because of the operations that compute it.
 
     Args:
-        tensor: KerasTensor.
-        outer: maps the id of a nested graph's input to the tensors it is called on, see `callers`.
-        known: answers so far, by the tensor's id; for the recursion.
+        tensor: Symbolic tensor.
+        outer: The tensors that each input of a nested graph is called on, by the id of the input; see `callers`.
+        known: Results for other tensors, by their ids. Used by the recursion.
 
     Returns:
-        True only where the graph proves it; a probe batch would prove nothing.
+        True if the graph proves it. Values of a batch are not looked at, since they would prove nothing.
     """
     known = {} if known is None else known
     if id(tensor) not in known:
@@ -78,7 +78,7 @@ def is_relu(operation: Any) -> bool:
 
 
 def _ends_in_activation(operation):
-    """Layers whose last step is their `activation`; of recurrent layers that is not so."""
+    """Whether an operation is a layer that applies its `activation` last, which recurrent layers do not."""
     kinds = (keras.layers.Activation, keras.layers.Dense, keras.layers.EinsumDense)
     return isinstance(operation, kinds) or is_convolution(operation)
 
@@ -96,7 +96,7 @@ def _keeps_sign(name, node):
 
 
 def callers(model: keras.Model) -> dict[int, Any]:
-    """For `is_non_negative`: the tensors that each nested graph's inputs are called on, over all its calls."""
+    """Return the tensors that the inputs of nested graphs are called on, over all calls, as `is_non_negative` takes them."""
     found = {}
     for _, _, node in walk(model):
         if isinstance(node.operation, keras.Model) and (graph := graph_of(node.operation)) is not None:

@@ -94,9 +94,14 @@ def reason_against_bytes(data: bytes, channels: int) -> str:
     try:
         image = tf.io.decode_image(data, channels=channels, expand_animations=False)
     except (tf.errors.OpError, ValueError) as error:
-        text = re.sub(r"\{\{.*?\}\}", "", str(getattr(error, "message", error)))
-        return text.split("[Op:")[0].split("\n")[0].strip().rstrip(".") or "not an image"
+        return reason_of(error) or "not an image"
     return "" if image.shape.rank == 3 and np.prod(image.shape) else "no pixels"
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of a TensorFlow operation says, without the names of operations around it."""
+    text = re.sub(r"\{\{.*?\}\}", "", str(getattr(error, "message", error)))
+    return text.split("[Op:")[0].split("\n")[0].strip().rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def check_stream(
 class Checked:
     """What is known of files by path, size and time of change, in Keras' folder; a value is plain JSON."""
 
-    VERSION = "2"  # of the values
+    VERSION = "3"  # of the values
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         name = hashlib.sha256("\n".join([self.VERSION, *map(str, paths)]).encode(errors="surrogateescape")).hexdigest()[:24]

@@ -60,7 +60,7 @@ def facts_of(data: bytes) -> ImageFacts:
 def _is_transparent(image: Image.Image) -> bool:
     if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
         return False
-    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
 
 
 def to_plain(data: bytes, channels: int, compact: bool = False) -> bytes:

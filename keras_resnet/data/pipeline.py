@@ -23,7 +23,7 @@ def training_batches(
     size: Sequence[int],
     num_classes: int,
     augmentation: Augmentation | None = None,
-    fill: float | Sequence[float] = 0.0,
+    fill: float | Sequence[float] | np.ndarray = 0.0,
     seed: int = 0,
     first: int = 0,
     last: int | None = None,

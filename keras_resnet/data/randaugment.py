@@ -10,7 +10,7 @@ import tensorflow as tf
 LARGEST = 10.0
 
 
-def apply(image: tf.Tensor, magnitude: int, chances: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:
+def apply(image: tf.Tensor, magnitude: float, chances: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:
     """Apply one operation per row of `chances`.
 
     Args:

@@ -15,13 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from ..checks import first_line
-from .corrupt import check_files, check_stream
+from .corrupt import check_files, check_stream, reason_of
 from .folders import list_files, read_layout, split_of, visible_folders
 from .formats import IMAGE_ENDINGS
 from .splits import Encoded, Images, Records
 from .tfrecord import damaged_records, default_preprocessing, read_tfrecords
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SHOWN = 10  # class names in a description
 USES = {"train": "training", "validation": "validation", "test": "the test"}
 # What is said about images that are read in a way a user may not expect.
@@ -53,7 +54,7 @@ class Source:
     test: Images | Encoded | Records | None
     classes: tuple[str, ...]
     image_size: tuple[int, int] | None
-    preprocessing: object = "torch"
+    preprocessing: str | dict[str, Any] = "torch"
     crop: bool = False
     damaged: tuple[str, ...] = ()
     validation: Images | Encoded | Records | None = None
@@ -138,6 +139,8 @@ def load(
         raise ValueError(f'`corrupt` must be "fail" or "skip", got {corrupt!r}')
     report = report or (lambda line: print(line, file=sys.stderr))
     name = str(data)
+    if not name.strip():
+        raise ValueError("`data` is empty; give a name or a path")
     if name == "digits":
         return _digits()
     if name in ("cifar10", "cifar100"):
@@ -148,13 +151,16 @@ def load(
     if place.is_dir():
         return _folder(place, corrupt, cache, report)
     if place.is_file():
+        if place.suffix.lower() != ".npz":
+            how = "unpack it, and give the folder" if place.suffix.lower() in ARCHIVES else "give a folder of images"
+            raise ValueError(f"{place} is a single file and no .npz; {how}, in which each class has a folder of its own")
         return _npz(place)
     if place.suffix or place.parent != Path("."):
         raise FileNotFoundError(f"no data at {place}; give an .npz, a folder of images or of TFRecord shards")
     from ..checks import nearest
 
-    known = ("digits", "cifar10", "cifar100")
-    raise ValueError(f"unknown data {name!r}{nearest(name, known)}; there are {', '.join(known)}, tfds/NAME and paths")
+    known = ("digits", "cifar10", "cifar100", "tfds/NAME", "the path of a folder or an .npz")
+    raise ValueError(f"unknown data {name!r}{nearest(name, known)}")
 
 
 def _digits():
@@ -203,6 +209,10 @@ def _npz(path):
     if not {"x_train", "y_train"} <= set(held):
         raise ValueError(f"{path} must hold x_train and y_train, it has {', '.join(sorted(held)) or 'neither'}")
 
+    for part in parts[1:]:
+        if len(lone := {f"x_{part}", f"y_{part}"} & set(held)) == 1:
+            raise ValueError(f"{path} holds {lone.pop()} without its labels or images; it must have both x_{part} and y_{part}")
+
     def images(part: str) -> Any:
         x = held[f"x_{part}"]
         try:
@@ -219,6 +229,8 @@ def _npz(path):
             shapes = f"{split.images.shape[1:]} and {train.images.shape[1:]}"
             raise ValueError(f"{path}: images in x_{part} and x_train must have one shape, they have {shapes}")
     number = 1 + int(max(split.labels.max() for split in splits.values()))
+    if number < 2:
+        raise ValueError(f"{path} has one class (all labels are 0); a classifier needs two or more")
     # One pass over a sample is enough for two digits; the numbers travel with the model.
     sample = train.images[:: max(1, train.size // 2000)].reshape(-1, train.channels) / 255.0
     numbers = {"mean": np.round(sample.mean(0), 4).tolist(), "std": np.maximum(np.round(sample.std(0), 4), 1e-3).tolist()}
@@ -227,7 +239,7 @@ def _npz(path):
 
 
 def _folder(folder, corrupt, cache, report):
-    if names := _shard_names(folder):
+    if names := shard_names(folder):
         return _shards(folder, names, corrupt, report)
     layout = read_layout(folder)
     for line in layout.unused:
@@ -264,7 +276,7 @@ def _check_classes(place, classes, labels, every):
         raise ValueError(f"{where} has no images that can be read ({', '.join(IMAGE_ENDINGS)}); add some, or remove the folder")
 
 
-def _shard_names(folder):
+def shard_names(folder: Path) -> dict[str, str]:
     """The name of each split's shards, by `"train"`, `"validation"` and `"test"`; empty where the folder has none."""
     shards = {path.name.rsplit("-", 3)[0] for path in folder.glob("*-*-of-*.tfrecord")}
     indices = {path.stem for path in folder.glob("*.json") if path.stem in shards or not visible_folders(folder)}
@@ -294,6 +306,8 @@ def _shards(folder, names, corrupt, report):
             raise ValueError(f"{folder}: the shards of train and {split} were written with different classes; write them again")
     if damaged:
         _say_damaged(damaged, corrupt, report)
+    if len(meta["classes"]) < 2:
+        raise ValueError(f"{folder}: the shards have one class ({', '.join(meta['classes'])}); a classifier needs two or more")
     size = meta["image_size"] and tuple(meta["image_size"])
     return Source(
         str(folder), splits["train"], splits.get("test"), tuple(meta["classes"]), size, meta["preprocessing"], size is None,
@@ -368,9 +382,7 @@ def _tfds(name, path, corrupt, report):
         try:
             found = check_stream(records.stream(None), records.channels, files, records.size, report)
         except tf.errors.OpError as error:
-            raise ValueError(
-                f"{name} is damaged ({error.message.split(';')[0]}); remove {builder.data_dir} to prepare it again"
-            ) from error
+            raise ValueError(f"{name} is damaged ({reason_of(error)}); remove {builder.data_dir} to prepare it again") from error
         if found.count != records.size:
             raise ValueError(
                 f"{name} is damaged: its {part} split holds {found.count:,} of {records.size:,} records; "

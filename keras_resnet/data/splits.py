@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +184,7 @@ class Records:
         buffer: records of a window.
     """
 
-    stream: object
+    stream: Callable[[Any], tf.data.Dataset]
     size: int
     channels: int = 3
     encoded: bool = True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from .corrupt import Checked, reason_against_bytes
+from .corrupt import Checked, reason_against_bytes, reason_of
 from .formats import to_plain
 from .order import permuted
 from .splits import Records
@@ -72,7 +72,7 @@ def write_tfrecords(
                     data = (image if split.encoded else tf.io.encode_png(image)).numpy()
                     if data.startswith(b"BM"):  # A BMP, as files come that TensorFlow does not read itself.
                         data = to_plain(data, split.channels, compact=True)
-                    writer.write(_example(data, int(label)))
+                    writer.write(example_of(data, int(label)))
                     counts[i] += 1
         size = None if split.encoded else list(split.images.shape[1:3])
         meta = {"classes": list(map(str, classes)), "channels": split.channels, "image_size": size, "records": counts}
@@ -88,7 +88,8 @@ def default_preprocessing(channels: int) -> str | dict[str, float]:
     return "torch" if channels == 3 else {"mean": 0.5, "std": 0.25}
 
 
-def _example(data, label):
+def example_of(data: bytes, label: int) -> bytes:
+    """A record of an encoded image and its class number."""
     feature = {
         "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data])),
         "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
@@ -125,7 +126,10 @@ def _read_index(folder: str | os.PathLike[str], name: str) -> dict:
     path = Path(folder) / f"{name}.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        return {key: index[key] for key in ("records", "channels", "classes", "image_size", "preprocessing")}
+        index = {key: index[key] for key in ("records", "channels", "classes", "image_size", "preprocessing")}
+        if not (isinstance(index["classes"], list) and all(isinstance(count, int) for count in index["records"])):
+            raise TypeError
+        return index
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is missing or damaged; write the shards again with `write_tfrecords`") from error
 
@@ -161,7 +165,7 @@ def damaged_records(folder: str | os.PathLike[str], name: str, report: Callable[
 
     Returns:
         List of `(number of the record in the split, shard, reason)` of the images that cannot be decoded; the number is None
-        where the rest of a shard is lost, or where it does not hold as many records as `NAME.json` says.
+        where the rest of a shard is lost, or where its records or labels are not those that `NAME.json` says.
     """
     found, first = [], 0
     paths = sorted(Path(folder).glob(f"{name}-*-of-*.tfrecord"))
@@ -169,28 +173,32 @@ def damaged_records(folder: str | os.PathLike[str], name: str, report: Callable[
     todo = [path for path in paths if store.known(path) is None]
     if report and (size := sum(path.stat().st_size for path in todo)) > MUCH:
         report(f"checking the shards of {name}, {size / 1e6:,.0f} MB")
-    expected = _read_index(folder, name)["records"]
-    for path, records in zip(paths, expected, strict=False):
+    index = _read_index(folder, name)
+    classes = len(index["classes"])
+    for path, records in zip(paths, index["records"], strict=False):
         if store.known(path) is None:
             store.set(path, _damage(path))
-        count, damage = store.known(path)
+        count, damage, labels = store.known(path)
         found += [(None if at is None else first + at, str(path), reason) for at, reason in damage]
         if count != records and all(at is not None for at, _ in damage):
             found.append((None, str(path), f"it holds {count:,} records, {name}.json says {records:,}"))
+        if strange := [label for label in labels if not 0 <= label < classes]:
+            found.append((None, str(path), f"it holds the label {strange[0]}, {name}.json has {classes} classes"))
         first += count
     store.save()
     return found
 
 
 def _damage(path):
-    """`[number of records, [[place or None, reason], …]]` of a shard."""
-    count, damage = 0, []
+    """`[number of records, [[place or None, reason], …], [smallest and largest label]]` of a shard."""
+    count, damage, labels = 0, [], set()
     try:
         for record in tf.data.TFRecordDataset(str(path)):
-            data = tf.io.parse_single_example(record, FEATURES)["image/encoded"].numpy()
+            parsed = tf.io.parse_single_example(record, FEATURES)
+            data, labels = parsed["image/encoded"].numpy(), labels | {int(parsed["image/class/label"])}
             if reason := reason_against_bytes(data, 0):
                 damage.append([count, reason])
             count += 1
     except tf.errors.OpError as error:
-        damage.append([None, error.message.split(";")[0]])
-    return [count, damage]
+        damage.append([None, reason_of(error)])
+    return [count, damage, [min(labels), max(labels)] if labels else []]

@@ -28,7 +28,7 @@ from .surgery import copy_model
 MACS, LATENCY = "macs", "latency"
 COSTS = {MACS: "multiply-adds", LATENCY: "latency"}
 LOSS, DRIFT = "loss", "drift"
-# Up to so many blocks, every subset is tried.
+# Every subset is tried for up to this number of blocks.
 EXACT_BLOCKS = 8
 # Images that batch-norm statistics are recalibrated on, unless others are given.
 CALIBRATION_IMAGES = 512
@@ -184,10 +184,11 @@ class DepthCurve:
             raise ValueError("there is nothing to draw: the curve was made without data, so that no network was measured")
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axis = figure.subplots()
-        for points, label, style in (
+        lines: tuple[tuple[Any, str, dict[str, Any]], ...] = (
             (self.points, "chosen by loss", {"color": "#0072b2", "marker": "o"}),
             (self.by_drift, "chosen by drift", {"color": "#d55e00", "marker": "s", "linestyle": "--"}),
-        ):
+        )
+        for points, label, style in lines:
             if points:
                 ordered = sorted(points, key=lambda point: point.share)
                 values = [getattr(point, name) for point in ordered]

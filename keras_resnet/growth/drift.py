@@ -22,9 +22,15 @@ from ..tables import text_table
 
 @dataclass(frozen=True)
 class BlockDrift:
-    """Drift of one block: ‖F(x)‖/‖x‖ per image (mean and max), max |gate| (None without a gate), share of variance.
+    """Drift of one block, whose output is x + F(x).
 
-    `variance_share` is the variance of F(x) over that of x + F(x), over all values of the batch.
+    Attributes:
+        block: Path of the block.
+        gate: Name of its gate, or None.
+        mean: Mean of ‖F(x)‖/‖x‖ over the images.
+        max: Largest ‖F(x)‖/‖x‖ of an image.
+        gate_value: Largest |gate|, or None without a gate.
+        variance_share: Variance of F(x) divided by that of x + F(x), over all values of the data.
     """
 
     block: str
@@ -37,7 +43,7 @@ class BlockDrift:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """Drift of all blocks, in order of execution. Iterate over it for the blocks."""
+    """Drift of all blocks in order of execution. Iterating over the report yields the blocks."""
 
     blocks: list[BlockDrift]
     images: int
@@ -71,19 +77,19 @@ class DriftReport:
 
 
 def drift(model: keras.Model, data: Any, batch_size: int = 32) -> DriftReport:
-    """Measure ‖F(x)‖/‖x‖ of every residual block, in inference mode, called eagerly.
+    """Measure ‖F(x)‖/‖x‖ of every residual block in inference mode. The model is called eagerly.
 
     Args:
-        model: Functional or Sequential model with residual blocks (grown, zoo's, or `ResidualBlock` layers).
-        data: inputs as arrays (for several inputs a list or dict of arrays), a tuple `(inputs, labels)`, or an iterable of
+        model: Functional or Sequential model whose residual blocks were grown, come from the zoo, or are `ResidualBlock` layers.
+        data: Inputs as arrays (for several inputs a list or dict of arrays), a tuple `(inputs, labels)`, or an iterable of
             batches (`tf.data.Dataset`, list), each of which is inputs or `(inputs, labels)`.
-        batch_size: for arrays. Default 32.
+        batch_size: Number of images per batch, for arrays. Default 32.
 
     Returns:
-        `DriftReport`.
+        The report, which prints as a table.
 
     Raises:
-        ValueError: the data hold no images.
+        ValueError: There are no images in `data`.
     """
     batch_size = whole_number("batch_size", batch_size, 1)
     found = find_blocks(model)
@@ -93,7 +99,7 @@ def drift(model: keras.Model, data: Any, batch_size: int = 32) -> DriftReport:
         images += len(tree.flatten(x)[0])
         run_observed(model, x, lambda add, shortcut, branch: seen[id(add)].add(shortcut, branch))
     if not images:
-        raise ValueError("`data` hold no images")
+        raise ValueError("there are no images in `data`")
     return DriftReport([_block_drift(block, seen[id(block.add)]) for block in found], images)
 
 
@@ -129,7 +135,7 @@ def batches(model: keras.Model, data: object, batch_size: int | None = 32) -> It
 
 
 def _split(model, data):
-    """`(inputs, labels)` of a tuple `(inputs, labels[, weights])`, or `(data, None)`; a model may take tuples itself."""
+    """Split `(inputs, labels[, weights])` into `(inputs, labels)`; anything else is inputs. Some models take tuples as inputs."""
     several = len(require_graph(model).inputs) > 1
     if isinstance(data, tuple) and len(data) in (2, 3) and (not several or isinstance(data[0], (tuple, list, dict))):
         return data[0], data[1]
@@ -137,12 +143,12 @@ def _split(model, data):
 
 
 def run_observed(model: keras.Model, x: Any, observe: Callable[[keras.Layer, Any, Any], object]) -> Any:
-    """Run a model eagerly, layer by layer, and show every residual addition's two summands.
+    """Run a model eagerly, layer by layer, and pass the two summands of every residual addition to a function.
 
     Args:
         model: Functional or Sequential model.
-        x: one batch of inputs.
-        observe: `observe(add_layer, shortcut, branch)`.
+        x: One batch of inputs.
+        observe: Called as `observe(add_layer, shortcut, branch)`.
 
     Returns:
         The model's outputs.
@@ -163,12 +169,12 @@ def run_observed(model: keras.Model, x: Any, observe: Callable[[keras.Layer, Any
 
 
 def _summands(add, shortcut, branch):
-    """What a residual addition adds: the shortcut, and the branch times its scale."""
+    """The two summands of a residual addition: the shortcut, and the branch times its scale."""
     return shortcut, add.scaled(branch, shortcut.dtype)
 
 
 class _Totals:
-    """Sums over batches for one block; a block that is called more than once adds up over its calls."""
+    """Sums over all batches, and over all calls, of one block."""
 
     def __init__(self) -> None:
         self.ratios, self.branch, self.output = [], np.zeros(3), np.zeros(3)
@@ -188,7 +194,7 @@ class _Totals:
 
 
 def gate_value(block: Any) -> float | None:
-    """max |gate| of a `Block`, or None if nothing gates it."""
+    """Return the largest |gate| of a `Block`, or None if it has no gate."""
     parameters = gate_parameters(block.gate, block.branch)
     return max(float(np.abs(ops.convert_to_numpy(p)).max(initial=0)) for p in parameters) if parameters else None
 

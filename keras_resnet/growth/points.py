@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -18,7 +19,7 @@ class InsertionPoint:
 
     path: str
     graph: keras.Model
-    node: object
+    node: Any
     tensor: keras.KerasTensor
 
     @property

@@ -36,23 +36,23 @@ from .scale import MATCH, check_scale, measure_rms
 
 
 def copy_model(model: keras.Model, rewrite: Callable[..., Any] | None = None, name: str | None = None) -> keras.Model:
-    """Copy a model with its weights, and let `rewrite` replace the output of any call on the way.
+    """Copy a model with its weights. `rewrite` may replace the output of any call.
 
-    Differs from `keras.models.clone_model`: weights come along (by position in the model's tree, since paths repeat
-    between nested models), layers shared between nested models stay shared, inputs keep their names, Sequential and
-    nested models are entered too, and seeds of random layers are in the same state.
+    Differs from `keras.models.clone_model`: weights are copied, by position in the model's tree, since paths repeat between
+    nested models. Layers that nested models share stay shared, inputs keep their names, Sequential and nested models are copied
+    as well, and the seeds of random layers have the same state.
 
     Args:
-        model: Functional or Sequential model; never changed.
-        rewrite: `rewrite(graph, node, inputs, outputs) -> outputs`: `graph` and `node` are the original's, `inputs` (flat list)
-            and `outputs` are the copy's tensors. None copies as it is.
-        name: name of the copy; None keeps the model's.
+        model: Functional or Sequential model, which is not changed.
+        rewrite: Called as `rewrite(graph, node, inputs, outputs) -> outputs`. `graph` and `node` are the original's; `inputs` (a
+            flat list) and `outputs` are tensors of the copy. None copies everything as it is.
+        name: Name of the copy. None keeps the model's name.
 
     Returns:
         An uncompiled Functional model.
 
     Raises:
-        ValueError: a layer that cannot be made again from its config, named.
+        ValueError: A layer cannot be made from its config; the message names it.
     """
     twins, keep = {}, lambda graph, node, inputs, outputs: outputs
     copied = _copy_graph(require_graph(model), rewrite or keep, twins, name or model.name)
@@ -272,7 +272,7 @@ class _Stack:
     policy: object
 
     def block_path(self, block_name: str) -> str:
-        """The path by which `find_blocks` finds a block of the stack."""
+        """Return the path that `find_blocks` gives a block of the stack."""
         return "/".join(filter(None, (self.path.rpartition("/")[0], block_name)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ from ..zoo.config import Growth, ResNetConfig, VGGConfig
 from ..zoo.resnet import resnet
 from ..zoo.vgg import vgg
 
-BUILDERS = {ResNetConfig: resnet, VGGConfig: vgg}
+BUILDERS: dict[type, Callable[..., keras.Model]] = {ResNetConfig: resnet, VGGConfig: vgg}
 
 
 def build(config: Any, **options: Any) -> keras.Model:

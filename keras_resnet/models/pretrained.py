@@ -20,7 +20,7 @@ from ..weights.files import SUFFIXES, WeightFile, open_weights
 from ..weights.formats import safetensors
 from ..weights.matching import WeightsMismatch, assign, class_count, match, variables_of
 from ..weights.sources import WeightSource, locate, recognise
-from ..zoo.config import Config, config_from_dict, differences
+from ..zoo.config import Config, ResNetConfig, VGGConfig, config_from_dict, differences
 from ..zoo.counting import arithmetic
 from .build import outline
 
@@ -134,8 +134,10 @@ def fill(
 ) -> None:
     """Load weights into a model, which may lack the head or later stages; args as in `assign`."""
     file, whole = pretrained.file, variables_of(outline(config))
-    options = {"fresh_head": fresh_head, "kept_classes": kept_classes, "source": pretrained.name}
-    assign(model, config, file.arrays, file.checkpoint_format, whole=whole, **options)
+    assign(
+        model, config, file.arrays, file.checkpoint_format,
+        whole=whole, fresh_head=fresh_head, kept_classes=kept_classes, source=pretrained.name,
+    )  # fmt: skip
 
 
 def kept_classes(old: list | None, new: list | None) -> dict[int, int] | None:
@@ -214,11 +216,11 @@ def _may_fit(config: Config, file: WeightFile) -> bool:
     arrays = {key: array for key, array in file.arrays.items() if not re.fullmatch(file.checkpoint_format.ignored, key)}
     if bool(config.growth) != any("_grow" in key for key in arrays):
         return False
-    if config.family == "resnet":
+    if isinstance(config, ResNetConfig):
         # Some files have biases in front of a norm, which a network does without.
         return 0.98 < arithmetic(config).total / max(1, sum(array.size for array in arrays.values())) < 1.02
     first = arrays.get(file.checkpoint_format.translate(config, "block1_conv1", "bias"))
-    return first is not None and first.shape == (config.scaled(config.widths[0]),)
+    return first is not None and isinstance(config, VGGConfig) and first.shape == (config.scaled(config.widths[0]),)
 
 
 def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> ModelCard:
@@ -251,12 +253,12 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str], *, dtype: str
     """Write weights and card of a zoo model as `.safetensors`, which other frameworks read too.
 
     Args:
-        model: a zoo model, grown ones too.
-        path: must end in `.safetensors`; written beside it first, then renamed.
-        dtype: `"float16"` halves the file: kernels are rounded, biases, norms and their statistics are not. None rounds nothing.
+        model: A model of the zoo, which may have been grown.
+        path: File to write, which must end in `.safetensors`. It is replaced only once the new one is complete.
+        dtype: `"float16"` halves the size: kernels are rounded; biases, norms and their statistics are not. None rounds nothing.
 
     Raises:
-        ValueError: another ending or dtype, no zoo model, or a kernel that float16 cannot hold.
+        ValueError: The ending or dtype is another, the model is not from the zoo, or a kernel exceeds the range of float16.
     """
     path, known = os.fspath(path), card(model)
     if not path.endswith(".safetensors"):

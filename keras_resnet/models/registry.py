@@ -286,7 +286,7 @@ def constructor(name: str) -> Callable[..., keras.Model]:
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"Build `{name}`{': ' + NOTES[name] if name in NOTES else ''}. Arguments as in `create_model`."
-    build.__signature__ = signature
+    build.__signature__ = signature  # type: ignore[attr-defined]
     return build
 
 

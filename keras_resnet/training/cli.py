@@ -1,6 +1,7 @@
 """The command `resnet-train`: flags from the options of a run, grouped help, processes on this machine for a trial."""
 
 import dataclasses
+import difflib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from ..models.loading import ModelFileError, import_modules
 from .faults import WorkerLost
 from .options import TrainingError, kinds_of
 from .recipes import RECIPES
-from .run import GROUPS, OPTIONS, Run
+from .run import ELSEWHERE, GROUPS, OPTIONS, Run
 from .strategies import is_chief, tf_config
 from .zoo import train
 
@@ -41,6 +42,17 @@ class Option(click.Option):
 
 class Command(click.Command):
     """A command whose help sorts its flags by group, the most important first."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse flags; an unknown one gets a hint only where it resembles one, or is Keras' name for it."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").replace("-", "_")
+            found = [ELSEWHERE[name]] if name in ELSEWHERE else difflib.get_close_matches(name, [*OPTIONS, "grow"], 1, 0.8)
+            # The constructor would keep only hints that resemble the flag.
+            error.possibilities = [f"--{known.replace('_', '-')}" for known in found]  # type: ignore[misc]
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags, group by group."""
@@ -66,7 +78,7 @@ def options_of_run(command: Callable) -> Callable:
 def _flag(name: str, item: dataclasses.Field) -> Callable:
     group = next(kind.__doc__ for kind in GROUPS.values() if name in kind.__dataclass_fields__)
     flag, default, told = "--" + name.replace("_", "-"), item.default, item.metadata
-    shown = {"default": None, "group": group, "cls": Option, "help": _help(told["help"], default)}
+    shown: dict[str, Any] = {"default": None, "group": group, "cls": Option, "help": _help(told["help"], default)}
     if isinstance(default, bool) or name == "sync_batch_norm":
         return click.option(f"{flag}/--no-{flag[2:]}", name, **shown)
     if isinstance(default, tuple):

@@ -121,6 +121,7 @@ def brief(error: Exception) -> str:
 def _data_error(source: datasets.Source | None, error: Exception) -> TrainingError:
     """The damaged image that made an error of the input pipeline, if there is one, else the error."""
     from ..data.corrupt import reason_against
+    from ..data.sources import shard_names
     from ..data.tfrecord import damaged_records
 
     for name in ("train", "validation", "test"):
@@ -131,7 +132,7 @@ def _data_error(source: datasets.Source | None, error: Exception) -> TrainingErr
                     return TrainingError(
                         f"{path} cannot be decoded any more ({reason}); repair or remove it, and give the same command again"
                     )
-        if isinstance(split, datasets.Records) and Path(source.name).is_dir():
-            for _, shard, reason in damaged_records(source.name, name):
+        if isinstance(split, datasets.Records) and (folder := Path(source.name)).is_dir():
+            for _, shard, reason in damaged_records(folder, shard_names(folder).get(name, name)):
                 return TrainingError(f"{shard} is damaged ({reason}); write the shards again")
     return TrainingError(brief(error))

@@ -3,7 +3,7 @@
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,9 @@ import tensorflow as tf
 from .. import data as datasets
 from ..data.order import permuted
 from ..data.pipeline import with_options
-from ..graphs import graph_of, replay
-from ..layers import Card
-from ..modelcard import ModelCard, check_labels, preprocessing_card, set_card
 from ..modelcard import card as card_of
+from ..modelcard import preprocessing_card
+from ..models.transfer import with_card
 from .run import Run, TrainingError
 from .segments import Segment
 from .steps import PADDED
@@ -75,7 +74,7 @@ class Feed:
         facts: Further entries of the summary.
         spec: One batch, or its `element_spec`.
         labels: Class names for the trained model; None where they are not known.
-        fingerprint: Figures by which the data of a run are told from other data.
+        fingerprint: Figures that distinguish the data of a run from other data.
     """
 
     name: str = "data"
@@ -114,7 +113,7 @@ class Feed:
         return [f"{self.name}{size}"]
 
     def label(self, model: keras.Model) -> keras.Model:
-        """Write class names into the trained model, where there are some."""
+        """The trained model with class names in its card, where there are some."""
         return model if self.labels is None else with_labels(model, self.labels)
 
 
@@ -152,7 +151,7 @@ class ImageFeed(Feed):
                 f"`batch_size` must be at most the number of training images ({self.train.size}), got {run.batch_size}"
             )
         self.steps = self.train.size // run.batch_size
-        self.image_size, self.units = _shape_of(model, source)
+        self.image_size, self.units = _shape_of(model, source, run.image_size)
         self.class_weight = _class_weights(class_weight, max(self.units, len(source.classes)))
         self.facts = {"classes": list(map(str, source.classes))}
         self.fingerprint = {"data": source.name, "images": self.train.size, "content": _checksum(self.train)}
@@ -160,7 +159,9 @@ class ImageFeed(Feed):
         self.validation = None if split is None else self._evaluation(split)
         found = {"holdout": self.held_out, "val": source.validation, "test": source.test}
         self.final = {name: self._evaluation(split) for name, split in found.items() if split is not None}
-        self._iterator, self._next, self._last = None, None, None
+        self._iterator: Iterator | None = None
+        self._next: int | None = None
+        self._last: int | None = None
 
     @property
     def spec(self) -> Any:
@@ -268,8 +269,14 @@ def _with_channels(source: datasets.Source, model: keras.Model) -> datasets.Sour
         return source
 
 
-def _shape_of(model: keras.Model, source: datasets.Source) -> tuple[tuple[int, int], int]:
-    """`((height, width), units)` of a model on images, checked against the data."""
+def takes_any_size(model: keras.Model) -> bool:
+    """Whether a model leaves open the size of its images."""
+    shape = model.inputs[0].shape
+    return len(shape) == 4 and None in shape[1:3]
+
+
+def _shape_of(model: keras.Model, source: datasets.Source, side: int | None) -> tuple[tuple[int, int], int]:
+    """`((height, width), units)` of a model on images, checked against the data; `side` is for a model of any size."""
     shape, channels = model.inputs[0].shape, source.train.channels
     if len(model.inputs) != 1 or len(shape) != 4 or shape[-1] != channels:
         takes = ", ".join(str(tensor.shape[1:]) for tensor in model.inputs)
@@ -282,12 +289,11 @@ def _shape_of(model: keras.Model, source: datasets.Source) -> tuple[tuple[int, i
             f"the model must give one output of at least {classes} logits, it gives {gives}; "
             f"kr.replace_head(model, {classes}) makes a new head"
         )
-    size = tuple(shape[1:3])
-    if None in size:
-        if source.image_size is None:
-            raise TrainingError("images differ in size and the model takes any; set `image_size`")
-        size = source.image_size
-    return size, units
+    if not takes_any_size(model):
+        return tuple(shape[1:3]), units
+    if side is None and source.image_size is None:
+        raise TrainingError("images differ in size and the model takes any; set `image_size` (--image-size)")
+    return (side, side) if side else source.image_size, units
 
 
 class ArrayFeed(Feed):
@@ -316,7 +322,9 @@ class ArrayFeed(Feed):
         if self.steps > available:
             raise TrainingError(f"`steps_per_epoch` must be at most {available}, all batches of the data, got {self.steps}")
         self.fingerprint = {"data": self.name, "examples": self.size, "content": _checksum_of_arrays(arrays)}
-        self._iterator, self._next, self._last = None, None, None
+        self._iterator: Iterator | None = None
+        self._next: int | None = None
+        self._last: int | None = None
 
     @property
     def spec(self) -> Any:
@@ -418,14 +426,15 @@ def adapter_of(data: Any, shuffle: bool = False, class_weight: dict[int, float] 
     from keras.src.trainers import data_adapters
 
     if hasattr(data, "__next__"):
-        # Keras knows generators only, not other iterators.
-        data = (batch for batch in data)
+        # Keras knows generators of tuples only, not other iterators and not lists.
+        data = (tuple(batch) if isinstance(batch, list) else batch for batch in data)
     try:
         is_py_dataset = isinstance(data, keras.utils.PyDataset)
         return data_adapters.get_data_adapter(data, shuffle=shuffle and is_py_dataset, class_weight=class_weight)
     except ValueError as error:
         if "Unrecognized data type" not in str(error):
-            raise TrainingError(str(error)) from error
+            # What was received is a batch with all its numbers.
+            raise TrainingError(str(error).partition(" Received: ")[0]) from error
         if hasattr(data, "__iter__") and class_weight is None:
             return _Batches(data)
         raise TrainingError(
@@ -450,7 +459,7 @@ class _Batches:
 
     def __init__(self, data: Iterable) -> None:
         self._data = data
-        self.num_batches = len(data) if hasattr(data, "__len__") else None
+        self.num_batches = len(data) if isinstance(data, Sized) else None
         first = next(iter(data), None)
         if not isinstance(first, (tuple, list)) or len(first) not in (2, 3):
             kind = "nothing" if first is None else type(first).__name__
@@ -464,7 +473,7 @@ class _Batches:
         return tf.data.Dataset.from_generator(lambda: (as_arrays(*batch) for batch in self._data), output_signature=self._spec)
 
     def on_epoch_begin(self) -> None:
-        """Nothing: the data hear of an epoch when they are iterated over."""
+        """Do nothing: a new epoch begins when the data are iterated over."""
 
     on_epoch_end = on_epoch_begin
 
@@ -673,35 +682,29 @@ def _spread(size: int, count: int) -> np.ndarray:
 def with_labels(
     model: keras.Model, labels: Iterable[str], size: tuple[int, int] | None = None, crop: bool = False
 ) -> keras.Model:
-    """Write class names into a model's card; a model without one gets a card.
+    """A copy of a model with class names in its card; a model without one gets a card.
 
     Args:
-        model: Trained model, not used elsewhere.
+        model: Trained model.
         labels: Class names in the order of the outputs.
         size: Size of the images that it was trained on.
         crop: Whether test images were resized and cropped in the middle.
     """
-    labels = list(map(str, labels))
-    try:
-        if (known := card_of(model)) is not None:
-            set_card(model, labels=labels)
-            # How images were brought to the model's size in the evaluation, unless the card says it for this size.
-            old = known.preprocessing
-            if crop and size and not (old.get("resize") and old.get("size") == list(size)):
-                set_card(model, preprocessing={**old, "size": list(size), "resize": round(min(size) * 8 / 7)})
-            return model
-        units = model.outputs[0].shape[-1]
-        labels = labels if units == 1 else check_labels(labels, units)
-    except ValueError:  # More outputs than classes: the names of the others are not known.
+    labels, known = list(map(str, labels)), card_of(model)
+    if not labels_fit(model, labels):  # More outputs than classes: the names of the others are not known.
         return model
-    if len(model.inputs) != 1 or graph_of(model) is None:
-        return model
-    resize = round(min(size) * 8 / 7) if crop and size else None
-    treatment = preprocessing_card("none", None if size is None else list(size), resize)
-    card = ModelCard(model.name, preprocessing=treatment, labels=labels)
-    graph = graph_of(model)
-    given = keras.Input(batch_shape=graph.inputs[0].shape, dtype=graph.inputs[0].dtype, name=graph.inputs[0].name)
-    outputs = replay(
-        graph, [Card(card.to_dict(), name="card")(given)], lambda node, args, kwargs: node.operation(*args, **kwargs)
-    )
-    return keras.Model(given, outputs, name=model.name)
+    fields = {}
+    old = {} if known is None else known.preprocessing
+    # How images were brought to the model's size in the evaluation, unless the card says it for this size.
+    if size and (known is None or (crop and not (old.get("resize") and old.get("size") == list(size)))):
+        resize = round(min(size) * 8 / 7) if crop else None
+        fields["preprocessing"] = preprocessing_card("none", list(size), resize) if known is None else {
+            **old, "size": list(size), "resize": resize
+        }  # fmt: skip
+    return with_card(model, labels=labels, **fields)
+
+
+def labels_fit(model: keras.Model, labels: Sequence[str]) -> bool:
+    """Whether an output of a model has one value per class, or one for both of two classes."""
+    units = [tensor.shape[-1] for tensor in model.outputs if len(tensor.shape)]
+    return len(labels) in [2 if count == 1 else count for count in units]

@@ -15,10 +15,21 @@ from .. import data as datasets
 from ..graphs import graph_of
 from ..growth import check_backward, grow
 from ..growth.scale import MATCH
-from ..modelcard import card
+from ..modelcard import card, check_labels
 from .callbacks import CallbackLike, Callbacks, check_callbacks
 from .faults import StopRequest, errors_of
-from .feeds import AdapterFeed, ArrayFeed, Feed, ImageFeed, as_arrays, evaluation_of, split_arrays, weighted_by_class
+from .feeds import (
+    AdapterFeed,
+    ArrayFeed,
+    Feed,
+    ImageFeed,
+    as_arrays,
+    evaluation_of,
+    labels_fit,
+    split_arrays,
+    takes_any_size,
+    weighted_by_class,
+)
 from .learner import Learner
 from .logs import Progress
 from .loop import Result, Session, train
@@ -108,13 +119,14 @@ def fit(
     Example:
         >>> training.fit(model, x, y, epochs=5, validation_split=0.1, callbacks=[keras.callbacks.EarlyStopping("val_accuracy")])
     """
-    if theirs := sorted(set(options) & MADE_BY_TRAIN):
+    _check_graph(model)
+    if theirs := sorted(set(options) & MADE_BY_TRAIN - ({"image_size"} if takes_any_size(model) else set())):
         raise TrainingError(f"`{theirs[0]}` decides how `train` makes a model; build the model so, and leave it out here")
     options |= {name: value for name, value in (("loss", loss), ("optimizer", optimizer)) if _is_option(name, value)}
+    labels = None if labels is None else _checked(check_labels, labels)
     own_loss = None if "loss" in options else loss
     own_optimizer = None if "optimizer" in options else optimizer
     _check_optimizer(own_optimizer, options)
-    _check_graph(model)
     if run is None:
         run = Run.of(**_for_trained(options, model, data, own_optimizer))
     else:
@@ -248,7 +260,10 @@ def _feed_of(
         feed.validation = evaluation_of(validation, run, placement, given.validation_steps, given.validation_batch_size)
         feed.final = {**feed.final, **({} if feed.validation.once else {"val": feed.validation})}
     if labels is not None:
-        feed.labels = list(map(str, labels))
+        if not labels_fit(model, labels):
+            units = " or ".join(str(tensor.shape[-1]) for tensor in model.outputs)
+            raise TrainingError(f"`labels` must have one name per value of the model's output ({units}), got {len(labels)}")
+        feed.labels, feed.facts = list(labels), {**feed.facts, "classes": list(labels)}
     return feed, arrays
 
 

@@ -9,9 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import numpy as np
 
 from .run import TrainingError
+
+if TYPE_CHECKING:
+    from rich import progress as rich_progress
 
 FIRST, LAST = ("epoch", "step"), ("learning_rate", "images_per_second", "seconds")
 
@@ -36,7 +41,8 @@ class Progress:
     def __init__(self, total: int, steps_per_epoch: int, batch: int, quiet: bool = False, file: TextIO | None = None) -> None:
         self.total, self.steps_per_epoch, self.batch = total, steps_per_epoch, batch
         self.quiet, self.file = quiet, file or sys.stderr
-        self._bar = self._task = None
+        self._bar: rich_progress.Progress | None = None
+        self._task: rich_progress.TaskID | None = None
         self._shown = 0.0
 
     def __enter__(self) -> Self:
@@ -83,7 +89,7 @@ class Progress:
         self._shown = time.perf_counter()
         epoch = min(step - 1, self.total - 1) // self.steps_per_epoch + 1
         where = f"epoch {epoch}/{self.total // self.steps_per_epoch}  {step}/{self.total}"
-        means = "  ".join(f"{name} {float(value):.3f}" for name, value in _first(logs))
+        means = "  ".join(f"{name} {np.mean(value):.3f}" for name, value in _first(logs))
         figures = f"{means}  {speed:.0f} img/s  learning rate {rate:.1e}"
         self._bar.update(self._task, completed=step, description=f"{where}  {figures}")
 
@@ -111,7 +117,7 @@ def _duration(seconds):
 def write_csv(rows: list[dict], path: Path) -> None:
     """Write all rows, so that a run that was interrupted records nothing twice."""
 
-    def write(partial: str) -> None:
+    def write(partial: Path) -> None:
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns(rows), restval="")
             writer.writeheader()
@@ -121,7 +127,7 @@ def write_csv(rows: list[dict], path: Path) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file of the results next to its target, then rename it; the ending stays, by which Keras knows formats.
+    """Write a file next to its target, then rename it. Both have the same ending, because Keras takes the format from it.
 
     Args:
         path: The file.

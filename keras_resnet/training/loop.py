@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from .callbacks import Callbacks
@@ -103,7 +104,7 @@ def train(session: Session, saved: Saved | None) -> Result:
         if saved:
             learner.restore(saved.arrays)
         if not begun:
-            for line in callbacks.begin(learner.model, saved and saved.callbacks, saved and saved.arrays):
+            for line in callbacks.begin(learner.model, saved.callbacks if saved else None, saved.arrays if saved else None):
                 session.progress.line(line)
             begun = True
         callbacks.enter(segment, learner.model, previous)
@@ -113,7 +114,7 @@ def train(session: Session, saved: Saved | None) -> Result:
     return _finish(session, logs)
 
 
-def _segment(session: Session, segment: Segment, saved: Saved | None) -> dict[str, float] | None:
+def _segment(session: Session, segment: Segment, saved: Saved | None) -> dict[str, Any] | None:
     """Train the epochs of a segment that are left; a validation that was broken off comes first."""
     state, logs = session.state, None
     if state.pending is not None:
@@ -124,7 +125,7 @@ def _segment(session: Session, segment: Segment, saved: Saved | None) -> dict[st
     return logs
 
 
-def _epoch(session: Session, segment: Segment, saved: Saved | None) -> dict[str, float]:
+def _epoch(session: Session, segment: Segment, saved: Saved | None) -> dict[str, Any]:
     """Train one epoch, or what is left of it, and validate."""
     state, learner, callbacks, feed = session.state, session.learner, session.callbacks, session.feed
     epoch, done = divmod(state.step, feed.steps)
@@ -234,12 +235,12 @@ class _StepWatch:
 
 # ------------------------------------------------------------ validation
 
-BROKEN: dict[str, float] = {}
+BROKEN: dict[str, Any] = {}
 
 
 def _validate(
     session: Session, evaluation: Evaluation | None, callbacks: Callbacks, steps: Steps | None = None
-) -> dict[str, float] | None:
+) -> dict[str, Any] | None:
     """Loss and metrics of an evaluation; `BROKEN` if the run was asked to stop meanwhile, None if there is nothing to measure."""
     if evaluation is None:
         return None
@@ -264,7 +265,7 @@ def _validate(
     return BROKEN if broken else found
 
 
-def _validate_pending(session: Session) -> dict[str, float]:
+def _validate_pending(session: Session) -> dict[str, Any]:
     """Measure what a broken validation left out, and end its epoch for the callbacks too."""
     state, learner = session.state, session.learner
     row = state.pending
@@ -279,15 +280,15 @@ def _validate_pending(session: Session) -> dict[str, float]:
             session.callbacks.tell("on_epoch_end", row["epoch"] - 1, dict(logs))
     if validation is BROKEN:
         raise _interrupted(session)
-    _end_epoch(session, row | {name: round(value, 6) for name, value in logs.items()})
+    _end_epoch(session, row | _rounded(logs))
     return logs
 
 
 # ------------------------------------------------------------ results
 
 
-def _finish(session: Session, logs: dict[str, float] | None) -> Result:
-    """The averages become the weights, callbacks hear of the end, and the result is measured and written."""
+def _finish(session: Session, logs: dict[str, Any] | None) -> Result:
+    """Make the averages the weights, end the callbacks, and measure and write the result."""
     state, learner, run, rows = session.state, session.learner, session.run, session.state.rows
     learner.swap_averages()
     learner.finalize()
@@ -302,12 +303,12 @@ def _finish(session: Session, logs: dict[str, float] | None) -> Result:
         found = _validate(session, evaluation, Callbacks([], {}))
         if found is BROKEN:
             raise _interrupted(session)
-        summary |= {f"{name}_{key}": round(value, 6) for key, value in sorted(found.items())}
+        summary |= {f"{name}_{key}": value for key, value in sorted(_rounded(found).items())}
         if run.tta != "none":
             found = _validate(session, evaluation, Callbacks([], {}), learner.steps_on_views(run.tta))
             if found is BROKEN:
                 raise _interrupted(session)
-            summary |= {f"{name}_{key}_tta": round(value, 6) for key, value in sorted(found.items())}
+            summary |= {f"{name}_{key}_tta": value for key, value in sorted(_rounded(found).items())}
     model = session.feed.label(learner.finished())
     session.folder.write_results(model, rows, summary)
     return Result(model, rows, summary)
@@ -319,14 +320,24 @@ def _finish(session: Session, logs: dict[str, float] | None) -> Result:
 NOT_FIGURES = ("epoch", "step", "learning_rate", "images_per_second", "seconds")
 
 
-def _row(session: Session, epoch: int, seen: int, elapsed: float, logs: dict[str, float]) -> dict[str, Any]:
+def _row(session: Session, epoch: int, seen: int, elapsed: float, logs: dict[str, Any]) -> dict[str, Any]:
     """The row of an epoch in the log."""
     return {
-        "epoch": epoch + 1, "step": session.state.step, **{name: round(value, 6) for name, value in logs.items()},
+        "epoch": epoch + 1, "step": session.state.step, **_rounded(logs),
         "learning_rate": float(f"{last_learning_rate(session.learner.optimizer):.6g}"),
         "images_per_second": round(seen * session.feed.batch / elapsed, 1),
         "seconds": round(elapsed, 2),
     }  # fmt: skip
+
+
+def _rounded(logs: dict[str, Any]) -> dict[str, float]:
+    """Figures for the log: a metric with several values, such as F1 per class, becomes several."""
+    found = {}
+    for name, value in logs.items():
+        values = np.ravel(value)
+        names = [name] if values.size == 1 else [f"{name}_{i}" for i in range(values.size)]
+        found |= {key: round(float(number), 6) for key, number in zip(names, values, strict=True)}
+    return found
 
 
 def _shown(logs: dict) -> dict:

@@ -7,7 +7,7 @@ and no loss scaling; and all Keras optimisers clip before the sum over replicas,
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -17,8 +17,13 @@ from .groups import Group
 from .run import Run
 from .schedules import scaled_rate
 
+if TYPE_CHECKING:  # The mixin below uses the attributes of the optimisers that it is added to.
+    from keras.optimizers import Optimizer as _Mixin
+else:
+    _Mixin = object
 
-class _Grouped:
+
+class _Grouped(_Mixin):
     """Mixin for a Keras optimiser: parameter groups, weight decay by group, clipping after the sum over replicas.
 
     Args:
@@ -37,7 +42,7 @@ class _Grouped:
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if not self.built:
             self._group_of = {self._var_key(v): group for group in self.groups for v in group.variables}
-        super().build(variables)  # type: ignore[misc]  # a mixin
+        super().build(variables)
 
     def _get_current_learning_rate(self):
         # With accumulated gradients Keras gives a schedule the number of the step; ours counts updates.
@@ -56,12 +61,12 @@ class _Grouped:
                     gradient = ops.cast(gradient, variable.dtype) + decay * variable
                 else:
                     self.assign_sub(variable, decay * learning_rate * variable)
-        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+        super().update_step(gradient, variable, learning_rate)
 
     def _backend_apply_gradients(self, grads: list, trainable_variables: list[keras.Variable]) -> None:
         context = tf.distribute.get_replica_context()
         if not self.gradient_accumulation_steps or context is None or context.num_replicas_in_sync == 1:
-            return super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
+            return super()._backend_apply_gradients(grads, trainable_variables)
         # Sums over all replicas are what is accumulated, so that every replica and the checkpoint hold the same.
         grads, self._are_summed = context.all_reduce(tf.distribute.ReduceOp.SUM, grads), True
         # The update calls `merge_call`, which no branch may do within a replica: the branches are outside of replicas.

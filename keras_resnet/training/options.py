@@ -8,7 +8,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 class TrainingError(Exception):
@@ -36,7 +36,9 @@ def option(default: Any, help: str, *, least: float | None = None, most: float |
 
 
 class Options:
-    """Base of the groups: checks every option by its declaration."""
+    """Base of the groups, which are dataclasses: checks every option by its declaration."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -50,8 +52,12 @@ class Network(Options):
     model: str = option("resnet20", "Name of a model of the zoo, or a .keras or .h5 file.")
     model_options: dict = option({}, "Further arguments of create_model.")
     weights: str | None = option(None, "Initial weights: a name such as 'cifar10', a file, or a remote source.")
-    image_size: int | None = option(None, "Side of the model's input in pixels; by default the data set's.", least=1)
-    drop_path: float | None = option(None, "Probability to drop the deepest branch (stochastic depth).", least=0)
+    image_size: int | None = option(
+        None, "Side of the images in pixels, for the zoo and for files that take any; by default the data set's.", least=1
+    )
+    drop_path: float | None = option(
+        None, "Probability to drop the deepest branch (stochastic depth), from 0 for the first.", least=0
+    )
     precision: str = option(
         "float32", "Dtype policy of the model; auto takes half precision where the hardware is faster with it, which a short "
         "measurement on CPUs confirms, and keeps the choice when the run resumes.",

@@ -1,5 +1,7 @@
 """Training recipes as data: each is a set of changes to the defaults of `Run`, with its source."""
 
+from typing import Any
+
 _IMAGENET = {"batch_size": 256, "random_area": 0.08, "flip": True, "warmup_epochs": 5.0}
 _RSB = {
     **_IMAGENET,
@@ -17,7 +19,7 @@ _RSB = {
     "drop_path": 0.05,
 }
 
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "from-scratch": {"source": "the defaults of the options, also where the model is pretrained"},
     "finetune": {
         "source": "the head first, then all layers at a tenth of its learning rate, clipped; chosen for pretrained models",
@@ -108,6 +110,19 @@ RECIPES = {
         "flip": True,
         "frozen_epochs": 2,
         "backbone_lr_multiplier": 0.1,
+    },
+    "elastic": {
+        "source": "stochastic depth with the linear rule (arXiv 1603.09382), so that blocks can be left out afterwards",
+        "epochs": 164,
+        "batch_size": 128,
+        "base_batch": 128,
+        "learning_rate": 0.1,
+        "nesterov": True,
+        "schedule": "cosine",
+        "weight_decay": 1e-4,
+        "crop_padding": 4,
+        "flip": True,
+        "drop_path": 0.5,
     },
     "cpu-budget": {
         "source": "one-cycle (arXiv 1708.07120), smaller crops at first (arXiv 1906.06423): accuracy per hour of two cores",

@@ -119,13 +119,13 @@ class Run:
         fields = {}
         if recipe is not None:
             if not isinstance(recipe, str) or recipe not in RECIPES:
-                raise TrainingError(f"unknown recipe {recipe!r}{nearest(recipe, RECIPES)}; choose from {', '.join(RECIPES)}")
+                raise TrainingError(f"unknown recipe {recipe!r}{nearest(recipe, RECIPES)}")
             fields = {key: value for key, value in RECIPES[recipe].items() if key != "source"}
         return cls._from(recipe, _merged(fields, changes))
 
     @classmethod
     def _from(cls, recipe: str | None, values: Mapping[str, Any]) -> Self:
-        groups = {
+        groups: dict[str, Any] = {
             name: kind(**{item.name: values[item.name] for item in dataclasses.fields(kind) if item.name in values})
             for name, kind in GROUPS.items()
         }
@@ -182,7 +182,7 @@ class Run:
         return cls.of(recipe, **_merged(_known(flat), _known(changes)))
 
 
-GROUPS: dict[str, type] = {
+GROUPS: dict[str, type[options.Options]] = {
     "network": options.Network,
     "dataset": options.Dataset,
     "optimization": options.Optimization,
@@ -217,11 +217,7 @@ def _known(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What users of Keras' `fit` may type for an option, or expect to be one.
-ELSEWHERE = {
-    "lr": "learning_rate",
-    "batch": "batch_size",
-    "verbose": "`quiet`",
-}
+ELSEWHERE = {"lr": "learning_rate", "batch": "batch_size", "verbose": "quiet"}
 
 
 def _similar(name: str) -> str:

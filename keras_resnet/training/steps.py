@@ -4,7 +4,8 @@ Checked against Keras 3.15. Keras' `fit` is not used itself, because a run has s
 because under `MultiWorkerMirroredStrategy` it reduces scalar outputs along an axis that they do not have.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -32,23 +33,35 @@ class Steps:
             # The number of steps before the first loss that is not finite. The running mean stays non-finite from there on.
             self._finite = keras.metrics.Sum(name="finite", dtype="float64")
             self._stop = tf.Variable(0.0, trainable=False) if placement.multi_worker else None
+        # Each replica is traced in a thread of its own, and they take turns.
+        self._replica = threading.local()
 
-        def train_step(data: Any) -> dict:
-            logs = model.train_step(without_optionals(data))
+        def train_step(data: Any, share: Any) -> dict:
+            self._replica.share = share
+            logs = model.train_step(data)
             self._finite.update_state(ops.cast(ops.isfinite(logs["loss"]), "float64") / placement.replicas)
             return logs
 
         compiled = tf.function(train_step, jit_compile=True) if jit else train_step
 
+        def one_step(data: Any) -> dict:
+            data = without_optionals(data)
+            return compiled(data, self._share(data))
+
         @tf.function(reduce_retracing=True)
         def train(iterator: Iterator) -> dict:
             for _ in tf.range(per_call - 1):
-                strategy.run(compiled, args=(next(iterator),))
-            return strategy.run(lambda data: self._shared(compiled(data)), args=(next(iterator),))
+                strategy.run(one_step, args=(next(iterator),))
+            return strategy.run(lambda data: self._shared(one_step(data)), args=(next(iterator),))
+
+        def test_step(data: Any) -> dict:
+            data = without_padding(data)
+            self._replica.share = self._share(data)
+            return self._shared(model.test_step(data))
 
         @tf.function(reduce_retracing=True)
         def evaluate(iterator: Iterator) -> dict:
-            return strategy.run(lambda data: self._shared(model.test_step(without_padding(data))), args=(next(iterator),))
+            return strategy.run(test_step, args=(next(iterator),))
 
         self._train, self._evaluate = train, evaluate
 
@@ -60,6 +73,23 @@ class Steps:
         """
         with self.placement.strategy.scope():
             self.model._symbolic_build(data_batch=batch)
+        if self.placement.replicas > 1:
+            for metric in self.model._compile_loss.metrics:
+                metric.update_state = self._weighing(metric.update_state)
+
+    def _share(self, data: Any) -> Any:
+        """In a replica: how large its part of the batch is, where 1 is what all would have in equal parts.
+
+        It is needed for the losses of several outputs: Keras weighs them alike for every part, also for an empty one.
+        """
+        if self.placement.replicas == 1 or not self.model._compile_loss.metrics:
+            return 1.0
+        count = tf.cast(tf.shape(tf.nest.flatten(data)[0])[0], tf.float32)
+        return count * self.placement.replicas / tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
+
+    def _weighing(self, update: Callable) -> Callable:
+        """An `update_state` that weighs a replica's part of a batch by its size."""
+        return lambda value, sample_weight=None: update(value, sample_weight=self._replica.share)
 
     def train(self, iterator: Iterator) -> dict:
         """Run `per_call` training steps.
@@ -73,9 +103,10 @@ class Steps:
         """Run one evaluation step; see `train`."""
         return self._local(self._evaluate(iterator))
 
-    def metrics(self) -> dict[str, float]:
-        """The metrics of all replicas since the last reset; every process must call it."""
-        return {name: float(np.mean(ops.convert_to_numpy(value))) for name, value in self._results().items()}
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of all replicas since the last reset, numbers or arrays; every process must call it."""
+        found = {name: ops.convert_to_numpy(value) for name, value in self.model.get_metrics_result().items()}
+        return {name: value.item() if np.size(value) == 1 else value for name, value in found.items()}
 
     def reset(self) -> None:
         """Begin an epoch or an evaluation."""
@@ -96,22 +127,21 @@ class Steps:
         if self._stop is not None:
             self._stop.assign(1.0)
 
-    def _results(self) -> dict:
-        return self.model.get_metrics_result()
-
     def _shared(self, logs: dict) -> dict:
         """In a replica: the mean over the replicas of all processes, plus how many were asked to stop."""
         if self._stop is None:
             return logs
-        values = tf.stack([tf.cast(value, tf.float32) for value in logs.values()] + [self._stop.read_value()])
-        means = tf.unstack(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values))
-        return dict(zip([*logs, "stop"], means, strict=True))
+        values = logs | {"stop": self._stop.read_value()}
+        flat = tf.concat([tf.reshape(tf.cast(value, tf.float32), [-1]) for value in values.values()], 0)
+        means = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, flat)
+        parts = tf.split(means, [tf.size(value) for value in values.values()])
+        return {name: tf.reshape(part, tf.shape(values[name])) for name, part in zip(values, parts, strict=True)}
 
     def _local(self, logs: dict) -> dict:
         if self.placement.replicas == 1:
             return logs
         local = self.placement.strategy.experimental_local_results
-        return {name: tf.reduce_mean(tf.stack([tf.cast(v, tf.float32) for v in local(value)])) for name, value in logs.items()}
+        return {name: tf.reduce_mean(tf.stack([tf.cast(v, tf.float32) for v in local(value)]), 0) for name, value in logs.items()}
 
 
 PADDED = "padding"

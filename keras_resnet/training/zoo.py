@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from .. import data as datasets
+from ..growth import with_drop_path
 from ..modelcard import card
 from ..models.loading import ModelFileError, load_model_file
 from ..models.pretrained import kept_classes
@@ -17,6 +18,7 @@ from ..models.transfer import replace_head
 from ..zoo.whitening import has_whitening_stem, whiten_stem
 from .callbacks import CallbackLike
 from .faults import errors_of
+from .feeds import takes_any_size
 from .fitting import run_training
 from .loop import Result
 from .precision import chosen_precision
@@ -102,15 +104,19 @@ def _model(run: Run, source: datasets.Source, report: Callable[[str], None], uns
 def _load(run: Run, unsafe_lambda: bool) -> keras.Model:
     if not os.path.exists(run.model):
         raise TrainingError(f"no such file: {run.model}")
-    for name in ("model_options", "image_size", "drop_path", "weights"):
+    for name in ("model_options", "weights"):
         if getattr(run, name):
             raise TrainingError(f"`{name}` is for models of the zoo; {run.model} is taken as it is")
     if run.precision != "float32":
         raise TrainingError(f"`precision` is for models of the zoo; {run.model} has the precision it was built with")
     try:
-        return load_model_file(run.model, unsafe_lambda=unsafe_lambda)
+        model = load_model_file(run.model, unsafe_lambda=unsafe_lambda)
     except ModelFileError as error:
         raise TrainingError(error.for_commands()) from error
+    if run.image_size and not takes_any_size(model):
+        size = "×".join(map(str, model.inputs[0].shape[1:3]))
+        raise TrainingError(f"`image_size` is for models that take any size; {run.model} takes images of {size}")
+    return model if run.drop_path is None else with_drop_path(model, run.drop_path, run.seed)
 
 
 def _print(line: str) -> None:

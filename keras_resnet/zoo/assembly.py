@@ -13,6 +13,7 @@ from ..checks import positive_integer, sides_and_channels
 from ..layers import Card
 from ..modelcard import ModelCard, check_labels, preprocessing_card
 from ..preprocessing import Preprocessing
+from .config import ResNetConfig, VGGConfig
 from .plan import block_plans
 
 if TYPE_CHECKING:
@@ -141,10 +142,15 @@ def feature_info(config: Config) -> list[dict[str, Any]]:
 
     Returns:
         List of dicts: `name` (as in `features_only`), `channels`, `reduction` (input pixels per feature pixel).
+
+    Raises:
+        TypeError: `config` is something else.
     """
-    if config.family == "vgg":
+    if isinstance(config, VGGConfig):
         widths = enumerate(config.widths, start=1)
         return [{"name": f"stage{k}", "channels": config.scaled(width), "reduction": 2**k} for k, width in widths]
+    if not isinstance(config, ResNetConfig):
+        raise TypeError(f"`config` must be a ResNetConfig or a VGGConfig, got {type(config).__name__}")
     rows = [{"name": "stem", "channels": config.stem_widths[-1], "reduction": config.stem_stride}]
     reduction = config.stem_reduction
     for block in block_plans(config):

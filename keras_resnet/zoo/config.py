@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Self, get_origin
+from typing import Any, ClassVar, Self, get_origin
 
 from ..blocks.branches import BRANCHES
 from ..blocks.style import BlockStyle, LayerStyle
@@ -69,7 +69,20 @@ class Growth:
 
 
 class Config:
-    """What the configs of all families share: checked choices, a JSON form, and copies with changes."""
+    """What the configs of all families share: checked choices, a JSON form, and copies with changes.
+
+    Subclasses are dataclasses, which have these fields among others.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    family: ClassVar[str]
+    widths: tuple[int, ...]
+    num_classes: int
+    input_size: int
+    channels: int
+    rank: int
+    norm_epsilon: float
+    growth: Growth | None
 
     def __post_init__(self) -> None:
         if isinstance(self.growth, dict):
@@ -91,7 +104,7 @@ class Config:
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed; it is checked like a new config."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # both families are dataclasses
+        return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, with the family under `"family"`; `config_from_dict` reads them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from .config import Growth, ResNetConfig, VGGConfig
 
@@ -152,7 +153,7 @@ CIFAR["cifar_speed"] = ResNetConfig(
 
 # arXiv 1409.1556, table 1; slim widths get a head for small inputs.
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-SLIM = {"head": "pool", "head_widths": (), "num_classes": 10, "input_size": 32}
+SLIM: dict[str, Any] = {"head": "pool", "head_widths": (), "num_classes": 10, "input_size": 32}
 
 
 def slim_vgg(name: str) -> VGGConfig | None:
@@ -175,7 +176,9 @@ VGGS = {
     # 26 more weighted layers, most of them early, where they have few weights.
     **{
         f"{name}_grown26": slim_vgg(name).replace(
-            growth=Growth([(f"block{stage}_pool", blocks) for stage, blocks in enumerate((4, 4, 3, 2), 1)], gate="zero_gamma")
+            growth=Growth(
+                tuple((f"block{stage}_pool", blocks) for stage, blocks in enumerate((4, 4, 3, 2), 1)), gate="zero_gamma"
+            )
         )
         for name in ("vgg16_w16", "vgg16_bn_w16")
     },

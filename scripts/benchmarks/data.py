@@ -9,7 +9,7 @@ import numpy as np
 
 
 def speed(dataset, batch, seconds):
-    """Images per second of a dataset of batches, behind a warm-up of eight."""
+    """Images per second of a dataset of batches, after eight batches to warm up."""
     iterator = iter(dataset)
     for _ in range(8):
         next(iterator)

@@ -1,4 +1,4 @@
-"""`scripts/benchmark.py gpu`: one file on a GPU in all the ways that onnxruntime offers, beside the CPU."""
+"""`scripts/benchmark.py gpu`: compares all the ways in which onnxruntime can run a file on a GPU, and the CPU."""
 
 import os
 import subprocess

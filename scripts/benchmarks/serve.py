@@ -69,7 +69,7 @@ def _pixels(spec, rows):
 @click.argument("kind", type=click.Choice(["binary", "grpc", "jpeg", "json", "litserve"]))
 @click.argument("clients", type=int)
 @click.option("--rate", type=float, default=0, help="Requests per second that come in any case; 0: each client waits.")
-@click.option("--requests", type=int, default=0, help="Stop after so many; 0: when told.")
+@click.option("--requests", type=int, default=0, help="Number of requests to stop after; 0: stop when told.")
 def load(url, kind, clients, rate, requests):
     """A server under load: when each request began and ended."""
     try:
@@ -384,7 +384,7 @@ def _metric(url, name):
 @click.option("--kserve-python", default=lambda: os.environ.get("KSERVE_PYTHON"), help="Python that has kserve.")
 @click.option("--mlserver-python", default=lambda: os.environ.get("MLSERVER_PYTHON"), help="Python that has mlserver.")
 @click.option("--ray-python", default=lambda: os.environ.get("RAY_PYTHON"), help="Python that has ray[serve].")
-@click.option("--out", type=click.Path(), help="JSON file for all numbers, with a diagram beside it; further turns are added.")
+@click.option("--out", type=click.Path(), help="JSON file for all numbers, with a diagram next to it; further turns are added.")
 def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, seconds, out, **pythons):
     """Serving over HTTP and gRPC against a bare onnxruntime loop and other servers; MODEL is an ONNX file.
 

@@ -1,4 +1,4 @@
-"""`scripts/benchmark.py train`: images per second of the trainer beside plain `fit` and PyTorch; with --gpu, over all GPUs."""
+"""`scripts/benchmark.py train`: images per second of the trainer, of plain `fit` and of PyTorch; with --gpu, over all GPUs."""
 
 import functools
 import importlib.util

@@ -1,4 +1,4 @@
-"""`scripts/benchmark.py zoo`: import, build, forward pass and training step beside keras.applications and KerasHub."""
+"""`scripts/benchmark.py zoo`: import, build, forward pass and training step, next to keras.applications and KerasHub."""
 
 import importlib.util
 import json
@@ -110,7 +110,7 @@ def measure_depths(rounds):
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="Write all numbers to this JSON file.")
 def zoo(pairs, size, batch, rounds, skip, out):
-    """Import, build, forward pass and training step, each beside the peer of the same multiply-adds."""
+    """Time import, build, forward pass and training step, each next to a peer with as many multiply-adds."""
     figures = {"pairs": pairs, "size": size, "batch": batch}
     if "import" not in skip:
         added, within = measure_import(rounds)

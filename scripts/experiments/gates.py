@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Which gate for which optimiser: a briefly trained VGG grown by 26 layers behind every gate."""
+"""Which gate suits which optimiser: a briefly trained VGG is grown by 26 layers with each gate."""
 
 import functools
 import sys
@@ -43,7 +43,7 @@ QUICK = Sizes("vgg11_bn_w12", 10, 256, 128, trunk_epochs=2, epochs=2, batch=32, 
 
 @lab.experiment(lambda flags: (NAME, QUICK if flags["quick"] else Sizes()), Sizes)
 def main(lab_):
-    """Grow a briefly trained VGG by 26 layers behind every gate, and train on with SGD and with AdamW.
+    """Grow a briefly trained VGG by 26 layers with each gate, and continue to train it with SGD and with AdamW.
 
     Measured are the steps until the training loss (mean of 20 steps) is half of the VGG's before it grew, and the training
     loss of the last epoch. Every gate is shown at the best of the rates, which are the same for all gates of an optimiser.
@@ -122,7 +122,7 @@ def step_losses(path):
         def on_epoch_begin(self, epoch, logs=None):
             metric = next(metric for metric in self.model.metrics if metric.name == "loss")
             self.before = float(metric.total), float(metric.count)
-            # Steps behind the checkpoint are made again, and are written again.
+            # Steps after the checkpoint are repeated, and written again.
             done = int(self.model.optimizer.iterations)
             self.rows = [row for row in lab.read_csv(path) if row["step"] <= done] if path.exists() else []
 

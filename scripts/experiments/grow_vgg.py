@@ -72,7 +72,7 @@ def default_sizes(flags):
     ),
 )
 def main(lab_, trunk, weights):
-    """Grow a trained VGG by 26 layers and train on, beside the VGG itself, at equal compute.
+    """Grow a trained VGG by 26 layers and compare it with the VGG alone after further training of equal compute.
 
     The further compute of all arms is the same number of multiply-adds; the VGG alone gets whole epochs, rounded up, so at
     least as many. With --trunk imagenet the lower three blocks of VGG16 are frozen: their features are computed once.

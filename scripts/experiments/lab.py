@@ -381,7 +381,7 @@ def progress(items, label):
 
 
 def write_csv(rows, path):
-    """Write rows (dicts, not all of the same columns) beside the file, then put it in its place."""
+    """Write rows, which are dicts and may have different columns, to a file next to the target, then rename it."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     partial = path.with_name(f".{path.name}.part")
     with partial.open("w", newline="", encoding="utf-8") as file:

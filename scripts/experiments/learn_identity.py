@@ -16,7 +16,7 @@ NAME = "learn_identity"
 
 @dataclass(frozen=True)
 class Form:
-    """How a pair of layers `F(x) = W2 relu(W1 x + b1) + b2` is used: alone or behind a shortcut, and how it starts."""
+    """How a pair of layers `F(x) = W2 relu(W1 x + b1) + b2` is used: alone or with a shortcut, and how it starts."""
 
     label: str
     shortcut: bool

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes docs/why-residual.md from its text (why-residual.md beside this file) and the tables in docs/results/.
+"""Writes docs/why-residual.md from its text (why-residual.md next to this file) and the tables in docs/results/.
 
 In the text, `<!-- with NAME -->` … `<!-- end -->` stays only where `docs/results/NAME.csv` is, and `{NAME.fact}` is what the
 experiment's `facts` says, or a size of the run. So the page shows what was measured, and nothing that was not.
@@ -50,7 +50,7 @@ def fill(text, name, folder):
 
 
 def write():
-    """Write the page anew."""
+    """Write the page."""
     PAGE.write_text(render(), encoding="utf-8")
 
 

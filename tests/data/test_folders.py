@@ -12,6 +12,7 @@ from PIL import Image
 from keras_resnet import data
 from keras_resnet.data import formats
 from keras_resnet.data.order import Order, Share
+from keras_resnet.data.tfrecord import example_of
 from resnet_export.runtime import images as export_images
 
 
@@ -294,6 +295,50 @@ def test_shards_of_another_size_than_the_index_says_are_refused(shards, part, ch
     write(path, {"shorter": held[:-1], "empty": [], "longer": held + held[:1]}[change])
     with pytest.raises(ValueError, match=rf"{path.name} is damaged \(it holds \d+ records, {part}.json says {len(held)}\)"):
         data.load(str(shards))
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (lambda image: example_of(image, 7), "it holds the label 7, test.json has 2 classes"),
+        (lambda image: example_of(image, -1), "it holds the label -1, test.json has 2 classes"),
+        (lambda image: b"no example", "Could not parse example input, value: 'no example'"),
+    ],
+    ids=("label too large", "negative label", "no example"),
+)
+def test_shards_with_unusable_records_are_refused(shards, record, says):
+    path = shards / "test-00000-of-00002.tfrecord"
+    held = records(path)
+    write(path, [*held[:-1], record(PNG)])
+    for corrupt in ("fail", "skip"):
+        with pytest.raises(ValueError) as refused:
+            data.load(str(shards), corrupt=corrupt)
+        assert str(refused.value) == f"{path} is damaged ({says}); copy or write the shards again"
+
+
+@pytest.mark.parametrize("change", [{"records": 8}, {"records": ["4", 4]}, {"classes": "ab"}])
+def test_a_damaged_index_is_named(shards, change):
+    index = json.loads((shards / "test.json").read_text())
+    (shards / "test.json").write_text(json.dumps(index | change))
+    with pytest.raises(ValueError, match="test.json is missing or damaged; write the shards again"):
+        data.load(str(shards))
+
+
+def test_one_class_is_refused_in_shards_and_archives(shards, tmp_path):
+    for name in ("train", "val", "test"):
+        index = json.loads((shards / f"{name}.json").read_text())
+        (shards / f"{name}.json").write_text(json.dumps(index | {"classes": ["a"]}))
+        for path in shards.glob(f"{name}-*.tfrecord"):
+            write(path, [example_of(PNG, 0)] * len(records(path)))
+    with pytest.raises(ValueError, match=r"the shards have one class \(a\)"):
+        data.load(str(shards))
+    x, y = np.zeros((6, 4, 4, 3), "uint8"), np.zeros(6, int)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y)
+    with pytest.raises(ValueError, match="has one class"):
+        data.load(str(tmp_path / "a.npz"))
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(6) % 2, x_test=x)
+    with pytest.raises(ValueError, match="holds x_test without its labels or images; it must have both x_test and y_test"):
+        data.load(str(tmp_path / "a.npz"))
 
 
 def test_shards_with_other_classes_are_refused(shards):

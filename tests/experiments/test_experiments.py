@@ -107,6 +107,18 @@ def test_speed(tmp_path):
 
 
 @pytest.mark.slow
+def test_elastic(tmp_path):
+    run("elastic", tmp_path)
+    rows = results("elastic", tmp_path).rows
+    assert {(row["arm"], row["budget"]) for row in rows} == {
+        ("elastic", 1.0), ("elastic", 0.75), ("plain", 1.0), ("plain", 0.75), ("own", 0.75)
+    }  # fmt: skip
+    assert all(row["share"] <= row["budget"] and 0 <= row["accuracy"] <= 1 for row in rows)
+    assert all((row["share"] == 1) == (row.get("blocks", 1) == 0) for row in rows)
+    assert images_of("elastic", tmp_path) == ["elastic.png"]
+
+
+@pytest.mark.slow
 def test_grow_vgg(tmp_path):
     run("grow_vgg", tmp_path, "--seeds", 3)
     found = results("grow_vgg", tmp_path)

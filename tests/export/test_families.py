@@ -86,7 +86,7 @@ def test_zoo_at_imagenet_size(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory):
-    """A small VGG, the same with a block behind every pool, and the latter's export."""
+    """A small VGG, the same with a block after every pool, and the latter's export."""
     trunk = randomise(kr.create_model("vgg11_w25", num_classes=10, input_shape=(32, 32, 3)))
     deep = kr.grow(trunk, after=lambda layer: isinstance(layer, keras.layers.MaxPooling2D), blocks=1)
     path = tmp_path_factory.mktemp("grown") / "deep.onnx"

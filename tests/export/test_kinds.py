@@ -1,4 +1,4 @@
-"""The kind of outputs, read by everything that ranks or shows classes: six kinds of model, files of ours and foreign ones."""
+"""The kind of outputs, read by everything that ranks or shows classes: six kinds of model, own and foreign files."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ def pixels_in(folder):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """`{name: (file of ours, the same without metadata, the Keras model)}`."""
+    """`{name: (exported file, the same without metadata, the Keras model)}`."""
     folder, found = tmp_path_factory.mktemp("kinds"), {}
     for name, (_, _, head, labels) in HEADS.items():
         keras.utils.set_random_seed(len(name))
@@ -154,7 +154,7 @@ def test_two_heads_that_score_classes_are_chosen_between(files, photos, tmp_path
 
 
 def test_served_models(files, photos, tmp_path, capsys):
-    """`POST …/classify` and `predict --url`, of files of ours and of one of others that the server was told about."""
+    """`POST …/classify` and `predict --url`, of exported files and of a file from elsewhere that the server was told about."""
     for module in ("starlette", "uvicorn", "prometheus_client"):
         pytest.importorskip(module, reason="needs the extra `serve`")
     httpx = pytest.importorskip("httpx", reason="needs the extra `client`")

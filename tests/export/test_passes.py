@@ -268,7 +268,7 @@ def test_transposes_used_by_a_subgraph_stay():
 
 
 FOLDING = {
-    "batch norm behind a convolution with bias": (
+    "batch norm after a convolution with bias": (
         "c = Conv(x, w, b) y = BatchNormalization <epsilon = 0.001> (c, g, h, m, v)",
         {"w": normal(4, 3, 3, 3), "b": normal(4), "g": normal(4), "h": normal(4), "m": normal(4), "v": abs(normal(4)) + 0.5},
         ["Conv"],

@@ -372,9 +372,9 @@ CLASHES = {
 
 @pytest.mark.parametrize("case", CLASHES)
 def test_doctor_finds_clashes(case):
-    found, problem, mend = CLASHES[case]
+    found, problem, fix = CLASHES[case]
     (finding,) = doctor.clashes(found)
-    assert problem in finding.problem and mend in finding.fix
+    assert problem in finding.problem and fix in finding.fix
 
 
 def test_doctor_says_what_starts(capsys):

@@ -318,7 +318,7 @@ def test_ill_conditioned_model_is_judged_in_float64(tmp_path):
 
 
 def chaotic(depth=16, width=8):
-    """Saturating layers one behind the other: rounding grows from layer to layer until the output is nothing else."""
+    """Saturating layers one after the other: rounding grows from layer to layer until the output is nothing else."""
     keras.utils.set_random_seed(4)
     x = y = keras.Input((6, 6, 3))
     for index in range(depth):

@@ -124,7 +124,7 @@ MODELS = {
 }
 
 
-SLOW = ("squeeze", "frozen", "preact")
+SLOW = ("squeeze", "frozen", "preact", "nested")
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in MODELS])
@@ -240,6 +240,7 @@ def test_recalibration_takes_the_statistics_of_the_smaller_network():
 SECONDS = (3.0, 1.0, 3.0, 4.0)
 
 
+@pytest.mark.slow
 def test_other_costs_and_data(monkeypatch):
     model = zoo()
     x, y = labelled(model, 40)
@@ -324,3 +325,50 @@ def test_bad_models_and_data():
 
 def open_size():
     return kr.create_model("resnet20", num_classes=4, depths=(2, 1, 1), input_shape=(None, None, 3))
+
+
+# ---------------------------------------------------------------- stochastic depth
+
+
+def drop_rates(model):
+    return {layer.name: layer.rate for layer in model._flatten_layers() if isinstance(layer, kr.layers.DropPath)}
+
+
+def test_stochastic_depth_follows_the_linear_rule_and_changes_nothing_in_inference(tmp_path):
+    model = zoo()
+    before = weights_of(model)
+    stochastic = kr.with_drop_path(model, 0.5, seed=1)
+    built = zoo(drop_path=0.5)
+    assert drop_rates(stochastic) == pytest.approx(drop_rates(built)) and len(drop_rates(built)) == 5
+    x = images(8, 16)
+    np.testing.assert_array_equal(np.asarray(stochastic(x)), np.asarray(model(x)))
+    assert_unchanged(model, before)
+    # A block whose branch is dropped gives its shortcut: here for about half of the examples of the last one.
+    last = [block for block in kr.find_blocks(stochastic) if block.path == "stage3_block2"][0].add
+    probe = keras.Model(stochastic.inputs, last.input)
+    shortcut, branch = (np.asarray(part) for part in probe(images(64, 16), training=True))
+    dropped = (branch == 0).all((1, 2, 3))
+    assert 16 <= dropped.sum() <= 48 and not (shortcut == 0).all((1, 2, 3)).any()
+    again = kr.with_drop_path(stochastic, 0.2)
+    assert drop_rates(again)["stage3_block2_drop_path"] == 0.2 and len(drop_rates(again)) == 5
+    again.save(tmp_path / "m.keras")
+    np.testing.assert_array_equal(np.asarray(keras.saving.load_model(tmp_path / "m.keras")(x)), np.asarray(again(x)))
+    assert [block.removable for block in kr.find_blocks(again)] == [block.removable for block in kr.find_blocks(model)]
+
+
+def test_stochastic_depth_of_grown_and_nested_blocks():
+    deep = randomise_new(kr.grow(nested(), ["trunk/act_*", "act_b"], blocks=2))
+    stochastic = kr.with_drop_path(deep, 0.3)
+    np.testing.assert_array_equal(np.asarray(stochastic(noise(deep))), np.asarray(deep(noise(deep))))
+    blocks = kr.find_blocks(deep)
+    # Blocks of the nested model and of the outer one have the same names.
+    rates = [layer.rate for layer in stochastic._flatten_layers() if isinstance(layer, kr.layers.DropPath)]
+    assert sorted(rates) == pytest.approx([0.3 * k / (len(blocks) - 1) for k in range(1, len(blocks))])
+    for model, message in (
+        (small(), "no residual block that training can drop"),
+        (sequential(), "no residual block that training"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kr.with_drop_path(model, 0.3)
+    with pytest.raises(ValueError, match="`rate` must be at least 0 and below 1, got 1"):
+        kr.with_drop_path(deep, 1)

@@ -230,7 +230,7 @@ def test_a_layer_called_twice_needs_node():
     for node in (0, 1):
         deep = kr.grow(model, "shared", node=node, gate="none", seed=1)
         changed = [name for name in x if not np.array_equal(*(np.asarray(_first_concat(m, x, name)) for m in (model, deep)))]
-        assert changed == [["left", "right"][node]], "the block must sit behind the chosen call only"
+        assert changed == [["left", "right"][node]], "the block must follow the chosen call only"
     with pytest.raises(ValueError, match="must be below that, got 2"):
         kr.grow(model, "shared", node=2)
 

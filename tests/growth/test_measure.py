@@ -273,7 +273,7 @@ def test_prune_of_residual_block_layers():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="`tolerance` must be a number of at least 0, got -1"):
         kr.prune(small(), tolerance=-1)
-    with pytest.raises(ValueError, match="hold no images"):
+    with pytest.raises(ValueError, match="no images in `data`"):
         kr.drift(kr.grow(small(), "act_a"), np.zeros((0, 16, 16, 3), "float32"))
     a, b = small(), keras.Model((m := small()).input, m.get_layer("act_b").output)
     with pytest.raises(ValueError, match="differ in their outputs"):

@@ -1,4 +1,4 @@
-"""Programs of other people that need an environment of their own: `.venv-NAME` beside the repository's files, or here."""
+"""Libraries of others that need an environment of their own, `.venv-NAME` in the repository, unless ours has them."""
 
 import importlib.util
 import os

@@ -127,7 +127,7 @@ def test_csv_and_parquet_hold_the_same(models, folder, tmp_path):
 
 
 class Stopping:
-    """A classifier that is interrupted after so many rows."""
+    """A classifier that is interrupted after a number of rows."""
 
     def __init__(self, inner, after):
         self.inner, self.after, self.asked = inner, after, 0

@@ -40,7 +40,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         fit(f"{folder}/killed", At(int(sys.argv[2]), lambda model: os.kill(os.getpid(), signal.SIGKILL)))
     for step in (6, 8, 1, 14):
-        # Broken by an exception in the middle, at the end of an epoch, at once, and behind the growth.
+        # Interrupted by an exception in the middle, at the end of an epoch, at once, and after growth.
         try:
             fit(f"{folder}/killed", breaking(step))
         except Broken:

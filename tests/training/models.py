@@ -20,7 +20,7 @@ def run(**changes):
 
 
 class At(keras.callbacks.Callback):
-    """Does something once, behind a given step of the run."""
+    """Does something once, after a given step of the run."""
 
     def __init__(self, step, action):
         super().__init__()
@@ -33,7 +33,7 @@ class At(keras.callbacks.Callback):
 
 
 class Losses(keras.callbacks.Callback):
-    """The running mean of the loss behind every step."""
+    """The running mean of the loss after every step."""
 
     def __init__(self):
         super().__init__()

@@ -20,7 +20,7 @@ from keras_resnet import training
 
 
 class Losses(keras.callbacks.Callback):
-    """The loss over all replicas behind every step, and the weights behind the third."""
+    """The loss over all replicas after every step, and the weights after the third."""
 
     def __init__(self):
         super().__init__()

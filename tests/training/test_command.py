@@ -73,6 +73,18 @@ def test_a_run_ends_with_one_line_of_json_and_can_be_repeated_from_its_descripti
     assert again.growth == ((0, "stage1_block1_out", 1),)
 
 
+def test_the_elastic_recipe_drops_branches_of_a_file_too(invoke, tmp_path):
+    sizes = {"depths": (1, 1, 1), "widths": (4, 4, 8), "stem_widths": (4,), "input_shape": (8, 8, 1), "channels": 1}
+    model = kr.create_model("resnet20", num_classes=10, preprocessing="none", **sizes)
+    kr.grow(model, "stage1_block1_out", seed=1).save(tmp_path / "grown.keras")
+    flags = ["--recipe", "elastic", "--data", "digits", "--epochs", 1, "--batch-size", 512, "--crop-padding", 0]
+    result = invoke(*flags, "--model", tmp_path / "grown.keras", "--out", tmp_path / "a")
+    assert result.exit_code == 0 and "recipe elastic: stochastic depth" in result.stderr, result.output
+    trained = keras.saving.load_model(tmp_path / "a" / "model.keras")
+    rates = [layer.rate for layer in trained.layers if isinstance(layer, kr.layers.DropPath)]
+    assert rates == pytest.approx([0.5 / 3, 1 / 3, 0.5])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -83,6 +95,13 @@ def test_a_run_ends_with_one_line_of_json_and_can_be_repeated_from_its_descripti
         (["--grow", "1:x"], 2, "EPOCH:AFTER:BLOCKS"),
         (["--data", "digits", "--devices", "GPU:0"], 4, "no device GPU:0"),
         (["--epochs", "many"], 2, "not a valid integer"),
+        (["--lr", "0.1"], 2, "No such option '--lr'. Did you mean '--learning-rate'?"),
+        (["--batch_size", "3"], 2, "Did you mean '--batch-size'?"),
+        (["--augment"], 2, "No such option '--augment'.\n"),
+        (["--data", ""], 2, "`data` is empty"),
+        (["--data", __file__], 2, "is a single file and no .npz; give a folder of images"),
+        (["--data", "digits", "--growth-scale", "much"], 2, "must be one of 'match' or a number above 0"),
+        (["--data", "digits", "--epochs", "2", "--initial-epoch", "2"], 2, "must be below `epochs` (2)"),
         (["missing.yaml"], 2, "cannot be read"),
         (["--data", "digits", "--batch-size", "5000"], 2, "at most the number of training images"),
         (["--data", "digits", "--set", "gates=zero_gamma"], 2, "unknown argument"),

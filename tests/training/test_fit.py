@@ -1,4 +1,4 @@
-"""What a run does to a model: growing, thawing, averages, groups, schedules, recipes."""
+"""What a run does to a model: growing, unfreezing, averages, groups, schedules, recipes."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ def value(variable):
 
 
 # What the three RSB recipes differ in are numbers; one of them is enough every time.
-LATER = ("rsb-a1", "rsb-a2", "from-scratch", "finetune", "finetune-grown", "goyal2017", "bag-of-tricks")
+LATER = ("elastic", "rsb-a1", "rsb-a2", "from-scratch", "finetune", "finetune-grown", "goyal2017", "bag-of-tricks")
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(n, marks=pytest.mark.slow) if n in LATER else n for n in training.RECIPES])
@@ -87,7 +87,7 @@ def test_growth_shows_no_jump_and_carries_momentum():
     result = training.fit(network(), "digits", run=run(**common, growth=events), callbacks=[grown, look], quiet=True)
     blocks = [block for block in kr.find_blocks(result.model) if block.add.grown]
     assert len(blocks) == 3 and len(kr.find_blocks(seen[0])) == 3
-    # The first step behind the growth sees the same network, with the same momentum: the same loss.
+    # The first step after growth sees the same network, with the same momentum: the same loss.
     np.testing.assert_allclose(grown.values[:12], plain.values[:12], rtol=2e-3)
     assert max(np.abs(value(v)).max() for v in blocks[0].branch[-1].weights) > 0
 
@@ -167,12 +167,12 @@ def test_two_phases_freeze_the_trunk_with_its_statistics_then_let_it_follow_slow
         at[segment.start] = {v.path: value(v) for v in current.variables}
 
     result = training.fit(model, "digits", run=description, callbacks=[keep], quiet=True)
-    start, thawed, end = at[0], at[1], {v.path: value(v) for v in result.model.variables}
+    start, unfrozen, end = at[0], at[1], {v.path: value(v) for v in result.model.variables}
     is_new = lambda path: "_grow" in path or "predictions" in path  # noqa: E731
     for path in start:
-        moved = not np.array_equal(start[path], thawed[path])
+        moved = not np.array_equal(start[path], unfrozen[path])
         assert moved == is_new(path) or (is_new(path) and "shift" in path), path
-        assert not np.array_equal(thawed[path], end[path]) or "shift" in path, path
+        assert not np.array_equal(unfrozen[path], end[path]) or "shift" in path, path
 
 
 @pytest.mark.parametrize("gate", [name for name in GATES if name != "none"])
@@ -431,7 +431,7 @@ def test_descriptions_of_version_0_1_load(tmp_path):
 
 @pytest.mark.parametrize("name", ["class_weigth", "verbose", "lr", "batches"])
 def test_hints_suggest_what_fits(name):
-    expected = {"verbose": "`quiet`", "lr": "learning_rate"}.get(name)
+    expected = {"verbose": "quiet", "lr": "learning_rate"}.get(name)
     with pytest.raises(training.TrainingError) as refused:
         training.Run.of(**{name: 1})
     assert f"unknown option {name!r}" in str(refused.value) and "'weights'" not in str(refused.value)

@@ -78,7 +78,9 @@ CASES = {
     "column of class numbers": (vector, (X, CLASSES[:, None]), dict(loss=SPARSE), True),
     "uint8 images": (convolutional, (IMAGES, CLASSES), dict(loss=SPARSE), True),
     "float64 arrays": (vector, (X.astype("float64"), CLASSES), dict(loss=SPARSE), True),
-    "one-hot": (vector, (X, ONE_HOT), dict(loss=CATEGORICAL(from_logits=True)), True),
+    "one-hot": (
+        vector, (X, ONE_HOT), dict(loss=CATEGORICAL(from_logits=True), weighted_metrics=[keras.metrics.F1Score()]), True
+    ),
     "softmax head": (lambda: vector(3, "softmax"), (X, CLASSES), dict(loss="sparse_categorical_crossentropy"), True),
     "several labels": (lambda: vector(3), (X, SEVERAL), dict(loss=keras.losses.BinaryCrossentropy(from_logits=True)), True),
     "sigmoid head": (lambda: vector(3, "sigmoid"), (X, SEVERAL), dict(loss="binary_crossentropy"), True),
@@ -144,7 +146,10 @@ def test_weights_and_figures_are_those_of_plain_fit(name):
     ours, theirs, history = fitted(make, given, compiled, lambda: keras.optimizers.Adam(0.01), chosen)
     same(ours.model, theirs)
     for key, values in history.items():
-        np.testing.assert_allclose([row[key] for row in ours.history], values, atol=6e-7, err_msg=key)
+        # A metric per class has a column for each.
+        keys = [f"{key}_{i}" for i in range(3)] if np.ndim(values) > 1 else key
+        logged = [[row[name] for name in keys] if isinstance(keys, list) else row[key] for row in ours.history]
+        np.testing.assert_allclose(logged, values, atol=6e-7, err_msg=key)
 
 
 UNUSUAL = ("weighted validation", "validation PyDataset", "validation data set", "sample weights")
@@ -256,6 +261,7 @@ REFUSED = [
     (vector, (lambda: dataset().map(lambda x, y, w: (x, y + 5, w)),), {}, r"^Received a label value of \d which is outside"),
     (vector, (object(),), dict(loss="mse"), "data of type object cannot be trained on"),
     (vector, (X[:, :5], CLASSES), {}, "do not take a batch"),
+    (vector, (lambda: iter([X]),), dict(loss=SPARSE, steps_per_epoch=1), r"must return a tuple.*sample_weights\)\.$"),
 ]  # fmt: skip
 
 

@@ -72,6 +72,25 @@ def test_grayscale_models_train_on_photos(photos):
     assert result.summary["val_accuracy"] == pytest.approx(measured(result.model, source, source.validation), abs=1e-6)
 
 
+def test_a_model_of_any_size_takes_images_of_the_size_that_is_given(photos, tmp_path):
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3)(keras.layers.Rescaling(1 / 255)(inputs)))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    model.save(tmp_path / "any.keras")
+    options = dict(data=str(photos), epochs=1, batch_size=8, learning_rate=0.01, validate="none")
+    with pytest.raises(training.TrainingError, match="the model takes any; set `image_size`"):
+        train(training.Run.of(model=str(tmp_path / "any.keras"), **options), quiet=True)
+    result = train(training.Run.of(model=str(tmp_path / "any.keras"), image_size=16, **options), quiet=True)
+    source = data.load(str(photos))
+    assert result.summary["test_accuracy"] == pytest.approx(measured(result.model, source, source.test), abs=1e-6)
+    assert kr.card(result.model).preprocessing["size"] == [16, 16]
+    network().save(tmp_path / "fixed.keras")
+    with pytest.raises(training.TrainingError, match="`image_size` is for models that take any size; .* takes images of 16×16"):
+        train(training.Run.of(model=str(tmp_path / "fixed.keras"), image_size=8, **options), quiet=True)
+    with pytest.raises(training.TrainingError, match="`image_size` decides how"):
+        training.fit(network(), str(photos), image_size=8, quiet=True)
+
+
 # Class names of the model in the file, or None; whether its classifier is replaced.
 HEADS = {
     "same": (CLASSES, False),

@@ -8,6 +8,7 @@ import tensorflow as tf
 import keras_resnet as kr
 from keras_resnet import training
 from keras_resnet.training import checkpoint
+from keras_resnet.training.feeds import with_labels
 
 from .models import At
 from .test_like_keras import CLASSES, SPARSE, Batches, X, same, vector
@@ -175,5 +176,30 @@ def test_class_names_are_kept_without_a_card(tmp_path):
     assert kr.card(loaded).labels == list("0123456789") == result.summary["classes"] and kr.card(model) is None
     x = np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 1)).astype("float32")
     np.testing.assert_allclose(loaded(x), result.model(x), rtol=1e-6)
-    named = training.fit(vector(), X, CLASSES, labels=["a", "b", "c"], epochs=1, **COMMON).model
-    assert kr.card(named).labels == ["a", "b", "c"]
+    named = training.fit(vector(), X, CLASSES, labels=np.array(["a", "b", "c"]), epochs=1, **COMMON)
+    assert kr.card(named.model).labels == ["a", "b", "c"] == named.summary["classes"]
+    for labels, says in (
+        (["a", "b"], r"one name per value of .*output \(3\), got 2"),
+        ("abc", "a list of class names"),
+    ):
+        with pytest.raises(training.TrainingError, match=says):
+            training.fit(vector(), X, CLASSES, labels=labels, epochs=1, **COMMON)
+
+
+def test_class_names_go_into_models_of_every_shape():
+    a, b = keras.Input((6,), name="a"), keras.Input((2,), name="b")
+    joined = keras.layers.Concatenate()([a, b])
+    outputs = {"size": keras.layers.Dense(2)(joined), "kind": keras.layers.Dense(3)(joined)}
+    binary = keras.layers.Dense(1, activation="sigmoid")
+    for model, names in (
+        (keras.Model({"a": a, "b": b}, outputs["kind"]), ["x", "y", "z"]),
+        (keras.Model([a, b], outputs), ["x", "y", "z"]),
+        (keras.Model({"a": a}, binary(a)), ["no", "yes"]),
+        (kr.with_card(keras.Model(a, binary(a))), ["no", "yes"]),
+        (keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)]), ["x", "y", "z"]),
+    ):
+        named = with_labels(model, names)
+        assert kr.card(named).labels == names and named.name == model.name
+        same(named, model)
+        if not isinstance(model, keras.Sequential):
+            keras.tree.assert_same_structure(named.input, model.input)

@@ -31,7 +31,7 @@ def interruptible():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def wait_for(condition, what, seconds=240):
+def wait_for(condition, what, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"no {what} within {seconds} s"
@@ -59,33 +59,33 @@ def epochs_of(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_lost_worker_stops_the_other_and_both_go_on(tmp_path, victim):
-    arguments, ports = ("--epochs", "30"), free_ports(2)
+    arguments, ports = ("--epochs", "12"), free_ports(2)
     processes = [launch(tmp_path / "run", index, ports, *arguments) for index in (0, 1)]
     wait_for_epoch(tmp_path / "run", 2)
     processes[victim].kill()
-    _, errors = processes[1 - victim].communicate(timeout=180)
+    _, errors = processes[1 - victim].communicate(timeout=600)
     assert processes[1 - victim].returncode == 1 and "another worker is gone; the checkpoint of step" in errors
     done = len(epochs_of(tmp_path / "run"))
     ports = free_ports(2)
     processes = [launch(tmp_path / "run", index, ports, *arguments) for index in (0, 1)]
-    outputs = [process.communicate(timeout=240) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
     assert "resuming from step" in outputs[0][1] and done >= 2
-    assert epochs_of(tmp_path / "run") == list(range(1, 31))
+    assert epochs_of(tmp_path / "run") == list(range(1, 13))
 
 
 @pytest.mark.slow
 def test_worker_waits_for_the_other_as_asked(tmp_path):
-    arguments, ports = ("--epochs", "40", "--lost-worker", "wait"), free_ports(2)
+    arguments, ports = ("--epochs", "12", "--lost-worker", "wait"), free_ports(2)
     waiting, lost = (launch(tmp_path / "run", index, ports, *arguments) for index in (0, 1))
     wait_for_epoch(tmp_path / "run", 2)
     lost.kill()
     lost.wait()
     back = launch(tmp_path / "run", 1, ports, *arguments)
-    outputs = [process.communicate(timeout=300) for process in (waiting, back)]
+    outputs = [process.communicate(timeout=600) for process in (waiting, back)]
     assert (waiting.returncode, back.returncode) == (0, 0), outputs
     assert "Waiting for the other workers" in outputs[0][1]
-    assert epochs_of(tmp_path / "run") == list(range(1, 41))
+    assert epochs_of(tmp_path / "run") == list(range(1, 13))
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_workers_with_different_folders_are_refused(tmp_path):
     assert first.returncode == 0, first.stderr
     ports = free_ports(2)
     processes = [launch(tmp_path / str(index), index, ports, "--epochs", "1") for index in (0, 1)]
-    outputs = [process.communicate(timeout=240) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     assert all(f"{tmp_path / str(i)} is not the same folder for all workers" in outputs[i][1] for i in (0, 1)), outputs
 
@@ -138,7 +138,7 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_is_killed(tmp_pat
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     try:
         wait_for_epoch(tmp_path / "run", 1)
-        second = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
+        second = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
         assert second.returncode == 2 and f"is in use by a run in progress (process {first.pid} on" in second.stderr
         assert first.poll() is None
     finally:

@@ -16,6 +16,29 @@ import numpy as np
 from keras_resnet import training
 
 
+def several_outputs(x, y, run, placement, folder):
+    """The last batch has no examples for the second replica, which Keras would count as a loss of 0."""
+    inputs = keras.Input((6,))
+    normal = keras.layers.BatchNormalization(momentum=0.5)(inputs)
+    outputs = {"kind": keras.layers.Dense(3, name="kind")(normal), "size": keras.layers.Dense(6, name="size")(inputs)}
+    compiled = {
+        "loss": {"kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "size": "mae"},
+        "loss_weights": {"kind": 0.5, "size": 2.0},
+    }
+    both, names = {"kind": y, "size": x}, ("loss", "kind_loss", "size_loss")
+    result = training.fit(
+        keras.Model(inputs, outputs), x, both, run=run, placement=placement, out=f"{folder}/several", ema=0.5,
+        validation_data=(x, both), quiet=True, **compiled,
+    )  # fmt: skip
+    saved = keras.saving.load_model(f"{folder}/several/model.keras")
+    saved.compile(**compiled)
+    measured = saved.evaluate(x, both, batch_size=8, verbose=0, return_dict=True)
+    return [
+        [result.summary[f"val_{name}"] for name in names], [result.history[-1][f"val_{name}"] for name in names],
+        [measured[name] for name in names],
+    ]  # fmt: skip
+
+
 def main(folder):
     run = training.Run.of(devices=("CPU:0", "CPU:1"), sync_batch_norm=False, epochs=2, batch_size=8, learning_rate=0.5)
     placement = training.place(run)
@@ -43,6 +66,7 @@ def main(folder):
             [result.history[-1]["val_loss"], result.history[-1]["val_accuracy"]],
             [loss, accuracy],
         ]
+    found["several outputs"] = several_outputs(x, y, run, placement, folder)
     try:
         own = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
         training.fit(model, x, y, run=run, optimizer=own, placement=placement, quiet=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_resnet as kr
-from keras_resnet.blocks import BRANCHES, BlockStyle
+from keras_resnet.blocks import BRANCHES, BlockStyle, LayerKit, LayerStyle
 from keras_resnet.growth import KINDS
 from keras_resnet.models.build import outline
 from keras_resnet.zoo.counting import arithmetic, count
@@ -42,3 +42,11 @@ def test_an_unknown_block_is_refused():
         kr.blocks.residual(keras.Input((8, 8, 4)), 4, block="basik", name="b")
     with pytest.raises(ValueError, match="`block` must be one of 'basic', 'bottleneck', 'depthwise', got 'wide'"):
         kr.ResNetConfig((1,), (8,), block="wide")
+
+
+def test_a_style_without_blocks_is_refused():
+    kit = LayerKit(LayerStyle())
+    with pytest.raises(TypeError, match="must be a BlockStyle or a ResNetConfig, got LayerStyle"):
+        kr.blocks.basic(keras.Input((8, 8, 4)), 4, name="block", kit=kit)
+    with pytest.raises(TypeError, match="must be a ResNetConfig or a VGGConfig, got BlockStyle"):
+        kr.feature_info(BlockStyle())

@@ -137,7 +137,7 @@ def test_output_stride_keeps_the_dense_outputs_of_the_strided_net():
     x = pixels((33, 33, 3))
     small, large = strided(x).numpy(), dilated(x).numpy()
     assert small.shape[1:3] == (5, 5) and large.shape[1:3] == (9, 9)
-    # The block behind the first of the dilated stage sees further out at the border, so the middle is compared.
+    # The block after the first of the dilated stage sees further out at the border, so the middle is compared.
     np.testing.assert_allclose(large[:, ::2, ::2][:, 2:3, 2:3], small[:, 2:3, 2:3], rtol=0, atol=1e-5 * np.abs(small).max())
 
 

@@ -4,6 +4,7 @@ import inspect
 import runpy
 from pathlib import Path
 
+import lazy_loader
 import pytest
 
 import keras_resnet as kr
@@ -17,6 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_what_is_derived_from_the_variants_is_current(function, path):
     made = runpy.run_path(str(ROOT / "scripts" / "models.py"))[function]()
     assert made == (ROOT / path).read_text(encoding="utf-8"), "run scripts/models.py"
+
+
+def test_public_names_are_those_of_the_stub():
+    assert kr.__all__ == lazy_loader.attach_stub("keras_resnet", kr.__file__)[2] and "grow" in kr.__all__
 
 
 def test_every_public_name_exists():

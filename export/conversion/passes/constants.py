@@ -103,8 +103,8 @@ def _reference(node, inputs, opset):
 def drop_identities(graph: ir.Graph) -> None:
     """Let users of an Identity use its input; one that only renames an output gives the name to its producer.
 
-    onnx-ir's `IdentityEliminationPass` would lose the layer that a value belongs to, by which verification names the first layer
-    that differs.
+    onnx-ir's `IdentityEliminationPass` would lose the layer that a value belongs to. Verification needs it to name the first
+    layer that differs.
     """
     for node in list(graph):
         if node.op_type != "Identity":

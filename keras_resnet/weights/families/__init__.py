@@ -24,5 +24,6 @@ FORMATS: tuple[CheckpointFormat, ...] = (
     keras_applications.VGG,
     native.FORMAT,
 )
-# The names of keras.applications' VGGs are ours too. Only a file in Keras' old format or one without a card is taken for theirs.
+# The arrays of VGGs have the same names in keras.applications and in this package. A file is taken for one of this package if it
+# has a card and is not in Keras' legacy format.
 FORMATS_OURS_FIRST = (native.FORMAT, *FORMATS[:-1])

@@ -1,4 +1,4 @@
-"""akamaster/pytorch_resnet_cifar10: ResNet-20 to 1202 on CIFAR-10, option A (or B) shortcuts, ImageNet mean and deviation."""
+"""akamaster/pytorch_resnet_cifar10: ResNet-20 to 1202 for CIFAR-10, with option A (or B) and ImageNet's mean and deviation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _translate(config, layer, variable):
 
 
 def is_akamaster(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Three stages of 16, 32 and 64 filters; kuangliu/pytorch-cifar names its wider networks alike."""
+    """Whether the names are akamaster's and the stem has 16 filters; kuangliu/pytorch-cifar has wider networks in these names."""
     stem = arrays.get("conv1.weight", np.empty(0))
     return "linear.weight" in arrays and "layer1.0.conv1.weight" in arrays and stem.shape == (16, 3, 3, 3)
 

@@ -1,4 +1,4 @@
-"""What is known about a family of checkpoints: how its arrays are named and laid out, and what its networks are like."""
+"""The description of a checkpoint family: how to recognise its files, and how its arrays are named and laid out."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from ...zoo.config import Config
 
 Arrays = Mapping[str, np.ndarray]
 
-# Our names of variables -> those of torch's modules.
+# Keras' names of variables -> those of torch's modules.
 TORCH_VARIABLES = {
     "kernel": "weight",
     "bias": "bias",
@@ -29,7 +29,7 @@ class CheckpointFormat:
     Attributes:
         name: Name of the family, as the card of a model stores it.
         recognises: `arrays -> bool`: whether a file belongs to the family, by its names and shapes.
-        translate: `(config, layer, variable) -> name`: the family's name of one of our variables.
+        translate: `(config, layer, variable) -> name`: the family's name of a variable of this package.
         family: Family of the configs of its networks (`"resnet"`, `"vgg"`); None for both.
         torch_layout: Whether kernels are laid out as `(out, in, *sides)`, and dense rows run over channels first.
         ignored: Pattern of names that are not weights.
@@ -60,12 +60,12 @@ class CheckpointFormat:
 
 
 def by_rules(rules: Mapping[str, str], layer: str) -> str:
-    """Translate a layer's name by the first rule whose pattern matches all of it; without one the name stays.
+    """Translate a layer's name by the first rule whose pattern matches the whole name. Other names stay as they are.
 
     Args:
         rules: Pattern -> template, e.g. `r"stage(\\d+)_block(\\d+)_conv(\\d)"` -> `"layer{0}.{1-1}.conv{2}"`. `{1}` is the second
             group of the pattern, `{1-1}` that number less one.
-        layer: Our name of the layer.
+        layer: Name of the layer in this package.
     """
     for pattern, template in rules.items():
         if match := re.fullmatch(pattern, layer):

@@ -1,4 +1,4 @@
-"""keras.applications' ResNet (v1: stride in the 1×1, biased convolutions), ResNetV2 and VGG."""
+"""keras.applications: ResNet (v1, with the stride in the 1×1 convolution and biases), ResNetV2 and VGG."""
 
 from .checkpoint_format import CheckpointFormat, by_rules
 

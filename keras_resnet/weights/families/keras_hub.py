@@ -1,4 +1,4 @@
-"""KerasHub's ResNet backbones: keras.applications' names, stages and blocks counted from 0."""
+"""KerasHub: backbones of ResNets, named as in keras.applications, but with stages and blocks counted from 0."""
 
 from .checkpoint_format import CheckpointFormat, by_rules
 from .torchvision import IMAGE

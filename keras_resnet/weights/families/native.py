@@ -1,4 +1,4 @@
-"""This package's own names: `layer/variable`, in `.keras`, `.weights.h5` and `.safetensors` files."""
+"""Files of this package (`.keras`, `.weights.h5`, `.safetensors`), in which arrays are named `layer/variable`."""
 
 from .checkpoint_format import CheckpointFormat
 

@@ -1,10 +1,10 @@
-"""Networks for small images (CIFAR) as other repositories name them; none of their files says how images were normalised."""
+"""Networks for CIFAR in the names of other repositories. Their files do not say how images were normalised."""
 
 from .akamaster import RULES as AKAMASTER
 from .checkpoint_format import TORCH_VARIABLES, CheckpointFormat, by_rules
 from .torchvision import IGNORED, is_resnet, resnet_fits, translate_resnet, translate_vgg
 
-# Wide ResNets as xternalz/WideResNet-pytorch names them, and those who followed.
+# xternalz/WideResNet-pytorch, and repositories that follow it.
 WIDE = {
     r"stem_conv": "conv1",
     r"stage(\d+)_block(\d+)_conv(\d)": "block{0}.layer.{1-1}.conv{2}",
@@ -13,7 +13,7 @@ WIDE = {
     r"head_norm": "bn1",
     r"predictions": "fc",
 }
-# weiaicunzai/pytorch-cifar100: blocks are torch.nn.Sequential, activations included.
+# weiaicunzai/pytorch-cifar100, where blocks are `torch.nn.Sequential`, in which activations count as well.
 SEQUENTIAL = {
     r"stem_conv": "conv1.0",
     r"stem_norm": "conv1.1",
@@ -46,13 +46,13 @@ def _is_vgg(arrays):
     return "features.0.weight" in arrays and ("classifier.weight" in arrays or (hidden is not None and hidden.shape[1] < 25_088))
 
 
-# As torchvision names its ResNets, e.g. in chenyaofo/pytorch-cifar-models.
+# The names are those of torchvision's ResNets, for example in chenyaofo/pytorch-cifar-models.
 RESNET = _format(
     "a CIFAR network in torchvision's names",
     lambda arrays: is_resnet(arrays) and _has_small_stem(arrays),
     translate_resnet,
 )
-# As akamaster names them, with other stages or widths, e.g. in kuangliu/pytorch-cifar.
+# The names are akamaster's, but the stages or widths are others, for example in kuangliu/pytorch-cifar.
 KUANGLIU = _format(
     "a CIFAR network in akamaster's names",
     lambda arrays: is_resnet(arrays) and "linear.weight" in arrays,

@@ -1,4 +1,4 @@
-"""timm's second-generation (pre-activation) ResNets, BiT among them, and its VGGs."""
+"""timm: pre-activation ResNets (BiT included) and VGGs. Its other ResNets have torchvision's names."""
 
 from .checkpoint_format import TORCH_VARIABLES, CheckpointFormat, by_rules
 from .torchvision import IGNORED, IMAGE, vgg_places

@@ -1,4 +1,4 @@
-"""torchvision's ResNets, ResNeXts, Wide ResNets and VGGs; timm's first-generation ResNets share the ResNets' names."""
+"""torchvision: ResNets, ResNeXts, Wide ResNets and VGGs. timm's ResNets without pre-activation have the same names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ POOLED_SHORTCUT = {
     r"stage(\d+)_block(\d+)_shortcut_conv": "layer{0}.{1-1}.downsample.1",
     r"stage(\d+)_block(\d+)_shortcut_norm": "layer{0}.{1-1}.downsample.2",
 }
-# Places in the stem's torch.nn.Sequential, activations included.
+# Positions in the stem's `torch.nn.Sequential`, in which activations count as well.
 DEEP_STEM = {
     "stem_conv1": "conv1.0",
     "stem_norm1": "conv1.1",
@@ -44,19 +44,19 @@ DEEP_STEM = {
 
 
 def resnet_rules(config: Any) -> dict[str, str]:
-    """Pattern -> template for a `ResNetConfig`."""
+    """Return the rules for a `ResNetConfig`, see `by_rules`."""
     shortcut = POOLED_SHORTCUT if config.shortcut == "average" else PLAIN_SHORTCUT
     pool_norm = {"stem_pool_norm": "maxpool.2" if config.antialias else "maxpool.1"}
     return {**DEEP_STEM, **pool_norm, **shortcut, **BLOCK}
 
 
 def translate_resnet(config: Any, layer: str, variable: str) -> str:
-    """Our name of a variable in torchvision's and timm's terms."""
+    """Return the name that torchvision and timm give a variable of a ResNet."""
     return f"{by_rules(resnet_rules(config), layer)}.{TORCH_VARIABLES[variable]}"
 
 
 def resnet_fits(config: Any, arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Why a file with torch's conventions cannot belong to a config, or None."""
+    """Return why a file with torch's conventions cannot belong to a config, or None."""
     if config.stride_in == "1x1" and config.block == "bottleneck":
         return "it has the stride in the 3×3 (v1.5), the model in the 1×1"
     projected = any(name.endswith(("downsample.0.weight", "downsample.1.weight", "shortcut.0.weight")) for name in arrays)
@@ -66,7 +66,7 @@ def resnet_fits(config: Any, arrays: Mapping[str, np.ndarray]) -> str | None:
 
 
 def vgg_places(config: Any) -> dict[str, int]:
-    """Our layer -> place in torchvision's `features`, which counts norms, activations and pools too."""
+    """Return the positions of layers in torchvision's `features`, in which norms, activations and pools count as well."""
     places, place = {}, 0
     for stage, count in enumerate(config.stages, start=1):
         for number in range(1, count + 1):
@@ -78,7 +78,7 @@ def vgg_places(config: Any) -> dict[str, int]:
 
 
 def translate_vgg(config: Any, layer: str, variable: str) -> str:
-    """Likewise for VGGs; their dense layers count activations and dropout too."""
+    """Return torchvision's name of a variable of a VGG. Among the dense layers, activations and dropout count as well."""
     hidden = len(config.head_widths)
     places = {name: f"features.{place}" for name, place in vgg_places(config).items()}
     places |= {f"fc{number}": f"classifier.{3 * (number - 1)}" for number in range(1, hidden + 1)}
@@ -92,7 +92,7 @@ IGNORED = r".*num_batches_tracked"
 
 
 def is_resnet(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether arrays are named like those of torchvision's ResNets, the classifier's name left open."""
+    """Whether arrays have the names of torchvision's ResNets, whatever the classifier is called."""
     return "layer1.0.conv1.weight" in arrays and ("conv1.weight" in arrays or "conv1.0.weight" in arrays)
 
 

@@ -1,4 +1,4 @@
-"""Arrays by layer and variable name from Keras' three formats: old `.h5`, `.weights.h5` and `.keras`."""
+"""Reads Keras' three formats: legacy `.h5`, `.weights.h5` and `.keras`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ DENSE = ("kernel", "bias")
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any] | None, bool]:
-    """`layer/variable` -> array, and the model's card if the file holds one.
+    """Read the arrays of a file by `layer/variable`, and the model's card if there is one.
 
-    Nothing is deserialised, so a `.keras` file cannot run code here, and no other file is opened that it points to.
+    Nothing is deserialised, so a `.keras` file cannot run code, and other files that it refers to are not opened.
 
     Returns:
-        `(arrays, card dict or None, whether it is in the old format)`.
+        `(arrays, card dict or None, whether the format is the legacy one)`.
 
     Raises:
-        ValueError: no such format, truncated, or unpacking to far more than its own size.
+        ValueError: The file has another format, is truncated, or would unpack to far more than its own size.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -53,7 +53,7 @@ def _read_archive(path, budget):
 
 
 def _find_card(config):
-    """The card of a saved model's config, wherever its layer sits."""
+    """Return the card in a saved model's config, at any depth of nesting, or None."""
     if isinstance(config, dict):
         if config.get("class_name") == "Card" and "card" in config.get("config", {}):
             return config["config"]["card"]
@@ -64,7 +64,7 @@ def _find_card(config):
 
 
 def _array(item, budget):
-    """The numbers of a dataset, which may be declared larger than the file, or lie in another one."""
+    """Read a dataset, unless it declares more numbers than the file can hold or refers to another file."""
     if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
         raise KeyError(f"{item.name} holds no numbers of this file")
     budget.take(item.nbytes, item.name)
@@ -82,7 +82,7 @@ def _read_legacy(root, budget):
 
 
 def _read_keras3(file, budget):
-    """Keras 3 files number variables and name groups by class; the layer's own name is an attribute.
+    """Read a file of Keras 3, which numbers variables and names groups after classes. The layer's name is an attribute.
 
     Returns:
         `(arrays, card dict or None)`.
@@ -96,7 +96,7 @@ def _read_keras3(file, budget):
             cards.append(json.loads(_array(group[STORED_CARD], budget).tobytes()))
             return
         values = [_array(group[str(number)], budget) for number in range(len(group))]
-        # Seeds of dropout layers are no weights.
+        # The seeds of dropout layers are not weights.
         if values[0].dtype.kind != "f":
             return
         layer = _text(group.attrs["name"]) if "name" in group.attrs else path.split("/")[-2]

@@ -1,4 +1,4 @@
-"""What all readers of files share: how much a file may unpack to, and what a damaged one makes libraries raise."""
+"""What the readers have in common: a limit for what a file unpacks to, and the exceptions that damaged files cause."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ UNREADABLE = (
 
 
 class Budget:
-    """The bytes a file may still unpack to. What it declares is taken from here before anything of it is read.
+    """The number of bytes that a file may still unpack to. A reader takes what the file declares before it reads it.
 
     Args:
-        size: of the file.
-        ratio: times its size it may unpack to; 1 for formats that do not compress.
+        size: Size of the file in bytes.
+        ratio: How many times its size the file may unpack to; 1 for formats that do not compress.
     """
 
     def __init__(self, size: int, ratio: int = RATIO) -> None:
         self.size, self.left = size, size if ratio == 1 else max(ratio * size, SMALL)
 
     def take(self, count: int, what: str) -> None:
-        """Take `count` bytes.
+        """Take some of the bytes.
+
+        Args:
+            count: Number of bytes.
+            what: What needs them, for the message.
 
         Raises:
-            ValueError: less is left; names `what` asked for it.
+            ValueError: Fewer bytes are left.
         """
         if not 0 <= count <= self.left:
             raise ValueError(f"{what} would take {count:,} bytes, more than a file of {self.size:,} bytes can hold")

@@ -32,7 +32,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
 def write(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write a file next to its target, then rename it into place.
 
-    The library's own `save_file` is not used: its errors are no `OSError`, and only its newest versions rename.
+    The library's own `save_file` is not used, because it raises other exceptions than `OSError` and only its newest versions
+    rename.
 
     Args:
         path: The file; one that exists is replaced.

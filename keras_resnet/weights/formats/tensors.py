@@ -1,4 +1,4 @@
-"""Number formats numpy does not know."""
+"""Number formats that NumPy does not have."""
 
 from __future__ import annotations
 
@@ -9,5 +9,9 @@ if TYPE_CHECKING:
 
 
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """float32 from bfloat16 bits held as uint16: they are the upper half."""
+    """Convert bfloat16 to float32, of which it is the upper half.
+
+    Args:
+        bits: The bits of the bfloat16 numbers, as uint16.
+    """
     return (bits.astype("<u4") << 16).view("<f4")

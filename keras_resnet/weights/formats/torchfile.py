@@ -1,4 +1,4 @@
-"""Reads `.pth`, `.pt` and `.th` without PyTorch, and without running what a pickle asks to be run."""
+"""Reads `.pth`, `.pt` and `.th` files without PyTorch, and without running code from their pickles."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class _Storage:
-    """Numbers of one storage; they are filled in after the tensors that refer to them were made."""
+    """The numbers of one storage, which are read after the tensors that refer to them have been made."""
 
     def __init__(self, kind: str) -> None:
-        self.kind, self.numbers = kind, None
+        self.kind = kind
+        self.numbers: np.ndarray | None = None
 
     @property
     def itemsize(self) -> int:
@@ -51,7 +52,7 @@ class _Storage:
 
 
 class _Tensor:
-    """A view into a storage, resolved once the storage is there; no tensor is copied, so many take no more than one."""
+    """A view into a storage. Tensors are never copied, so several views of one storage need no more memory than one."""
 
     def __init__(self, storage: _Storage, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> None:
         self.storage, self.offset, self.size, self.stride = storage, offset, tuple(size), tuple(stride)
@@ -68,7 +69,7 @@ class _Tensor:
 
 
 class _Ignored:
-    """Stands for what training scripts put beside the tensors (options, scores): nothing of it is made or run."""
+    """Replaces objects that training scripts save together with the tensors (options, scores). They are not created."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -77,7 +78,7 @@ class _Ignored:
         pass
 
 
-# All that a file of tensors needs; anything else is refused by name.
+# All names that a file of tensors needs. Any other is refused, and the message names it.
 ALLOWED = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _Tensor,
@@ -92,12 +93,12 @@ ALLOWED = {
     ("numpy", "ndarray"): _Ignored,
     **{(f"numpy.{core}.multiarray", name): _Ignored for core in ("core", "_core") for name in ("scalar", "_reconstruct")},
 }
-# Where training scripts put the state dict; what else they save does not look like one.
+# Keys under which training scripts save the state dict. Nothing else that they save looks like one.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights")
 
 
 class _Unpickler(pickle._Unpickler):
-    """Knows the names in `ALLOWED` and no others. In Python, since the one in C allocates what a few bytes ask for."""
+    """Unpickles only the names in `ALLOWED`. It is the one in Python, since the one in C allocates as much as a file asks for."""
 
     def __init__(self, file: Any, storages: dict[str, _Storage]) -> None:
         super().__init__(file, encoding="latin1")
@@ -116,16 +117,18 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Name -> array of a PyTorch checkpoint, new (zip) or old format; differs from `torch.load` by never running code.
+    """Read the arrays of a PyTorch checkpoint in the new (zip) or the old format. Unlike `torch.load` it never runs code.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
-        Dict of read-only arrays, views into the storages. They take no more memory than the file has bytes (twice for bfloat16).
+        Read-only arrays by name, which are views into the storages. They need as many bytes as the file has, twice as many for
+        bfloat16.
 
     Raises:
-        ValueError: no such format, truncated, holding anything but tensors and plain values, or unpacking to more than it is.
+        ValueError: The file has another format, is truncated, contains more than tensors and plain values, or would unpack to
+            more bytes than it has.
     """
     try:
         with open(path, "rb") as file:
@@ -177,7 +180,7 @@ def _read_legacy(file, budget):
 
 
 def _state_dict(content):
-    """The tensors of a state dict, also where a training script wrapped it."""
+    """Return the tensors of a state dict, which may be an entry of another dict."""
     if not isinstance(content, dict):
         raise ValueError("it holds no state dict")
     if not (found := _tensors(content)):

@@ -32,7 +32,7 @@ def test_int8(trained, tmp_path):
     mine = source.with_name("m-inferred.onnx")
     mine.write_text("mine")
     result = rx.to_int8(source, tmp_path / "q.onnx", calibration=calibration, samples=tests)
-    assert mine.read_text() == "mine", "onnxruntime's quantiser would put a file of that name beside its source"
+    assert mine.read_text() == "mine", "onnxruntime's quantiser would put a file of that name next to its source"
     counts = op_counts(tmp_path / "q.onnx")
     assert counts["QuantizeLinear"] > 5 and counts["Conv"] == 4
     a, b = run_onnx(source, tests)[0], run_onnx(tmp_path / "q.onnx", tests)[0]
