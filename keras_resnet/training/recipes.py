@@ -141,7 +141,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cifar-speed": {
         "source": "Jordan 2024 (arXiv 2404.00498) and Muon, as in airbench94; the batch is smaller, which costs a CPU nothing",
         "model": "cifar_speed",
-        "epochs": 8,
+        "epochs": 14,
         "batch_size": 500,
         "base_batch": 500,
         "optimizer": "muon",

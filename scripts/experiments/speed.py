@@ -35,7 +35,7 @@ ARMS = {
     "random-flips": ("flips at random", {}, {"alternate_flips": False}),
     "mean-border": ("borders of the mean colour", {}, {"crop_border": "mean"}),
     "small-crops": ("crops of 24 pixels in the first half", {}, {"small_crops": 0.75, "small_epochs": 0.5}),
-    "ema": ("average of weights, momentum 0.98", {}, {"ema": 0.98}),
+    "ema": ("average of weights, momentum 0.9", {}, {"ema": 0.9}),
 }
 
 
