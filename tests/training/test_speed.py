@@ -118,6 +118,9 @@ def test_groups_of_beta():
     }
     assert {v.name for v in by_name["backbone, β"].variables} == {"beta"} and by_name["backbone, β"].lr_multiplier == 32.0
     assert by_name["backbone, β"].decay == 0 and by_name["head, not decayed"].lr_multiplier == 1.0
+    decayed = training.parameter_groups(model, beta_decay_multiplier=0.25)
+    assert {group.decay for group in decayed if group.name.endswith("β")} == {0.25}
+    assert {group.lr_multiplier for group in decayed} == {1.0}
     counted = [id(v) for group in by_name.values() for v in group.variables]
     assert sorted(counted) == sorted(id(v) for v in model.trainable_variables)
 
@@ -148,6 +151,7 @@ def test_views_are_weighted_as_in_airbench(kind, data_format):
     np.testing.assert_allclose(averaged_over_views(model, kind)(to(x)), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_recipe_learns_resumes_and_reports_both_accuracies(tmp_path):
     x, y = images()
     options = {"epochs": 2, "batch_size": 100, "base_batch": 100, "flip": False, "alternate_flips": False, "seed": 1}
