@@ -19,8 +19,7 @@ def value(variable):
     return keras.ops.convert_to_numpy(variable)
 
 
-# What the three RSB recipes differ in are numbers; one of them is enough every time.
-LATER = ("elastic", "rsb-a1", "rsb-a2", "from-scratch", "finetune", "finetune-grown", "goyal2017", "bag-of-tricks")
+LATER = ("elastic", "rsb-a1", "rsb-a2", "rsb-a3", "from-scratch", "finetune", "finetune-grown", "goyal2017", "bag-of-tricks")
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(n, marks=pytest.mark.slow) if n in LATER else n for n in training.RECIPES])
@@ -158,6 +157,7 @@ def test_slots_are_carried_by_variable(optimizer):
     assert not any(value(slot).any() for name, slot in new_slots.of(fresh).items() if name != "average")
 
 
+@pytest.mark.slow
 def test_two_phases_freeze_the_trunk_with_its_statistics_then_let_it_follow_slowly():
     model = kr.grow(network(), "stage*_block1_out", seed=1)
     description = run(epochs=2, frozen_epochs=1, backbone_lr_multiplier=0.1, schedule="constant", learning_rate=0.05)
