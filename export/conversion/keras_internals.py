@@ -21,7 +21,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -58,21 +57,19 @@ def _replaced(owner: object, name: str, replacement: object) -> Iterator[None]:
 def plain_grouped_convolutions(to_convert: bool) -> Iterator[None]:
     """Trace grouped convolutions without the `tf.function(jit_compile=True)` around them, which no converter can enter.
 
-    With `to_convert` unset, the graph is to run in TensorFlow, which needs XLA for three dimensions and for `channels_first`.
+    With `to_convert` unset, the graph is to run in TensorFlow, which has those of three dimensions only with XLA.
     """
-    import keras
     import keras.src.backend.tensorflow.nn as keras_nn
 
     real = keras_nn.conv
 
     @functools.wraps(real)
-    def conv(*args: Any, **kwargs: Any) -> tf.Tensor:
-        given = inspect.signature(real).bind(*args, **kwargs).arguments
-        channels_first = (given.get("data_format") or keras.config.image_data_format()) == "channels_first"
-        plain = to_convert or not (channels_first or len(given["inputs"].shape) == 5)
-        overlay = _Overlay(keras_nn.tf, function=_without_function)
-        with _replaced(keras_nn, "tf", overlay) if plain else contextlib.nullcontext():
-            return real(*args, **kwargs)
+    def conv(inputs: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
+        if not to_convert and len(inputs.shape) == 5:
+            return real(inputs, *args, **kwargs)
+        # Made at the call, over what other patches have made of `tf` by then.
+        with _replaced(keras_nn, "tf", _Overlay(keras_nn.tf, function=_without_function)):
+            return real(inputs, *args, **kwargs)
 
     with _replaced(keras_nn, "conv", conv):
         yield

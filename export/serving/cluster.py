@@ -210,7 +210,7 @@ def run(settings: ClusterSettings, host: str, port: int, address: str | None, te
     tell("listening", f"serving on {url} with Ray", url=url, models=[source.name for source in settings.sources])
     tell("ready", "ready")
     ended.wait()
-    if not _drained():
+    if not _left(watch=address is None):
         tell("stopped", "stopped; the cluster has ended by itself, and what it had taken is not answered")
         # Ray would wait for the cluster for a minute, and then abort.
         os._exit(1)
@@ -219,16 +219,26 @@ def run(settings: ClusterSettings, host: str, port: int, address: str | None, te
     return received[0]
 
 
-def _drained() -> bool:
-    """Take the application from the cluster; False if the cluster is gone, as when a signal went to all processes at once."""
+def _leave() -> None:
+    # The replicas finish what they have taken; a shutdown alone would end the proxy under their answers.
+    serve.delete(APPLICATION)
+    serve.shutdown()
 
-    def leave() -> None:
-        # The replicas finish what they have taken; a shutdown alone would end the proxy under their answers.
-        serve.delete(APPLICATION)
-        serve.shutdown()
 
+def _left(watch: bool) -> bool:
+    """Take the application from the cluster.
+
+    Args:
+        watch: Whether to give up where the cluster is gone: a signal may have gone to all processes of a local one.
+
+    Returns:
+        Whether the cluster was there to the end.
+    """
+    if not watch:
+        _leave()
+        return True
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    leaving = threading.Thread(target=leave, daemon=True)
+    leaving = threading.Thread(target=_leave, daemon=True)
     leaving.start()
     while leaving.is_alive():
         leaving.join(1)

@@ -99,6 +99,17 @@ def test_an_epoch_sees_every_image_once_in_an_order_of_its_own(arrays):
     assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[0], arrays.images)
 
 
+def crops(image, source):
+    """All `(top, left, whether it is mirrored)` at which an image of 12 × 10 pixels is part of a larger one."""
+    return [
+        (y, x, flip)
+        for flip in (False, True)
+        for y in range(5)
+        for x in range(5)
+        if np.array_equal(image[:, ::-1] if flip else image, source[y : y + 12, x : x + 10])
+    ]
+
+
 def test_crop_and_flip_are_windows_of_the_padded_image(arrays):
     augmentation = data.Augmentation(crop_padding=2, flip=True)
     split = arrays.take(np.arange(10))
@@ -108,13 +119,7 @@ def test_crop_and_flip_are_windows_of_the_padded_image(arrays):
     seen = set()
     for images, _ in collect(split, augmentation=augmentation, size=(12, 10), fill=fill, last=12, shuffle=False):
         for image, source in zip(images, padded, strict=True):
-            found = [
-                (y, x, flip)
-                for flip in (False, True)
-                for y in range(5)
-                for x in range(5)
-                if np.array_equal(image[:, ::-1] if flip else image, source[y : y + 12, x : x + 10])
-            ]
+            found = crops(image, source)
             assert found
             seen |= set(found)
     assert {flip for *_, flip in seen} == {False, True} and len({(y, x) for y, x, _ in seen}) == 25
@@ -128,13 +133,7 @@ def test_reflected_borders_and_flips_in_turn(arrays):
     for images, _ in collect(split, augmentation=augmentation, size=(12, 10), last=12, shuffle=False):
         sides.append([])
         for image, source in zip(images, padded, strict=True):
-            found = [
-                (y, x, flip)
-                for flip in (False, True)
-                for y in range(5)
-                for x in range(5)
-                if np.array_equal(image[:, ::-1] if flip else image, source[y : y + 12, x : x + 10])
-            ]
+            found = crops(image, source)
             # The middle of an image is not its own mirror image, so the side is certain.
             assert len({flip for *_, flip in found}) == 1
             sides[-1].append(found[0][2])
