@@ -41,7 +41,10 @@ def execute(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="notebooks to execute; by default all")
-    for path in parser.parse_args().notebooks or sorted(FOLDER.glob("*.ipynb")):
+    paths = parser.parse_args().notebooks or sorted(FOLDER.glob("*.ipynb"))
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        parser.error(f"no such file: {', '.join(missing)}")
+    for path in paths:
         nbformat.write(execute(path), path)
         print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
 
