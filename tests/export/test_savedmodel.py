@@ -1,4 +1,4 @@
-"""The SavedModel road: names, numbers, and that nothing of this project is needed to load it."""
+"""SavedModel export: names, numbers, and that nothing of this project is needed to load it."""
 
 import json
 import os
