@@ -19,7 +19,12 @@ BATCH = 32
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default=Path(__file__).resolve().parents[1] / "demo", type=Path, help="Folder for all results; by default demo/ in the repository.")
+    parser.add_argument(
+        "--out",
+        default=Path(__file__).resolve().parents[1] / "demo",
+        type=Path,
+        help="Folder for all results; by default demo/ in the repository.",
+    )
     out = parser.parse_args().out
     try:
         (out / "images").mkdir(parents=True, exist_ok=True)

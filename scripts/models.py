@@ -25,8 +25,8 @@ TARGET, STUB = ROOT / "docs" / "models.md", ROOT / "keras_resnet" / "__init__.py
 MARK = "# ---------------------------------------------------------------- written by scripts/models.py\n"
 HEAD = """# Models
 
-This page lists all models of the zoo with their sizes, and the pretrained weights of each. `scripts/models.py` generates it from the table of
-variants; do not edit it by hand.
+This page lists all models of the zoo with their sizes, and the pretrained weights of each. `scripts/models.py` generates it
+from the table of variants; do not edit it by hand.
 
 ```python
 import keras_resnet as kr
@@ -44,17 +44,19 @@ print(kr.model_info("resnet50"))  # its stages and sizes
 |---|---|---|
 | `resnet50` | v1.5, as in torchvision and timm: the 3×3 convolution of a bottleneck has the stride | arXiv 1512.03385 |
 | `resnet50_v1` | the first 1×1 has the stride, as in keras.applications | arXiv 1512.03385 |
-| `resnet50c`, `50d`, `50s`, `50t` | three 3×3 convolutions as the stem, of different widths; D and T also average in the shortcut | arXiv 1812.01187, timm |
+| `resnet50c`, `50d`, `50s`, `50t` | three 3×3 convolutions as the stem, of different widths; D and T also average in \
+the shortcut | arXiv 1812.01187, timm |
 | `resnetv2_50`, `preresnet110` | pre-activation: norm and ReLU come before each convolution | arXiv 1603.05027 |
-| `resnetv2_50_keras` | pre-activation as in keras.applications, with the stride in the last block of a stage | keras.applications |
+| `resnetv2_50_keras` | pre-activation as in keras.applications, the stride in the last block of a stage | keras.applications |
 | `resnetv2_50x3_bit` | Big Transfer, three times as wide, with group norm and weight standardisation | arXiv 1912.11370 |
 | `resnext50_32x4d` | grouped convolutions: 32 groups of 4 channels | arXiv 1611.05431 |
 | `wide_resnet50_2` | the 3×3 convolutions twice as wide | arXiv 1605.07146 |
 | `seresnet50`, `seresnext50_32x4d` | with squeeze-and-excitation | arXiv 1709.01507 |
 | `resnetrs50` | ResNet-RS | arXiv 2103.07579 |
 | `resnetblur50` | blurred before subsampling | arXiv 1904.11486 |
-| `resnet20` … `resnet1202` | for CIFAR. The suffix names the shortcut where the shape changes: none, `_a_fixup` and `_a_avg` for \
-three forms of option A (no parameters), `_b` for projections there, `_c` for projections in every block | arXiv 1512.03385, section 4.2 |
+| `resnet20` … `resnet1202` | for CIFAR. The suffix names the shortcut where shapes change: none, `_a_fixup` and `_a_avg` for \
+three forms of option A (no parameters), `_b` for projections there, `_c` for projections in every block | arXiv 1512.03385,
+section 4.2 |
 | `wrn28_10` | Wide ResNet for CIFAR: 28 layers, ten times as wide | arXiv 1605.07146 |
 | `plain20` | the ResNet without shortcuts, for comparisons | arXiv 1512.03385 |
 | `cifar_speed` | a wide, shallow plain net for the most accuracy per hour | arXiv 2404.00498 |
@@ -64,11 +66,11 @@ three forms of option A (no parameters), `_b` for projections there, `_c` for pr
 
 ## How to read the tables
 
-Parameters are the trainable ones. Multiply-adds are those of convolutions and dense layers, for one image of the input size. `Top-1` is the best
-published accuracy, in per cent, among the listed weights. Each was measured by its own publisher, with its own recipe and image size, so the
-numbers compare recipes as much as networks. The accuracies of torchvision and akamaster are from their documentation, those of
-keras.applications from keras.io, and those of timm from its `results/results-imagenet.csv` at the size given here (which has none for
-weights of ImageNet-21k).
+Parameters are the trainable ones. Multiply-adds are those of convolutions and dense layers, for one image of the input size.
+`Top-1` is the best published accuracy, in per cent, among the listed weights. Each was measured by its own publisher, with
+its own recipe and image size, so the numbers compare recipes as much as networks. The accuracies of torchvision and akamaster
+are from their documentation, those of keras.applications from keras.io, and those of timm from its
+`results/results-imagenet.csv` at the size given here (which has none for weights of ImageNet-21k).
 
 """
 SECTIONS = (
@@ -127,7 +129,8 @@ def document():
     for title, belongs in SECTIONS:
         rows = [row(name, config) for name, config in built_in.items() if belongs(config)]
         text += f"## {title}\n\n{COLUMNS}{''.join(rows)}\n"
-    text += f"## Pretrained weights\n\nPass a name from this table as `weights=`.\n\n{WEIGHT_COLUMNS}{''.join(map(weight_row, sorted(sources().items())))}\n"
+    text += "## Pretrained weights\n\nPass a name from this table as `weights=`.\n\n"
+    text += f"{WEIGHT_COLUMNS}{''.join(map(weight_row, sorted(sources().items())))}\n"
     return text.rstrip("\n") + "\n"
 
 

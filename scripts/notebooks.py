@@ -1,7 +1,7 @@
 """Execute the notebooks in docs/notebooks and store their outputs in them.
 
-The notebooks read the environment variables `CIFAR10_NPZ` (an `.npz` file with CIFAR-10), `PHOTOS` (a folder of
-photos) and `TRITON_PYTHON` (an interpreter that has tritonclient).
+The notebooks read the environment variables `CIFAR10_NPZ` (an `.npz` file with CIFAR-10), `PHOTOS` (a folder of photos) and
+`TRITON_PYTHON` (an interpreter that has tritonclient).
 """
 
 import argparse

@@ -30,9 +30,9 @@ model = kr.resnet20(weights="cifar10")
 
 `resnet-export` and `resnet-train` take `--weights cifar10` wherever they take the name of a model.
 
-The accuracy is that of the packaged file on the {test_images:,} images at the even positions of CIFAR-10's test set. It was measured once, after
-the last epoch. Kernels are stored in float16. [NOTICE](../NOTICE) states the training data and their terms. `scripts/weights.py` generates this
-page from the cards of the files; do not edit it by hand.
+The accuracy is that of the packaged file on the {test_images:,} images at the even positions of CIFAR-10's test set. It was
+measured once, after the last epoch. Kernels are stored in float16. [NOTICE](../NOTICE) states the training data and their
+terms. `scripts/weights.py` generates this page from the cards of the files; do not edit it by hand.
 
 | model | parameters | multiply-adds | file | top-1 accuracy, % | epochs of the last run | hours of the last run |
 |---|---:|---:|---:|---:|---:|---:|
@@ -140,7 +140,7 @@ def document():
         )
         sections += SECTION.format(model=model, tag=tag, **facts)
         if "tta" in facts:
-            sections += f"\nWith test-time augmentation (`--tta {facts['tta']}`), the test accuracy is {facts['accuracy_tta']:.2f} %.\n"
+            sections += f"\nWith test-time augmentation (`--tta {facts['tta']}`), it is {facts['accuracy_tta']:.2f} %.\n"
     return HEAD.format(test_images=test_images) + table + sections
 
 

@@ -194,7 +194,7 @@ NOTES = {
     "resnetv2_50": "v2 as in timm: the first block of a stage has the stride; keras.applications has `resnetv2_50_keras`",
     "preresnet164": "the first 1×1 has the stride, as in the authors' code; others have it in the 3×3 (`stride_in`)",
     **{
-        f"{name}_grown26": f"`{name}` with 4, 4, 3 and 2 pre-activation blocks after its first four pools, with the gate `zero_gamma`"
+        f"{name}_grown26": f"`{name}` with 4, 4, 3 and 2 pre-activation blocks after its first four pools (gate `zero_gamma`)"
         for name in ("vgg16_w16", "vgg16_bn_w16")
     },
     "seresnet18": "squeeze width rounded to a multiple of 8, as in timm; the paper's is `se_divisor=1`",

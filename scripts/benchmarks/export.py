@@ -110,7 +110,9 @@ PARTS = ("time", "depths", "latency", "openvino", "int8", "nncf", "pruned")
 
 @click.command()
 @click.option("--parts", default=",".join(PARTS), show_default=True, help="Parts to run, comma-separated.")
-@click.option("--rounds", default=3, show_default=True, help="Exports with each exporter, which take turns; the medians are printed.")
+@click.option(
+    "--rounds", default=3, show_default=True, help="Exports with each exporter, which take turns; the medians are printed."
+)
 @click.option("--models", default="resnet50,resnet152", show_default=True)
 @click.option("--pairs", default=31, show_default=True, help="Rounds in which the latency of the files is timed.")
 @click.option("--peer-python", default=sys.executable, help="Python with torch and torchvision (extra `peers`).")

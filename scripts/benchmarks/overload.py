@@ -43,7 +43,11 @@ class Outcome:
 @click.option("--threads", default=1, show_default=True, help="Threads of the server's model.")
 @click.option("--deadline-ms", type=float, help="Also give every request this deadline, in a third run.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default="overload.png", show_default=True, help="Figure to draw; a .csv file is written next to it."
+    "--out",
+    type=click.Path(path_type=Path),
+    default="overload.png",
+    show_default=True,
+    help="Figure to draw; a .csv file is written next to it.",
 )
 def overload(family, data, loads, seconds, threads, deadline_ms, out):
     """Measure throughput, p99 and accuracy of FAMILY (family.json) under rising load, with and without --adaptive."""

@@ -377,14 +377,23 @@ def _metric(url, name):
 @click.option("--threads", default=0, help="Threads of onnxruntime; 0 leaves the choice to it.")
 @click.option("--max-batch", default=8, show_default=True)
 @click.option("--max-delay-ms", default=5.0, show_default=True)
-@click.option("--clients", multiple=True, type=int, default=CLIENTS, show_default=True, help="Number of clients; may be given several times.")
+@click.option(
+    "--clients",
+    multiple=True,
+    type=int,
+    default=CLIENTS,
+    show_default=True,
+    help="Number of clients; may be given several times.",
+)
 @click.option("--turns", default=12, show_default=True, help="Turns of every alternative; 0 skips the comparison.")
 @click.option("--seconds", default=1.5, show_default=True, help="Length of a turn, in seconds.")
 @click.option("--litserve-python", default=lambda: os.environ.get("LITSERVE_PYTHON"), help="Python that has litserve.")
 @click.option("--kserve-python", default=lambda: os.environ.get("KSERVE_PYTHON"), help="Python that has kserve.")
 @click.option("--mlserver-python", default=lambda: os.environ.get("MLSERVER_PYTHON"), help="Python that has mlserver.")
 @click.option("--ray-python", default=lambda: os.environ.get("RAY_PYTHON"), help="Python that has ray[serve].")
-@click.option("--out", type=click.Path(), help="JSON file for all figures, with a diagram next to it. Turns of an earlier run are kept.")
+@click.option(
+    "--out", type=click.Path(), help="JSON file for all figures, with a diagram next to it. Turns of an earlier run are kept."
+)
 def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, seconds, out, **pythons):
     """Compare serving over HTTP and gRPC with a bare onnxruntime loop and with other servers; MODEL is an ONNX file.
 

@@ -106,7 +106,10 @@ def measure_depths(rounds):
 @click.option("--batch", default=4, show_default=True)
 @click.option("--rounds", default=5, show_default=True, help="Repetitions of import and of build by depth.")
 @click.option(
-    "--skip", multiple=True, type=click.Choice(["import", "build", "forward", "step", "depth"]), help="Part to leave out; may be given several times."
+    "--skip",
+    multiple=True,
+    type=click.Choice(["import", "build", "forward", "step", "depth"]),
+    help="Part to leave out; may be given several times.",
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="Write all numbers to this JSON file.")
 def zoo(pairs, size, batch, rounds, skip, out):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Write docs/why-residual.md from its text (why-residual.md next to this file) and the tables in docs/results/.
 
-In the text, `<!-- with NAME -->` … `<!-- end -->` stays only if `docs/results/NAME.csv` exists, and `{NAME.fact}` is replaced by what the
-experiment's `facts` returns, or by a size of the run. The page therefore shows nothing that was not measured.
+In the text, `<!-- with NAME -->` … `<!-- end -->` stays only if `docs/results/NAME.csv` exists, and `{NAME.fact}` is replaced
+by what the experiment's `facts` returns, or by a size of the run. The page therefore shows nothing that was not measured.
 """
 
 import argparse
