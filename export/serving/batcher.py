@@ -1,7 +1,7 @@
 """Micro-batching by rows: requests of the same shape that wait at the same time run as one batch.
 
-`Batcher.submit` queues a request, `_pump` decides when a batch starts, `_take` picks its requests, and `_execute` runs it in a thread.
-Everything else happens on the event loop's thread, so nothing here needs a lock.
+`Batcher.submit` queues a request, `_pump` decides when a batch starts, `_take` picks its requests, and `_execute` runs it in a
+thread. Everything else happens on the event loop's thread, so nothing here needs a lock.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class Optimization(Options):
 class Augmentation(Options):
     """Augmentation"""
 
-    label_smoothing: float = option(0.0, "Share of every label that is spread evenly over all classes, from 0 to 1.", least=0, most=1)
+    label_smoothing: float = option(0.0, "Share of every label that is spread evenly over all classes.", least=0, most=1)
     crop_padding: int = option(0, "Pixels around training images before a random crop of the model's size (CIFAR: 4).", least=0)
     crop_border: str = option("mean", "What these pixels are: the data set's mean colour, or the image's own reflection.",
                               choices=("mean", "reflect"))  # fmt: skip
