@@ -201,6 +201,12 @@ def is_convolution(operation: Any) -> bool:
     return isinstance(operation, keras.layers.Layer) and named and hasattr(operation, "kernel_size")
 
 
+def is_of_keras(operation: Any) -> bool:
+    """Whether Keras or this package defines what an operation computes, and not the user: a layer of their own, a `Lambda`."""
+    known = type(operation).__module__.split(".")[0] in ("keras", "keras_resnet")
+    return known and not isinstance(operation, keras.layers.Lambda)
+
+
 def is_weighted(operation: Any) -> bool:
     """Whether an operation counts as a weighted layer, as papers count depth: it holds a kernel (not just vectors)."""
     if isinstance(operation, keras.Model) or not isinstance(operation, keras.layers.Layer):

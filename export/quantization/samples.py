@@ -17,25 +17,14 @@ from ..errors import UsageError
 from ..runtime import images
 from ..runtime.prediction import batches, image_input
 from ..runtime.sessions import Session, TensorInfo
-from ..verification.inputs import load_samples
+from ..verification.inputs import BATCHES, VALUES, full_shape, load_samples, random_array, sizes
 from .source import Source
 
 Feeds = dict[str, np.ndarray]
 Outputs = dict[str, np.ndarray]
 
 ROWS = 16
-# Sizes for dynamic axes: odd ones find faults of padding; networks that halve and concatenate need multiples; some a minimum.
-SIZES = {
-    "pixels": ((96, 96), (96, 128), (128, 160), (224, 224), (256, 320), (299, 331), (512, 512)),
-    "noise": ((107, 131), (64, 96), (160, 128), (224, 256), (320, 256), (331, 299), (512, 576)),
-}
-# Distribution and scale of float inputs: first what images have, smaller ones for networks that overflow on those, positive
-# ones for networks that take roots or logarithms.
-VALUES = {
-    "pixels": (("pixels", 255.0), ("pixels", 1.0), ("pixels", 0.1), ("pixels", 0.01)),
-    "noise": (("normal", 1.0), ("normal", 0.1), ("normal", 0.01), ("uniform", 1.0), ("uniform", 255.0)),
-}
-BATCHES = {"pixels": 1, "noise": 3}
+SAMPLES = "samples"  # the distribution of random numbers from the range of the user's samples
 MULTIPLES = (8, 16, 32, 64, 128)
 LARGEST_OUTPUT = 65504.0
 
@@ -63,12 +52,12 @@ def find_cases(source: Source, samples: list[Feeds] | None = None, seed: int = 0
     Raises:
         UsageError: The file fails on everything that was tried.
     """
-    rng, bounds = np.random.default_rng(seed), index_bounds(source.model)
+    rng, bounds, compares_pixels = np.random.default_rng(seed), index_bounds(source.model), _compares_pixels(source.model)
     found = [Case("samples", feeds, attempt(source.session, feeds)) for feeds in samples or ()]
     reasons: list[str] = []
     for data in BATCHES:
-        values = [("samples", 1.0)] if samples else VALUES[data]
-        case = _first_possible(source.session, data, values, rng, bounds, samples, reasons)
+        values = ((SAMPLES, 1.0),) if samples else VALUES[data]
+        case = _first_possible(source.session, data, values, rng, bounds, compares_pixels, samples, reasons)
         found += [case] if case else []
     if not found:
         raise UsageError(
@@ -97,16 +86,22 @@ def _first_possible(
     values: Any,
     rng: np.random.Generator,
     bounds: Mapping[str, int],
+    compares_pixels: bool,
     samples: list[Feeds] | None,
     reasons: list[str],
 ) -> Case | None:
     """The first batch on which the file computes numbers of an ordinary size; else the first with finite ones; else None."""
     finite = None
-    for size, (distribution, scale) in itertools.product(_sizes(model, data), values):
+    dynamic = any(isinstance(axis, str) for spec in model.inputs for axis in spec.shape[1:])
+    for size, (distribution, scale) in itertools.product(sizes(data, dynamic, compares_pixels), values):
         feeds = {}
         for spec in model.inputs:
-            shape = _shape(spec, BATCHES[data], size)
-            feeds[spec.name] = _random(rng, spec, shape, distribution, scale, bounds.get(spec.name), samples)
+            shape = full_shape(spec.shape, BATCHES[data], size)
+            if distribution == SAMPLES and spec.name not in bounds:
+                low, high = _range(samples, spec.name)
+                feeds[spec.name] = rng.uniform(low, high, shape).astype(spec.dtype)
+            else:
+                feeds[spec.name] = random_array(rng, spec.dtype, shape, distribution, scale, bounds.get(spec.name))
         try:
             outputs = attempt(model, feeds)
         except Exception as error:  # onnxruntime's errors have no common class; this input is simply not one for the model
@@ -121,46 +116,22 @@ def _first_possible(
     return finite
 
 
-def _sizes(model: Session, data: str) -> tuple[tuple[int, int], ...]:
-    dynamic = any(isinstance(size, str) for spec in model.inputs for size in spec.shape[1:])
-    return SIZES[data] if dynamic else SIZES[data][:1]
-
-
-def _shape(spec: TensorInfo, batch: int, size: tuple[int, int]) -> list[int]:
-    first = 2 if spec.layout == "nchw" else 1
-    return [
-        known if isinstance(known, int) else batch if axis == 0 else size[min(max(axis - first, 0), 1)]
-        for axis, known in enumerate(spec.shape)
-    ]
-
-
-def _random(
-    rng: np.random.Generator,
-    spec: TensorInfo,
-    shape: list[int],
-    distribution: str,
-    scale: float,
-    bound: int | None,
-    samples: list[Feeds] | None,
-) -> np.ndarray:
-    dtype = np.dtype(spec.dtype)
-    if bound is not None:
-        return rng.integers(0, bound, shape).astype(dtype)
-    if distribution == "samples":
-        low, high = _range(samples, spec.name)
-        return rng.uniform(low, high, shape).astype(dtype)
-    if dtype.kind == "b":
-        return rng.integers(0, 2, shape).astype(bool)
-    if dtype.kind in "iu":
-        return rng.integers(0, max(int(256 * min(scale, 1)), 2), shape).astype(dtype)
-    if distribution == "pixels":
-        return (rng.integers(0, 256, shape) * (scale / 255)).astype(dtype)
-    values = rng.normal(size=shape) if distribution == "normal" else rng.uniform(0.05, 1, shape)
-    return (scale * values).astype(dtype)
-
-
 def _range(samples: list[Feeds], name: str) -> tuple[float, float]:
     return min(float(feeds[name].min()) for feeds in samples), max(float(feeds[name].max()) for feeds in samples)
+
+
+# Time and memory of these may grow with the square of the number of pixels; products only where both factors are computed.
+LOOPS, PRODUCTS = ("GRU", "LSTM", "Loop", "RNN", "Scan"), ("Attention", "Einsum", "MatMul")
+
+
+def _compares_pixels(model: ir.Model) -> bool:
+    """Whether a graph may compare all pixels with each other, or loop over them."""
+    return any(
+        node.op_type in LOOPS
+        or node.op_type in PRODUCTS
+        and sum(value is not None and value.const_value is None for value in node.inputs) > 1
+        for node in model.graph.all_nodes()
+    )
 
 
 COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")

@@ -6,7 +6,7 @@ import itertools
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ SIZES = {
     "pixels": ((96, 96), (96, 128), (128, 160), (224, 224), (256, 320), (299, 331), (512, 512)),
     "noise": ((107, 131), (64, 96), (96, 64), (160, 128), (224, 256), (256, 224), (320, 256), (331, 299), (512, 576)),
 }
-# Sizes that are tried first where every pixel is a step of a loop or attends to every other: a map of 107×131 takes minutes and
-# gigabytes there.
+# Sizes that are tried first where every pixel may be a step of a loop or be compared with every other: on a map of 107×131 one
+# tensor of such a model has 200 million numbers per image and head.
 SMALL_SIZES = {"pixels": ((32, 32), (32, 48)), "noise": ((29, 37), (48, 32))}
 # Distribution and scale of float inputs, first what images have; a network that overflows gets smaller ones, one that takes
 # logarithms or roots positive ones.
@@ -81,8 +81,8 @@ def _first_possible(reference: Reference, data: str, rng: np.random.Generator) -
     ):
         feeds = {}
         for index, spec in enumerate(signature.inputs):
-            shape = _shape(spec, BATCHES[data], size, signature.layout)
-            feeds[spec.name] = _random(rng, spec, shape, distribution, scale, bounds.get(index))
+            shape = full_shape(spec.shape, BATCHES[data], size)
+            feeds[spec.name] = random_array(rng, spec.dtype, shape, distribution, scale, bounds.get(index))
         if checked and not reference.accepts(feeds):
             continue
         try:
@@ -117,32 +117,61 @@ def _sizes(signature: Signature, data: str) -> tuple:
         bigger, smaller = (2 * height + 1, 3 * width - 2), (max(height * 3 // 4, 2), max(width - 3, 2))
         return (bigger if data == "pixels" else smaller,)
     dynamic = any(None in spec.shape[1:] for spec in signature.inputs)
-    sizes = (*(SMALL_SIZES[data] if _reads_sequences(signature.model) else ()), *SIZES[data])
-    return sizes if dynamic else sizes[:1]
+    return sizes(data, dynamic, dynamic and _compares_pixels(signature.model))
 
 
-def _reads_sequences(model: keras.Model) -> bool:
+def sizes(data: str, dynamic: bool, compares_pixels: bool) -> tuple[tuple[int, int], ...]:
+    """Sizes `(height, width)` to try for the dynamic axes of a model, in this order.
+
+    Args:
+        data: `"pixels"` or `"noise"`.
+        dynamic: Whether there are such axes; if not, one size is enough, as none is used.
+        compares_pixels: Whether time and memory may grow with the square of the number of pixels.
+    """
+    return (*(SMALL_SIZES[data] if compares_pixels else ()), *SIZES[data]) if dynamic else SIZES[data][:1]
+
+
+def _compares_pixels(model: keras.Model) -> bool:
+    """Whether a model may compare all pixels or loop over them: by a layer that does, by a product, or in code of the user's."""
     from keras import layers
 
-    from keras_resnet.graphs import layers_in
+    from keras_resnet.graphs import graph_of, is_of_keras, layers_in, nodes
 
-    kinds = (layers.RNN, layers.MultiHeadAttention, layers.GroupQueryAttention, layers.Attention, layers.AdditiveAttention)
-    return any(isinstance(layer, kinds) for layer in layers_in(model))
+    kinds = (
+        layers.RNN,
+        layers.MultiHeadAttention,
+        layers.GroupQueryAttention,
+        layers.Attention,
+        layers.AdditiveAttention,
+        layers.Dot,
+    )
+    found = list(layers_in(model))
+    if any(isinstance(layer, kinds) or not is_of_keras(layer) for layer in found):
+        return True
+    graphs = [graph for layer in (model, *found) if (graph := graph_of(layer)) is not None]
+    return any(type(node.operation).__name__ in ("Matmul", "Einsum", "Dot") for graph in graphs for node in nodes(graph))
 
 
-def _shape(spec: InputSpec, batch: int, size: tuple[int, int], layout: str) -> list[int]:
-    shape = list(spec.shape)
-    first = 2 if layout == "nchw" and len(shape) == 4 else 1
-    for axis, known in enumerate(shape):
-        if known is None:
-            shape[axis] = batch if axis == 0 else size[min(max(axis - first, 0), 1)]
-    return shape
+def full_shape(shape: Sequence[object], batch: int, size: tuple[int, int]) -> list[int]:
+    """A shape without dynamic axes: the first axis is the batch, the next dynamic one the height, further ones the width."""
+    edges = iter(size)
+    return [known if isinstance(known, int) else batch if axis == 0 else next(edges, size[1]) for axis, known in enumerate(shape)]
 
 
-def _random(
-    rng: np.random.Generator, spec: InputSpec, shape: list[int], distribution: str, scale: float, bound: int | None
+def random_array(
+    rng: np.random.Generator, dtype: str | np.dtype, shape: list[int], distribution: str, scale: float, bound: int | None
 ) -> np.ndarray:
-    dtype = np.dtype(spec.dtype)
+    """Random numbers that an input of a dtype takes.
+
+    Args:
+        rng: Where the numbers come from.
+        dtype: Of the input.
+        shape: Of the input.
+        distribution: `"pixels"` (from 0 to `scale` in 255 steps), `"normal"` or `"uniform"` (above 0); for float inputs.
+        scale: Factor on them.
+        bound: Integers below it instead, for an input of indices; or None.
+    """
+    dtype = np.dtype(dtype)
     if bound is not None:
         return rng.integers(0, bound, shape).astype(dtype)
     if dtype.kind == "b":
@@ -150,8 +179,7 @@ def _random(
     if dtype.kind in "iu":
         return rng.integers(0, max(int(256 * min(scale, 1)), 2), shape).astype(dtype)
     if distribution == "pixels":
-        pixels = rng.integers(0, 256, shape)
-        return (pixels * (scale / 255)).astype(dtype) if scale != 255 else pixels.astype(dtype)
+        return (rng.integers(0, 256, shape) * (scale / 255)).astype(dtype)
     values = rng.normal(size=shape) if distribution == "normal" else rng.uniform(0.05, 1, shape)
     return (scale * values).astype(dtype)
 

@@ -191,15 +191,13 @@ def _normalises(layer: Any, rank: int) -> bool:
 def _ends_folding(layer: Any) -> bool:
     import keras
 
+    from keras_resnet.graphs import is_of_keras
+
     if layer == END:
         return True
     if isinstance(layer, keras.layers.Activation):
         return _is_ending(layer.activation)
-    return (
-        isinstance(layer, keras.Layer)
-        and type(layer).__module__.split(".")[0] in ("keras", "keras_resnet")
-        and (type(layer).__name__ in ENDS_FOLDING)
-    )
+    return isinstance(layer, keras.Layer) and is_of_keras(layer) and type(layer).__name__ in ENDS_FOLDING
 
 
 def _is_ending(activation: Callable) -> bool:

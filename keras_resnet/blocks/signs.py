@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import tree
 
-from ..graphs import graph_of, is_convolution, producer, walk
+from ..graphs import graph_of, is_convolution, is_of_keras, producer, walk
 
 # Functions are compared by identity, because a user's own function may have the same name.
 _NON_NEGATIVE_ACTIVATIONS = tuple(
@@ -58,7 +58,7 @@ def _is_non_negative(tensor, outer, known):
         return is_non_negative(inner, bound)
     if (own := getattr(operation, "non_negative_output", None)) is not None:
         return own
-    if type(operation).__module__.split(".")[0] not in ("keras", "keras_resnet"):
+    if not is_of_keras(operation):
         return False
     if isinstance(operation, keras.layers.ReLU):
         return not operation.negative_slope

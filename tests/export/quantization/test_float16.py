@@ -341,7 +341,7 @@ def test_what_would_overflow_stays_float32(tmp_path):
 
 def test_a_dynamic_size_model_with_multiples(tmp_path):
     x = keras.Input((None, None, 3))
-    first = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    first = layers.Conv2D(8, 3, padding="same", activation="relu")(layers.Rescaling(1 / 255)(x))
     deep = layers.Conv2D(8, 3, padding="same", activation="relu")(layers.MaxPooling2D(4)(first))
     y = layers.Concatenate()([first, layers.UpSampling2D(4)(deep)])
     model = keras.Model(x, layers.Conv2D(2, 1, activation="sigmoid")(y))
