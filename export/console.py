@@ -127,6 +127,24 @@ def table(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def inspection_text(entry: dict[str, Any]) -> str:
+    """An inspected file as lines. Of the card, only what a reader needs; `--json` prints all of it."""
+    shown = {key: value for key, value in entry.items() if key not in ("blocks", "metadata")}
+    metadata = dict(entry.get("metadata") or {})
+    card = metadata.pop("card", None) or {}
+    summary = {
+        "model": card.get("name"),
+        "labels": card.get("labels"),
+        "preprocessing": (card.get("preprocessing") or {}).get("mode"),
+        "weights": (card.get("weights") or {}).get("source"),
+    }
+    if any(value is not None for value in summary.values()):
+        shown["card"] = summary
+    if "outputs" in metadata:
+        shown["output_kinds"] = metadata.pop("outputs")
+    return table(shown | {key: value for key, value in metadata.items() if value})
+
+
 def _pairs(entry):
     return ", ".join(f"{key} {value}" for key, value in entry.items() if value is not None)
 

@@ -151,7 +151,7 @@ def test_an_untrained_model_is_verified_with_other_variables(tmp_path, monkeypat
     x = keras.Input((8, 8, 3))
     norm = layers.BatchNormalization(name="norm")
     model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(norm(layers.Conv2D(4, 3)(x)))))
-    assert any("verified again with random weights" in note for note in rx.to_savedmodel(model, tmp_path / "m").report.notes)
+    assert any("verified again with random values" in note for note in rx.to_savedmodel(model, tmp_path / "m").report.notes)
     real = savedmodel.concrete_function
 
     def twice(view, specs):
@@ -161,7 +161,7 @@ def test_an_untrained_model_is_verified_with_other_variables(tmp_path, monkeypat
             return real(view, specs)
 
     monkeypatch.setattr(savedmodel, "concrete_function", twice)
-    with pytest.raises(rx.MismatchError, match="with random weights in place of 6 constant ones"):
+    with pytest.raises(rx.MismatchError, match="with random values for 6 variables that were constant"):
         rx.to_savedmodel(model, tmp_path / "n")
     assert os.listdir(tmp_path) == ["m"]
 
