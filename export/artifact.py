@@ -278,7 +278,7 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, mark: str | None
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise UsageError(f"cannot write {path}: it is a device or a pipe, not a file")
     if target.exists() and mark is not None and not _replaceable(target, mark):
-        raise UsageError(f"{path} is not replaced: it holds other things than an earlier export (no {mark})")
+        raise UsageError(f"{path} is not replaced, because it is not an earlier export (it has no {mark})")
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {path}: the folder {target.parent} does not exist")
     if not os.access(target.parent, os.W_OK | os.X_OK):

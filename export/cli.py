@@ -16,7 +16,7 @@ import click
 from . import console as report
 from .errors import ExportError, MismatchError
 from .options import ExportOptions
-from .serving.commands import are_many, many_options, predict_many, register, scores_options
+from .serving.commands import batch_prediction_options, is_batch_prediction, predict_batches, register, scores_options
 
 EXAMPLES = {
     "list": "resnet-export list 'resnet*'",
@@ -360,7 +360,7 @@ def verify_command(
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Number of classes to show per image.")
 @click.option("--device", default="auto", show_default=True, help="Device to run on: auto, cpu, cuda, tensorrt or openvino.")
 @scores_options
-@many_options
+@batch_prediction_options
 def predict_command(
     file: str | None,
     images: tuple[str, ...],
@@ -371,7 +371,7 @@ def predict_command(
     url: str | None,
     out: str | None,
     as_json: bool,
-    **many: Any,
+    **batch: Any,
 ) -> int | None:
     """Classify images with an ONNX file or a server.
 
@@ -382,9 +382,9 @@ def predict_command(
         file, images = None, (file, *images)
     if not images:
         raise click.UsageError("Missing argument 'IMAGES...'.")
-    if are_many(images, url, out, many["engine"]):
-        return predict_many(
-            file, images, out, as_json, url=url, top=top, device=device, scores=scores, output_kind=output_kind, **many
+    if is_batch_prediction(images, url, out, batch["engine"]):
+        return predict_batches(
+            file, images, out, as_json, url=url, top=top, device=device, scores=scores, output_kind=output_kind, **batch
         )
     from .runtime.prediction import predict
 
@@ -511,7 +511,7 @@ def inspect_command(files: tuple[str, ...], html_file: str | None, as_json: bool
     from .runtime.inspection import inspect, picture
 
     if html_file and len(files) > 1:
-        raise click.UsageError("--html goes with one FILE.")
+        raise click.UsageError("--html needs a single FILE.")
     report.check_figure_files([html_file], files)
     found = [inspect(file) for file in files]
     if html_file:

@@ -331,7 +331,7 @@ def _written(writer, clock, points, budget):
         if same is None:
             chosen[name] = (asked, point)
         else:
-            notes.append(f"{name} is the same network as {same}, and no member of its own")
+            notes.append(f"{name} is the same network as {same} and is left out")
     placed = [
         (name, asked, point, writer.place(point, name))
         for name, (asked, point) in sorted(chosen.items(), key=lambda item: -item[1][1].macs)

@@ -213,7 +213,7 @@ def verify(
     folder, metadata = Path(path).is_dir(), artifact.read_metadata(path)
     if "options" not in metadata and not folder:
         raise UsageError(
-            f"{path} was not written by resnet-export: it does not say how its inputs and outputs map to the model's"
+            f"{path} was not written by resnet-export, so it does not say how its inputs and outputs map to the model's"
         )
     options = ExportOptions.from_metadata(metadata.get("options") or {})
     is_old = "outputs" not in metadata
@@ -227,7 +227,7 @@ def verify(
         return verify_savedmodel(path, prepared, metadata=expected, samples=samples, seed=seed)
     if precision == "int8":
         if samples is None:
-            raise UsageError(f"{path} is int8: give images (--samples) on which it has to agree with the model")
+            raise UsageError(f"{path} is int8; give images on which to compare it with the model (--samples)")
         return verify_int8(path, prepared, samples, expected, Budget(max_drop, max_error))
     return verify_onnx(path, prepared, opset=options.opset, precision=precision, metadata=expected, samples=samples, seed=seed)
 
@@ -270,7 +270,7 @@ def _lower_precision(
     if precision not in TOLERANCES:
         raise UsageError(f"`precision` must be one of {', '.join(TOLERANCES)}, got {precision!r}")
     if external_data:
-        raise UsageError(f"`external_data` goes with float32, not with {precision}")
+        raise UsageError(f"`external_data` needs float32, got {precision}")
     if precision == "float16":
         return to_float16
     if calibration is None:

@@ -103,7 +103,7 @@ def read_family(path: str | os.PathLike[str]) -> Family:
     """Read `family.json`; its members are not opened.
 
     Raises:
-        UsageError: The file is missing, or is no family that this version knows.
+        UsageError: The file is missing, or is not a family that this version knows.
     """
     path = existing_file(path)
     try:
@@ -114,9 +114,9 @@ def read_family(path: str | os.PathLike[str]) -> Family:
         members = tuple(Member(**{**member, "removed": tuple(member["removed"])}) for member in stored.pop("members"))
         family = Family(**{**stored, "members": members, "notes": tuple(stored.get("notes", ()))})
         if not members or any(Path(member.file).name != member.file for member in members):
-            raise ValueError("it names no file next to it")
+            raise ValueError("it does not name a file next to it")
         if len({member.name for member in members}) < len(members):
-            raise ValueError("two members have one name")
+            raise ValueError("two members have the same name")
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"{path} is not a family as `resnet-export family` writes it ({reason})") from error

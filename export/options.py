@@ -71,7 +71,7 @@ class ExportOptions:
         if isinstance(self.outputs, str):
             object.__setattr__(self, "outputs", tuple(name.strip() for name in self.outputs.split(",") if name.strip()))
         if self.dynamic_size and self.resize:
-            raise UsageError("`dynamic_size` and `resize` exclude each other: an image is resized to the model's one size")
+            raise UsageError("`dynamic_size` and `resize` cannot be combined: `resize` resizes images to the model's fixed size")
 
     @property
     def prune_tolerance(self) -> float | None:

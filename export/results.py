@@ -19,7 +19,7 @@ class Comparison:
         max_abs, mean_abs: absolute error.
         relative: max |Δ| / max |reference|, what the tolerance bounds.
         cosine: cosine similarity of all numbers.
-        top1, top5: share of rows whose best class (set of best five) agrees; None where the output is no row of scores.
+        top1, top5: share of rows whose best class (set of best five) agrees; None where the output is not a row of scores.
         passed: whether `relative` is within the tolerance.
     """
 

@@ -77,7 +77,7 @@ def load_model(
     if is_file(model):
         for option, value in (("weights", weights), ("num_classes", num_classes)):
             if value is not None:
-                raise UsageError(f"`{option}` goes with the name of a model; {model} has its own")
+                raise UsageError(f"`{option}` needs the name of a zoo model; {model} has its own")
         notes = [f"code in Lambda layers of {model} may run in this process"] if unsafe_lambda else []
         try:
             loaded = kr.load_model_file(model, unsafe_lambda=unsafe_lambda)

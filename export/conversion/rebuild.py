@@ -67,8 +67,8 @@ def _with_float64(node):
     return {key: "float64" if key == "dtype" and value == "float32" else value for key, value in node.items()}
 
 
-def with_open_size(model: keras.Model) -> keras.Model:
-    """The model with open height and width, itself if it has them already.
+def with_dynamic_size(model: keras.Model) -> keras.Model:
+    """Give a model dynamic height and width; a model that has them is returned as it is.
 
     Raises:
         UsageError: the model has no image input, or needs a fixed size (a Flatten in front of a Dense).

@@ -286,9 +286,7 @@ def _inputs(model: keras.Model, layout: str, input_dtype: str, resize: bool) -> 
 
 def _fit(model: keras.Model, input_dtype: str) -> dict:
     if input_dtype != "uint8" or len(model.inputs[0].shape) != 4:
-        raise UsageError(
-            "`resize` goes with uint8 images; give `input_dtype` uint8 (--input uint8) and a model that takes images"
-        )
+        raise UsageError("`resize` needs uint8 images; set `input_dtype` to uint8 (--input uint8) and a model that takes images")
     found = image_preprocessing(model)
     if not found["size"]:
         raise UsageError(f"`resize` needs a size: neither the input nor the card of model {model.name!r} names one")

@@ -146,7 +146,7 @@ def concrete_function(
         kind = re.search(r"calling (\w+)\.call", str(error))
         raise UsageError(
             f"{kind[1] if kind else 'a layer'} decides on a number that is known only at run time, as bilinear UpSampling2D does"
-            " where height and width are open; build the model with a fixed input size"
+            " where height and width are dynamic; build the model with a fixed input size"
         ) from error
     except (UsageError, NotWeightless):
         raise

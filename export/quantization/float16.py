@@ -195,14 +195,14 @@ def _reason(
     data = [value for value in (*node.inputs, *_captured(node)) if value is not None and value.const_value is None]
     if node.op_type in ("Shape", "Size") or data and all(value.producer() in from_shapes for value in data):
         from_shapes.add(node)
-        return "as it computes on shapes"
+        return "because it computes on shapes"
     if float16_positions(node, opset) is None or node.op_type in FLOAT32_OPS:
         return "as its operator requires"
     if node in exact:
-        return "as what follows needs it exact"
+        return "because the following nodes need it exactly"
     moved = [value.producer() for value in data if value.dtype == FLOAT] if node.op_type in MOVING else []
     if moved and all(producer is not None and producer.name in kept for producer in moved):
-        return "as what it moves is float32"
+        return "because it moves float32 values"
     values = [largest.get(value.name, 0.0) for value in (*node.inputs, *node.outputs) if value is not None]
     if any(not value <= LARGEST for value in values):
         return f"they see numbers beyond {LARGEST:.0f}, half of float16's largest"

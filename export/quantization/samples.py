@@ -224,9 +224,9 @@ def _fitting(values: np.ndarray, spec: TensorInfo) -> np.ndarray:
     if values.dtype.kind not in "fiub":
         raise UsageError(f"images must be numbers, got {values.dtype}")
     if not np.isfinite(values).all():
-        raise UsageError("images hold numbers that are not finite")
+        raise UsageError("images contain numbers that are not finite")
     if not np.can_cast(values.dtype, spec.dtype, "same_kind") and not np.array_equal(values.astype(spec.dtype), values):
-        raise UsageError(f"images must be {spec.dtype} as the model's input is, got {values.dtype} with other numbers")
+        raise UsageError(f"images must have the dtype of the model's input, {spec.dtype}, got {values.dtype} with other numbers")
     return values.astype(spec.dtype)
 
 

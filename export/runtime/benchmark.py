@@ -107,7 +107,7 @@ def _timing(file, device, batch, threads, taken):
 
 
 def random_feeds(model: Session, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random input for a session: pixels for integer inputs and images, open sizes as 224.
+    """Random input for a session: pixels for integer inputs and images; dynamic sizes become 224.
 
     Raises:
         UsageError: the batch size is fixed to another number.

@@ -30,7 +30,7 @@ class Buckets:
         graphs: whether the session captures CUDA graphs; each size is then one of its own.
 
     Raises:
-        UsageError: no sizes or one below 1, or an input or output whose other sizes than the batch are open.
+        UsageError: no sizes or one below 1, or an input or output in which a size other than the batch is dynamic.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class Buckets:
         for value in (*inputs, *outputs):
             if not isinstance(value.shape[0], str) or any(isinstance(size, str) for size in value.shape[1:]):
                 raise UsageError(
-                    f"`batches` needs an open batch and fixed sizes, `{value.name}` is {list(value.shape)}; export the file so"
+                    f"`batches` needs a dynamic batch size and fixed other sizes, `{value.name}` has {list(value.shape)}; "
+                    "export the file again"
                 )
         self._session, self._inputs, self._outputs = session, inputs, outputs
         self._memory, self._device_id, self._graphs = memory, device_id, graphs
@@ -107,7 +108,7 @@ def checked_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
     """Batch sizes as a rising tuple without repetitions.
 
     Raises:
-        UsageError: none, or one that is no number of at least 1.
+        UsageError: none, or one that is not a number of at least 1.
     """
     sizes = tuple(sizes)
     if not sizes or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):

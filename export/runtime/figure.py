@@ -26,7 +26,7 @@ def check(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"a figure must end in {', '.join(FORMATS)}, got {str(path)!r}")
+        raise UsageError(f"the name of a figure must end in {', '.join(FORMATS)}, got {str(path)!r}")
     try:
         found = importlib.util.find_spec("matplotlib") is not None
     except ValueError:  # set to None in sys.modules

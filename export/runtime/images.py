@@ -47,7 +47,7 @@ def decode(
         UsageError: not an image, damaged, or larger than allowed.
     """
     if channels not in (1, 3):
-        raise UsageError(f"an image has 1 or 3 channels, the model wants {channels}")
+        raise UsageError(f"the model needs {channels} channels, but an image has 1 or 3")
     name, data = _read(source, max_bytes)
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
@@ -59,7 +59,7 @@ def decode(
     except UsageError:
         raise
     except Image.DecompressionBombError as error:  # Pillow has a limit of its own for headers
-        raise UsageError(f"{name} has far too many pixels; at most {max_pixels:,} pixels are read") from error
+        raise UsageError(f"{name} has too many pixels; at most {max_pixels:,} pixels are read") from error
     except UnidentifiedImageError as error:
         raise UsageError(f"{name} is not an image in a format that is read ({', '.join(_formats())})") from error
     except Exception as error:
@@ -140,7 +140,7 @@ def fit(
     if resized[0] * resized[1] > max_pixels:
         have, want = (f"{columns}×{rows}" for rows, columns in (pixels.shape[:2], resized))
         raise UsageError(
-            f"the image of {have} pixels is too long and narrow: resized it has {want}, at most {max_pixels:,} pixels"
+            f"the image of {have} pixels is too long and narrow: after resizing it has {want}, at most {max_pixels:,} pixels"
         )
     pixels = _resize(pixels, resized[0], resized[1], resampling)
     top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[:2], (height, width), strict=True))

@@ -39,7 +39,7 @@ class Inspection:
         inputs, outputs: `[{"name", "shape", "dtype"}]`.
         nodes: `{op: number}`, most frequent first.
         parameters: numbers in weights, biases and per-channel factors, quantised or not; bounds and other scalars are none.
-        macs: multiply-adds of one row, or None where sizes are open.
+        macs: multiply-adds of one row, or None where sizes are dynamic.
         metadata: see `artifact`; labels as their number.
         runtime_nodes: `{op: number}` after onnxruntime's default optimisation on the CPU.
         blocks: `[{"name", "ops", "nodes", "parameters", "sources", "skips"}]`: runs of nodes whose names share their first part,
@@ -129,7 +129,7 @@ def _after_onnxruntime(path):
 
 
 def multiply_adds(proto: onnx.ModelProto, inputs: Sequence[TensorInfo]) -> int | None:
-    """Multiply-adds of one row through convolutions and matrix products; None where a size other than the batch is open.
+    """Multiply-adds of one row through convolutions and matrix products; None where a size other than the batch is dynamic.
 
     Args:
         proto: `ModelProto`; external data is not needed.
@@ -233,7 +233,7 @@ def picture(inspection: Inspection) -> str:
     ports = "; ".join(
         f"{kind} {_port(value)}" for kind, values in (("in", inspection.inputs), ("out", inspection.outputs)) for value in values
     )
-    macs = "open size" if inspection.macs is None else f"{inspection.macs / 1e9:.3f} GMACs"
+    macs = "dynamic size" if inspection.macs is None else f"{inspection.macs / 1e9:.3f} GMACs"
     facts = f"{inspection.parameters:,} parameters, {macs}, {sum(inspection.nodes.values())} nodes; {ports}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'

@@ -96,7 +96,7 @@ def image_input(model: Session) -> TensorInfo:
     """The one image input (`TensorInfo`) of a session.
 
     Raises:
-        UsageError: the model has several inputs, or one that is no image.
+        UsageError: the model has several inputs, or one that is not an image.
     """
     if len(model.inputs) != 1 or model.inputs[0].layout is None:
         raise UsageError(f"{model.path.name} does not take one batch of images; its inputs are {_described(model.inputs)}")

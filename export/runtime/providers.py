@@ -97,12 +97,12 @@ def shape_profiles(inputs: Sequence[TensorInfo], sizes: Sequence[int]) -> dict[s
         sizes: batch sizes, rising; the engine takes all between the first and the last and is tuned for the middle one.
 
     Raises:
-        UsageError: another open dimension than the batch.
+        UsageError: a dimension other than the batch is dynamic.
     """
     for value in inputs:
         if any(isinstance(size, str) for size in value.shape[1:]):
             raise UsageError(
-                f"input `{value.name}` has an open size {list(value.shape)}; export it with a fixed one for TensorRT"
+                f"input `{value.name}` has the dynamic size {list(value.shape)}; export it with a fixed size for TensorRT"
             )
     profiles = {}
     for key, batch in (("min", sizes[0]), ("opt", sizes[len(sizes) // 2]), ("max", sizes[-1])):

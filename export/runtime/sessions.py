@@ -178,7 +178,7 @@ def session(
     if device == "auto":
         device, note = choice()
     if device != "tensorrt" and cache is not None:
-        raise UsageError(f"`cache` goes with tensorrt, not with {device}")
+        raise UsageError(f"`cache` needs tensorrt, got {device}")
     if settings.get("graphs") and batches is None:
         raise UsageError("`graphs` needs `batches`: a CUDA graph replays one batch size")
     if device == "openvino" and threads:

@@ -207,7 +207,7 @@ def run(
     """
     out = Path(out)
     if out.suffix not in FORMATS:
-        raise UsageError(f"the output must end in {', '.join(FORMATS)}, got {out.name}")
+        raise UsageError(f"the name of the output must end in {', '.join(FORMATS)}, got {out.name}")
     target = check_target(out, overwrite)
     folder = target.with_name(target.name + ".partial")
     settings = {**classifier.settings, "top": classifier.top}
@@ -216,7 +216,7 @@ def run(
         items = iter(items)
         for index, item in enumerate(itertools.islice(items, done), 1):
             if index == done and item.name != last:
-                raise UsageError(f"image {done} is now {item.name}, in {folder} it is {last}; restart with --force")
+                raise UsageError(f"image {done} is now {item.name}, but was {last} in {folder}; restart with --force")
         kept = itertools.count(len(list(_part_files(folder))))
         for rows in batched(classifier.rows(items), PART_ROWS):
             _keep(folder / f"part-{next(kept):08d}.jsonl", rows)
@@ -248,7 +248,7 @@ def _locked(folder: Path, may_exist: bool) -> Iterator[None]:
         except OSError as error:
             raise UsageError(f"another process is writing to {folder}; wait for it, or choose another --out") from error
         if not folder.exists() or os.fstat(handle).st_ino != folder.stat().st_ino:
-            raise UsageError(f"another process has just finished {folder}; start again if its output is not what you want")
+            raise UsageError(f"another process has just finished {folder}; run the command again if you want another output")
         yield
     finally:
         os.close(handle)
@@ -266,7 +266,7 @@ def _begin(folder: Path, settings: dict, resume: bool) -> tuple[int, str | None]
         return 0, None
     before = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     if before != settings:
-        raise UsageError(f"the run in {folder} was begun with {before}, not {settings}; restart with --force")
+        raise UsageError(f"the run in {folder} was started with {before}, not {settings}; restart with --force")
     done, last = 0, None
     for row in _kept_rows(folder):
         done, last = done + 1, row["file"]

@@ -221,7 +221,7 @@ def _tensors(metadata, model):
         inputs = [_info(entry) for entry in metadata["inputs"]]
         outputs = [_info(entry) for entry in metadata["outputs"]]
     except (KeyError, TypeError) as error:
-        raise UsageError(f"the metadata of {model!r} are not as the protocol has them: {error}") from error
+        raise UsageError(f"the metadata of {model!r} do not follow the protocol: {error}") from error
     if len(inputs) != 1 or inputs[0].layout is None:
         raise UsageError(f"{model!r} does not take one batch of images; its inputs are {', '.join(info.name for info in inputs)}")
     return inputs[0], {info.name: list(info.shape) for info in outputs}

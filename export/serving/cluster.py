@@ -196,7 +196,7 @@ def run(settings: ClusterSettings, host: str, port: int, address: str | None, te
         the signal that ended it.
     """
     if port == 0:
-        raise UsageError("--engine ray needs a port of its own, not 0")
+        raise UsageError("--engine ray needs a fixed --port, got 0")
     ended, received = threading.Event(), []
 
     def stop(number: int, frame: FrameType | None) -> None:

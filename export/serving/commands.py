@@ -187,7 +187,7 @@ common_options = _options(
 )
 
 
-many_options = _options(
+batch_prediction_options = _options(
     click.option("--url", help="Address of a server to use instead of a FILE."),
     click.option("--model", help="With --url: name of the model, if the server has several."),
     _number(int, "--concurrency", 8, "With --url: number of requests at the same time."),
@@ -207,13 +207,13 @@ many_options = _options(
 )
 
 
-def are_many(images: Sequence[str], url: str | None, out: str | None, engine: str) -> bool:
+def is_batch_prediction(images: Sequence[str], url: str | None, out: str | None, engine: str) -> bool:
     """Whether `predict` streams: to a file, through a server, on a cluster, or from a folder, a list or a table."""
     collections = (name for name in images if os.path.isdir(name) or name.endswith((".txt", ".parquet")))
     return bool(url or out) or engine == "ray" or any(collections)
 
 
-def predict_many(file: str | None, images: Sequence[str], out: str | None, as_json: bool, **options: Any) -> int | None:
+def predict_batches(file: str | None, images: Sequence[str], out: str | None, as_json: bool, **options: Any) -> int | None:
     """`predict` for folders, lists (.txt), tables (.parquet), servers (`--url`) and output files (`--out`)."""
     from .. import console as report
     from . import bulk
@@ -321,7 +321,7 @@ def serve(
     """
     tell = functools.partial(_tell, as_json)
     if force and not write_config:
-        raise UsageError("--force belongs to --write-config")
+        raise UsageError("--force needs --write-config")
     if engine == "ray" or write_config:
         return _serve_on_ray(files, repository, write_config, force, tell, options)
     if wrong := [name for name in CLUSTER_DEFAULTS if options[name] != CLUSTER_DEFAULTS[name]]:
@@ -402,9 +402,11 @@ def _serve_in_processes(files, repository, tell, options, as_json):
         from . import processes, server
     processes.check_platform()
     if wrong := [name for name in ("uds", "allow_control") if options[name]]:
-        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --processes, since it would reach one process only")
+        raise UsageError(
+            f"--{wrong[0].replace('_', '-')} cannot be combined with --processes, because it would reach one process only"
+        )
     if options["metrics_port"] == 0:
-        raise UsageError("--metrics-port 0 does not go with --processes, whose metrics are on ports that follow each other")
+        raise UsageError("--metrics-port 0 cannot be combined with --processes, which use consecutive ports for their metrics")
     count, ports = options["processes"], {}
     options = options | {"threads": options["threads"] or max(1, (os.cpu_count() or 1) // count)}
     server.log_to_stderr(options["access_log"], as_json)
@@ -460,7 +462,7 @@ def _serve_on_ray(files, repository, write_config, force, tell, options):
     wrong = [name for name in alone if options[name]] + ["grpc_port"] * (options["grpc_port"] is not None)
     wrong += ["processes"] * (options["processes"] > 1)
     if wrong:
-        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --engine ray")
+        raise UsageError(f"--{wrong[0].replace('_', '-')} cannot be combined with --engine ray")
     with _needs_extra("cluster"):
         from . import cluster
     settings = cluster.ClusterSettings(
@@ -547,7 +549,7 @@ def read_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the API keys in {path}: {getattr(error, 'strerror', None) or error}") from error
     if not keys:
-        raise UsageError(f"{path} holds no API key; write one a line")
+        raise UsageError(f"{path} contains no API key; write one key per line")
     if wrong := [number for number, key in enumerate(keys, 1) if not (key.isascii() and key.isprintable())]:
         raise UsageError(f"key {wrong[0]} in {path} cannot be sent in an HTTP header; use printable ASCII characters only")
     return keys
@@ -604,7 +606,7 @@ def triton(
     from .triton import TritonOptions, kserve_yaml, write_repository
 
     if (kserve is None) != (storage_uri is None):
-        raise UsageError("--kserve and --storage-uri belong together")
+        raise UsageError("--kserve and --storage-uri must be given together")
     sources = [member for source in parse_sources(files) for member in member_sources(source)]
     yaml = kserve_yaml(_service_name(sources), storage_uri, options["gpu"]) if kserve else None
     written = write_repository(

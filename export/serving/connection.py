@@ -168,7 +168,7 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as stopped:
             method = self.parser.get_method()
             if method == b"CONNECT":
-                raise httptools.HttpParserError("this is not a proxy") from stopped
+                raise httptools.HttpParserError("this server is not a proxy") from stopped
             line = b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())
             fields = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)

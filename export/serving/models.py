@@ -128,7 +128,7 @@ class ServedModel:
             ProtocolError: The request asks for a depth.
         """
         if parameters.get("depth") is not None:
-            raise ProtocolError(f"model {self.source.name!r} is no family, so that it has one depth; leave `depth` out")
+            raise ProtocolError(f"model {self.source.name!r} is not a family and has a single depth; leave `depth` out")
         return self
 
     def announced(self) -> contextlib.AbstractContextManager[None]:
@@ -287,13 +287,13 @@ class ServedModel:
         """
         scores = outputs[self.scores.output][:1]
         if not np.isfinite(scores).all():
-            raise ProtocolError(f"model {self.source.name!r} gave NaN or infinity for this image", 500)
+            raise ProtocolError(f"model {self.source.name!r} returned NaN or infinity for this image", 500)
         best = ranked("", self.scores.probabilities(scores)[0], self.labels, top)
         found = zip(best.classes, best.labels, best.probabilities, strict=True)
         return [{"class": index, "label": label, "probability": probability} for index, label, probability in found]
 
     def warm_shape(self, spec: TensorSpec) -> list[int] | None:
-        """An input's shape, without the batch axis, with the card's size where it is open; None if the card names none."""
+        """An input's shape, without the batch axis, with the card's size where it is dynamic; None if the card names none."""
         size = (self.session.card.get("preprocessing") or {}).get("size") or ()
         shape = list(spec.shape[1:] if self.batched else spec.shape)
         places = [index for index, dim in enumerate(shape) if dim < 0]
@@ -369,7 +369,7 @@ def _opened(path: Path, options: ModelOptions) -> list[Session]:
 
 
 def _bindable(value):
-    """Whether a buffer can be laid out for it: numbers, of which only the batch is open."""
+    """Whether a buffer can be laid out for it: numbers, of which only the batch is dynamic."""
     open_dims = [isinstance(dim, str) for dim in value.shape]
     return value.dtype != "object" and open_dims[:1] == [True] and not any(open_dims[1:])
 

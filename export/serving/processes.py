@@ -147,7 +147,7 @@ class Supervisor:
         if self._ended_by is None and not self._was_ready:
             raise ExportError(f"process {child.index} ended with exit code {child.process.exitcode} before it was ready")
         if self._ended_by is None:
-            log.error("process %d ended with exit code %s; another one takes its place", child.index, child.process.exitcode)
+            log.error("process %d ended with exit code %s and is replaced", child.index, child.process.exitcode)
             time.sleep(RESTART_PAUSE)
         if self._ended_by is None:
             self._start(child.index)

@@ -246,7 +246,7 @@ def decode_request(body: bytes | bytearray | memoryview, json_length: int | None
         InferRequest; binary tensors are read-only views of `body`.
 
     Raises:
-        ProtocolError: the body is no inference request.
+        ProtocolError: the body is not an inference request.
     """
     head, tail = _split(body, json_length)
     read = _Tail(tail)
@@ -393,7 +393,7 @@ def decode_response(body: bytes | memoryview, json_length: int | None = None) ->
         InferResponse
 
     Raises:
-        ProtocolError: the body is no inference response.
+        ProtocolError: the body is not an inference response.
     """
     head, tail = _split(body, json_length)
     message = parse_json(head)
@@ -465,7 +465,9 @@ def _tensor_parameters(entry, label):
     """The parameters of a tensor; what names memory that is not ours is refused, or its client would read nothing there."""
     parameters = _parameters(entry)
     if "shared_memory_region" in parameters:
-        raise ProtocolError(f"{label} lies in shared memory, which this server has not; send and take tensors in the body")
+        raise ProtocolError(
+            f"{label} is in shared memory, which this server does not support; send and receive tensors in the body"
+        )
     return parameters
 
 
@@ -667,7 +669,7 @@ def _strings(data, shape, label):
     try:
         return [item.encode() for item in flat]
     except UnicodeEncodeError as error:
-        raise ProtocolError(f"`data` of {label} holds a string that is no valid Unicode") from error
+        raise ProtocolError(f"`data` of {label} has a string that is not valid Unicode") from error
 
 
 def _encoded(

@@ -232,7 +232,7 @@ def allow_connections() -> int | None:
 
 
 def log_to_stderr(access_log: bool = False, as_json: bool = False) -> None:
-    """Send the server's log to standard error; a full disk behind it is no reason to stop serving.
+    """Send the server's log to standard error; a full disk does not stop the server.
 
     Args:
         access_log: Whether to write a line per request.
@@ -328,6 +328,6 @@ class _Server(uvicorn.Server):
             if self.config.ssl:
                 self.config.ssl.load_cert_chain(self.config.ssl_certfile, self.config.ssl_keyfile)
             self._hooks.reload()
-            log.info("keys and certificates have been read again")
+            log.info("API keys and certificates were reloaded")
         except (OSError, UsageError) as error:
-            log.error("keys and certificates stay as they were: %s", error)
+            log.error("API keys and certificates were not reloaded: %s", error)

@@ -175,7 +175,7 @@ def kserve_yaml(name: str, storage_uri: str, gpu: bool = False) -> str:
         UsageError: Kubernetes would refuse the name.
     """
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name):
-        raise UsageError(f"a service's name has lower case letters, digits and hyphens, got {name!r}")
+        raise UsageError(f"the name of a service may contain lower-case letters, digits and hyphens, got {name!r}")
     limits = '\n      resources:\n        limits:\n          nvidia.com/gpu: "1"' if gpu else ""
     return f"""apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
@@ -256,7 +256,7 @@ def _config(name, model, options):
         if is_scored and model.labels and output["dims"] and output["dims"][-1] == len(model.labels):
             output["label_filename"] = "labels.txt"
     if any("label_filename" in output for output in config["output"]) and any("\n" in label for label in model.labels):
-        raise UsageError(f"a label of {name!r} has more than one line; Triton reads one label a line")
+        raise UsageError(f"a label of {name!r} has more than one line; Triton reads one label per line")
     if options.tensorrt:
         config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [_tensorrt(options)]}}
     shapes = [model.warm_shape(spec) for spec in model.inputs]
@@ -268,7 +268,10 @@ def _config(name, model, options):
 def _batch_size(model: ServedModel, wanted: int | None) -> int:
     if wanted and not model.batched:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in model.inputs + model.outputs)
-        raise UsageError(f"{model.source.path.name} cannot be batched: the first dimension of all must be open, got {shapes}")
+        raise UsageError(
+            f"{model.source.path.name} cannot be batched: the first dimension of all inputs and outputs must be dynamic, "
+            f"got {shapes}"
+        )
     return (16 if model.batched else 0) if wanted is None else wanted
 
 

@@ -94,8 +94,8 @@ def _first_possible(reference: Reference, data: str, rng: np.random.Generator) -
             return Case(data, feeds, values)
     reason = "its outputs are not finite" if failure is None else first_line(failure)
     raise UsageError(
-        f"model {signature.model.name!r} cannot be verified: Keras itself fails on every random input that was tried ({reason}); "
-        "give real images with `samples` (--samples), or a model with a fixed input size"
+        f"model {signature.model.name!r} cannot be verified, because Keras itself fails on every random input that was tried "
+        f"({reason}); give real images with `samples` (--samples), or a model with a fixed input size"
     )
 
 

@@ -48,7 +48,9 @@ def compare_weights(
     refolded, through_outputs, wrong = refolding.compare_refolded(have, model)
     notes = []
     if through_outputs:
-        notes.append(f"{through_outputs} weights compared through outputs only: the graph form leaves open what they must hold")
+        notes.append(
+            f"{through_outputs} weights compared through the outputs only, because the graph does not determine their values"
+        )
     figures = {"compared": len(set(have) & set(expected)), "elements": elements, "refolded": refolded}
     return figures | {"max_relative": worst, "worst": worst_name}, problems or wrong, notes
 

@@ -59,7 +59,7 @@ class Augmentation:
             channels: of the image.
             fill: colour of pixels outside the image, 0–255.
             seed: two whole numbers, a function of run, epoch and image.
-            is_mirrored: whether to mirror the image, where that is no matter of chance; see `turn`.
+            is_mirrored: whether to mirror the image, where that is not left to chance; see `turn`.
 
         Returns:
             float32 `(height, width, channels)`, 0–255.

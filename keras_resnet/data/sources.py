@@ -153,7 +153,7 @@ def load(
     if place.is_file():
         if place.suffix.lower() != ".npz":
             how = "unpack it, and give the folder" if place.suffix.lower() in ARCHIVES else "give a folder of images"
-            raise ValueError(f"{place} is a single file and no .npz; {how}, in which each class has a folder of its own")
+            raise ValueError(f"{place} is a file, but not an .npz; {how}, in which each class has a folder of its own")
         return _npz(place)
     if place.suffix or place.parent != Path("."):
         raise FileNotFoundError(f"no data at {place}; give an .npz, a folder of images or of TFRecord shards")
@@ -205,7 +205,7 @@ def _npz(path):
         with np.load(path, allow_pickle=False) as arrays:
             held = {key: arrays[key] for part in parts for key in (f"x_{part}", f"y_{part}") if key in arrays}
     except Exception as error:
-        raise ValueError(f"{path} is no readable .npz ({first_line(error)})") from error
+        raise ValueError(f"{path} is not a readable .npz file ({first_line(error)})") from error
     if not {"x_train", "y_train"} <= set(held):
         raise ValueError(f"{path} must hold x_train and y_train, it has {', '.join(sorted(held)) or 'neither'}")
 

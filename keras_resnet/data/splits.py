@@ -51,7 +51,7 @@ class Images:
         if labels.dtype.kind == "O":
             labels = np.array(labels.tolist())
         if labels.dtype.kind not in "iufb":
-            raise ValueError(f"labels must be whole numbers from 0 on, got {labels.dtype}")
+            raise ValueError(f"labels must be whole numbers of at least 0, got {labels.dtype}")
         numbers = labels.astype("float64")
         wrong = ~((numbers >= 0) & (numbers < MOST_CLASSES) & (numbers == np.floor(numbers)))
         if wrong.any():

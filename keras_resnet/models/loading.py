@@ -144,7 +144,7 @@ def recognise_model_file(path: str | os.PathLike[str]) -> ModelFile:
     if beginning.startswith(b"version https://git-lfs"):
         raise ModelFileError(f"{path} is a pointer of Git LFS, not the file itself; run `git lfs pull`")
     kind = f"valid {path.suffix} file" if path.suffix in (".keras", ".h5", ".hdf5") else "Keras model file"
-    raise ModelFileError(f"{path} is not a {kind}: it is damaged or something else; save the model again")
+    raise ModelFileError(f"{path} is damaged or is not a {kind}; save the model again")
 
 
 def _archive_version(path: Path) -> str:

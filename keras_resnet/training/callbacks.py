@@ -82,8 +82,8 @@ class Callbacks:
         """The run ends."""
         self._whole.on_train_end(logs)
 
-    def tell(self, event: str, *args: Any) -> None:
-        """Call a method of all callbacks, e.g. `tell("on_epoch_end", epoch, logs)`."""
+    def notify(self, event: str, *args: Any) -> None:
+        """Call a method of all callbacks, e.g. `notify("on_epoch_end", epoch, logs)`."""
         for callbacks in (self._whole, self._segment):
             getattr(callbacks, event)(*args)
 

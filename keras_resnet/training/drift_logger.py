@@ -97,7 +97,7 @@ def _epochs_in(path):
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         if tuple(rows.fieldnames or COLUMNS) != COLUMNS:
-            raise ValueError(f"{path} is no drift log (columns {', '.join(rows.fieldnames)}); give another `csv_path`")
+            raise ValueError(f"{path} is not a drift log (columns {', '.join(rows.fieldnames)}); give another `csv_path`")
         return {int(row["epoch"]) for row in rows}
 
 

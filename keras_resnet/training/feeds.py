@@ -286,8 +286,8 @@ def _shape_of(model: keras.Model, source: datasets.Source, side: int | None) -> 
     if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2 or not fits:
         gives = ", ".join(str(tensor.shape[1:]) for tensor in model.outputs)
         raise TrainingError(
-            f"the model must give one output of at least {classes} logits, it gives {gives}; "
-            f"kr.replace_head(model, {classes}) makes a new head"
+            f"the model must return one output of at least {classes} logits, it returns {gives}; "
+            f"kr.replace_head(model, {classes}) makes a new classifier"
         )
     if not takes_any_size(model):
         return tuple(shape[1:3]), units
@@ -534,7 +534,7 @@ def as_arrays(x: Any, y: Any = None, sample_weight: Any = None) -> tuple:
     """NumPy arrays of `fit`'s arguments, without what is missing at the end; floats in Keras' float type, as `fit` makes them.
 
     Raises:
-        TrainingError: They differ in length, or are no arrays of numbers.
+        TrainingError: They differ in length, or are not arrays of numbers.
     """
 
     def convert(array: Any) -> np.ndarray:
@@ -632,7 +632,7 @@ def _class_weights(weights: dict[int, float] | None, classes: int) -> np.ndarray
     """Weights by class number, 1 where none is given.
 
     Raises:
-        TrainingError: A key that is no class number, or a value that is no number of at least 0.
+        TrainingError: A key that is not a class number, or a value that is not a number of at least 0.
     """
     if weights is None:
         return None
@@ -641,7 +641,7 @@ def _class_weights(weights: dict[int, float] | None, classes: int) -> np.ndarray
     values = np.ones(classes, "float32")
     for key, value in weights.items():
         if isinstance(key, bool) or not isinstance(key, (int, np.integer)) or not 0 <= key < classes:
-            raise TrainingError(f"`class_weight` has the key {key!r}, which is no class number from 0 to {classes - 1}")
+            raise TrainingError(f"`class_weight` has the key {key!r}, which is not a class number from 0 to {classes - 1}")
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < math.inf:
             raise TrainingError(f"`class_weight` of class {key} must be a number of at least 0, got {value!r}")
         values[key] = value

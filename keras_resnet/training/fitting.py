@@ -121,7 +121,10 @@ def fit(
     """
     _check_graph(model)
     if theirs := sorted(set(options) & MADE_BY_TRAIN - ({"image_size"} if takes_any_size(model) else set())):
-        raise TrainingError(f"`{theirs[0]}` decides how `train` makes a model; build the model so, and leave it out here")
+        raise TrainingError(
+            f"`{theirs[0]}` is an option of `train`, which builds the model itself; build your model with it, and leave it out "
+            "here"
+        )
     options |= {name: value for name, value in (("loss", loss), ("optimizer", optimizer)) if _is_option(name, value)}
     labels = None if labels is None else _checked(check_labels, labels)
     own_loss = None if "loss" in options else loss
@@ -287,7 +290,7 @@ def _checked_freq(freq: int | Collection[int]) -> int | Collection[int]:
         return freq
     if isinstance(freq, int) and freq >= 1:
         return freq
-    raise TrainingError(f"`validation_freq` must be a whole number from 1 on, or a collection of epochs, got {freq!r}")
+    raise TrainingError(f"`validation_freq` must be a whole number of at least 1, or a collection of epochs, got {freq!r}")
 
 
 def _is_arrays(data: Any) -> bool:

@@ -84,14 +84,14 @@ class Run:
         if self.optimizer == "muon" and not self.momentum:
             raise TrainingError("`momentum` must be above 0 with the optimizer 'muon', got 0")
         if self.alternate_flips and not self.flip:
-            raise TrainingError("`alternate_flips` says when images are mirrored; it needs `flip`")
+            raise TrainingError("`alternate_flips` needs `flip`")
 
     def _check_processes(self) -> None:
         check_addresses(self.workers, "`workers`")
         if self.index and not self.workers:
-            raise TrainingError(f"`index` is a process's number among `workers`, which are missing; got {self.index}")
+            raise TrainingError(f"`index` needs `workers`, got {self.index}")
         if self.workers and self.devices:
-            raise TrainingError("`devices` are those of one process; leave them out with `workers`")
+            raise TrainingError("`devices` cannot be combined with `workers`")
         if self.workers and not self.index < len(self.workers):
             raise TrainingError(f"`index` must be below the number of workers ({len(self.workers)}), got {self.index}")
 
@@ -207,7 +207,7 @@ def _known(given: Mapping[str, Any]) -> dict[str, Any]:
     known = {}
     for key, value in given.items():
         if key in RENAMED:
-            warnings.warn(f"option {key!r} is called {RENAMED[key]!r} now", DeprecationWarning, stacklevel=4)
+            warnings.warn(f"option {key!r} was renamed to {RENAMED[key]!r}", DeprecationWarning, stacklevel=4)
             key = RENAMED[key]
         if key not in OPTIONS:
             raise TrainingError(f"unknown option {key!r}{_similar(key)}")
@@ -277,7 +277,7 @@ def check_addresses(addresses: tuple[str, ...] | list[str], name: str) -> None:
         if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16 or address.split() != [address]:
             raise TrainingError(f"{name} must be host:port, with a port from 1 to 65535, got {address!r}")
     if len(set(addresses)) < len(addresses):
-        raise TrainingError(f"{name} must be different ones, got {', '.join(addresses)}")
+        raise TrainingError(f"{name} must all be different, got {', '.join(addresses)}")
 
 
 def _yaml() -> Any:

@@ -134,7 +134,7 @@ def place(run: Run, quiet: bool = False) -> Placement:
                     strategy = tf.distribute.MultiWorkerMirroredStrategy()
             except RuntimeError as error:
                 raise TrainingError(
-                    "several workers must be placed before TensorFlow does anything else: "
+                    "a run with several workers must start before TensorFlow does anything else: "
                     "call `placement = training.place(run)` first, and give it to `fit`"
                 ) from error
             except tf.errors.UnknownError as error:

@@ -85,8 +85,8 @@ def classification(model: keras.Model, classes: int, loss: str = "auto", sparse:
         )  # fmt: skip
     if units < classes or len(output.shape) != 2:
         raise TrainingError(
-            f"the model must give one output of at least {classes} logits, it gives {output.shape[1:]}; "
-            f"kr.replace_head(model, {classes}) makes a new head"
+            f"the model must return one output of at least {classes} logits, it returns {output.shape[1:]}; "
+            f"kr.replace_head(model, {classes}) makes a new classifier"
         )
     if loss == "auto":
         loss = "sigmoid" if head.kind == "multilabel" else "softmax"
@@ -126,7 +126,7 @@ def task_of_labels(model: keras.Model, labels: Any, loss: str = "auto") -> Task:
     whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool(np.all(values == np.floor(values))))
     if not whole or (values.size and values.min() < 0):
         raise TrainingError(
-            f"labels of type {values.dtype} that are not whole numbers from 0 on do not say what the loss is; "
+            f"labels of type {values.dtype} that are not whole numbers of at least 0 do not determine the loss; "
             'give it, e.g. loss="mse" for a regression'
         )
     if len(shape) == 1 or shape[1:] == (1,):

@@ -216,7 +216,7 @@ class ResNetConfig(Config, BlockStyle):
         for name in ("drop_path", "dropout", "head_dropout"):
             probability(name, getattr(self, name))
         if not is_number(self.se_ratio) or self.se_ratio < 0:
-            raise ValueError(f"`se_ratio` must be a number from 0 up, got {self.se_ratio!r}")
+            raise ValueError(f"`se_ratio` must be a number of at least 0, got {self.se_ratio!r}")
         if self.expansion == 1 and (self.groups, self.base_width) != (1, 64):
             got = f"groups={self.groups}, base_width={self.base_width}"
             raise ValueError(f'`groups` and `base_width` need block="bottleneck", got {got}')

@@ -34,7 +34,7 @@ class Counts:
     Args:
         trainable: trainable parameters (what torch calls `numel` of the parameters).
         total: with moving statistics (Keras' `count_params()`).
-        macs: multiply-adds of convolutions and dense layers for one input; None where the input size is open.
+        macs: multiply-adds of convolutions and dense layers for one input; None where the input size is dynamic.
     """
 
     trainable: int
@@ -47,7 +47,7 @@ def count(model: keras.Model, input_shape: Sequence[int | None] | None = None) -
 
     Args:
         model: a built Functional or Sequential model; nested models are walked too. It is only read.
-        input_shape: without batch; needed where the model's own is open and the multiply-adds are wanted.
+        input_shape: without batch; needed for the multiply-adds of a model of dynamic size.
 
     Returns:
         `Counts`. Convolutions (grouped and depthwise ones too) and dense layers count one multiply-add per weight and

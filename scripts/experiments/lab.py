@@ -53,7 +53,7 @@ class Parts(click.ParamType):
         try:
             return tuple(self.kind(part) for part in value.split(",") if part)
         except ValueError:
-            self.fail(f"{value!r} is no list of {self.kind.__name__}s between commas", param, ctx)
+            self.fail(f"{value!r} is not a list of {self.kind.__name__}s between commas", param, ctx)
 
 
 def experiment(choose, sizes, *options, images=True):

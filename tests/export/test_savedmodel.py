@@ -123,7 +123,7 @@ def test_old_folder_is_swapped_or_kept(mixed, tmp_path):
     target = tmp_path / "m"
     target.mkdir()
     (target / "old").write_text("old")
-    with pytest.raises(rx.UsageError, match="holds other things"):
+    with pytest.raises(rx.UsageError, match="is not an earlier export"):
         rx.to_savedmodel(mixed, target)
     (target / "saved_model.pb").write_text("old")
     with pytest.raises(rx.UsageError, match="exists already"):

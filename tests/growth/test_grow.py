@@ -410,7 +410,7 @@ BAD = [
     ({"after": "block1_pool", "block": "postact", "gate": "fixup"}, r"cannot be used"),
     ({"after": "block1_pool", "block": "plain", "gate": "rezero"}, r"no shortcut"),
     ({"after": "block1_pool", "gate": "rezero+zero_conv"}, r"one gate"),
-    ({"after": "block1_pool", "gate": ("zero_gamma", "zero_conv")}, r"dead for ever"),
+    ({"after": "block1_pool", "gate": ("zero_gamma", "zero_conv")}, r"never trains"),
 ]
 
 

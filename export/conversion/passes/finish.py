@@ -128,7 +128,7 @@ SPATIAL = {3: ["length"], 4: ["height", "width"], 5: ["depth", "height", "width"
 
 
 def name_dimensions(graph: ir.Graph, channels_first: bool) -> None:
-    """`batch` for the first axis of every input and output, `height` and `width` for open sizes of an image input."""
+    """`batch` for the first axis of every input and output, `height` and `width` for dynamic sizes of an image input."""
     for value in graph.inputs:
         sizes = list(value.shape)
         names = SPATIAL.get(len(sizes), [])
