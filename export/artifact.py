@@ -155,7 +155,7 @@ def encode_metadata(metadata: dict[str, Any]) -> dict[str, str]:
     """`{"card": …, …}` as the string pairs that an ONNX file holds, in a fixed order.
 
     Raises:
-        ValueError: a key that `KEYS` does not list.
+        ValueError: A key that `KEYS` does not list.
     """
     if unknown := set(metadata) - set(KEYS):
         raise ValueError(f"metadata keys must be among {KEYS}, got {sorted(unknown)}")
@@ -178,10 +178,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: ONNX file or folder.
 
     Returns:
-        dict with those of `KEYS` that the file holds.
+        Dict with those of `KEYS` that the file holds.
 
     Raises:
-        UsageError: the file is missing or no ONNX file.
+        UsageError: The file is missing or no ONNX file.
     """
     if Path(path).is_dir():
         with contextlib.suppress(OSError, ValueError):
@@ -201,7 +201,7 @@ def read_proto(path: str | os.PathLike[str], external_data: bool = True) -> onnx
     """The `ModelProto` of an ONNX file.
 
     Raises:
-        UsageError: the file, or its external data, is missing or damaged.
+        UsageError: The file, or its external data, is missing or damaged.
     """
     import onnx
 
@@ -219,7 +219,7 @@ def external_files(path: str | os.PathLike[str]) -> list[str]:
     """The names of the files next to an ONNX file that hold its external data.
 
     Raises:
-        UsageError: the file is no ONNX file, or its data is not next to it.
+        UsageError: The file is no ONNX file, or its data is not next to it.
     """
     tensors = read_proto(path, external_data=False).graph.initializer
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
@@ -304,12 +304,12 @@ def publishing(
     half-written one; the data of the old file go with it. If the block raises, the folder goes and what was at `path` stays.
 
     Args:
-        path: the final file or folder.
-        overwrite, mark: as in `check_target`.
-        keep_failed: keep what a failed block has written, as `path.name + ".failed"`.
+        path: The final file or folder.
+        overwrite, mark: As in `check_target`.
+        keep_failed: Keep what a failed block has written, as `path.name + ".failed"`.
 
     Yields:
-        the path inside the folder under which to write.
+        The path inside the folder under which to write.
 
     Raises:
         UsageError: `path` cannot be written, or the disk is full.
@@ -422,8 +422,8 @@ def write_onnx(model: ir.Model, path: str | os.PathLike[str], external_data: boo
 
     Args:
         model: `onnx_ir.Model`.
-        path: file to write.
-        external_data: whether weights go to `path.name + ".data"`; None does so where one file would pass 2 GB.
+        path: File to write.
+        external_data: Whether weights go to `path.name + ".data"`; None does so where one file would pass 2 GB.
     """
     import onnx_ir as ir
 
@@ -454,7 +454,7 @@ def write_with_weights(source: str | os.PathLike[str], path: str | os.PathLike[s
 
     Args:
         source: ONNX file.
-        path: file to write; the weights go to `path.name + ".data"`.
+        path: File to write; the weights go to `path.name + ".data"`.
         weights: `{initialiser name: array or tensor}`.
     """
     import numpy as np

@@ -35,7 +35,7 @@ def write_json(path: str | os.PathLike[str] | None, report: VerificationReport |
     """Write a report's JSON to a file, if there are both.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: The file cannot be written.
     """
     if path and report is not None:
         write_text(path, json.dumps(report.to_json(), indent=2, default=_plain))
@@ -47,11 +47,11 @@ def check_figure_files(
     """Refuse, before any work, files for figures that could not be written or would take the place of another file.
 
     Args:
-        paths: paths that the command will write in addition to its output, replacing what is there; None where not asked for.
-        taken: paths that it reads, or writes otherwise.
+        paths: Paths that the command will write in addition to its output, replacing what is there; None where not asked for.
+        taken: Paths that it reads, or writes otherwise.
 
     Raises:
-        UsageError: names the path.
+        UsageError: A file cannot be written; the message names it.
     """
     taken = [path for path in taken if path]
     for path in paths:
@@ -72,7 +72,7 @@ def check_apart(path: str | os.PathLike[str], taken: Iterable[str | os.PathLike[
     """Refuse a path that is one of others.
 
     Raises:
-        UsageError: it is, perhaps through a link.
+        UsageError: It is, perhaps through a link.
     """
     if os.path.realpath(path) in {os.path.realpath(other) for other in taken}:
         raise UsageError(f"cannot write {path}: the command has another use for that file; choose another name")
@@ -103,7 +103,7 @@ def steps(as_json: bool) -> Iterator[Callable[[str], None]]:
     """A spinner that names the current step, on a terminal; silent where output is piped or JSON.
 
     Yields:
-        function of a step's name.
+        Function of a step's name.
     """
     if as_json or not sys.stderr.isatty():
         yield lambda step: None
@@ -218,7 +218,7 @@ def write_csv(path: str | os.PathLike[str] | None, rows: Sequence[dict[str, Any]
     """Write a list of equal dicts as CSV, if a path is given.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: The file cannot be written.
     """
     if path:
         text = io.StringIO()

@@ -417,7 +417,7 @@ def draw(family: Family, name: str, path: str | os.PathLike[str]) -> None:
     """Draw `"accuracy"` or `"agreement"` of a family's members over their latency.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: Matplotlib is not installed.
     """
     from matplotlib.figure import Figure
 

@@ -125,7 +125,7 @@ def read_labels(path: str | os.PathLike[str]) -> list[str]:
     """Class names from a text file with one per line, or from a JSON list.
 
     Raises:
-        UsageError: the file is missing or holds something else.
+        UsageError: The file is missing or holds something else.
     """
     try:
         text = existing_file(path).read_text(encoding="utf-8")
@@ -171,7 +171,7 @@ def zoo_names(pattern: str = "*") -> list[str]:
     """Names of the zoo that match a shell pattern.
 
     Raises:
-        UsageError: none does, or two packages declare one name.
+        UsageError: None does, or two packages declare one name.
     """
     with quiet_start():
         import keras_resnet as kr

@@ -81,7 +81,7 @@ def replay(graph: Any, inputs: Sequence[Any], call: Callable[..., Any]) -> Any:
 
     Args:
         graph: Functional.
-        inputs: flat list of tensors, in the order of `graph.inputs`.
+        inputs: Flat list of tensors, in the order of `graph.inputs`.
         call: `call(node, args, kwargs) -> outputs`, in order of execution.
 
     Returns:

@@ -22,7 +22,7 @@ def in_float32(model: keras.Model) -> tuple[keras.Model, str | None]:
         `(model, note)`; the note is None if nothing was done.
 
     Raises:
-        UsageError: the model cannot be rebuilt from its config.
+        UsageError: The model cannot be rebuilt from its config.
     """
     from keras_resnet.graphs import layers_in
 
@@ -56,7 +56,7 @@ def in_float64(model: keras.Model) -> keras.Model:
     """The model under the float64 policy, for reference; layers that are pinned to float32 by their class stay so.
 
     Raises:
-        UsageError: the model cannot be rebuilt from its config.
+        UsageError: The model cannot be rebuilt from its config.
     """
     return _rebuilt(model, "float64", _with_float64)
 
@@ -71,7 +71,7 @@ def with_dynamic_size(model: keras.Model) -> keras.Model:
     """Give a model dynamic height and width; a model that has them is returned as it is.
 
     Raises:
-        UsageError: the model has no image input, or needs a fixed size (a Flatten in front of a Dense).
+        UsageError: The model has no image input, or needs a fixed size (a Flatten in front of a Dense).
     """
     shapes = [tuple(tensor.shape) for tensor in model.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4:
@@ -118,7 +118,7 @@ def without_identity_blocks(model: keras.Model, tolerance: float = 0.0) -> tuple
     """The model without the residual blocks whose gate is at most `tolerance`, and a note that says how many that were.
 
     Raises:
-        UsageError: the tolerance is negative.
+        UsageError: The tolerance is negative.
     """
     import keras_resnet as kr
 

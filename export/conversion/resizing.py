@@ -58,14 +58,14 @@ def fitted(pixels: tf.Tensor, preprocessing: dict) -> tf.Tensor:
     """Images of any size as the size that a card names, see `images.fit`.
 
     Args:
-        pixels: float32 tensor `[n, channels, height, width]`, 0–255.
-        preprocessing: a card's entry, with `size`.
+        pixels: Float32 tensor `[n, channels, height, width]`, 0–255.
+        preprocessing: A card's entry, with `size`.
 
     Returns:
-        float32 tensor of `size`, `[n, channels, height, width]`.
+        Float32 tensor of `size`, `[n, channels, height, width]`.
 
     Raises:
-        UsageError: an interpolation that the graph does not have, or `resize` smaller than the crop.
+        UsageError: An interpolation that the graph does not have, or `resize` smaller than the crop.
     """
     import tensorflow as tf
 

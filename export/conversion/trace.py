@@ -71,7 +71,7 @@ class Trace:
 
     Attributes:
         graph: GraphDef in which weights are placeholders.
-        inputs: tensor names, in the order of the specs.
+        inputs: Tensor names, in the order of the specs.
         outputs: `{output name: tensor name}`.
         weights: `{placeholder name: Weight}`.
         layers: `{tensor name: path of the Keras layer whose output it is}`.
@@ -88,14 +88,14 @@ def trace(call: Callable[..., dict[str, tf.Tensor]], specs: Sequence[tf.TensorSp
     """Trace `call(*tensors) -> {name: tensor}` and take the weights out.
 
     Args:
-        call: function of the model's inputs that returns a dict.
+        call: Function of the model's inputs that returns a dict.
         specs: `tf.TensorSpec` per input.
 
     Returns:
         Trace
 
     Raises:
-        NotWeightless: a variable is read inside control flow or by another op than a plain read.
+        NotWeightless: A variable is read inside control flow or by another op than a plain read.
     """
     concrete, layers = concrete_function(call, specs, to_convert=True)
     outputs = {name: tensor.name for name, tensor in concrete.structured_outputs.items()}
@@ -111,15 +111,15 @@ def concrete_function(
     """Trace a call.
 
     Args:
-        call: function of the inputs that returns a dict.
+        call: Function of the inputs that returns a dict.
         specs: `tf.TensorSpec` per input.
-        to_convert: whether the graph is for a converter only, and need not run in TensorFlow.
+        to_convert: Whether the graph is for a converter only, and need not run in TensorFlow.
 
     Returns:
         `(concrete function, {tensor name: path of the Keras layer whose output it is})`.
 
     Raises:
-        UsageError: a layer cannot be traced with dynamic sizes.
+        UsageError: A layer cannot be traced with dynamic sizes.
     """
     import tensorflow as tf
 

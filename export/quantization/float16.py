@@ -66,7 +66,7 @@ def to_float16(
     """Write a float16 file with float32 inputs and outputs; nodes whose numbers float16 cannot hold stay float32.
 
     Args:
-        source: float32 ONNX file, of any exporter; opsets below 13 are raised.
+        source: Float32 ONNX file, of any exporter; opsets below 13 are raised.
         path: File to write.
         samples: What to verify on, in addition to random batches: a folder of images, an `.npz` or `.npy` file, an array, or
             `{input name: array}`.

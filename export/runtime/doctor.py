@@ -34,10 +34,10 @@ class Diagnosis:
 
     Attributes:
         versions: `{distribution: version}` of what matters here, with Python and the platform.
-        driver: the NVIDIA driver's version, or None.
+        driver: The NVIDIA driver's version, or None.
         devices: `{device: "starts" | reason why not}`.
         missing: `{device: [library, …]}`.
-        findings: tuple of `Finding`.
+        findings: Tuple of `Finding`.
     """
 
     versions: dict[str, str]
@@ -107,7 +107,7 @@ def clashes(found: dict[str, str]) -> list[Finding]:
         found: `{distribution name: version}`.
 
     Returns:
-        list of `Finding`.
+        List of `Finding`.
     """
     findings = []
     runtimes = [name for name in RUNTIMES if name in found]

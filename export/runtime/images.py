@@ -35,16 +35,16 @@ def decode(
     Differs from `keras.utils.load_img`: the size is checked before anything is decompressed, and 16-bit greyscale is scaled.
 
     Args:
-        source: path, or the encoded bytes.
+        source: Path, or the encoded bytes.
         channels: 3 for RGB, 1 for greyscale.
-        max_pixels: largest allowed width × height.
-        max_bytes: largest allowed size of the encoded image.
+        max_pixels: Largest allowed width × height.
+        max_bytes: Largest allowed size of the encoded image.
 
     Returns:
-        uint8 array [height, width, channels].
+        Uint8 array [height, width, channels].
 
     Raises:
-        UsageError: not an image, damaged, or larger than allowed.
+        UsageError: Not an image, damaged, or larger than allowed.
     """
     if channels not in (1, 3):
         raise UsageError(f"the model needs {channels} channels, but an image has 1 or 3")
@@ -114,16 +114,16 @@ def fit(
     """Bring pixels to the size a model wants, as its card says: shorter side to `resize` and centre crop, or stretched.
 
     Args:
-        pixels: uint8 array [height, width, channels].
-        preprocessing: the card's entry, see `keras_resnet.modelcard.ModelCard`; `{}` for a model without card.
+        pixels: Uint8 array [height, width, channels].
+        preprocessing: The card's entry, see `keras_resnet.modelcard.ModelCard`; `{}` for a model without card.
         size: [height, width] where the graph's input is fixed and the card names none.
-        max_pixels: largest allowed width × height before the crop: a long and narrow image grows with its shorter side.
+        max_pixels: Largest allowed width × height before the crop: a long and narrow image grows with its shorter side.
 
     Returns:
-        uint8 array; as it came if neither the card nor `size` names a size.
+        Uint8 array; as it came if neither the card nor `size` names a size.
 
     Raises:
-        UsageError: unknown interpolation, `resize` smaller than the crop, or an image too long and narrow.
+        UsageError: Unknown interpolation, `resize` smaller than the crop, or an image too long and narrow.
     """
     target = preprocessing.get("size") or size
     if target is None:
@@ -173,7 +173,7 @@ def find(folder: str | os.PathLike[str]) -> list[Path]:
     """All image files below a folder, sorted by path.
 
     Raises:
-        UsageError: there is no such folder, or no image in it.
+        UsageError: There is no such folder, or no image in it.
     """
     if not os.path.isdir(folder):
         raise UsageError(f"{folder} is not a folder")

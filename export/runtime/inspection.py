@@ -33,14 +33,14 @@ class Inspection:
     """What `inspect` found.
 
     Attributes:
-        path: the file.
+        path: The file.
         files: `{file name: bytes}`; external data is a second file.
-        ir_version, opsets: of the format.
+        ir_version, opsets: Of the format.
         inputs, outputs: `[{"name", "shape", "dtype"}]`.
         nodes: `{op: number}`, most frequent first.
-        parameters: numbers in weights, biases and per-channel factors, quantised or not; bounds and other scalars are none.
-        macs: multiply-adds of one row, or None where sizes are dynamic.
-        metadata: see `artifact`; labels as their number.
+        parameters: Numbers in weights, biases and per-channel factors, quantised or not; bounds and other scalars are none.
+        macs: Multiply-adds of one row, or None where sizes are dynamic.
+        metadata: See `artifact`; labels as their number.
         runtime_nodes: `{op: number}` after onnxruntime's default optimisation on the CPU.
         blocks: `[{"name", "ops", "nodes", "parameters", "sources", "skips"}]`: runs of nodes whose names share their first part,
             in order; `sources` are the positions of the blocks that it reads from, `skips` whether it reads one of them twice, as
@@ -74,7 +74,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         Inspection
 
     Raises:
-        UsageError: the file is missing, damaged, or one that onnxruntime cannot run.
+        UsageError: The file is missing, damaged, or one that onnxruntime cannot run.
     """
     opened = session(path, "cpu")
     proto = artifact.read_proto(path, external_data=False)

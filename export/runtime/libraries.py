@@ -69,7 +69,7 @@ def needed(path: str | os.PathLike[str]) -> list[str]:
     """The names under DT_NEEDED of a 64-bit little-endian ELF file.
 
     Raises:
-        UsageError: the file is something else.
+        UsageError: The file is something else.
     """
     with open(path, "rb") as file:
         if file.read(6) != b"\x7fELF\x02\x01":

@@ -96,7 +96,7 @@ def image_input(model: Session) -> TensorInfo:
     """The one image input (`TensorInfo`) of a session.
 
     Raises:
-        UsageError: the model has several inputs, or one that is not an image.
+        UsageError: The model has several inputs, or one that is not an image.
     """
     if len(model.inputs) != 1 or model.inputs[0].layout is None:
         raise UsageError(f"{model.path.name} does not take one batch of images; its inputs are {_described(model.inputs)}")
@@ -109,7 +109,7 @@ def scores_output(model: Session, scores: str | None = None, kind: str | None = 
     Args:
         model: `sessions.Session`.
         scores: Name of the output, for a file that does not state it.
-        kind: Kind of that output, likewise.
+        kind: Kind of that output; by default the file's.
 
     Raises:
         UsageError: The file and the caller do not say which output scores classes.
@@ -134,9 +134,9 @@ def batches(files: Sequence[str | os.PathLike[str]], card: dict[str, Any], spec:
     """Arrays that fit an input, as few as images of one size allow; a model of dynamic size takes each image as it is.
 
     Args:
-        files: image paths.
-        card: the model card (dict).
-        spec: the `TensorInfo` of the input.
+        files: Image paths.
+        card: The model card (dict).
+        spec: The `TensorInfo` of the input.
     """
     fixed_batch = isinstance(spec.shape[0], int)
     groups = []
@@ -155,7 +155,7 @@ def load_pixels(
     """One image file, or its bytes, as the uint8 pixels [height, width, channels] that an input takes.
 
     Raises:
-        UsageError: not an image, damaged, or larger than allowed.
+        UsageError: Not an image, damaged, or larger than allowed.
     """
     height, width, channels = (*spec.shape[2:], spec.shape[1]) if spec.layout == "nchw" else spec.shape[1:]
     size = None if isinstance(height, str) or isinstance(width, str) else (height, width)

@@ -48,14 +48,14 @@ def read_items(arguments: Iterable[str | os.PathLike[str]]) -> Iterator[Item]:
     """The images that arguments stand for, one by one, in an order that does not change.
 
     Args:
-        arguments: image files; folders (searched through, sorted); `.txt` files with a path a line; `.parquet` files with a
+        arguments: Image files; folders (searched through, sorted); `.txt` files with a path a line; `.parquet` files with a
             column `image` (encoded bytes, or the struct `{bytes, path}` of Hugging Face) or `path`.
 
     Yields:
         Item
 
     Raises:
-        UsageError: a list or Parquet file that cannot be read, or a folder without images.
+        UsageError: A list or Parquet file that cannot be read, or a folder without images.
     """
     for argument in map(Path, arguments):
         if argument.is_dir():
@@ -81,17 +81,17 @@ class LocalClassifier:
 
     Args:
         path: ONNX file that takes images.
-        device: see `resnet_export.runtime.session`.
-        top: classes per image.
-        batch: images per run.
-        workers: threads that decode; one per core by default.
-        threads: threads of onnxruntime; its own choice by default.
+        device: See `resnet_export.runtime.session`.
+        top: Classes per image.
+        batch: Images per run.
+        workers: Threads that decode; one per core by default.
+        threads: Threads of onnxruntime; its own choice by default.
         scores: Name of the output that scores classes, for a file that does not state it.
-        output_kind: Kind of that output, likewise.
+        output_kind: Kind of that output; by default the file's.
 
     Raises:
         UsageError: No such file, or several outputs score classes.
-        DeviceError: the device does not start.
+        DeviceError: The device does not start.
     """
 
     def __init__(
@@ -192,12 +192,12 @@ def run(
     """Classify items and write the rows, in order, to a file.
 
     Args:
-        items: iterable of `Item`; the same ones again when a run is resumed.
+        items: Iterable of `Item`; the same ones again when a run is resumed.
         classifier: Has `settings`, `rows(items)` and `top`, which is None where no classes are ranked.
         out: `.csv`, `.parquet` or `.jsonl` file.
-        resume: go on where an interrupted run stopped.
-        overwrite: replace `out`, and restart even if there is an interrupted run.
-        on_rows: called with every list of rows that has been kept.
+        resume: Go on where an interrupted run stopped.
+        overwrite: Replace `out`, and restart even if there is an interrupted run.
+        on_rows: Called with every list of rows that has been kept.
 
     Returns:
         `{"file", "images", "errors", "resumed"}`.

@@ -37,13 +37,13 @@ class RemoteOptions:
     """How a server is asked.
 
     Args:
-        top: classes per image.
-        concurrency: requests at a time.
-        retries: further tries after an answer that may be over in a moment.
-        api_key: sent as `Authorization: Bearer`.
-        timeout: seconds for one request.
+        top: Classes per image.
+        concurrency: Requests at a time.
+        retries: Further tries after an answer that may be over in a moment.
+        api_key: Sent as `Authorization: Bearer`.
+        timeout: Seconds for one request.
         scores: Name of the output that scores classes, for a model whose server does not state it.
-        output_kind: Kind of that output, likewise.
+        output_kind: Kind of that output; by default the file's.
     """
 
     top: int = 5
@@ -59,13 +59,13 @@ class RemoteClassifier:
     """Images to rows of the result, through a server; pictures are brought to the model's size here, pixels are sent.
 
     Args:
-        url: the server's address, e.g. `http://127.0.0.1:8000`; `http://` may be left out. Certificates beyond the usual ones are
+        url: The server's address, e.g. `http://127.0.0.1:8000`; `http://` may be left out. Certificates beyond the usual ones are
             named by `SSL_CERT_FILE`.
-        model: model name; may be left out where the server lists a single one.
+        model: Model name; may be left out where the server lists a single one.
         options: `RemoteOptions`.
 
     Raises:
-        UsageError: the server does not answer, or has no such model, or the model does not classify images.
+        UsageError: The server does not answer, or has no such model, or the model does not classify images.
     """
 
     def __init__(self, url: str, model: str | None = None, options: RemoteOptions = RemoteOptions()) -> None:
@@ -96,7 +96,7 @@ class RemoteClassifier:
         """One row per item, in order; an image that cannot be read, or that the server refuses, is a row with an `error`.
 
         Raises:
-            UsageError: the server has gone, or refuses the key.
+            UsageError: The server has gone, or refuses the key.
         """
         with asyncio.Runner() as runner:
             stream = self._stream(items)

@@ -540,7 +540,7 @@ def read_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The keys in a file, one a line; empty lines and lines that begin with `#` are passed over.
 
     Raises:
-        UsageError: the file cannot be read, or holds no key: a server without keys would be open.
+        UsageError: The file cannot be read, or holds no key: a server without keys would be open.
     """
     try:
         # Some editors begin a file with a byte-order mark.

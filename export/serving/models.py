@@ -46,14 +46,14 @@ class ModelOptions:
     """How models are run.
 
     Args:
-        device: see `resnet_export.runtime.session`.
-        threads: threads within an operator; onnxruntime's choice by default.
+        device: See `resnet_export.runtime.session`.
+        threads: Threads within an operator; onnxruntime's choice by default.
         batch: `BatchOptions`.
-        max_request_rows: rows that one request may have.
-        max_pixels: width × height that an encoded image may have.
-        max_open_pixels: width × height that a model of dynamic size is run at.
-        timeout: seconds for which a request may wait and run.
-        warm_up: run every batch size once before a model is ready.
+        max_request_rows: Rows that one request may have.
+        max_pixels: Width × height that an encoded image may have.
+        max_open_pixels: Width × height that a model of dynamic size is run at.
+        timeout: Seconds for which a request may wait and run.
+        warm_up: Run every batch size once before a model is ready.
         scores: Name of the output that scores classes, for files that do not state it and have such an output.
         output_kind: Kind of that output (one of `options.KINDS`), likewise.
         adaptive: Send requests to shallower members of a family while others wait.
@@ -82,8 +82,8 @@ class ServedModel:
         threads: Threads to run in, shared with other models; by default the model has its own.
 
     Raises:
-        UsageError: the file is missing or damaged, or has tensors that the protocol has no datatype for.
-        DeviceError: the device does not start.
+        UsageError: The file is missing or damaged, or has tensors that the protocol has no datatype for.
+        DeviceError: The device does not start.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class ServedModel:
             `{name: array}`: aligned and contiguous, BYTES as strings.
 
         Raises:
-            ProtocolError: a wrong name, datatype, shape or number of rows.
+            ProtocolError: A wrong name, datatype, shape or number of rows.
         """
         if set(inputs) != {spec.name for spec in self.inputs}:
             wanted, got = ", ".join(spec.name for spec in self.inputs), ", ".join(name[:80] for name in inputs)
@@ -228,14 +228,14 @@ class ServedModel:
         """Outputs of the model.
 
         Args:
-            inputs: what `prepare` or `read_image` returned.
-            timeout: seconds; the server's own limit holds as well.
+            inputs: What `prepare` or `read_image` returned.
+            timeout: Seconds; the server's own limit holds as well.
 
         Returns:
             `batcher.Answer`
 
         Raises:
-            ProtocolError: the queue is full or the time is over (503), or the model failed (500).
+            ProtocolError: The queue is full or the time is over (503), or the model failed (500).
         """
         started = time.monotonic_ns()
         limit = min(timeout or math.inf, self.options.timeout)
@@ -260,7 +260,7 @@ class ServedModel:
         """An encoded image as input arrays (to be called in a thread: decoding takes its time).
 
         Raises:
-            ProtocolError: not an image, or the model takes none.
+            ProtocolError: Not an image, or the model takes none.
         """
         try:
             spec = image_input(self.session)
@@ -283,7 +283,7 @@ class ServedModel:
         """The best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
 
         Raises:
-            ProtocolError: the model gave NaN.
+            ProtocolError: The model gave NaN.
         """
         scores = outputs[self.scores.output][:1]
         if not np.isfinite(scores).all():

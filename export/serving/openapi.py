@@ -21,10 +21,10 @@ def describe(version: str) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
-        version: the server's version.
+        version: The server's version.
 
     Returns:
-        dict
+        Dict
     """
     return {
         "openapi": "3.1.0",

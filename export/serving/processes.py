@@ -43,7 +43,7 @@ def reserved_port(host: str, port: int, flag: str = "--port") -> Iterator[int]:
     """Hold a port for processes that bind it with `SO_REUSEPORT`.
 
     Args:
-        host: Address.
+        host: Address to listen on.
         port: Port, 0 for a free one.
         flag: The option that chose the port, for the error message.
 

@@ -128,7 +128,7 @@ def datatype_of(dtype: DTypeLike) -> str:
     """The protocol's name of a numpy dtype.
 
     Raises:
-        ProtocolError: the protocol has none.
+        ProtocolError: The protocol has none.
     """
     dtype = np.dtype(dtype)
     name = NAMES.get(dtype.newbyteorder("<"))
@@ -141,13 +141,13 @@ def parse_json(text: bytes | memoryview) -> dict[str, Any]:
     """The JSON object in `text`; NaN and infinity, which Python would take, are no JSON.
 
     Args:
-        text: bytes.
+        text: The JSON as bytes.
 
     Returns:
-        dict
+        Dict
 
     Raises:
-        ProtocolError: anything else.
+        ProtocolError: Anything else.
     """
     try:
         value = json_text.loads(text)
@@ -162,7 +162,7 @@ def header_length(value: str | None, size: int) -> int | None:
     """The length of the JSON part, from the header's text (None: no header, all of the body is JSON).
 
     Raises:
-        ProtocolError: not a number, or more than the body has.
+        ProtocolError: Not a number, or more than the body has.
     """
     if value is None:
         return None
@@ -177,12 +177,12 @@ def decompress(body: bytes | bytearray, encoding: str | None, limit: int) -> byt
     """The body as it was before `Content-Encoding`; never more than `limit` bytes are unpacked.
 
     Args:
-        body: bytes.
-        encoding: the header's text, or None.
-        limit: bytes.
+        body: The body of the request, as bytes.
+        encoding: The header's text, or None.
+        limit: Maximum size, in bytes.
 
     Raises:
-        ProtocolError: unknown encoding (415), damaged data (400), more than the limit (413).
+        ProtocolError: Unknown encoding (415), damaged data (400), more than the limit (413).
     """
     encoding = (encoding or "identity").strip().lower()
     if encoding == "identity":
@@ -239,14 +239,14 @@ def decode_request(body: bytes | bytearray | memoryview, json_length: int | None
     """An inference request.
 
     Args:
-        body: bytes, not compressed.
-        json_length: length of the JSON part, see `header_length`.
+        body: The body of the request, not compressed.
+        json_length: Length of the JSON part, see `header_length`.
 
     Returns:
         InferRequest; binary tensors are read-only views of `body`.
 
     Raises:
-        ProtocolError: the body is not an inference request.
+        ProtocolError: The body is not an inference request.
     """
     head, tail = _split(body, json_length)
     read = _Tail(tail)
@@ -261,7 +261,7 @@ def build_request(
     """Check a request that has been taken out of its encoding, JSON or protocol buffers, and read its tensors.
 
     Args:
-        message: dict in the protocol's JSON form; the tensors' data need not be in it.
+        message: Dict in the protocol's JSON form; the tensors' data need not be in it.
         read: Function `(entry, datatype, shape, label) -> array` that gives the data of one entry of `inputs`. It is called once
             per input, in order; `label` names the tensor in error messages.
         binary: Whether outputs are sent as raw bytes unless the request says otherwise.
@@ -288,11 +288,11 @@ def decode_raw_request(body: bytes | bytearray | memoryview, spec: TensorSpec) -
     """A raw binary request: the body is the one input of the model, one row of it, and all outputs come back binary.
 
     Args:
-        body: bytes.
-        spec: the `TensorSpec` of that input.
+        body: The body of the request, as bytes.
+        spec: The `TensorSpec` of that input.
 
     Raises:
-        ProtocolError: the shape is not fixed, or the body does not fit.
+        ProtocolError: The shape is not fixed, or the body does not fit.
     """
     if any(dim < 0 for dim in spec.shape[1:]):
         raise ProtocolError(f"a raw binary request needs an input of fixed size; {spec.name!r} has shape {list(spec.shape)}")
@@ -361,16 +361,16 @@ def encode_request(
 
     Args:
         inputs: `{name: array}`.
-        outputs: list of `RequestedOutput`; None asks for all.
-        request_id: string.
-        binary: send tensors, and have unnamed outputs sent back, as raw bytes.
-        parameters: further request parameters.
+        outputs: List of `RequestedOutput`; None asks for all.
+        request_id: String.
+        binary: Send tensors, and have unnamed outputs sent back, as raw bytes.
+        parameters: Further request parameters.
 
     Returns:
         `(body, length of the JSON part)` as in `encode_response`.
 
     Raises:
-        ProtocolError: an array the protocol, or JSON, has no form for.
+        ProtocolError: An array the protocol, or JSON, has no form for.
     """
     message: dict[str, Any] = {"parameters": {**(parameters or {}), "binary_data_output": binary}}
     if request_id is not None:
@@ -393,7 +393,7 @@ def decode_response(body: bytes | memoryview, json_length: int | None = None) ->
         InferResponse
 
     Raises:
-        ProtocolError: the body is not an inference response.
+        ProtocolError: The body is not an inference response.
     """
     head, tail = _split(body, json_length)
     message = parse_json(head)
@@ -410,13 +410,13 @@ def classify(array: np.ndarray, classes: int, labels: Sequence[str] | None = Non
     """The classification extension: scores to strings `"value:index[:label]"`, best first, equal ones by index.
 
     Args:
-        array: scores; [rows, …] if `batched`.
-        classes: how many per row; at most as many as there are.
-        labels: class names, or None.
-        batched: whether the first axis counts rows.
+        array: Scores; [rows, …] if `batched`.
+        classes: How many per row; at most as many as there are.
+        labels: Class names, or None.
+        batched: Whether the first axis counts rows.
 
     Returns:
-        object array of bytes, [rows, classes] or [classes].
+        Object array of bytes, [rows, classes] or [classes].
     """
     rows = array.reshape(array.shape[0], -1) if batched else array.reshape(1, -1)
     order = np.argsort(-rows.astype("float64"), axis=1, kind="stable")[:, :classes]

@@ -35,8 +35,8 @@ class ServerOptions:
     """Where and how the server listens.
 
     Args:
-        host, port: address; port 0 takes a free one.
-        grace: seconds for which a shutdown waits for what is in flight.
+        host, port: Address; port 0 takes a free one.
+        grace: Seconds for which a shutdown waits for what is in flight.
         head_timeout: Time in which the head of a request must arrive, and in which a client must take a piece of its answer, in
             seconds.
         max_connections_per_address: Largest number of connections from one client address. By default half the number of files
@@ -45,8 +45,8 @@ class ServerOptions:
             ready, in seconds.
         uds: Path of a Unix socket to listen on instead of an address.
         reuse_port: Share the port with other processes that do so too.
-        access_log: one line per request on standard error.
-        tls: uvicorn's `ssl_…` options.
+        access_log: One line per request on standard error.
+        tls: Uvicorn's `ssl_…` options.
     """
 
     host: str = "127.0.0.1"
@@ -69,7 +69,7 @@ def bind(options: ServerOptions, flag: str = "--port") -> socket.socket:
         flag: The option that chose the port, for the error message.
 
     Raises:
-        UsageError: the address is taken, not ours, or unknown.
+        UsageError: The address is taken, not ours, or unknown.
     """
     if options.uds:
         return _bind_unix(options.uds)
@@ -122,7 +122,7 @@ def configure(app: Application, options: ServerOptions) -> uvicorn.Config:
         options: `ServerOptions`.
 
     Raises:
-        UsageError: the TLS files cannot be used.
+        UsageError: The TLS files cannot be used.
     """
     files = allow_connections()
     per_address = options.max_connections_per_address or (files // 2 if files else None)
@@ -172,15 +172,15 @@ def run(
     """Serve until SIGTERM or SIGINT: report not ready, stop accepting, finish what is in flight, return.
 
     Args:
-        config: what `configure` returned.
-        bound: what `bind` returned.
+        config: What `configure` returned.
+        bound: What `bind` returned.
         hooks: `Hooks`.
         metrics: `(application, bound socket)` of a second listener, for metrics.
         companions: Other servers on the event loop, started and stopped by the application. Their `begin_stop` is called when
             this one stops accepting, and their `cut` when it is told not to wait any longer.
 
     Returns:
-        the signal that ended it.
+        The signal that ended it.
     """
     server = _Server(config, hooks or Hooks())
     server.companions = companions
@@ -272,7 +272,7 @@ class _Server(uvicorn.Server):
     """uvicorn's server, but a signal ends it with a return instead of being raised again: a clean stop exits with 0.
 
     Args:
-        config: uvicorn's configuration.
+        config: Uvicorn's configuration.
         hooks: `Hooks`.
     """
 

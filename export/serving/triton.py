@@ -35,13 +35,13 @@ class TritonOptions:
     """How Triton is to run a model.
 
     Args:
-        max_batch: rows per batch; None: 16, or 0 for a model without a batch axis.
-        max_delay: seconds that a request may wait for others.
-        instances: copies that run side by side.
-        gpu: whether they run on GPUs.
+        max_batch: Rows per batch; None: 16, or 0 for a model without a batch axis.
+        max_delay: Seconds that a request may wait for others.
+        instances: Copies that run side by side.
+        gpu: Whether they run on GPUs.
         tensorrt: `"fp32"` or `"fp16"` to run through TensorRT, which needs `gpu`; None not to.
-        engine_cache: folder in which TensorRT keeps what it has built; None for none.
-        warm_up: have Triton run the smallest and the largest batch before the model is ready.
+        engine_cache: Folder in which TensorRT keeps what it has built; None for none.
+        warm_up: Have Triton run the smallest and the largest batch before the model is ready.
     """
 
     max_batch: int | None = None
@@ -72,15 +72,15 @@ def model_config(
     """A Triton `ModelConfig` in its JSON form.
 
     Args:
-        name: model name.
-        inputs, outputs: sequences of `protocol.TensorSpec`, batch axis included.
-        max_batch_size: rows per batch; 0 for models without a batch axis.
-        max_delay: seconds that a request may wait for others.
-        instances: copies that run side by side.
-        gpu: whether they run on GPUs.
+        name: Model name.
+        inputs, outputs: Sequences of `protocol.TensorSpec`, batch axis included.
+        max_batch_size: Rows per batch; 0 for models without a batch axis.
+        max_delay: Seconds that a request may wait for others.
+        instances: Copies that run side by side.
+        gpu: Whether they run on GPUs.
 
     Returns:
-        dict
+        Dict
     """
     config = {
         "name": name,
@@ -125,14 +125,14 @@ def write_repository(
     """Write ONNX files as a repository that Triton serves as it is.
 
     Args:
-        sources: list of `repository.Source`; several of one name are its versions.
-        folder: the repository; made if it is missing. Every model's folder is replaced as a whole or not at all.
+        sources: List of `repository.Source`; several of one name are its versions.
+        folder: The repository; made if it is missing. Every model's folder is replaced as a whole or not at all.
         options: `TritonOptions`.
-        overwrite: replace models that are there already.
-        add: add the files as the next versions of models that are there already.
+        overwrite: Replace models that are there already.
+        add: Add the files as the next versions of models that are there already.
 
     Returns:
-        list of the files written.
+        List of the files written.
 
     Raises:
         UsageError: Triton would refuse the model, or something is there already.
@@ -164,9 +164,9 @@ def kserve_yaml(name: str, storage_uri: str, gpu: bool = False) -> str:
     """A KServe `InferenceService` that serves a Triton repository.
 
     Args:
-        name: service name: lower case letters, digits and hyphens.
-        storage_uri: where the repository folder lies, e.g. `s3://bucket/repository` or `pvc://claim/repository`.
-        gpu: ask for one GPU.
+        name: Service name: lower case letters, digits and hyphens.
+        storage_uri: Where the repository folder lies, e.g. `s3://bucket/repository` or `pvc://claim/repository`.
+        gpu: Ask for one GPU.
 
     Returns:
         YAML text.
@@ -196,14 +196,14 @@ def tf_serving_command(folder: str | os.PathLike[str], name: str | None = None, 
 
     Args:
         folder: SavedModel folder.
-        name: model name; the folder's by default.
-        port: port of the REST interface.
+        name: Model name; the folder's by default.
+        port: Port of the REST interface.
 
     Returns:
-        a shell command.
+        A shell command.
 
     Raises:
-        UsageError: the folder holds no SavedModel.
+        UsageError: The folder holds no SavedModel.
     """
     folder = Path(folder).absolute()
     if not (folder / "saved_model.pb").is_file():

@@ -165,8 +165,8 @@ def random_array(
 
     Args:
         rng: Where the numbers come from.
-        dtype: Of the input.
-        shape: Of the input.
+        dtype: Dtype of the input.
+        shape: Shape of the input.
         distribution: `"pixels"` (from 0 to `scale` in 255 steps), `"normal"` or `"uniform"` (above 0); for float inputs.
         scale: Factor on them.
         bound: Integers below it instead, for an input of indices; or None.

@@ -18,15 +18,15 @@ class Augmentation:
     """What happens to a training image on its way in; the defaults change nothing but the size.
 
     Args:
-        crop_padding: pixels around the image before a crop of the model's size: CIFAR's crop.
-        crop_border: what these pixels are: `"mean"` (the data set's mean colour) or `"reflect"` (the image's own reflection).
-        random_area: smallest share of the image's area that a random crop takes before it is resized: ImageNet's crop,
+        crop_padding: Pixels around the image before a crop of the model's size: CIFAR's crop.
+        crop_border: What these pixels are: `"mean"` (the data set's mean colour) or `"reflect"` (the image's own reflection).
+        random_area: Smallest share of the image's area that a random crop takes before it is resized: ImageNet's crop,
             with aspect ratios from 3/4 to 4/3. 0 switches it off.
-        flip: mirror left and right in half of the cases.
-        alternate_flips: mirror a random half of the images in even epochs, the other half in odd ones.
-        randaugment: number of RandAugment operations per image.
-        magnitude: of those operations, 0 to 10.
-        erasing: probability that a rectangle (2–33 % of the area) is filled with noise.
+        flip: Mirror left and right in half of the cases.
+        alternate_flips: Mirror a random half of the images in even epochs, the other half in odd ones.
+        randaugment: Number of RandAugment operations per image.
+        magnitude: Magnitude of those operations, 0 to 10.
+        erasing: Probability that a rectangle (2–33 % of the area) is filled with noise.
 
     Source: He et al. 2015 (arXiv 1512.03385) section 4.2; Szegedy et al. (arXiv 1409.4842); RandAugment (arXiv 1909.13719);
     random erasing (arXiv 1708.04896); alternating flips (arXiv 2404.00498, section 3.6).
@@ -53,16 +53,16 @@ class Augmentation:
         """One training image.
 
         Args:
-            image: uint8 `(height, width, channels)`, or encoded bytes.
-            encoded: which of the two.
+            image: Uint8 `(height, width, channels)`, or encoded bytes.
+            encoded: Whether `image` is encoded.
             size: `(height, width)` that goes out.
-            channels: of the image.
-            fill: colour of pixels outside the image, 0–255.
-            seed: two whole numbers, a function of run, epoch and image.
-            is_mirrored: whether to mirror the image, where that is not left to chance; see `turn`.
+            channels: Number of channels of the image.
+            fill: Colour of pixels outside the image, 0–255.
+            seed: Two whole numbers, a function of run, epoch and image.
+            is_mirrored: Whether to mirror the image, where that is not left to chance; see `turn`.
 
         Returns:
-            float32 `(height, width, channels)`, 0–255.
+            Float32 `(height, width, channels)`, 0–255.
         """
         chance = tf.random.stateless_uniform([self.draws], seed)
         if self.random_area:

@@ -24,16 +24,16 @@ class Order:
     """The order of a training run's images; step `s` of the run reads places `s·batch` to `(s+1)·batch`.
 
     Args:
-        size: images of the split.
-        batch: images per global batch.
-        seed: of the run.
-        first: first step (counted over the whole run) that is read.
-        last: step after the last one.
-        share: what this worker reads of each global batch.
+        size: Images of the split.
+        batch: Images per global batch.
+        seed: Seed of the run.
+        first: First step (counted over the whole run) that is read.
+        last: Step after the last one.
+        share: What this worker reads of each global batch.
         shuffle: False reads in order of the split.
 
     Raises:
-        ValueError: fewer images than a batch holds.
+        ValueError: Fewer images than a batch holds.
     """
 
     size: int

@@ -37,16 +37,16 @@ def training_batches(
 
     Args:
         split: `Images`, `Encoded` or `Records`.
-        batch: images per global batch.
+        batch: Images per global batch.
         size: `(height, width)` of the model's input.
-        num_classes: length of the one-hot labels.
+        num_classes: Length of the one-hot labels.
         augmentation: `Augmentation`; None for none.
-        fill: colour around the images, 0–255, a number or one per channel.
-        seed: of the run.
-        first: step of the run that comes first.
-        last: step after the last; None for no end.
+        fill: Colour around the images, 0–255, a number or one per channel.
+        seed: Seed of the run.
+        first: Step of the run that comes first.
+        last: Step after the last; None for no end.
         share: `Share` of each global batch that this worker reads; None for all.
-        replicas: devices of this worker, each of which gets an equal part.
+        replicas: Devices of this worker, each of which gets an equal part.
         mixup: α of MixUp, 0 for none.
         cutmix: α of CutMix; with both, each batch takes one of them by chance.
         shuffle: False keeps the split's order.
@@ -95,8 +95,8 @@ def evaluation_batches(
     """All images once, in order; the last batch is filled up with images of weight 0, so that every replica has its part.
 
     Args:
-        split, batch, size, num_classes, share, replicas: as in `training_batches`.
-        crop: take the middle of images (7/8 of the shorter side) and resize it; without, images must have the model's
+        split, batch, size, num_classes, share, replicas: As in `training_batches`.
+        crop: Take the middle of images (7/8 of the shorter side) and resize it; without, images must have the model's
             size or are cropped in the middle where they are larger, else resized.
 
     Returns:

@@ -119,19 +119,19 @@ def load(
             (to an `.npz` with `x_train`, `y_train` and perhaps `x_val`, `y_val`, `x_test`, `y_test`; to a folder with one
             folder of images per class, perhaps below `train/`, `val/` and `test/`, see `read_layout`; to a folder of TFRecord
             shards by `write_tfrecords`), or a `Source`, which passes.
-        path: for CIFAR: the `.npz`; for TFDS: the data folder. None lets Keras (TFDS) download to its cache.
+        path: For CIFAR: the `.npz`; for TFDS: the data folder. None lets Keras (TFDS) download to its cache.
         corrupt: `"fail"` names damaged images (of folders, shards, TFDS) and stops; `"skip"` names them, counts them and leaves
             them out.
-        cache: hold the files of an image folder in memory.
-        report: called with a line of text for each thing to say; None prints to standard error.
+        cache: Hold the files of an image folder in memory.
+        report: Called with a line of text for each thing to say; None prints to standard error.
 
     Returns:
         `Source`.
 
     Raises:
-        ValueError: unknown name, unusable content, damaged images.
-        FileNotFoundError: no such path.
-        ImportError: the extra for it is not installed.
+        ValueError: Unknown name, unusable content, damaged images.
+        FileNotFoundError: No such path.
+        ImportError: The extra for it is not installed.
     """
     if isinstance(data, Source):
         return data

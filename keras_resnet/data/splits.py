@@ -30,8 +30,8 @@ class Images:
     """Images of one size in memory.
 
     Args:
-        images: uint8 array `(n, height, width, channels)`.
-        labels: whole numbers `(n,)`.
+        images: Uint8 array `(n, height, width, channels)`.
+        labels: Whole numbers `(n,)`.
     """
 
     images: np.ndarray
@@ -178,10 +178,10 @@ class Records:
     Args:
         stream: `stream(epoch) -> Dataset` of `(index, encoded bytes or image, label)`, in an order that is a function of
             `epoch` alone; `epoch` is an int64 tensor, or None for the order of the files.
-        size: records.
-        channels: of the images.
-        encoded: whether images are bytes.
-        buffer: records of a window.
+        size: Number of records.
+        channels: Number of channels of the images.
+        encoded: Whether images are bytes.
+        buffer: Records of a window.
     """
 
     stream: Callable[[Any], tf.data.Dataset]
@@ -238,9 +238,9 @@ def hold_out(split: Images | Encoded | Records, count: int, seed: int = 0) -> tu
     """Take images out of a training split, to choose a recipe on them without looking at the test set.
 
     Args:
-        split: any split.
-        count: images to hold out.
-        seed: of the choice.
+        split: Any split.
+        count: Images to hold out.
+        seed: Seed of the choice.
 
     Returns:
         `(the rest, the held out)`.

@@ -171,7 +171,7 @@ class DepthCurve:
             A `matplotlib.figure.Figure`; `figure.savefig("depth.png")` writes it.
 
         Raises:
-            ImportError: matplotlib is not installed; it comes with the extra `train`.
+            ImportError: Matplotlib is not installed; it comes with the extra `train`.
             ValueError: There were no data, so that nothing was measured.
         """
         try:

@@ -102,7 +102,7 @@ class GrowthScores:
             A `matplotlib.figure.Figure`; `figure.savefig("scores.png")` writes it.
 
         Raises:
-            ImportError: matplotlib is not installed; it comes with the extra `train`.
+            ImportError: Matplotlib is not installed; it comes with the extra `train`.
         """
         try:
             from matplotlib.figure import Figure

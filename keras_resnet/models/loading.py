@@ -34,7 +34,7 @@ def import_modules(names: Iterable[str]) -> None:
     """Import modules, of the current folder too, that register the layers of a model file.
 
     Raises:
-        ModelFileError: One cannot be imported.
+        ModelFileError: A module cannot be imported.
     """
     sys.path.insert(0, os.getcwd())
     try:

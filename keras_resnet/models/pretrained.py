@@ -34,7 +34,7 @@ class Pretrained:
 
     Args:
         file: `WeightFile`.
-        name: what the user called it.
+        name: What the user called it.
         source: `WeightSource`, if it has a name.
     """
 
@@ -94,13 +94,13 @@ def find_weights(weights: str | os.PathLike[str], model: str, sources: Mapping[s
     """What `weights=` stands for: a path if there is such a file, else a named source, else a packaged tag.
 
     Args:
-        weights: path, name or tag.
-        model: name of the variant.
-        sources: name -> `WeightSource`.
+        weights: Path, name or tag.
+        model: Name of the variant.
+        sources: Name -> `WeightSource`.
 
     Raises:
-        TypeError: no text and no path.
-        FileNotFoundError, ValueError, ConnectionError: see `open_weights` and `locate`.
+        TypeError: No text and no path.
+        FileNotFoundError, ValueError, ConnectionError: See `open_weights` and `locate`.
     """
     if not isinstance(weights, str | os.PathLike):
         raise TypeError(f"`weights` must be None, a file, or a name from `list_weights()`, got {weights!r}")
@@ -227,14 +227,14 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> ModelCard:
     """Load a file into a zoo model that exists; unlike Keras' own method it knows foreign formats and names what does not fit.
 
     Args:
-        model: a zoo model.
-        path: see `keras_resnet.weights.files.open_weights`.
+        model: A zoo model.
+        path: See `keras_resnet.weights.files.open_weights`.
 
     Returns:
         The model's new card.
 
     Raises:
-        ValueError: the model is not from this zoo, or the file does not fit; the model keeps its weights then.
+        ValueError: The model is not from this zoo, or the file does not fit; the model keeps its weights then.
     """
     known = card(model)
     if known is None or known.config is None:

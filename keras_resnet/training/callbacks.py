@@ -177,7 +177,7 @@ def check_callbacks(given: Iterable[CallbackLike], has_schedule: bool, schedule:
         keeps_averages: Whether the run keeps moving averages itself.
 
     Raises:
-        TrainingError: Names the callback and what to do.
+        TrainingError: A callback cannot be used; the message names it and says what to do.
     """
     for callback in given:
         name = type(callback).__name__

@@ -20,15 +20,15 @@ class DriftLogger(keras.callbacks.Callback):
     """Measures `kr.drift` before the first epoch and after every epoch; Keras has no callback that looks into branches.
 
     Args:
-        data: what `kr.drift` takes; a batch or two are enough.
-        csv_path: file that gets a row per epoch and block (columns `COLUMNS`); None writes none. A row of an epoch
+        data: What `kr.drift` takes; a batch or two are enough.
+        csv_path: File that gets a row per epoch and block (columns `COLUMNS`); None writes none. A row of an epoch
             that is already there, from a run that was broken off and resumed, is not written again.
-        tensorboard: folder for TensorBoard scalars `drift/{block}` and `gate/{block}`; None writes none.
-        every: epochs between two measurements. Default 1.
-        batch_size: for arrays. Default 32.
+        tensorboard: Folder for TensorBoard scalars `drift/{block}` and `gate/{block}`; None writes none.
+        every: Epochs between two measurements. Default 1.
+        batch_size: For arrays. Default 32.
 
     Attributes:
-        history: list of `(epoch, DriftReport)`; epoch 0 is the state before training.
+        history: List of `(epoch, DriftReport)`; epoch 0 is the state before training.
 
     Raises:
         ValueError: `every` below 1, or a CSV file with other columns.
@@ -116,13 +116,13 @@ def drift_figure(log: Any, path: str | os.PathLike[str] | None = None) -> Any:
 
     Args:
         log: CSV file of a `DriftLogger`, or the `DriftLogger`.
-        path: picture to write; None writes none.
+        path: Picture to write; None writes none.
 
     Returns:
-        matplotlib Figure (extra `demo`).
+        Matplotlib Figure (extra `demo`).
 
     Raises:
-        ValueError: the log is empty.
+        ValueError: The log is empty.
     """
     from matplotlib.figure import Figure
 
@@ -142,8 +142,8 @@ def heat_map(rows: Any, axis: Any, norm: Any = None) -> None:
 
     Args:
         rows: `(epoch, block, ‖F(x)‖/‖x‖)`, blocks in order of execution; a block that an epoch lacks stays white there.
-        axis: where to; a colour bar is put next to it.
-        norm: of matplotlib, for a scale of colours that several maps share; None for a linear one from 0.
+        axis: Where to; a colour bar is put next to it.
+        norm: Of matplotlib, for a scale of colours that several maps share; None for a linear one from 0.
     """
     epochs = sorted({epoch for epoch, _, _ in rows})
     # A model that grew has more blocks later, and their order there is the one that holds.

@@ -250,7 +250,7 @@ class Learner:
         """Assign weights and optimiser state that `arrays` gave.
 
         Raises:
-            TrainingError: the arrays are those of another model or optimiser; nothing is assigned then.
+            TrainingError: The arrays are those of another model or optimiser; nothing is assigned then.
         """
         pairs = []
         for kind, variables in (("model", self.model.variables), ("optimizer", self.optimizer.variables)):

@@ -134,7 +134,7 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         write: Function of the path to write to.
 
     Raises:
-        TrainingError: it cannot be written; what was there stays.
+        TrainingError: It cannot be written; what was there stays.
     """
     partial = path.with_name(f".partial-{path.name}")
     try:
@@ -178,9 +178,9 @@ def curves(rows: list[dict], path: Path, title: str = "") -> object:
     """Draw loss and accuracy over epochs (extra `demo`).
 
     Args:
-        rows: rows of the log.
-        path: picture.
-        title: above it.
+        rows: Rows of the log.
+        path: Picture to write.
+        title: Above it.
     """
     from matplotlib.figure import Figure
 

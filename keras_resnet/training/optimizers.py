@@ -27,10 +27,10 @@ class _Grouped(_Mixin):
     """Mixin for a Keras optimiser: parameter groups, weight decay by group, clipping after the sum over replicas.
 
     Args:
-        groups: list of `Group`; a variable in none has multiplier 1 and no decay.
-        decay: factor of the weight decay.
-        coupled: add `decay · w` to the gradient (L2, as the papers on SGD mean it); else take `rate · decay · w` off `w`.
-        **kwargs: of the optimiser.
+        groups: List of `Group`; a variable in none has multiplier 1 and no decay.
+        decay: Factor of the weight decay.
+        coupled: Add `decay · w` to the gradient (L2, as the papers on SGD mean it); else take `rate · decay · w` off `w`.
+        **kwargs: Of the optimiser.
     """
 
     def __init__(self, *args: Any, groups: Sequence[Any] = (), decay: float = 0.0, coupled: bool = False, **kwargs: Any) -> None:
@@ -134,7 +134,7 @@ class Muon(_Grouped, keras.optimizers.SGD):
     Args:
         kernel_rate: Factor on the learning rate of groups with `is_orthogonal`.
         kernel_momentum: Momentum factor of these groups.
-        **kwargs: of `SGD`.
+        **kwargs: Of `SGD`.
 
     Source: Jordan et al. (https://kellerjordan.github.io/posts/muon/); the norm of kernels is that of airbench94.
     """

@@ -54,7 +54,7 @@ def make_schedule(run: Run, steps_per_epoch: int) -> keras.optimizers.schedules.
 
     Args:
         run: `Run`.
-        steps_per_epoch: steps.
+        steps_per_epoch: Number of steps per epoch.
     """
     # An optimiser that accumulates gradients counts updates.
     steps_per_epoch = steps_per_epoch / run.accumulate

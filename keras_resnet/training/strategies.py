@@ -32,8 +32,8 @@ class Placement:
 
     Args:
         strategy: `tf.distribute.Strategy`.
-        index: number of this process.
-        processes: how many there are.
+        index: Number of this process.
+        processes: How many there are.
     """
 
     strategy: tf.distribute.Strategy
@@ -61,7 +61,7 @@ class Placement:
         """This process's part of a global batch.
 
         Raises:
-            TrainingError: the batch cannot be divided evenly.
+            TrainingError: The batch cannot be divided evenly.
         """
         if batch % self.replicas:
             near = max(1, batch // self.replicas) * self.replicas
@@ -112,10 +112,10 @@ def place(run: Run, quiet: bool = False) -> Placement:
 
     Args:
         run: `Run`; its `workers`, or the environment variable `TF_CONFIG`, make a multi-worker run.
-        quiet: do not say which workers are waited for.
+        quiet: Do not say which workers are waited for.
 
     Raises:
-        DeviceError: a device that is asked for is not there.
+        DeviceError: A device that is asked for is not there.
         TrainingError: `TF_CONFIG` cannot be read, its own address cannot be listened on, or Keras runs on another backend.
     """
     if keras.backend.backend() != "tensorflow":

@@ -188,7 +188,7 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 
     Args:
         kernel: (sides, 3, filters); of another channel count it is returned as it is.
-        channels: what the model takes.
+        channels: What the model takes.
 
     Source: the rule is that of timm's `adapt_input_conv`.
     """

@@ -262,12 +262,12 @@ class ResNetConfig(Config, BlockStyle):
         """The paper's network for 32×32 images: `n` blocks in each of three stages of 16, 32, 64 filters.
 
         Args:
-            depth: weighted layers: 6n+2 for basic blocks, 9n+2 for bottlenecks.
+            depth: Weighted layers: 6n+2 for basic blocks, 9n+2 for bottlenecks.
             block: `"basic"` or `"bottleneck"`.
-            **changes: any other field.
+            **changes: Any other field.
 
         Raises:
-            ValueError: the depth has not that form; names the nearest that has.
+            ValueError: The depth has not that form; names the nearest that has.
 
         Source: arXiv 1512.03385, section 4.2; arXiv 1603.05027 for bottlenecks.
         """
@@ -280,11 +280,11 @@ class ResNetConfig(Config, BlockStyle):
 
         Args:
             depth: 6n+4.
-            widen: factor on the widths 16, 32, 64.
-            **changes: any other field.
+            widen: Factor on the widths 16, 32, 64.
+            **changes: Any other field.
 
         Raises:
-            ValueError: the depth has not that form; names the nearest that has.
+            ValueError: The depth has not that form; names the nearest that has.
 
         Source: arXiv 1605.07146, table 1.
         """

@@ -32,9 +32,9 @@ class Counts:
     """Sizes of a model.
 
     Args:
-        trainable: trainable parameters (what torch calls `numel` of the parameters).
-        total: with moving statistics (Keras' `count_params()`).
-        macs: multiply-adds of convolutions and dense layers for one input; None where the input size is dynamic.
+        trainable: Trainable parameters (what torch calls `numel` of the parameters).
+        total: With moving statistics (Keras' `count_params()`).
+        macs: Multiply-adds of convolutions and dense layers for one input; None where the input size is dynamic.
     """
 
     trainable: int
@@ -46,8 +46,8 @@ def count(model: keras.Model, input_shape: Sequence[int | None] | None = None) -
     """Parameters and multiply-adds of any Keras model, by a walk over its layers; Keras has no such counter.
 
     Args:
-        model: a built Functional or Sequential model; nested models are walked too. It is only read.
-        input_shape: without batch; needed for the multiply-adds of a model of dynamic size.
+        model: A built Functional or Sequential model; nested models are walked too. It is only read.
+        input_shape: Without batch; needed for the multiply-adds of a model of dynamic size.
 
     Returns:
         `Counts`. Convolutions (grouped and depthwise ones too) and dense layers count one multiply-add per weight and
@@ -109,7 +109,7 @@ def arithmetic(config: ResNetConfig) -> Counts:
         `Counts`.
 
     Raises:
-        ValueError: the config has `growth`, whose blocks only a layer walk knows.
+        ValueError: The config has `growth`, whose blocks only a layer walk knows.
     """
     if config.growth:
         raise ValueError("a config with `growth` is counted by a layer walk, see `count`")

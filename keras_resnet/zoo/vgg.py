@@ -22,13 +22,13 @@ def vgg(config: VGGConfig, **options: Any) -> keras.Model:
 
     Args:
         config: `VGGConfig`.
-        **options: the fields of `BuildOptions`.
+        **options: The fields of `BuildOptions`.
 
     Returns:
         A Functional `keras.Model`, uncompiled, that stores a card (`keras_resnet.card(model)`).
 
     Raises:
-        ValueError: the input is smaller than the stride (32 for five stages), or has the wrong rank.
+        ValueError: The input is smaller than the stride (32 for five stages), or has the wrong rank.
 
     Source: arXiv 1409.1556, table 1.
     """

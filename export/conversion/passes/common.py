@@ -27,13 +27,13 @@ def constant(graph: ir.Graph, name: str, content: np.ndarray | np.generic, like:
     """Register a constant under a fresh name.
 
     Args:
-        graph: the graph that gets it.
-        name: wished name; a counter is added if it is taken.
+        graph: The graph that gets it.
+        name: Wished name; a counter is added if it is taken.
         content: numpy array.
-        like: value whose dtype (in the file), layer and weight path the new one takes over.
+        like: Value whose dtype (in the file), layer and weight path the new one takes over.
 
     Returns:
-        the new `onnx_ir.Value`.
+        The new `onnx_ir.Value`.
     """
     content = np.asarray(content)
     free, count = name, 0
@@ -93,9 +93,9 @@ def insert(
     """A new one-output node in front of another; returns its output.
 
     Args:
-        like: value whose dtype the output takes over.
-        sizes: shape of the output, -1 for unknown.
-        meta: entries for the output's meta data.
+        like: Value whose dtype the output takes over.
+        sizes: Shape of the output, -1 for unknown.
+        meta: Entries for the output's meta data.
     """
     node = ir.node(op, inputs, attributes or {})
     output = node.outputs[0]

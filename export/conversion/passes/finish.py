@@ -76,8 +76,8 @@ def canonical_names(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[st
     after their Keras path, the rest after its op and a running number. tf2onnx's names hold counters of the process.
 
     Args:
-        graph: the graph.
-        inputs, outputs: names in order.
+        graph: The graph.
+        inputs, outputs: Names in order.
     """
     canonical_order(graph)
     _name(graph, inputs, outputs, Counter([*inputs, *outputs]))
