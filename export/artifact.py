@@ -141,7 +141,7 @@ def find_scores_or_values(
 
 
 def output_kinds(metadata: dict, outputs: dict[str, list]) -> dict[str, str]:
-    """`{output name: kind}` of the outputs whose kind is known."""
+    """Return `{output name: kind}` of the outputs whose kind is known."""
     if isinstance(stated := metadata.get("outputs"), dict):
         return {name: kind for name, kind in stated.items() if name in outputs and kind in KINDS}
     return {name: name for name in ("logits", "probabilities") if name in outputs and metadata}
@@ -152,7 +152,7 @@ def _listed(outputs: dict[str, list]) -> str:
 
 
 def encode_metadata(metadata: dict[str, Any]) -> dict[str, str]:
-    """`{"card": …, …}` as the string pairs that an ONNX file holds, in a fixed order.
+    """Return `{"card": …, …}` as the string pairs that an ONNX file holds, in a fixed order.
 
     Raises:
         ValueError: A key that `KEYS` does not list.
@@ -163,7 +163,7 @@ def encode_metadata(metadata: dict[str, Any]) -> dict[str, str]:
 
 
 def decode_metadata(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """The metadata among the string pairs of an ONNX file; keys of other makers are left out, broken JSON too."""
+    """Return the metadata among the string pairs of an ONNX file; keys of other makers are left out, broken JSON too."""
     found = {}
     for key in KEYS:
         with contextlib.suppress(KeyError, ValueError):
@@ -172,7 +172,7 @@ def decode_metadata(pairs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata of an ONNX file, without its external data, or of a SavedModel folder.
+    """Return the metadata of an ONNX file, without its external data, or of a SavedModel folder.
 
     Args:
         path: ONNX file or folder.
@@ -198,7 +198,7 @@ def write_folder_metadata(folder: Path, metadata: dict) -> None:
 
 
 def read_proto(path: str | os.PathLike[str], external_data: bool = True) -> onnx.ModelProto:
-    """The `ModelProto` of an ONNX file.
+    """Return the `ModelProto` of an ONNX file.
 
     Raises:
         UsageError: The file, or its external data, is missing or damaged.
@@ -216,7 +216,7 @@ def read_proto(path: str | os.PathLike[str], external_data: bool = True) -> onnx
 
 
 def external_files(path: str | os.PathLike[str]) -> list[str]:
-    """The names of the files next to an ONNX file that hold its external data.
+    """Return the names of the files next to an ONNX file that hold its external data.
 
     Raises:
         UsageError: The file is no ONNX file, or its data is not next to it.
@@ -242,7 +242,7 @@ MOST_CHARACTERS = 300
 
 
 def first_line(error: object, most: int = MOST_CHARACTERS) -> str:
-    """The line of an exception's text that says what is wrong, for messages.
+    """Return the line of an exception's text that says what is wrong, for messages.
 
     Left out are terminal colours, the frame that Keras puts around a layer's error, and TensorFlow's node names.
 
@@ -392,7 +392,7 @@ def _move(source, target, work):
 
 
 def is_written_through(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
+    """Return whether a path names something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
     return os.path.islink(path) or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
@@ -511,7 +511,7 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def companions(path: str | os.PathLike[str]) -> list[Path]:
-    """The files an ONNX file consists of: itself, and its external data if it has any."""
+    """Return the files an ONNX file consists of: itself, and its external data if it has any."""
     path = Path(path)
     data = path.with_name(f"{path.name}.data")
     return [path, data] if data.is_file() and _refers_to(path, data.name) else [path]

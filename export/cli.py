@@ -47,7 +47,7 @@ def cli() -> None:
 
 
 def command(name: str) -> Callable[[Callable], click.Command]:
-    """A subcommand with its example, `--json` and `--debug`."""
+    """Register a subcommand with its example, `--json` and `--debug`."""
 
     def decorate(function: Callable) -> click.Command:
         function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n\b\nExample:\n  {EXAMPLES[name]}"
@@ -65,7 +65,7 @@ SOURCE_OPTIONS = ("weights", "num_classes", "seed", "imports", "preprocessing", 
 
 
 def model_options(function: Callable) -> Callable:
-    """What it takes to name a Keras model: the options in `SOURCE_OPTIONS`."""
+    """Add the options that name a Keras model, `SOURCE_OPTIONS`."""
     options = (
         click.option(
             "--weights",
@@ -92,7 +92,7 @@ def model_options(function: Callable) -> Callable:
 
 
 def declared(*names: str) -> Callable[[Callable], Callable]:
-    """The flags of some fields of `ExportOptions`, as a decorator."""
+    """Add the flags of some fields of `ExportOptions`, as a decorator."""
 
     def decorate(function: Callable) -> Callable:
         fields = {field.name: field for field in dataclasses.fields(ExportOptions)}
@@ -114,7 +114,7 @@ def declared(*names: str) -> Callable[[Callable], Callable]:
 
 
 def output_options(function: Callable) -> Callable:
-    """What `onnx` and `savedmodel` share."""
+    """Add the arguments and options that `onnx` and `savedmodel` share."""
     options = (
         click.argument("model"),
         click.argument("out", required=False),
@@ -130,7 +130,7 @@ def output_options(function: Callable) -> Callable:
 
 
 def budget_options(function: Callable) -> Callable:
-    """How much int8 may change."""
+    """Add the options for how much int8 may change."""
     drop = click.option(
         "--max-drop",
         default=1.0,

@@ -115,7 +115,7 @@ def steps(as_json: bool) -> Iterator[Callable[[str], None]]:
 
 
 def table(data: dict[str, Any]) -> str:
-    """A dict as aligned lines; lists of dicts one below the other."""
+    """Return a dict as aligned lines; lists of dicts one below the other."""
     width = max(len(key) for key in data)
     lines = []
     for key, value in data.items():
@@ -128,7 +128,7 @@ def table(data: dict[str, Any]) -> str:
 
 
 def inspection_text(entry: dict[str, Any]) -> str:
-    """An inspected file as lines. Of the card, only what a reader needs; `--json` prints all of it."""
+    """Return an inspected file as lines. Of the card, only what a reader needs; `--json` prints all of it."""
     shown = {key: value for key, value in entry.items() if key not in ("blocks", "metadata")}
     metadata = dict(entry.get("metadata") or {})
     card = metadata.pop("card", None) or {}
@@ -150,7 +150,7 @@ def _pairs(entry):
 
 
 def export_text(result: ExportResult) -> str:
-    """An `ExportResult` for people."""
+    """Return an `ExportResult` for people."""
     lines = [f"note: {note}" for note in dict.fromkeys((*result.notes, *result.report.notes))]
     lines += [f"{result.path}  {result.size / 1e6:,.1f} MB  sha256 {result.sha256[:16]}", verification_text(result.report)]
     return "\n".join([*lines, *precision_text(result.table)])
@@ -160,7 +160,7 @@ COLUMNS = ("output", "batch", "data", "runtime", "max_abs", "mean_abs", "relativ
 
 
 def verification_text(report: VerificationReport) -> str:
-    """A `VerificationReport` for people: a table of all comparisons and the verdict."""
+    """Return a `VerificationReport` for people: a table of all comparisons and the verdict."""
     rows = [COLUMNS] + [tuple(_cell(getattr(comparison, column)) for column in COLUMNS) for comparison in report.comparisons]
     lines = columns(rows) if report.comparisons else []
     if report.weights:
@@ -180,7 +180,7 @@ def _cell(value):
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of strings as aligned lines."""
+    """Return rows of strings as aligned lines."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -229,7 +229,7 @@ def write_csv(path: str | os.PathLike[str] | None, rows: Sequence[dict[str, Any]
 
 
 def rows_text(rows: Sequence[dict[str, Any]]) -> str:
-    """A list of equal dicts as an aligned table."""
+    """Return a list of equal dicts as an aligned table."""
     return "\n".join(columns([tuple(rows[0]), *(tuple(_cell(value) for value in row.values()) for row in rows)]))
 
 
@@ -243,7 +243,7 @@ def precision_text(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def diagnosis_text(diagnosis: Diagnosis) -> str:
-    """A `doctor.Diagnosis` for people."""
+    """Return a `doctor.Diagnosis` for people."""
     lines = columns([*diagnosis.versions.items(), ("NVIDIA driver", diagnosis.driver or "none")])
     lines += ["", *columns(list(diagnosis.devices.items()))]
     lines += [f"{device} lacks {', '.join(names)}" for device, names in diagnosis.missing.items()]

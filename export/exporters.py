@@ -93,7 +93,7 @@ def to_onnx(
 
     Raises:
         UsageError: An option or the model does not fit, or the file cannot be written.
-        MismatchError: The file does not compute what the model computes; nothing is left of it.
+        MismatchError: The file does not compute what the model computes. It is removed.
 
     Example:
         >>> result = rx.to_onnx(kr.resnet50(), "resnet50.onnx")
@@ -150,8 +150,9 @@ def to_savedmodel(
 ) -> ExportResult:
     """Export a Keras model to a verified SavedModel folder, which loads without Keras and without this package.
 
-    Signatures: `serving_default` (`images` to the outputs), `features` (what a classifier pools; other models have none) and, for
-    image models of fixed size, `serving_bytes` (`image_bytes`: encoded JPEG, PNG, GIF or BMP files of any size).
+    The signatures are `serving_default` (from `images` to the outputs), `features` (the input of the global pooling; only of
+    classifiers) and, for image models of fixed size, `serving_bytes` (`image_bytes`: encoded JPEG, PNG, GIF or BMP files of any
+    size).
 
     Args:
         model: A built Keras model, Functional or Sequential. A model in mixed precision is rebuilt in float32.
@@ -166,7 +167,7 @@ def to_savedmodel(
 
     Raises:
         UsageError: An option or the model does not fit, or the folder cannot be written.
-        MismatchError: The folder does not compute what the model computes; nothing is left of it.
+        MismatchError: The folder does not compute what the model computes. It is removed.
     """
     step = progress or (lambda name: None)
     artifact.check_target(path, overwrite, MARK)

@@ -26,18 +26,18 @@ class Member:
     """One network of a family as a file.
 
     Attributes:
-        name: What a request asks for, e.g. `"0.75"`, `"5ms"` or `"0.75-int8"`.
+        name: Name by which a request asks for it, e.g. `"0.75"`, `"5ms"` or `"0.75-int8"`.
         file: Name of the ONNX file, next to `family.json`.
-        sha256: Its digest, with its external data, see `artifact.digest`.
-        size: Its bytes.
+        sha256: Digest of the file and its external data, see `artifact.digest`.
+        size: Size in bytes.
         precision: `"float32"` or `"int8"`.
-        budget: Share of the multiply-adds that was asked for, or None.
+        budget: Requested share of the multiply-adds, or None.
         share: Its multiply-adds as a share of the whole network's.
         macs: Its multiply-adds for one input.
         removed: Paths of the residual blocks that are left out.
         latency_ms: Median latency, as `Family.measured` says.
-        agreement: Share of the measured images that it decides as the whole network does, or None.
-        accuracy: Share of the measured images that it classifies as labelled, or None.
+        agreement: Share of the measured images on which it decides like the whole network, or None.
+        accuracy: Share of the measured images that it classifies correctly, or None.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Family:
 
 
 def is_family(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a family rather than of an ONNX file."""
+    """Return whether a path is that of a family rather than of an ONNX file."""
     return Path(path).suffix.lower() == ".json"
 
 

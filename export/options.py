@@ -81,13 +81,13 @@ class ExportOptions:
         return 0.0 if self.prune_identity is True else float(self.prune_identity)
 
     def changed(self) -> dict[str, Any]:
-        """The options that differ from their default, for the file's metadata."""
+        """Return the options that differ from their default, for the file's metadata."""
         pairs = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
         return {name: list(value) if isinstance(value, tuple) else value for name, value, default in pairs if value != default}
 
     @classmethod
     def from_metadata(cls, options: dict[str, Any]) -> ExportOptions:
-        """The options that a file's metadata state; unknown ones, of a later version, are refused.
+        """Return the options that a file's metadata state; unknown ones, of a later version, are refused.
 
         Raises:
             UsageError: An option is unknown or has no such value.

@@ -70,11 +70,11 @@ class VerificationReport:
         return asdict(self)
 
     def worst(self) -> float:
-        """The largest `relative` error of all comparisons, 0.0 if there are none."""
+        """Return the largest `relative` error of all comparisons, 0.0 if there are none."""
         return max((comparison.relative for comparison in self.comparisons), default=0.0)
 
     def summary(self) -> str:
-        """The verdict in one sentence."""
+        """Return the verdict in one sentence."""
         if not self.passed:
             layer = f"; first layer that differs: {self.diverges}" if self.diverges else ""
             return f"{self.path} does not match the model: {self.problems[0]}{layer}"

@@ -29,7 +29,7 @@ IN_COMMANDS = {
 
 
 def for_commands(message: object) -> str:
-    """A message of `keras_resnet` on one line, with the options of the commands instead of arguments in Python."""
+    """Return a message of `keras_resnet` on one line, with the options of the commands instead of arguments in Python."""
     line = first_line(message, most=1000)  # the hint comes last
     for python, option in IN_COMMANDS.items():
         line = line.replace(python, option)
@@ -101,7 +101,7 @@ def load_model(
 
 
 def is_file(model: str | os.PathLike[str]) -> bool:
-    """Whether a command's MODEL is a file rather than a name of the zoo."""
+    """Return whether a command's MODEL is a file rather than a name of the zoo."""
     return str(model).endswith(SUFFIXES) or os.sep in str(model) or Path(model).is_file()
 
 
@@ -122,7 +122,7 @@ def with_preprocessing(model: keras.Model, mode: str | None) -> keras.Model:
 
 
 def read_labels(path: str | os.PathLike[str]) -> list[str]:
-    """Class names from a text file with one per line, or from a JSON list.
+    """Read class names from a text file with one per line, or from a JSON list.
 
     Raises:
         UsageError: The file is missing or holds something else.
@@ -168,7 +168,7 @@ def quiet_start() -> Iterator[None]:
 
 
 def zoo_names(pattern: str = "*") -> list[str]:
-    """Names of the zoo that match a shell pattern.
+    """Return names of the zoo that match a shell pattern.
 
     Raises:
         UsageError: None does, or two packages declare one name.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def in_float32(model: keras.Model) -> tuple[keras.Model, str | None]:
-    """The model under the float32 policy, itself if it has it already; weights are copied by position.
+    """Return the model under the float32 policy, itself if it has it already; weights are copied by position.
 
     A mixed model's graph would hold casts around every layer, unfolded batch norms and half-precision errors; a float64 model's
     runs in few runtimes.
@@ -53,7 +53,7 @@ def _with_float32(node):
 
 
 def in_float64(model: keras.Model) -> keras.Model:
-    """The model under the float64 policy, for reference; layers that are pinned to float32 by their class stay so.
+    """Return the model under the float64 policy, for reference; layers that are pinned to float32 by their class stay so.
 
     Raises:
         UsageError: The model cannot be rebuilt from its config.
@@ -115,7 +115,7 @@ def _opened(model):
 
 
 def without_identity_blocks(model: keras.Model, tolerance: float = 0.0) -> tuple[keras.Model, str]:
-    """The model without the residual blocks whose gate is at most `tolerance`, and a note that says how many that were.
+    """Return the model without the residual blocks whose gate is at most `tolerance`, and a note that says how many that were.
 
     Raises:
         UsageError: The tolerance is negative.

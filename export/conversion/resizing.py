@@ -135,7 +135,7 @@ def resized_as_tensorflow(
     antialias: bool = False,
     name: str | None = None,
 ) -> tf.Tensor:
-    """`tf.image.resize` in operations that ONNX has: the other arguments are that function's own.
+    """Return `tf.image.resize` in operations that ONNX has: the other arguments are that function's own.
 
     The Resize of ONNX divides by a scale where TensorFlow multiplies by its inverse. Coordinates in a large image then differ
     by so much that bilinear results are off by 3e-5 of the largest value, and nearest pixels are others. It is used only where

@@ -161,7 +161,7 @@ TRANSPOSED = {"Conv2DBackpropInput": 2, "Conv3DBackpropInputV2": 3}
 
 
 def growth_of_transposed_convolutions(graph: tf.Graph) -> dict[str, tuple[int, ...]]:
-    """How much larger than stride times input the output of every transposed convolution is, per spatial axis.
+    """Return how much larger than stride times input the output of every transposed convolution is, per spatial axis.
 
     TensorFlow gets the output's size as a tensor. Keras computes it from the input's, so that the difference is a constant
     where height and width are dynamic too; it is found by working the size out for two sizes of the input.

@@ -153,7 +153,7 @@ TINY = f"they see only numbers below {SMALLEST:.0e}"
 
 
 def float32_nodes(source: Source, cases: list[Case]) -> tuple[dict[str, str], dict[str, str]]:
-    """`{node name: reason}` of the nodes that have to stay float32, and of those that see only tiny numbers.
+    """Return `{node name: reason}` of the nodes that have to stay float32, and of those that see only tiny numbers.
 
     The latter matter only where something makes the numbers large again: float16 rounds them to steps of 6e-8, which does not
     show after an addition to ordinary numbers. So the outputs decide whether they stay float32.
@@ -268,7 +268,7 @@ class Positions:
 
 
 def float16_positions(node: ir.Node, opset: int) -> Positions | None:
-    """What of a node can be float16, from ONNX's own schema of the operator; None where it has no float16 form.
+    """Return which values of a node can be float16 by ONNX's schema of its operator, or None if it has no float16 form.
 
     None too for operators of other domains, those with subgraphs, and those whose output dtype is chosen by an attribute.
     """
@@ -316,7 +316,7 @@ def _formal(parameters: Sequence[Any], index: int) -> str:
 
 
 def in_float16(source: Source, kept: Collection[str]) -> ir.Model:
-    """A copy of a float32 graph in which all nodes but some compute in float16.
+    """Return a copy of a float32 graph in which all nodes but some compute in float16.
 
     A value has the dtype that its producer gives it; where a reader wants the other one, it reads the value's one cast. Inputs
     and outputs of the graph, and everything in subgraphs, stay float32.
@@ -358,7 +358,7 @@ class _Casts:
         self.made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """The value in another dtype."""
+        """Return the value in another dtype."""
         if (value, dtype) not in self.made:
             make = self._constant if value.is_initializer() and value.const_value is not None else self._cast
             self.made[value, dtype] = make(value, dtype)

@@ -255,7 +255,7 @@ def quantise(source: Source, path: Path, ranges: list[Feeds], excluded: Collecti
 
 
 def has_vnni(path: str = "/proc/cpuinfo") -> bool:
-    """Whether the CPU multiplies 8-bit numbers without overflow in between; without, weights get 7 bits."""
+    """Return whether the CPU multiplies 8-bit numbers without overflow in between; without, weights get 7 bits."""
     with contextlib.suppress(OSError):
         return "vnni" in Path(path).read_text()
     return False

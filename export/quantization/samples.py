@@ -39,7 +39,7 @@ class Case:
 
 
 def find_cases(source: Source, samples: list[Feeds] | None = None, seed: int = 0) -> list[Case]:
-    """Batches to compare on: one row and three rows of random numbers, another size each, and the samples if given.
+    """Return batches to compare on: one row and three rows of random numbers, another size each, and the samples if given.
 
     The float32 file itself says what it can take: where it fails or overflows, other sizes and smaller values are tried. Indices
     into a table stay below its size. With samples, random numbers are from their range.
@@ -170,7 +170,7 @@ def _inputs_behind(value: ir.Value) -> Iterator[ir.Value]:
 
 
 def read_samples(source: Any, model: Session) -> list[Feeds]:
-    """Samples as batches that a session takes.
+    """Return samples as batches that a session takes.
 
     Args:
         source: Folder of images, `.npy` or `.npz` file, array, or `{input name: array}`. Of an `.npz` file, the arrays that are

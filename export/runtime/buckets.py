@@ -57,7 +57,7 @@ class Buckets:
         self._lock = threading.Lock()  # the buffers are shared between callers
 
     def run(self, feeds: dict[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
-        """Outputs as arrays of the caller's own, in the order of `names`.
+        """Return outputs as arrays of the caller's own, in the order of `names`.
 
         Args:
             feeds: `{input name: array}`, of the right dtypes.

@@ -67,14 +67,14 @@ def diagnose() -> Diagnosis:
 
 
 def installed() -> dict[str, str]:
-    """`{distribution name in lower case: version}`."""
+    """Return `{distribution name in lower case: version}`."""
     return {
         entry.metadata["Name"].lower(): entry.version for entry in importlib.metadata.distributions() if entry.metadata["Name"]
     }
 
 
 def start(device: str) -> str:
-    """`"starts"`, or the reason why a session on a device does not."""
+    """Return `"starts"`, or the reason why a session on a device does not."""
     from .sessions import session
 
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ def _write_probe(path):
 
 
 def clashes(found: dict[str, str]) -> list[Finding]:
-    """What of the installed distributions gets in each other's way.
+    """Return the conflicts between installed distributions.
 
     Args:
         found: `{distribution name: version}`.
@@ -136,7 +136,7 @@ def clashes(found: dict[str, str]) -> list[Finding]:
 
 
 def library_finding(device: str, names: Sequence[str], driver: str | None) -> Finding:
-    """A `Finding` on the libraries that a device lacks."""
+    """Return a `Finding` on the libraries that a device lacks."""
     if driver is None:
         return Finding(f"{device}: there is no NVIDIA driver", "install one (580 or later for CUDA 13), or use the CPU")
     fixes = [fix for start, fix in WHEELS.items() if any(name.startswith(start) for name in names)]

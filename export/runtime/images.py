@@ -30,7 +30,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 def decode(
     source: str | os.PathLike[str] | bytes, channels: int = 3, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
 ) -> np.ndarray:
-    """One image as pixels, upright (EXIF orientation is applied) and without alpha.
+    """Decode an image to pixels, upright (EXIF orientation is applied) and without alpha.
 
     Differs from `keras.utils.load_img`: the size is checked before anything is decompressed, and 16-bit greyscale is scaled.
 
@@ -165,12 +165,12 @@ def _resize(pixels, height, width, resampling):
 def load(
     source: str | os.PathLike[str] | bytes, preprocessing: dict[str, Any], size: Sequence[int] | None = None, channels: int = 3
 ) -> np.ndarray:
-    """One image file (or its bytes) decoded and fitted: uint8 array [height, width, channels]. See `decode` and `fit`."""
+    """Decode an image file (or its bytes) and fit it to an input: uint8 [height, width, channels]. See `decode` and `fit`."""
     return fit(decode(source, channels), preprocessing, size)
 
 
 def find(folder: str | os.PathLike[str]) -> list[Path]:
-    """All image files below a folder, sorted by path.
+    """Return all image files below a folder, sorted by path.
 
     Raises:
         UsageError: There is no such folder, or no image in it.

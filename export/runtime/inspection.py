@@ -100,7 +100,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
 
 def parameters(proto: onnx.ModelProto) -> dict[str, int]:
-    """`{name: numbers}` of the constants that are weights of an op, see `LEAST`, or become some through `PASSING_ON`."""
+    """Return `{name: numbers}` of the constants that are weights of an op, see `LEAST`, or become some through `PASSING_ON`."""
     constants, found = {name: int(np.prod(dims)) for name, dims in _constants(proto).items()}, {}
     passed = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type in PASSING_ON}
     for node in proto.graph.node:
@@ -188,7 +188,7 @@ def _weight_shapes(proto):
 
 
 def blocks(proto: onnx.ModelProto, sizes: dict[str, int]) -> list[dict[str, Any]]:
-    """Runs of nodes whose names share what comes before the last underscore-separated part, in the file's order."""
+    """Return runs of nodes whose names share what comes before the last underscore-separated part, in the file's order."""
     found, maker, read = [], {}, Counter()
     for node in proto.graph.node:
         name = node.name.rsplit("/", 1)[-1].rsplit("__", 1)[0]

@@ -93,7 +93,7 @@ def _rows(outputs: dict[str, np.ndarray]) -> int:
 
 
 def image_input(model: Session) -> TensorInfo:
-    """The one image input (`TensorInfo`) of a session.
+    """Return the one image input (`TensorInfo`) of a session.
 
     Raises:
         UsageError: The model has several inputs, or one that is not an image.
@@ -104,7 +104,7 @@ def image_input(model: Session) -> TensorInfo:
 
 
 def scores_output(model: Session, scores: str | None = None, kind: str | None = None) -> Scores:
-    """The output of a session that scores classes; see `artifact.find_scores`.
+    """Return the output of a session that scores classes; see `artifact.find_scores`.
 
     Args:
         model: `sessions.Session`.
@@ -131,7 +131,7 @@ def _described(values):
 
 
 def batches(files: Sequence[str | os.PathLike[str]], card: dict[str, Any], spec: TensorInfo) -> Iterator[np.ndarray]:
-    """Arrays that fit an input, as few as images of one size allow; a model of dynamic size takes each image as it is.
+    """Yield arrays that fit an input, as few as images of one size allow; a model of dynamic size takes each image as it is.
 
     Args:
         files: Image paths.
@@ -152,7 +152,7 @@ def batches(files: Sequence[str | os.PathLike[str]], card: dict[str, Any], spec:
 def load_pixels(
     source: str | os.PathLike[str] | bytes, card: dict[str, Any], spec: TensorInfo, max_pixels: int = images.MAX_PIXELS
 ) -> np.ndarray:
-    """One image file, or its bytes, as the uint8 pixels [height, width, channels] that an input takes.
+    """Load an image file, or its bytes, as the uint8 pixels [height, width, channels] that an input takes.
 
     Raises:
         UsageError: Not an image, damaged, or larger than allowed.
@@ -164,13 +164,13 @@ def load_pixels(
 
 
 def stacked(pixels: Sequence[np.ndarray], spec: TensorInfo) -> np.ndarray:
-    """Pixels of one size as the array an input takes, in its dtype and layout."""
+    """Return pixels of one size as the array an input takes, in its dtype and layout."""
     array = np.stack(pixels).astype(spec.dtype)
     return array.transpose(0, 3, 1, 2) if spec.layout == "nchw" else array
 
 
 def ranked(file: str | os.PathLike[str], scores: np.ndarray, labels: Sequence[str] | None, top: int) -> Prediction:
-    """The `Prediction` for one row of probabilities; equal ones by index."""
+    """Return the `Prediction` for one row of probabilities; equal ones by index."""
     order = np.argsort(-scores, kind="stable")[:top]
     names = tuple(labels[index] if labels and index < len(labels) else None for index in order)
     return Prediction(

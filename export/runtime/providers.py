@@ -74,7 +74,7 @@ SETTINGS = {
 
 
 def provider_options(device: str, settings: dict[str, Any]) -> dict[str, str]:
-    """The option dict of a device's provider.
+    """Return the option dict of a device's provider.
 
     Args:
         device: Key of `PROVIDERS`.

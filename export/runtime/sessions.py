@@ -211,7 +211,7 @@ def _hold_external_data(path, options):
 
 
 def choice() -> tuple[str, str]:
-    """The device that `auto` takes, and a sentence that says which and why."""
+    """Return the device that `auto` takes, and a sentence that says which and why."""
     if not _has_hardware(PROVIDERS["cuda"]):
         return "cpu", "cpu: onnxruntime sees no GPU here"
     if lacking := missing("cuda"):
@@ -225,7 +225,7 @@ def _has_hardware(provider):
 
 
 def gpu_count() -> int:
-    """Number of GPUs that onnxruntime sees; `CUDA_VISIBLE_DEVICES` hides some."""
+    """Return number of GPUs that onnxruntime sees; `CUDA_VISIBLE_DEVICES` hides some."""
     return sum(entry.ep_name == PROVIDERS["cuda"] for entry in ort.get_ep_devices())
 
 

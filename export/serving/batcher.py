@@ -62,7 +62,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Answer:
-    """Outputs of a request, nanoseconds it waited in the queue, and the `Timing` of every run that had a part in it."""
+    """The outputs of a request, the nanoseconds that it waited in the queue, and the `Timing` of every run it was part of."""
 
     outputs: dict[str, np.ndarray]
     queued: int

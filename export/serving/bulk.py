@@ -45,7 +45,7 @@ class Item:
 
 
 def read_items(arguments: Iterable[str | os.PathLike[str]]) -> Iterator[Item]:
-    """The images that arguments stand for, one by one, in an order that does not change.
+    """Yield the images that arguments stand for, one by one, in an order that does not change.
 
     Args:
         arguments: Image files; folders (searched through, sorted); `.txt` files with a path a line; `.parquet` files with a
@@ -114,12 +114,12 @@ class LocalClassifier:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a run must share with the one that it resumes."""
+        """The settings in which a run must agree with the one that it resumes."""
         file = self.session.metadata.get("sha256") or str(self.session.path)
         return {"model": file, "top": self.top, "scores": self.scores and [self.scores.output, self.scores.kind]}
 
     def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
-        """One row per item, in order; an image that cannot be read is a row with an `error`."""
+        """Yield one row per item, in order; an image that cannot be read is a row with an `error`."""
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
             waiting = deque()
             items = iter(items)
@@ -156,14 +156,14 @@ class LocalClassifier:
 
 
 def error_row(name: str, error: str) -> dict[str, Any]:
-    """The row of an image that could not be classified."""
+    """Return the row of an image that could not be classified."""
     return {"file": name, "error": error, "classes": [], "labels": [], "probabilities": []}
 
 
 def result_row(
     name: str, values: Mapping[str, np.ndarray], scores: Scores | None, labels: Sequence[str] | None, top: int | None
 ) -> dict[str, Any]:
-    """The row of an image: its best classes or, of a model whose outputs do not score classes, the values of its outputs.
+    """Return the row of an image: its best classes or, of a model whose outputs do not score classes, the values of its outputs.
 
     Args:
         name: How the row names the image.
@@ -307,7 +307,7 @@ def _parts(sequence, size):
 
 
 def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` rows, the last one shorter, without reading ahead."""
+    """Yield lists of `size` rows, the last one shorter, without reading ahead."""
     rows = iter(rows)
     while part := list(itertools.islice(rows, size)):
         yield part

@@ -88,12 +88,12 @@ class RemoteClassifier:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a run must share with the one that it resumes."""
+        """The settings in which a run must agree with the one that it resumes."""
         scores = self.scores and [self.scores.output, self.scores.kind]
         return {"model": f"{self.url} {self.model}", "top": self.top, "scores": scores}
 
     def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
-        """One row per item, in order; an image that cannot be read, or that the server refuses, is a row with an `error`.
+        """Yield one row per item, in order; an image that cannot be read, or that the server refuses, is a row with an `error`.
 
         Raises:
             UsageError: The server has gone, or refuses the key.

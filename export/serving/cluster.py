@@ -145,7 +145,7 @@ def protect_proxy() -> list:
 
 
 def config_yaml(settings: ClusterSettings, host: str, port: int) -> str:
-    """The configuration for `serve deploy`, as YAML (of which JSON is a part)."""
+    """Return the configuration for `serve deploy`, as YAML (of which JSON is a part)."""
     config = {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},

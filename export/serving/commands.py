@@ -74,7 +74,7 @@ def _number(kind, name, default, text):
 
 
 def scores_options(function: Callable) -> Callable:
-    """How to declare what the outputs of a file from elsewhere mean."""
+    """Add the options that say what the outputs of a file from another exporter mean."""
     name = click.option("--scores", metavar="NAME", help="Output that scores the classes, if the file does not say so.")
     kind = click.option("--output-kind", type=click.Choice(KINDS), help="Meaning of that output, if the file does not say so.")
     return name(kind(function))
@@ -208,7 +208,7 @@ batch_prediction_options = _options(
 
 
 def is_batch_prediction(images: Sequence[str], url: str | None, out: str | None, engine: str) -> bool:
-    """Whether `predict` streams: to a file, through a server, on a cluster, or from a folder, a list or a table."""
+    """Return whether `predict` streams: to a file, through a server, on a cluster, or from a folder, a list or a table."""
     collections = (name for name in images if os.path.isdir(name) or name.endswith((".txt", ".parquet")))
     return bool(url or out) or engine == "ray" or any(collections)
 
@@ -537,7 +537,7 @@ def _keys(options):
 
 
 def read_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The keys in a file, one a line; empty lines and lines that begin with `#` are passed over.
+    """Read the API keys in a file, one per line. Empty lines and lines that begin with `#` are ignored.
 
     Raises:
         UsageError: The file cannot be read, or holds no key: a server without keys would be open.

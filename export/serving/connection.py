@@ -21,13 +21,13 @@ LINGER = 5.0
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What clients may do on their connections; one object is shared by all of them.
+    """Limits on the connections of clients. All connections share one object.
 
     Args:
         head_timeout: Time in which the head of a request must arrive, in seconds.
-        write_timeout: Time in which the client must take an answer that does not fit into the socket's buffers, in
+        write_timeout: Time in which the client must read an answer that does not fit into the socket's buffers, in
             seconds.
-        per_address: Largest number of connections from one address; None for no bound.
+        per_address: Maximum number of connections from one address; None for no limit.
         counts: Number of open connections by address.
     """
 

@@ -38,7 +38,7 @@ def open_model(source: Source, options: ModelOptions) -> ServedModel:
 
 
 def member_sources(source: Source) -> list[Source]:
-    """The members of a family as models of their own, for servers that know no families; any other source as it is.
+    """Return the members of a family as models of their own, for servers that know no families; any other source as it is.
 
     Raises:
         UsageError, MismatchError: As `open_model`.
@@ -105,7 +105,7 @@ class ServedFamily(ServedModel):
         return self.members[self._candidates()[0]].batcher.announced()
 
     def choose(self, parameters: dict[str, Any], rows: int = 1, timeout: float | None = None) -> ServedModel:
-        """The member that is to answer a request.
+        """Choose the member that answers a request.
 
         A request that names one (`parameters.depth`) gets it. Otherwise it is the deepest one; with `ModelOptions.adaptive`, one
         member shallower for each full batch that waits. With a timeout of its own, a request gets the deepest member from there

@@ -117,7 +117,7 @@ class ServedModel:
                 self._released.set_result(None)
 
     def choose(self, parameters: dict[str, Any], rows: int = 1, timeout: float | None = None) -> ServedModel:
-        """The model that is to answer a request: this one, since only families have several.
+        """Choose the model that answers a request: this one, because only families have several.
 
         Args:
             parameters: Parameters of the request.
@@ -136,16 +136,16 @@ class ServedModel:
         return self.batcher.announced()
 
     def parts(self) -> list[ServedModel]:
-        """The models that answer requests, each with statistics of its own."""
+        """Return the models that answer requests, each with statistics of its own."""
         return [self]
 
     def total_statistics(self) -> Statistics:
-        """The statistics of all `parts`."""
+        """Return the statistics of all `parts`."""
         return self.statistics
 
     @property
     def parameters(self) -> dict[str, str]:
-        """What an answer says about the model beyond its name and version."""
+        """The parameters of an answer that describe the model, beyond its name and version."""
         return {} if self.depth is None else {"depth": self.depth}
 
     @property
@@ -163,7 +163,7 @@ class ServedModel:
             return error.with_traceback(None)
 
     def card(self) -> dict[str, Any]:
-        """What the file says about itself, with the kind of the output that the options declare.
+        """Return what the file says about itself, with the kind of the output that the options declare.
 
         A file without metadata states no kinds, so that no client takes its outputs for those of a file of version 0.1.
         """
@@ -173,7 +173,7 @@ class ServedModel:
         return {**metadata, "outputs": {**metadata.get("outputs", {}), self.scores.output: self.scores.kind}}
 
     def metadata(self, versions: Iterable[str]) -> dict[str, Any]:
-        """The protocol's model metadata."""
+        """Return the protocol's model metadata."""
         return {
             "name": self.source.name,
             "versions": list(versions),
@@ -225,7 +225,7 @@ class ServedModel:
         return {name: _native(name, array) for name, array in inputs.items()}
 
     async def infer(self, inputs: dict[str, np.ndarray], timeout: float | None = None) -> Answer:
-        """Outputs of the model.
+        """Return outputs of the model.
 
         Args:
             inputs: What `prepare` or `read_image` returned.
@@ -252,12 +252,12 @@ class ServedModel:
         return answer
 
     def busy(self, error: QueueFull | DeadlineExceeded) -> ProtocolError:
-        """The answer to a request that the model has no time for (503)."""
+        """Return the error for a request that the model has no time for (503)."""
         reason = "queue_full" if isinstance(error, QueueFull) else "deadline"
         return ProtocolError(f"model {self.source.name!r} is busy: {error}; try again later", 503, RETRY, reason)
 
     def read_image(self, body: bytes) -> dict[str, np.ndarray]:
-        """An encoded image as input arrays (to be called in a thread: decoding takes its time).
+        """Return an encoded image as input arrays (to be called in a thread: decoding takes its time).
 
         Raises:
             ProtocolError: Not an image, or the model takes none.
@@ -280,7 +280,7 @@ class ServedModel:
         return isinstance(self.scores, Scores)
 
     def ranking(self, outputs: dict[str, np.ndarray], top: int) -> list[dict[str, Any]]:
-        """The best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
+        """Return the best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
 
         Raises:
             ProtocolError: The model gave NaN.
@@ -375,7 +375,7 @@ def _bindable(value):
 
 
 def buckets(max_rows: int) -> list[int]:
-    """The batch sizes that are warmed up, and to which a GPU's batches are filled: powers of two and the limit itself."""
+    """Return the batch sizes that are warmed up, and to which a GPU's batches are filled: powers of two and the limit itself."""
     return [2**power for power in range(max_rows.bit_length()) if 2**power < max_rows] + [max_rows]
 
 

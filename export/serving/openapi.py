@@ -18,7 +18,7 @@ PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "num
 
 
 def describe(version: str) -> dict[str, Any]:
-    """The OpenAPI document.
+    """Return the OpenAPI document.
 
     Args:
         version: The server's version.

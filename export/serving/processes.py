@@ -29,10 +29,10 @@ RESTART_PAUSE = 1.0  # seconds between the end of a process and the start of the
 
 
 def check_platform() -> None:
-    """Check that the kernel can spread connections over several processes.
+    """Check that the kernel can distribute connections over several processes.
 
     Raises:
-        UsageError: It cannot.
+        UsageError: This system cannot.
     """
     if not sys.platform.startswith("linux"):
         raise UsageError("--processes needs Linux, whose kernel spreads connections over processes; leave it out")

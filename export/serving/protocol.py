@@ -125,7 +125,7 @@ class InferResponse:
 
 
 def datatype_of(dtype: DTypeLike) -> str:
-    """The protocol's name of a numpy dtype.
+    """Return the protocol's name of a numpy dtype.
 
     Raises:
         ProtocolError: The protocol has none.
@@ -138,7 +138,7 @@ def datatype_of(dtype: DTypeLike) -> str:
 
 
 def parse_json(text: bytes | memoryview) -> dict[str, Any]:
-    """The JSON object in `text`; NaN and infinity, which Python would take, are no JSON.
+    """Parse the JSON object in `text`. NaN and infinity, which Python would accept, are refused.
 
     Args:
         text: The JSON as bytes.
@@ -159,7 +159,7 @@ def parse_json(text: bytes | memoryview) -> dict[str, Any]:
 
 
 def header_length(value: str | None, size: int) -> int | None:
-    """The length of the JSON part, from the header's text (None: no header, all of the body is JSON).
+    """Return the length of the JSON part, from the header's text (None: no header, all of the body is JSON).
 
     Raises:
         ProtocolError: Not a number, or more than the body has.
@@ -174,7 +174,7 @@ def header_length(value: str | None, size: int) -> int | None:
 
 
 def decompress(body: bytes | bytearray, encoding: str | None, limit: int) -> bytes | bytearray:
-    """The body as it was before `Content-Encoding`; never more than `limit` bytes are unpacked.
+    """Undo the `Content-Encoding` of a body, without ever unpacking more than `limit` bytes.
 
     Args:
         body: The body of the request, as bytes.
@@ -215,8 +215,8 @@ def accepted_encoding(header: str) -> str | None:
         header: The value; empty for none.
 
     Returns:
-        `"gzip"` or `"deflate"`, whichever the client prefers (gzip among equals), or None if it takes neither, or likes to
-        have the answer as it is better.
+        `"gzip"` or `"deflate"`, whichever the client prefers (gzip among equals), or None if it takes neither, or
+        prefers the answer uncompressed.
     """
     weights = {}
     for entry in header.lower().split(","):
@@ -236,7 +236,7 @@ def _weight(text: str) -> float:
 
 
 def decode_request(body: bytes | bytearray | memoryview, json_length: int | None = None) -> InferRequest:
-    """An inference request.
+    """Decode an inference request.
 
     Args:
         body: The body of the request, not compressed.
@@ -285,7 +285,7 @@ def build_request(
 
 
 def decode_raw_request(body: bytes | bytearray | memoryview, spec: TensorSpec) -> InferRequest:
-    """A raw binary request: the body is the one input of the model, one row of it, and all outputs come back binary.
+    """Decode a raw binary request: its body is one row of the model's only input, and all outputs are returned in binary.
 
     Args:
         body: The body of the request, as bytes.
@@ -357,7 +357,7 @@ def encode_request(
     binary: bool = True,
     parameters: dict[str, Any] | None = None,
 ) -> tuple[bytes, int | None]:
-    """An inference request, for clients.
+    """Encode an inference request, for clients.
 
     Args:
         inputs: `{name: array}`.
@@ -387,7 +387,7 @@ def _output_entry(output):
 
 
 def decode_response(body: bytes | memoryview, json_length: int | None = None) -> InferResponse:
-    """An inference response, for clients.
+    """Decode an inference response, for clients.
 
     Returns:
         InferResponse
@@ -407,7 +407,7 @@ def decode_response(body: bytes | memoryview, json_length: int | None = None) ->
 
 
 def classify(array: np.ndarray, classes: int, labels: Sequence[str] | None = None, batched: bool = True) -> np.ndarray:
-    """The classification extension: scores to strings `"value:index[:label]"`, best first, equal ones by index.
+    """Turn scores into the strings of the classification extension, `"value:index[:label]"`, best first, equal ones by index.
 
     Args:
         array: Scores; [rows, …] if `batched`.

@@ -47,7 +47,7 @@ class PoolOptions:
 
 
 def join(address: str | None) -> None:
-    """Connect to a running cluster, or start one on this machine (None), without its dashboard and without telling anyone.
+    """Connect to a running cluster, or start one on this machine (None), without its dashboard and without usage statistics.
 
     Raises:
         UsageError: There is no cluster at that address.
@@ -86,7 +86,7 @@ class RayClassifier:
             join(options.address)
 
     def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
-        """One row per item, in order; an image that cannot be read is a row with an `error`."""
+        """Yield one row per item, in order; an image that cannot be read is a row with an `error`."""
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False

@@ -103,24 +103,24 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether all models are, but for those that were unloaded on purpose."""
+        """Whether all models are ready, apart from those that were unloaded on purpose."""
         return all(entry.state == READY or entry.reason == UNLOADED for entry in self._entries.values())
 
     def models(self) -> list[ServedModel]:
-        """All models that are ready, by name and version."""
+        """Return all models that are ready, by name and version."""
         return [entry.model for _, entry in sorted(self._entries.items(), key=_order) if entry.state == READY]
 
     def names(self) -> list[str]:
-        """All names."""
+        """Return all names."""
         return sorted({name for name, _ in self._entries})
 
     def versions(self, name: str) -> list[str]:
-        """The versions of a model that are ready, oldest first."""
+        """Return the versions of a model that are ready, oldest first."""
         found = sorted(self._entries.items(), key=_order)
         return [version for (known, version), entry in found if known == name and entry.state == READY]
 
     def get(self, name: str, version: str | None = None) -> ServedModel:
-        """A model that is ready; the newest version if none is named.
+        """Return a model that is ready; the newest version if none is named.
 
         Raises:
             ProtocolError: There is none (404), or it is still being loaded (503).
@@ -139,7 +139,7 @@ class Repository:
         raise ProtocolError(f"model {name!r} is not loaded", 404)
 
     def index(self) -> list[dict[str, str]]:
-        """The repository index: a list of `{"name", "version", "state", "reason"}`."""
+        """Return the repository index: a list of `{"name", "version", "state", "reason"}`."""
         return [entry.to_json() for _, entry in sorted(self._entries.items(), key=_order)]
 
     async def load(self, name: str) -> None:

@@ -62,7 +62,7 @@ class ServerOptions:
 
 
 def bind(options: ServerOptions, flag: str = "--port") -> socket.socket:
-    """A socket bound to the address, not yet listening.
+    """Bind a socket to the address, without listening yet.
 
     Args:
         options: `ServerOptions`.
@@ -106,7 +106,7 @@ def _bind_unix(path: str) -> socket.socket:
 
 
 def url_of(bound: socket.socket, tls: bool = False) -> str:
-    """The address of a bound socket, as a URL."""
+    """Return the address of a bound socket, as a URL."""
     if bound.family == getattr(socket, "AF_UNIX", None):
         return f"unix:{bound.getsockname()}"
     host, port = bound.getsockname()[:2]

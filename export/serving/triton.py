@@ -69,7 +69,7 @@ def model_config(
     instances: int = 1,
     gpu: bool = False,
 ) -> dict[str, Any]:
-    """A Triton `ModelConfig` in its JSON form.
+    """Return a Triton `ModelConfig` in its JSON form.
 
     Args:
         name: Model name.
@@ -156,12 +156,12 @@ def write_repository(
 
 
 def render(config: dict[str, Any]) -> str:
-    """A configuration in the text form of protocol buffers, as `config.pbtxt` holds it."""
+    """Return a configuration in the text form of protocol buffers, as `config.pbtxt` holds it."""
     return "".join(_lines(config, ""))
 
 
 def kserve_yaml(name: str, storage_uri: str, gpu: bool = False) -> str:
-    """A KServe `InferenceService` that serves a Triton repository.
+    """Return a KServe `InferenceService` that serves a Triton repository.
 
     Args:
         name: Service name: lower case letters, digits and hyphens.
@@ -192,7 +192,7 @@ spec:
 
 
 def tf_serving_command(folder: str | os.PathLike[str], name: str | None = None, port: int = 8501) -> str:
-    """The command that serves a SavedModel with TensorFlow Serving's image.
+    """Return the command that serves a SavedModel with TensorFlow Serving's image.
 
     Args:
         folder: SavedModel folder.

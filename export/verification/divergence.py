@@ -25,7 +25,7 @@ AMPLIFIED = 30
 def first_layer_that_differs(
     path: str | os.PathLike[str], signature: Signature, cases: list[Case], precision: str = "float32"
 ) -> str | None:
-    """The first layer, in the file's order, whose output differs, on whichever batch shows one.
+    """Return the first layer, in the file's order, whose output differs, on whichever batch shows one.
 
     Noise comes first: among small numbers a small fault shows, and pixels reach what saturates.
     """
@@ -42,7 +42,7 @@ def first_layer_that_differs(
 def first_divergence(
     path: str | os.PathLike[str], signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF["float32"]
 ) -> str | None:
-    """The first layer, in the file's order, whose output differs for one batch.
+    """Return the first layer, in the file's order, whose output differs for one batch.
 
     All inner tensors are read in one run without optimisation; a convolution with a folded batch norm has the norm's name.
 
@@ -79,7 +79,7 @@ def layers_of_outputs(signature: Signature) -> dict[str, str]:
 
 
 def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`{layer path: array}` of every layer that Keras calls once, for one batch."""
+    """Return `{layer path: array}` of every layer that Keras calls once, for one batch."""
     import tensorflow as tf
 
     from keras_resnet.graphs import state_kept
@@ -97,7 +97,7 @@ def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[st
 
 
 def inner_tensors(path: str | os.PathLike[str], feeds: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
-    """`{tensor name: array}` of those tensors of a file, in its order, from onnxruntime without optimisation."""
+    """Return `{tensor name: array}` of those tensors of a file, in its order, from onnxruntime without optimisation."""
     import onnxruntime as ort
 
     proto = read_proto(path)

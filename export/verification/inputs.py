@@ -121,7 +121,7 @@ def _sizes(signature: Signature, data: str) -> tuple:
 
 
 def sizes(data: str, dynamic: bool, compares_pixels: bool) -> tuple[tuple[int, int], ...]:
-    """Sizes `(height, width)` to try for the dynamic axes of a model, in this order.
+    """Return sizes `(height, width)` to try for the dynamic axes of a model, in this order.
 
     Args:
         data: `"pixels"` or `"noise"`.
@@ -255,7 +255,7 @@ def _read_arrays(path: Path) -> Any:
 
 
 def read_samples(samples: object, signature: Signature, most: int = MOST_SAMPLES) -> dict[str, np.ndarray]:
-    """Samples for a comparison as `{input name: array}`, in the file's layout and dtype.
+    """Return samples for a comparison as `{input name: array}`, in the file's layout and dtype.
 
     Args:
         samples: Folder of images (at most `most` of them are read, evenly by path, fitted as the model's card says), `.npy` or

@@ -62,7 +62,7 @@ def _written_by_another_version(path: str | os.PathLike[str]) -> bool:
 
 
 def file_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """`{initialiser name: array}` of an ONNX file."""
+    """Return `{initialiser name: array}` of an ONNX file."""
     import onnx
 
     base = str(Path(path).parent)

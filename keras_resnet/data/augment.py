@@ -90,7 +90,7 @@ class Augmentation:
 
 
 def decode(data: tf.Tensor, channels: int) -> tf.Tensor:
-    """Pixels of encoded bytes."""
+    """Decode an image file to pixels."""
     return tf.io.decode_image(data, channels=channels, expand_animations=False)
 
 
@@ -130,7 +130,7 @@ def resize(image: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
 def resized_crop(
     image: tf.Tensor, encoded: bool, size: Sequence[int], channels: int, smallest: float, chance: tf.Tensor
 ) -> tf.Tensor:
-    """A crop of random area and aspect ratio, resized; only that part of a JPEG is decoded."""
+    """Crop an image at random area and aspect ratio, and resize it. Only that part of a JPEG is decoded."""
     shape = _shape(image, channels) if encoded else tf.shape(image)
     height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
     area = height * width * (smallest + (1 - smallest) * chance[0])
@@ -143,7 +143,7 @@ def resized_crop(
 
 
 def center_crop(image: tf.Tensor, encoded: bool, size: Sequence[int], channels: int, ratio: float = 0.875) -> tf.Tensor:
-    """The middle of an image, `ratio` of its shorter side, resized: how test images come in.
+    """Crop the centre of an image, `ratio` of its shorter side, and resize it, as is done with test images.
 
     Of an image that would have to be enlarged for that, the whole shorter side is taken.
     """

@@ -54,7 +54,7 @@ class Order:
         return self.size // self.batch
 
     def places(self) -> tf.data.Dataset:
-        """`tf.data.Dataset` of `(epoch, place in the epoch)` that this worker reads."""
+        """Return `tf.data.Dataset` of `(epoch, place in the epoch)` that this worker reads."""
         steps, share = self.steps_per_epoch, self.share
 
         def of_step(step: tf.Tensor) -> tf.data.Dataset:
@@ -72,6 +72,6 @@ class Order:
 
 
 def permuted(place: tf.Tensor, seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
-    """Number at a place of a permutation of `size` numbers that is a function of (seed, epoch)."""
+    """Permute `size` numbers by seed and epoch, and return the number at a position."""
     pair = tf.cast(tf.stack([tf.cast(seed, tf.int64), epoch]), tf.int32)
     return tf.random.experimental.index_shuffle(place, pair, tf.cast(size, tf.int64) - 1)

@@ -33,7 +33,7 @@ def training_batches(
     cutmix: float = 0.0,
     shuffle: bool = True,
 ) -> tf.data.Dataset:
-    """Endless training batches; the same images, augmented in the same way, wherever the run starts and on any workers.
+    """Return training batches without end: the same images, augmented alike, wherever the run starts and on any workers.
 
     Args:
         split: `Images`, `Encoded` or `Records`.
@@ -92,7 +92,7 @@ def evaluation_batches(
     replicas: int = 1,
     crop: bool = False,
 ) -> tf.data.Dataset:
-    """All images once, in order; the last batch is filled up with images of weight 0, so that every replica has its part.
+    """Return all images once, in order; the last batch is filled up with images of weight 0, so that every replica has its part.
 
     Args:
         split, batch, size, num_classes, share, replicas: As in `training_batches`.
@@ -125,7 +125,7 @@ def evaluation_batches(
 
 
 def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """How every pipeline of a training is run."""
+    """Set the options under which the pipelines of a training run."""
     options = tf.data.Options()
     options.deterministic = True
     # The end of an autotuned pipeline can wait for the tuner's next turn, whose pause doubles from 10 ms to a minute: an

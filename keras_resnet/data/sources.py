@@ -74,7 +74,7 @@ class Source:
         return {name: split for name, split in found.items() if split is not None}
 
     def describe(self) -> str:
-        """What was understood: classes, and the images of each split and where they are. One line, to be printed."""
+        """Describe in one line how the data were understood: classes, and the number and folder of each split's images."""
         names = ", ".join(map(str, self.classes[:SHOWN]))
         more = f" and {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""
         parts = [
@@ -85,7 +85,7 @@ class Source:
         return f"{self.name}: {len(self.classes)} classes ({names}{more}); {', '.join(parts)}{damaged}"
 
     def with_channels(self, channels: int) -> Source:
-        """The same data set with images of that many channels, for a model that takes them.
+        """Return the same data set with images of that many channels, for a model that takes them.
 
         Args:
             channels: 3 for RGB, 1 for grayscale.
@@ -277,7 +277,7 @@ def _check_classes(place, classes, labels, every):
 
 
 def shard_names(folder: Path) -> dict[str, str]:
-    """The name of each split's shards, by `"train"`, `"validation"` and `"test"`; empty where the folder has none."""
+    """Return the name of each split's shards, by `"train"`, `"validation"` and `"test"`; empty where the folder has none."""
     shards = {path.name.rsplit("-", 3)[0] for path in folder.glob("*-*-of-*.tfrecord")}
     indices = {path.stem for path in folder.glob("*.json") if path.stem in shards or not visible_folders(folder)}
     named = {}

@@ -70,12 +70,12 @@ class Images:
         return f"image {index}"
 
     def read(self, order: Order) -> tf.data.Dataset:
-        """Elements in a training run's order."""
+        """Return elements in a training run's order."""
         get = self._reader()
         return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)))
 
     def in_order(self) -> tf.data.Dataset:
-        """Elements from first to last."""
+        """Return elements from first to last."""
         get, epoch = self._reader(), tf.constant(0, tf.int64)
         return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index))
 
@@ -85,7 +85,7 @@ class Images:
         return lambda epoch, index: (epoch, index, tf.gather(images, index), tf.gather(labels, index))
 
     def take(self, indices: np.ndarray) -> Images:
-        """The images at `indices`, as a split of their own."""
+        """Return the images at `indices`, as a split of their own."""
         return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
@@ -117,12 +117,12 @@ class Encoded:
         return str(self.paths[index])
 
     def read(self, order: Order) -> tf.data.Dataset:
-        """Elements in a training run's order."""
+        """Return elements in a training run's order."""
         get = self._reader()
         return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)), num_parallel_calls=PARALLEL)
 
     def in_order(self) -> tf.data.Dataset:
-        """Elements from first to last."""
+        """Return elements from first to last."""
         get, epoch = self._reader(), tf.constant(0, tf.int64)
         return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index), num_parallel_calls=PARALLEL)
 
@@ -159,7 +159,7 @@ class Encoded:
         )
 
     def take(self, indices: np.ndarray) -> Encoded:
-        """The files at `indices`, as a split of their own."""
+        """Return the files at `indices`, as a split of their own."""
         flags = None if self.needs_pillow is None else self.needs_pillow[indices]
         return dataclasses.replace(self, paths=self.paths[indices], labels=self.labels[indices], needs_pillow=flags)
 
@@ -194,7 +194,7 @@ class Records:
         return f"record {index}"
 
     def read(self, order: Order) -> tf.data.Dataset:
-        """Elements in a training run's order."""
+        """Return elements in a training run's order."""
         steps = order.steps_per_epoch
 
         def of_epoch(epoch: tf.Tensor) -> Any:
@@ -220,11 +220,11 @@ class Records:
         return epochs.flat_map(of_epoch).filter(is_mine).map(lambda epoch, at, index, image, label: (epoch, index, image, label))
 
     def in_order(self) -> tf.data.Dataset:
-        """Elements from first to last."""
+        """Return elements from first to last."""
         return self.stream(None).map(lambda index, image, label: (tf.constant(0, tf.int64), index, image, label))
 
     def take(self, indices: np.ndarray) -> Records:
-        """The records at `indices`, as a split of their own."""
+        """Return the records at `indices`, as a split of their own."""
         wanted = np.zeros(self.size, bool)
         wanted[indices] = True
 

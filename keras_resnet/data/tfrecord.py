@@ -84,12 +84,12 @@ def write_tfrecords(
 
 
 def default_preprocessing(channels: int) -> str | dict[str, float]:
-    """What a model for images of unknown statistics takes."""
+    """Return what a model for images of unknown statistics takes."""
     return "torch" if channels == 3 else {"mean": 0.5, "std": 0.25}
 
 
 def example_of(data: bytes, label: int) -> bytes:
-    """A record of an encoded image and its class number."""
+    """Return a record of an encoded image and its class number."""
     feature = {
         "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data])),
         "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),

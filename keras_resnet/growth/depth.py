@@ -513,7 +513,7 @@ class _Measure:
         return [total / rows for total in totals]
 
     def final(self, left: Left) -> tuple[float, float | None, float | None]:
-        """`(loss, accuracy, agreement)` of a network with statistics of its own, on all held-out images."""
+        """Return `(loss, accuracy, agreement)` of a network with statistics of its own, on all held-out images."""
         _recalibrate(self.program, left, self.images)
         try:
             return self._figures(left)

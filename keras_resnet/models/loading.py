@@ -61,7 +61,7 @@ class ModelFileError(ValueError):
         self.problem, self.kind = problem, kind
 
     def for_commands(self) -> str:
-        """The message with the options `--unsafe-lambda` and `--import` in place of Python calls."""
+        """Return the message with the options `--unsafe-lambda` and `--import` in place of Python calls."""
         remedy = COMMAND_REMEDIES.get(self.kind)
         return f"{self.problem}; {remedy}" if remedy else str(self)
 

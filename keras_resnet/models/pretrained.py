@@ -79,7 +79,7 @@ class Pretrained:
         return saved["num_classes"] if saved else None
 
     def describe(self) -> dict[str, Any] | None:
-        """The `weights` entry of the model card."""
+        """Return the `weights` entry of the model card."""
         if self.source:
             keys = ("dataset", "accuracy", "licence", "page", "url")
             return {"source": self.name, **{key: getattr(self.source, key) for key in keys}}
@@ -91,7 +91,7 @@ class Pretrained:
 
 
 def find_weights(weights: str | os.PathLike[str], model: str, sources: Mapping[str, WeightSource]) -> Pretrained:
-    """What `weights=` stands for: a path if there is such a file, else a named source, else a packaged tag.
+    """Return what `weights=` stands for: a path if there is such a file, else a named source, else a packaged tag.
 
     Args:
         weights: Path, name or tag.
@@ -114,7 +114,7 @@ def find_weights(weights: str | os.PathLike[str], model: str, sources: Mapping[s
 
 
 def preprocessing_or_warn(pretrained: Pretrained) -> str | dict[str, Any]:
-    """The mode that comes with the weights, or `"none"` and a warning where the file does not tell."""
+    """Return the mode that comes with the weights, or `"none"` and a warning where the file does not tell."""
     if pretrained.preprocessing is not None:
         return pretrained.preprocessing
     warnings.warn(

@@ -105,7 +105,7 @@ class Callbacks:
             callback.best_weights = grown
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What callbacks remember, as plain JSON values and as arrays."""
+        """Return what callbacks remember, as plain JSON values and as arrays."""
         plain, arrays = {}, {}
         for number, callback in enumerate(self._lasting):
             key = f"{number} {type(callback).__name__}"
@@ -158,7 +158,7 @@ SAVED = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint, keras.c
 
 
 def is_saved(callback: keras.callbacks.Callback) -> bool:
-    """Whether a checkpoint keeps what a callback remembers: Keras' own callbacks whose memory is in public attributes."""
+    """Return whether a checkpoint keeps what a callback remembers: Keras' own callbacks whose memory is in public attributes."""
     return type(callback) in SAVED
 
 

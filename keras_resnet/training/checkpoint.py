@@ -41,7 +41,7 @@ def write(folder: str | os.PathLike[str], arrays: dict[str, np.ndarray], state: 
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """`(arrays, state)` of the checkpoint in a folder, or None.
+    """Return `(arrays, state)` of the checkpoint in a folder, or None.
 
     Raises:
         TrainingError: The file is damaged.
@@ -89,7 +89,7 @@ def check_folder(folder: str | os.PathLike[str], needed: int) -> None:
 
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep a folder for one run while the block lasts; the lock goes with its process, however that ends.
+    """Lock a folder for one run while the block lasts. The lock is released when its process ends, however that happens.
 
     Its file stays: were it removed, another process could hold the old one while a third makes and locks a new one.
 

@@ -167,7 +167,7 @@ def _for_trained(options: dict[str, Any], model: keras.Model, data: Any, optimiz
 
 
 def is_trained(model: keras.Model) -> bool:
-    """Whether a model was trained before: biases and moving means are zero in a new one."""
+    """Return whether a model was trained before: biases and moving means are zero in a new one."""
     moved = [v for v in model.weights if v.name in ("bias", "beta", "moving_mean")]
     return any(bool(np.any(keras.ops.convert_to_numpy(variable))) for variable in moved)
 
@@ -375,7 +375,7 @@ def start(
 
 
 def structure(model: keras.Model) -> dict[str, Any]:
-    """What a run's model must agree on with its checkpoint: its layout, not the values that the checkpoint replaces."""
+    """Return what a run's model must agree on with its checkpoint: its layout, not the values that the checkpoint replaces."""
     shapes = [(variable.path.rsplit("/", 1)[-1], tuple(variable.shape), str(variable.dtype)) for variable in model.weights]
     return {"parameters": model.count_params(), "layout": zlib.crc32(repr(shapes).encode())}
 

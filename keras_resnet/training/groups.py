@@ -30,7 +30,7 @@ class Group:
 
 
 def new_layers(model: keras.Model) -> tuple[list, list]:
-    """Layers of grown blocks, and the head (the last weighted layer): what learns while the backbone is frozen."""
+    """Return layers of grown blocks, and the head (the last weighted layer): what learns while the backbone is frozen."""
     blocks = [block for block in find_blocks(model) if block.add.grown]
     grown = [layer for block in blocks for layer in [*block.branch, block.add]]
     weighted = [node.operation for _, _, node in walk(model) if is_weighted(node.operation)]

@@ -22,7 +22,7 @@ FIRST, LAST = ("epoch", "step"), ("learning_rate", "images_per_second", "seconds
 
 
 def columns(rows: list[dict]) -> list[str]:
-    """The columns of a log: those of all its rows; without rows, those of a classifier."""
+    """Return the columns of a log: those of all its rows; without rows, those of a classifier."""
     found = dict.fromkeys(name for row in rows for name in row if name not in FIRST + LAST)
     return [*FIRST, *(found or ("loss", "accuracy", "val_loss", "val_accuracy")), *LAST]
 

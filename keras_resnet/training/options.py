@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 
 class TrainingError(Exception):
-    """A training cannot start or continue; the message says why and what to do."""
+    """A training cannot start or continue. The message says why, and what to do."""
 
     exit_code = 2
 
@@ -233,12 +233,12 @@ def check_kind(item: dataclasses.Field, value: Any) -> None:
 
 
 def kinds_of(item: dataclasses.Field) -> tuple[type, ...]:
-    """The types that an option's values can have; of a list, the types of its parts."""
+    """Return the types that an option's values can have; of a list, the types of its parts."""
     return typing.get_args(item.type) or (item.type,)
 
 
 def is_kind(value: Any, kind: type) -> bool:
-    """Whether a value is of a type. A whole number is a number; true and false are not."""
+    """Return whether a value is of a type. A whole number is a number; true and false are not."""
     if kind is types.NoneType:
         return value is None
     return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))

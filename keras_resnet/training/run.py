@@ -106,12 +106,12 @@ class Run:
         """Make a run from a recipe and changes to it.
 
         Args:
-            recipe: Name of a recipe; None takes the defaults, or the recipe for fine-tuning where the model is pretrained and
+            recipe: Name of a recipe. None takes the defaults, or the recipe for fine-tuning if the model is pretrained and
                 neither optimiser nor learning rate nor schedule is given.
             **changes: Options by name.
 
         Raises:
-            TrainingError: Unknown recipe or option, or a value out of range; the message names it.
+            TrainingError: The recipe or an option is unknown, or a value is out of range; the message names it.
         """
         changes = _known(changes)
         if recipe is None and _is_pretrained(changes):
@@ -132,11 +132,11 @@ class Run:
         return cls(recipe, **groups)
 
     def replace(self, **changes: Any) -> Self:
-        """A run with some options changed; nothing is scaled to a new number of epochs, see `of`."""
+        """Return a run with some options changed; nothing is scaled to a new number of epochs, see `of`."""
         return self._from(self.recipe, {**self.options(), **_known(changes)})
 
     def options(self) -> dict[str, Any]:
-        """All options by name."""
+        """Return all options by name."""
         return {name: getattr(self, name) for name in OPTIONS}
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,14 +156,14 @@ class Run:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **changes: Any) -> Self:
-        """Read a run from YAML: options by group, or in one list as version 0.1 wrote them.
+        """Read a run from a YAML file: options by group, or flat as version 0.1 wrote them.
 
         Args:
-            path: The file; a `recipe` in it is applied before its options.
-            **changes: Options by name, which win.
+            path: The YAML file. A `recipe` in it is applied before its options.
+            **changes: Options by name, which override those of the file.
 
         Raises:
-            TrainingError: No such file, not YAML, or an unknown option.
+            TrainingError: There is no such file, it is not YAML, or an option is unknown.
         """
         yaml = _yaml()
         try:

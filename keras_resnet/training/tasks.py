@@ -57,7 +57,7 @@ def _copied(metrics: Any) -> Any:
 
 
 def classification(model: keras.Model, classes: int, loss: str = "auto", sparse: bool = False) -> Task:
-    """The task of a model with one output on images of one class each.
+    """Return the task of a model with one output on images of one class each.
 
     Args:
         model: Functional or Sequential model.
@@ -107,7 +107,7 @@ def classification(model: keras.Model, classes: int, loss: str = "auto", sparse:
 
 
 def task_of_labels(model: keras.Model, labels: Any, loss: str = "auto") -> Task:
-    """The task that labels given as an array stand for.
+    """Return the task that labels given as an array stand for.
 
     Args:
         model: Functional or Sequential model.
@@ -149,7 +149,7 @@ def task_of_labels(model: keras.Model, labels: Any, loss: str = "auto") -> Task:
 
 
 def task_of_spec(model: keras.Model, spec: Any) -> Task:
-    """The task of batches whose labels are known by shape and type only.
+    """Return the task of batches whose labels are known by shape and type only.
 
     Args:
         model: Functional or Sequential model.
@@ -174,7 +174,7 @@ def task_of_spec(model: keras.Model, spec: Any) -> Task:
 
 
 def head_of(model: keras.Model) -> OutputHead:
-    """What the only output of a model is: probabilities, sigmoids, or logits (kind `"other"`).
+    """Return what the only output of a model is: probabilities, sigmoids, or logits (kind `"other"`).
 
     Raises:
         TrainingError: Something follows a softmax or a sigmoid, so that the output is neither.

@@ -184,7 +184,7 @@ def _rows_channels_last(value, config):
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first convolution for RGB made to take `channels`: summed for one, repeated and scaled for more.
+    """Return a first convolution for RGB made to take `channels`: summed for one, repeated and scaled for more.
 
     Args:
         kernel: (sides, 3, filters); of another channel count it is returned as it is.

@@ -110,7 +110,7 @@ def recognise(path: str | os.PathLike[str], model: str, sources: Mapping[str, We
 
 
 def packaged() -> dict[tuple[str, str], str]:
-    """`(model, tag)` -> path of the weights in this package, e.g. for `("resnet20", "cifar10")`."""
+    """Return `(model, tag)` -> path of the weights in this package, e.g. for `("resnet20", "cifar10")`."""
     entries = sorted(PACKAGED.iterdir(), key=lambda entry: entry.name) if PACKAGED.is_dir() else ()
     found = {}
     for entry in entries:

@@ -130,7 +130,7 @@ def finish(
 
 
 def logits(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-    """The classifier; float32 under any policy, since half precision would tie close classes."""
+    """Return the classifier; float32 under any policy, since half precision would tie close classes."""
     return layers.Dense(num_classes, dtype="float32", name="predictions")(x)
 
 

@@ -259,7 +259,7 @@ class ResNetConfig(Config, BlockStyle):
 
     @classmethod
     def cifar(cls, depth: int, *, block: str = "basic", **changes: Any) -> Self:
-        """The paper's network for 32×32 images: `n` blocks in each of three stages of 16, 32, 64 filters.
+        """Describe the paper's network for 32×32 images: `n` blocks in each of three stages of 16, 32, 64 filters.
 
         Args:
             depth: Weighted layers: 6n+2 for basic blocks, 9n+2 for bottlenecks.
@@ -267,7 +267,7 @@ class ResNetConfig(Config, BlockStyle):
             **changes: Any other field.
 
         Raises:
-            ValueError: The depth has not that form; names the nearest that has.
+            ValueError: The depth has another form; the message names the nearest depths of that form.
 
         Source: arXiv 1512.03385, section 4.2; arXiv 1603.05027 for bottlenecks.
         """
@@ -276,7 +276,7 @@ class ResNetConfig(Config, BlockStyle):
 
     @classmethod
     def wide(cls, depth: int, widen: int, **changes: Any) -> Self:
-        """A Wide ResNet for 32×32 images; its depth is 6n+4, since it counts the stages' projections too.
+        """Describe a Wide ResNet for 32×32 images. Its depth is 6n+4, because projections count as layers.
 
         Args:
             depth: 6n+4.
@@ -284,7 +284,7 @@ class ResNetConfig(Config, BlockStyle):
             **changes: Any other field.
 
         Raises:
-            ValueError: The depth has not that form; names the nearest that has.
+            ValueError: The depth has another form; the message names the nearest depths of that form.
 
         Source: arXiv 1605.07146, table 1.
         """

@@ -58,7 +58,7 @@ def count(model: keras.Model, input_shape: Sequence[int | None] | None = None) -
 
 
 def count_macs(model: keras.Model, input_shape: Sequence[int | None] | None = None) -> int | None:
-    """Multiply-adds for one input; see `count`."""
+    """Count the multiply-adds for one input; see `count`."""
     graph = require_graph(model)
     if input_shape is None:
         inputs = graph.inputs
@@ -90,7 +90,7 @@ def _walk(graph, inputs):
 
 
 def layer_macs(layer: Any, args: Sequence[Any], output: Any) -> int:
-    """Multiply-adds of one call of a layer for one input, from the shapes of what it takes and gives, symbolic or real."""
+    """Return multiply-adds of one call of a layer for one input, from the shapes of what it takes and gives, symbolic or real."""
     if isinstance(layer, ResidualBlock):
         return sum(layer_macs(part, args, output) for part in layer.branch)
     if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
@@ -103,7 +103,7 @@ def layer_macs(layer: Any, args: Sequence[Any], output: Any) -> int:
 
 
 def arithmetic(config: ResNetConfig) -> Counts:
-    """The same figures for a `ResNetConfig` at its published input size, without building anything (0.1 s at depth 1202).
+    """Return the same figures for a `ResNetConfig` at its published input size, without building anything (0.1 s at depth 1202).
 
     Returns:
         `Counts`.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def resnet(config: ResNetConfig, **options: Any) -> keras.Model:
-    """A residual network; differs from keras.applications by taking pixels 0–255 and returning float32 logits.
+    """Return a residual network; differs from keras.applications by taking pixels 0–255 and returning float32 logits.
 
     Args:
         config: `ResNetConfig`.

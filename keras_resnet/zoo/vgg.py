@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def vgg(config: VGGConfig, **options: Any) -> keras.Model:
-    """A VGG network; differs from keras.applications by logits, batch norm, widths, and a head that fits small inputs.
+    """Return a VGG network; differs from keras.applications by logits, batch norm, widths, and a head that fits small inputs.
 
     Args:
         config: `VGGConfig`.
