@@ -176,7 +176,7 @@ class Calls(grpc.GenericRpcHandler):
 
     def _hang_up(self, context: Any) -> None:
         peer = context.peer()
-        log.warning("gRPC: %s does not read its answer; the connection is closed", peer)
+        log.warning("gRPC: %s does not take its answer; its connection is closed", peer)
         asyncio.get_running_loop().run_in_executor(None, self._close, peer)
 
     async def _infer(self, context: Any) -> bytes:
@@ -291,7 +291,7 @@ class Calls(grpc.GenericRpcHandler):
                 await context.write(message)
         except TimeoutError as error:
             self._hang_up(context)
-            raise ProtocolError("the client does not read its answers", 408) from error
+            raise ProtocolError("the client does not take its answers", 408) from error
 
     async def _question(self, context: Any, method: Method, respond: Callable[[Any], Awaitable[dict[str, Any]]]) -> bytes:
         """Answer a call that carries no tensors, whose answer is the HTTP front end's JSON as a message."""

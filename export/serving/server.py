@@ -62,14 +62,14 @@ class ServerOptions:
 
 
 def bind(options: ServerOptions, flag: str = "--port") -> socket.socket:
-    """Bind a socket to the address, without listening yet.
+    """A socket bound to the address, not yet listening.
 
     Args:
         options: `ServerOptions`.
         flag: The option that chose the port, for the error message.
 
     Raises:
-        UsageError: The address is taken, not ours, or unknown.
+        UsageError: the address is taken, not ours, or unknown.
     """
     if options.uds:
         return _bind_unix(options.uds)
