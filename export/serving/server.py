@@ -172,8 +172,8 @@ def run(
     """Serve until SIGTERM or SIGINT: report not ready, stop accepting, finish what is in flight, return.
 
     Args:
-        config: What `configure` returned.
-        bound: What `bind` returned.
+        config: what `configure` returned.
+        bound: what `bind` returned.
         hooks: `Hooks`.
         metrics: `(application, bound socket)` of a second listener, for metrics.
         companions: Other servers on the event loop, started and stopped by the application. Their `begin_stop` is called when
