@@ -150,7 +150,7 @@ class ServedFamily(ServedModel):
         return names.index(found.name)
 
     def _takes(self, number: int, rows: int) -> float:
-        """Seconds that a member needs for so many rows, in batches."""
+        """Seconds that a member needs for this number of rows, in batches."""
         seconds = self.seconds[number]
         most = max(seconds)
         full, rest = divmod(rows, most)
