@@ -121,9 +121,7 @@ def fit(
     """
     _check_graph(model)
     if theirs := sorted(set(options) & MADE_BY_TRAIN - ({"image_size"} if takes_any_size(model) else set())):
-        raise TrainingError(
-            f"`{theirs[0]}` is an option of `train`, which builds the model; build yours with it, and leave it out"
-        )
+        raise TrainingError(f"`{theirs[0]}` is an option of `train`, which builds the model; build yours with it, leave it out")
     options |= {name: value for name, value in (("loss", loss), ("optimizer", optimizer)) if _is_option(name, value)}
     labels = None if labels is None else _checked(check_labels, labels)
     own_loss = None if "loss" in options else loss

@@ -415,7 +415,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("arguments,message", BAD)
-def test_bad_arguments_say_what_and_how_to_mend(arguments, message):
+def test_bad_arguments_say_what_and_how_to_fix(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.grow(application("VGG16"), **arguments)
 
