@@ -75,7 +75,7 @@ def test_missing_signature_is_noticed(mixed, exported):
     assert any("`features` is missing" in problem for problem in problems)
 
 
-def test_card_lies_in_the_folder(exported):
+def test_card_is_in_the_folder(exported):
     card = json.loads((exported[1] / "keras_resnet.json").read_text())["card"]
     assert card["labels"] == list("abcdefg") and card["preprocessing"]["size"] == [32, 32]
 

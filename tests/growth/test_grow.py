@@ -77,7 +77,7 @@ def test_training_a_grown_model_leaves_the_original_alone():
     assert not np.array_equal(np.asarray(model(noise(model))), np.asarray(deep(noise(model))))
 
 
-def test_names_count_on_and_stack_behind_earlier_blocks():
+def test_names_count_on_and_stack_after_earlier_blocks():
     deep = kr.grow(kr.grow(small(), "act_a", blocks=2), "act_a", blocks=1)
     assert [block.path for block in kr.find_blocks(deep)] == ["act_a_grow1", "act_a_grow2", "act_a_grow3"]
     names = [layer.name for layer in deep.layers]
@@ -112,7 +112,7 @@ def test_every_place_gets_other_weights():
     assert len(kernels) == 4 and len({kernel.tobytes() for kernel in kernels}) == 4
 
 
-def test_regrowth_behind_post_activation_blocks():
+def test_regrowth_after_post_activation_blocks():
     model = small()
     deep = kr.grow(kr.grow(model, "act_a", block="postact"), "act_a", block="postact", blocks=2)
     order = [block.path for block in kr.find_blocks(deep)]
