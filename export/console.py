@@ -128,7 +128,7 @@ def table(data: dict[str, Any]) -> str:
 
 
 def inspection_text(entry: dict[str, Any]) -> str:
-    """Return an inspected file as lines. Of the card, only what a reader needs; `--json` prints all of it."""
+    """Format an inspected file as lines, with a summary of its card; `--json` prints all of it."""
     shown = {key: value for key, value in entry.items() if key not in ("blocks", "metadata")}
     metadata = dict(entry.get("metadata") or {})
     card = metadata.pop("card", None) or {}
@@ -150,7 +150,7 @@ def _pairs(entry):
 
 
 def export_text(result: ExportResult) -> str:
-    """Return an `ExportResult` for people."""
+    """Format an `ExportResult` as text."""
     lines = [f"note: {note}" for note in dict.fromkeys((*result.notes, *result.report.notes))]
     lines += [f"{result.path}  {result.size / 1e6:,.1f} MB  sha256 {result.sha256[:16]}", verification_text(result.report)]
     return "\n".join([*lines, *precision_text(result.table)])
@@ -160,7 +160,7 @@ COLUMNS = ("output", "batch", "data", "runtime", "max_abs", "mean_abs", "relativ
 
 
 def verification_text(report: VerificationReport) -> str:
-    """Return a `VerificationReport` for people: a table of all comparisons and the verdict."""
+    """Format a `VerificationReport` as text: a table of all comparisons, and the verdict."""
     rows = [COLUMNS] + [tuple(_cell(getattr(comparison, column)) for column in COLUMNS) for comparison in report.comparisons]
     lines = columns(rows) if report.comparisons else []
     if report.weights:
@@ -180,13 +180,13 @@ def _cell(value):
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of strings as aligned lines."""
+    """Format rows of strings as aligned lines."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def prediction_text(predictions: Sequence[Prediction]) -> str:
-    """Predictions for people: one line per class; of a file that does not score classes, the values of its outputs."""
+    """Format predictions as text: a line per class, or the values of outputs that do not score classes."""
     if any(prediction.values is not None for prediction in predictions):
         return _values_text(predictions)
     rows = [("image", "class", "label", "probability")]
@@ -198,7 +198,7 @@ def prediction_text(predictions: Sequence[Prediction]) -> str:
 
 
 SHOWN_VALUES = 8
-VALUES_HINT = "These outputs are not known to score classes. If one does, declare it: --scores NAME --output-kind KIND"
+VALUES_HINT = "The file does not say that these outputs score classes. If one does, add --scores NAME --output-kind KIND."
 
 
 def _values_text(predictions):
@@ -229,12 +229,12 @@ def write_csv(path: str | os.PathLike[str] | None, rows: Sequence[dict[str, Any]
 
 
 def rows_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a list of equal dicts as an aligned table."""
+    """Format a list of dicts with the same keys as an aligned table."""
     return "\n".join(columns([tuple(rows[0]), *(tuple(_cell(value) for value in row.values()) for row in rows)]))
 
 
 def precision_text(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Size, latency and agreement of a file and its form in lower precision, as lines; see `results.ExportResult.table`."""
+    """Format size, latency and agreement of a file before and after the conversion; see `results.ExportResult.table`."""
     shown = [("precision", "size", "latency", "top-1 agreement")] if rows else []
     for row in rows:
         agreement = "-" if row["top1"] is None else f"{row['top1']:.2%}"
@@ -243,10 +243,10 @@ def precision_text(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def diagnosis_text(diagnosis: Diagnosis) -> str:
-    """Return a `doctor.Diagnosis` for people."""
+    """Format a `doctor.Diagnosis` as text."""
     lines = columns([*diagnosis.versions.items(), ("NVIDIA driver", diagnosis.driver or "none")])
     lines += ["", *columns(list(diagnosis.devices.items()))]
     lines += [f"{device} lacks {', '.join(names)}" for device, names in diagnosis.missing.items()]
     for finding in diagnosis.findings:
         lines += ["", f"problem: {finding.problem}", f"fix:     {finding.fix}"]
-    return "\n".join(lines if diagnosis.findings else [*lines, "", "nothing clashes and nothing is missing"])
+    return "\n".join(lines if diagnosis.findings else [*lines, "", "no conflicts, and nothing is missing"])

@@ -1,4 +1,4 @@
-"""What is really there: versions, devices that start, missing libraries, clashing installations, and how to fix each."""
+"""Diagnosis of an installation: versions, devices that start, missing libraries, conflicts, and how to fix each problem."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ class _Handlers:
         return _Parts(parts, headers)
 
     async def classify(self, request: Request) -> Response:
-        """Return the best classes of one encoded image, for people with curl."""
+        """Return the best classes of an encoded image, e.g. for requests with curl."""
         top = _top(request.query_params.get("top", "5"))
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise ProtocolError("send the image itself as the body (curl --data-binary @FILE), not a form", 415)
