@@ -115,7 +115,7 @@ def steps(as_json: bool) -> Iterator[Callable[[str], None]]:
 
 
 def table(data: dict[str, Any]) -> str:
-    """Return a dict as aligned lines; lists of dicts one below the other."""
+    """Format a dict as aligned lines, with a line for each dict in a list."""
     width = max(len(key) for key in data)
     lines = []
     for key, value in data.items():
