@@ -33,10 +33,14 @@ import keras_resnet as kr
 
 model = kr.resnet50(weights="torchvision/resnet50.IMAGENET1K_V2")  # downloaded once, and checked against its sha256
 model = kr.resnet50(num_classes=10, input_shape=(96, 96, 3))  # random weights, another head, another size
+model = kr.resnet50(include_top=False, pooling="avg")  # features without a classifier
+model = kr.resnet50(features_only=["stage3", "stage4"])  # a dict of feature maps, e.g. for detection
 kr.list_models("resnext*")  # names that match a pattern
 kr.list_weights("*/resnet50.*")  # weights of a model
 print(kr.model_info("resnet50"))  # its stages and sizes
 ```
+
+All fields of `ResNetConfig` and `VGGConfig` are arguments too, for example `kr.resnet50(output_stride=8, drop_path=0.1)`.
 
 ## What the names mean
 
