@@ -32,7 +32,7 @@ def stock_model(call: Callable[..., dict[str, tf.Tensor]], specs: Sequence[tf.Te
     Raises:
         UsageError: It cannot convert the model either.
     """
-    concrete, _ = concrete_function(call, specs)
+    concrete, _ = concrete_function(call, specs, to_convert=True)
     restart_names()
     with quiet("tf2onnx"):
         try:

@@ -265,6 +265,55 @@ def update_slice(ctx: Graph, node: Node, name: str, args: list) -> None:
     _replace(ctx, node, "Where", [inside, make.Pad(update, pads), data])
 
 
+def fourier(ctx: Graph, node: Node, name: str, args: list) -> None:
+    """A Fourier transform of the last axis, as products with the cosines and sines: ONNX has no complex numbers to return.
+
+    Keras makes complex numbers of two tensors, and takes them apart again right after the transform.
+    """
+    users = ctx.find_output_consumers(node.output[0])
+    source, real_input = node.inputs[0], node.type == "RFFT"
+    parts = [node.input[0]] if real_input else list(source.input)
+    size = ctx.get_shape(parts[0])[-1] if real_input or source.type == "Complex" else -1
+    known = size > 0 and (len(node.input) < 2 or node.inputs[1].is_const())
+    taken_apart = node.type == "IRFFT" or all(user.type in ("Real", "Imag", "ComplexAbs") for user in users)
+    if not (known and taken_apart):
+        return  # refused by `check_ops`
+    length = int(node.inputs[1].get_tensor_value()[0]) if len(node.input) > 1 else ctx.get_shape(node.input[0])[-1]
+    cosines, sines = (_with_rows(matrix, size) for matrix in _fourier_matrices(node.type, length))
+    make = _Builder(ctx, node)
+    products = [[make.MatMul(part, make.const(matrix)) for matrix in (cosines, sines)] for part in parts]
+    real, imaginary = products[0]
+    if len(parts) == 2:
+        real, imaginary = make.Sub(real, products[1][1]), make.Add(imaginary, products[1][0])
+    if node.type == "IRFFT":
+        _replace(ctx, node, "Identity", [real])
+        return
+    for user in users:
+        part = {"Real": real, "Imag": imaginary}.get(user.type)
+        if part is None:
+            part = make.Sqrt(make.Add(make.Mul(real, real), make.Mul(imaginary, imaginary)))
+        ctx.replace_input(user, user.input[0], part, 0)
+        user.type, user.skip_conversion = "Identity", True
+    ctx.remove_node(node.name)
+
+
+def _fourier_matrices(kind: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Real and imaginary part of the matrix that a row of numbers is multiplied by."""
+    inverse = kind in ("IFFT", "IRFFT")
+    half = length // 2 + 1
+    rows, columns = half if kind == "IRFFT" else length, half if kind == "RFFT" else length
+    angles = (2 if inverse else -2) * np.pi / length * (np.outer(np.arange(rows), np.arange(columns)) % length)
+    factor = np.full((rows, 1), 1 / length if inverse else 1.0)
+    if kind == "IRFFT":  # the other half of the spectrum is this one mirrored
+        factor[1 : (length + 1) // 2] *= 2
+    return factor * np.cos(angles), factor * np.sin(angles)
+
+
+def _with_rows(matrix: np.ndarray, rows: int) -> np.ndarray:
+    """As many rows as the input has numbers: those beyond the transform's length are ignored, missing ones are zero."""
+    return np.pad(matrix[:rows], ((0, max(rows - len(matrix), 0)), (0, 0))).astype("float32")
+
+
 HANDLERS = {
     name: (handler, [])
     for handler, names in {
@@ -284,6 +333,7 @@ HANDLERS = {
         broadcast_args: ("BroadcastArgs",),
         cross: ("Cross",),
         update_slice: ("XlaDynamicUpdateSlice",),
+        fourier: ("FFT", "IFFT", "IRFFT", "RFFT"),
     }.items()
     for name in names
 }

@@ -8,6 +8,7 @@ Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_in
 | `keras.src.backend.tensorflow.core.tf` | names of models and layers that TensorFlow refuses as name scopes |
 | `keras.src.backend.tensorflow.nn.adaptive_…_pool` | adaptive pooling to one pixel, and of dynamic size, is traced |
 | `keras.layers.RandomCrop.get_random_transformation` | it crops nothing in inference, but computes where, from known sizes only |
+| `keras.layers.CenterCrop.transform_images` | the size of its output is noted |
 | `keras.src.ops.image.resize` | `UpSampling2D` with interpolation is traced with dynamic height and width |
 | `tf.image.resize` | public, but replaced for a moment, because ONNX lacks most of its filters |
 | `keras.Layer.__call__` | public, but replaced for a moment, to learn which layer made a tensor |
@@ -130,6 +131,25 @@ def random_crop_of_dynamic_size() -> Iterator[None]:
     import keras
 
     with _replaced(keras.layers.RandomCrop, "get_random_transformation", lambda *args, **options: (0, 0)):
+        yield
+
+
+@contextlib.contextmanager
+def center_crop_of_dynamic_size() -> Iterator[None]:
+    """Trace `CenterCrop` with the size of its output, which TensorFlow does not know where that of the input is a tensor."""
+    import keras
+
+    real = keras.layers.CenterCrop.transform_images
+
+    @functools.wraps(real)
+    def crop(layer: keras.layers.CenterCrop, *args: Any, **options: Any) -> tf.Tensor:
+        result = real(layer, *args, **options)
+        size, rank = [layer.height, layer.width], len(result.shape)
+        before = rank - 2 if layer.data_format == "channels_first" else rank - 3
+        result.set_shape([None] * before + size + [None] * (rank - 2 - before))
+        return result
+
+    with _replaced(keras.layers.CenterCrop, "transform_images", crop):
         yield
 
 

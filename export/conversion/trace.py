@@ -19,6 +19,7 @@ from ..artifact import first_line
 from ..errors import UsageError
 from .keras_internals import (
     calls_of_layers,
+    center_crop_of_dynamic_size,
     clean_name,
     clean_scope_names,
     native_dilation,
@@ -136,6 +137,7 @@ def concrete_function(
                 clean_scope_names(),
                 other_adaptive_pooling(adaptive_average_pool, adaptive_max_pool),
                 random_crop_of_dynamic_size(),
+                center_crop_of_dynamic_size(),
                 upsampling_of_dynamic_size(),
                 calls_of_layers(noted),
                 *((native_dilation(), other_resize(resized_as_tensorflow)) if to_convert else ()),

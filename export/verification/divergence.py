@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from ..artifact import read_proto
-from ..conversion.trace import calls_of_layers
+from ..conversion.trace import calls_of_layers, concrete_function
 from .metrics import off_by_rounding
 
 if TYPE_CHECKING:
@@ -68,6 +68,27 @@ def first_divergence(
     return None
 
 
+def first_divergence_in_graph(signature: Signature, cases: list[Case]) -> str | None:
+    """The first layer, in the order of calls, that computes something else in a TensorFlow graph than when it is called eagerly.
+
+    Variables and names of a SavedModel are compared before, so that this is what remains where an output of one differs.
+
+    Args:
+        signature: The folder's inputs and outputs.
+        cases: Batches; the last one that shows a difference decides.
+    """
+    for case in reversed(cases):
+        expected = layer_outputs(signature, case.feeds)
+        try:
+            found = layer_outputs(signature, case.feeds, in_graph=True)
+        except Exception:  # whatever a layer raises in a graph is among the problems already
+            return None
+        for layer, value in expected.items():
+            if layer in found and _difference(found[layer], value) > CLEARLY_OFF["float32"]:
+                return layer
+    return None
+
+
 def layers_of_outputs(signature: Signature) -> dict[str, str]:
     """`{output name: name of the layer that makes it}`: in the file, a model's output has the output's name, not the layer's."""
     from keras_resnet.graphs import graph_of, producer_name
@@ -78,22 +99,34 @@ def layers_of_outputs(signature: Signature) -> dict[str, str]:
     return {output.name: producer_name(graph.outputs[output.index]) for output in signature.outputs if output.source == "model"}
 
 
-def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return `{layer path: array}` of every layer that Keras calls once, for one batch."""
+def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray], in_graph: bool = False) -> dict[str, np.ndarray]:
+    """Return `{layer path: array}` of every layer that Keras calls once, for one batch, in the order of the calls.
+
+    Args:
+        signature: The model and its inputs.
+        feeds: `{input name: array}`.
+        in_graph: Whether to call the model in a TensorFlow graph, as it is traced for a SavedModel, instead of eagerly.
+    """
     import tensorflow as tf
 
     from keras_resnet.graphs import state_kept
 
-    found, repeated = {}, set()
+    def call(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        found, repeated = {}, set()
 
-    def noted(path: str, result: Any) -> None:
-        if tf.is_tensor(result):
-            repeated.update({path} & set(found))
-            found[path] = result
+        def noted(path: str, result: Any) -> None:
+            if tf.is_tensor(result):
+                repeated.update({path} & set(found))
+                found[path] = result
 
-    with state_kept(signature.model), calls_of_layers(noted):
-        signature.run(*(tf.convert_to_tensor(feeds[spec.name]) for spec in signature.inputs))
-    return {path: result.numpy() for path, result in found.items() if path not in repeated}
+        with calls_of_layers(noted):
+            signature.run(*tensors)
+        return {path: result for path, result in found.items() if path not in repeated}
+
+    tensors = [tf.convert_to_tensor(feeds[spec.name]) for spec in signature.inputs]
+    with state_kept(signature.model):
+        results = (concrete_function(call, signature.specs())[0] if in_graph else call)(*tensors)
+    return {path: result.numpy() for path, result in results.items()}
 
 
 def inner_tensors(path: str | os.PathLike[str], feeds: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from ..metadata import TOLERANCES
 from ..results import VerificationReport
 from .cards import check_metadata
 from .copies import compare_copy
+from .divergence import first_divergence_in_graph
 from .inputs import Case, find_cases
 from .outputs import OutputComparison, Runner
 from .reference import Reference
@@ -55,7 +56,7 @@ def verify_savedmodel(
     loaded = load(path)
     problems, notes = check_metadata(path, metadata)
     problems += _wrong_signatures(loaded, signature)
-    comparisons, figures = [], None
+    comparisons, figures, diverges = [], None, None
     if not problems:
         figures, wrong = compare_variables(loaded, signature.model)
         problems += wrong
@@ -66,6 +67,8 @@ def verify_savedmodel(
             comparisons += comparison.comparisons
             problems += comparison.all_problems()
             notes += comparison.conditioning_notes()
+            if comparison.failed and diverges is None:
+                diverges = first_divergence_in_graph(view, cases)
             if name == SIGNATURE:
                 problems += compare_copy(prepared, cases)
             if figures and not problems:
@@ -79,6 +82,7 @@ def verify_savedmodel(
         TOLERANCES["float32"],
         tuple(comparisons),
         figures,
+        diverges,
         problems=tuple(problems),
         notes=tuple(dict.fromkeys(notes)),
     )

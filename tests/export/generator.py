@@ -539,7 +539,7 @@ def _stft(d: Draw, rank: int, shape: tuple, name: str) -> str:
 
 @kind("MelSpectrogram", ranks=(0,))
 def _mel(d: Draw, rank: int, shape: tuple, name: str) -> str:
-    return "layers.MelSpectrogram(num_mel_bins=4, fft_length=8, sequence_stride=4, sampling_rate=40, max_freq=20)(ops.repeat(x, 8, axis=1))"  # noqa: E501
+    return "layers.MelSpectrogram(8, 4, sampling_rate=40, num_mel_bins=4, min_freq=1, max_freq=20)(ops.repeat(x, 8, axis=1))"
 
 
 # The kinds that are no layers of Keras: functions, and what users build of layers.

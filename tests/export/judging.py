@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_resnet.graphs import output_heads
+
 ROOT = Path(__file__).resolve().parents[2]
 
 RIGHT = "right"
@@ -294,12 +296,14 @@ def _differs(recipe: Any, model: Any, feeds: list, want: list[np.ndarray], got: 
             return "softmax of `logits` is not what the model returns"
     if len(got) != len(want):
         return f"{len(got)} outputs ({', '.join(got)}), the model has {len(want)}"
+    probabilities = [position for position, head in enumerate(output_heads(model)) if head.activation]
     for position, (name, value) in enumerate(got.items()):
         reference = want[position]
         if value.shape != reference.shape:
             return f"`{name}` has the shape {list(value.shape)}, the model's {list(reference.shape)}"
         error = float(np.abs(value.astype("float64") - reference.astype("float64")).max(initial=0))
-        scale = float(np.abs(reference.astype("float64")).max(initial=SMALLEST_PROBABILITY * (name == "probabilities")))
+        floor = SMALLEST_PROBABILITY if position in probabilities else 0.0
+        scale = float(np.abs(reference.astype("float64")).max(initial=floor))
         if not error <= _tolerance(recipe) * scale and not error <= ROUNDING * _rounding(recipe, model, feeds, position):
             return f"`{name}` is off by {error:.2g}, its largest value is {scale:.2g}"
     return ""

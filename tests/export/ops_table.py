@@ -197,9 +197,25 @@ IMAGES = {
 FIXED_SIZE_IMAGES = {
     method: (lambda x, p, k, method=method: tf.image.resize(x, (9, 5), method)) for method in ("gaussian", "mitchellcubic")
 }
-GROUPS = {"elementwise": ELEMENTWISE, "reductions": REDUCTIONS, "shapes": SHAPES, "products": PRODUCTS}
+LINES = (0, 2, 3, 1)  # the axes in an order in which the last one has several numbers
+SPECTRA = {
+    "fft": lambda x, p, k: ops.stack(ops.fft((ops.transpose(x, LINES), ops.transpose(p, LINES))), -1),
+    "rfft": lambda x, p, k: ops.stack(ops.rfft(x), -1),
+    "rfft, shorter": lambda x, p, k: ops.stack(ops.rfft(x, fft_length=3), -1),
+    "rfft, longer": lambda x, p, k: ops.stack(ops.rfft(x, fft_length=9), -1),
+    "irfft": lambda x, p, k: ops.irfft((x, p)),
+    "irfft, shorter": lambda x, p, k: ops.irfft((x, p), fft_length=5),
+    "back and forth": lambda x, p, k: ops.irfft(ops.rfft(x), fft_length=4),
+    "stft": lambda x, p, k: ops.stack(ops.stft(ops.tile(x[:, 0, 0], (1, 6)), 8, 3, 8), -1),
+    "istft": lambda x, p, k: ops.istft(ops.stft(ops.tile(x[:, 0, 0], (1, 6)), 8, 3, 8), 8, 3, 8),
+    "absolute value of a complex number": lambda x, p, k: tf.abs(tf.signal.rfft(x)),
+    "MelSpectrogram": lambda x, p, k: MEL(ops.tile(x[:, 0, 0], (1, 6))),
+}
+MEL = keras.layers.MelSpectrogram(8, 4, sampling_rate=40, num_mel_bins=4, min_freq=1, max_freq=20)
+GROUPS = {"elementwise": ELEMENTWISE, "reductions": REDUCTIONS, "shapes": SHAPES, "products": PRODUCTS, "spectra": SPECTRA}
 
 FIXED_SIZE_ONLY = {
+    "fft": "the matrix of the transform needs its length",
     "adaptive_average_pool": "Keras infers no shape of it without the size; its layer has one",
     "adaptive_max_pool": "Keras infers no shape of it without the size; its layer has one",
     "trace": "onnxruntime has no Where for the type that tf2onnx gives it",
@@ -211,7 +227,7 @@ NO_COUNTERPART = {
         "linear algebra",
     ),
     **dict.fromkeys("solve_triangular svd".split(), "linear algebra"),
-    **dict.fromkeys("fft fft2 ifft2 irfft rfft istft stft imag polar view_as_complex view_as_real".split(), "complex numbers"),
+    **dict.fromkeys("fft2 ifft2 imag polar view_as_complex view_as_real".split(), "complex numbers"),
     **dict.fromkeys("ctc_decode ctc_loss in_top_k".split(), "losses and metrics"),
     **dict.fromkeys(
         "associative_scan cond custom_gradient fori_loop jvp map scan switch vectorize vectorized_map while_loop".split(),

@@ -249,6 +249,28 @@ def test_random_crop_of_dynamic_size():
     check(chain(layers.RandomCrop(4, 5), layers.Conv2D(2, 1)))
 
 
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda x: [x, x],
+        lambda x: (lambda y: [y, x, y])(layers.Conv2D(2, 1)(layers.GlobalMaxPooling2D(keepdims=True)(x))),
+        lambda x: [layers.Reshape((8, 9, 3))(layers.Reshape((72, 3))(x)), layers.Permute((1, 2, 3))(x)],
+        lambda x: [layers.Conv2D(2, 1, activation="sigmoid")(layers.GlobalMaxPooling2D(keepdims=True)(x))] * 2,
+    ],
+)
+def test_outputs_that_are_one_tensor_or_an_input(head, opset):
+    x = keras.Input((8, 9, 3))
+    check(randomise(keras.Model(x, head(x))), opset)
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_center_crop_of_dynamic_size(data_format):
+    """An unrolled loop over the crop needs its size, which is that of the layer."""
+    crop = layers.CenterCrop(4, 5, data_format=data_format)
+    check(chain(crop, layers.Lambda(lambda x: keras.ops.max(x, 1)), layers.SimpleRNN(3, unroll=True)))
+
+
 @pytest.mark.parametrize("kind", ["DepthwiseConv2D", "SeparableConv2D", "Conv2D", "Conv2DTranspose"])
 def test_bias_of_channels_first_layout(kind):
     filters = () if kind.startswith("Depthwise") else (4,)
@@ -352,6 +374,21 @@ def test_fallback_then_convolution():
     model = chain(layers.ConvLSTM2D(4, 3, padding="same"), layers.Conv2D(2, 1), shape=(4, 8, 8, 3))
     assert check(model)[-2:] == ["Conv", "Transpose"]
     assert converted(model)[2] == "stock"
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Resizing(5, 9, interpolation="lanczos3", crop_to_aspect_ratio=True),
+        layers.Conv2D(2, 3, dilation_rate=2),
+        layers.DepthwiseConv2D(3, dilation_rate=2, padding="same"),
+        layers.AdaptiveAveragePooling2D((3, 5)),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_what_the_conversion_replaces_is_replaced_in_the_fallback_too(layer):
+    recurrent = layers.ConvLSTM2D(4, 3, padding="same", dilation_rate=2)
+    check(chain(recurrent, layer, layers.Resizing(6, 7), shape=(3, 8, 8, 3)))
 
 
 def test_fallback_of_a_sequence():

@@ -170,3 +170,20 @@ def test_damaged_folder(mixed, tmp_path):
     (tmp_path / "m").mkdir()
     with pytest.raises(rx.UsageError, match="not a readable SavedModel"):
         rx.verify(tmp_path / "m", mixed)
+
+
+@keras.saving.register_keras_serializable("test_savedmodel")
+class OtherInGraphs(layers.Layer):
+    """A layer that asks how it is called."""
+
+    def call(self, x):
+        return x * (1.0 if tf.executing_eagerly() else 1.01)
+
+
+def test_the_layer_that_differs_is_named(tmp_path):
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(4, 3, name="first")(x)
+    y = layers.Conv2D(4, 3, name="last")(OtherInGraphs(name="asks")(y))
+    with pytest.raises(rx.MismatchError, match="first layer that differs: asks$"):
+        rx.to_savedmodel(keras.Model(x, y), tmp_path / "folder")
+    assert not os.listdir(tmp_path)

@@ -19,6 +19,18 @@ def round_weights(graph: ir.Graph) -> None:
             value.const_value = ir.tensor(array(value).astype(wanted), name=value.name)
 
 
+def separate_outputs(graph: ir.Graph) -> None:
+    """Give every output a value of its own: passes may find that two of them are equal, or that one is an input."""
+    taken = set(graph.inputs)
+    for index, value in enumerate(graph.outputs):
+        if value in taken:
+            copy = ir.node("Identity", [value])
+            copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+            graph.append(copy)
+            graph.outputs[index] = copy.outputs[0]
+        taken.add(value)
+
+
 def canonical_order(graph: ir.Graph) -> None:
     """Order nodes by what they compute alone: depth first from the outputs, inputs from left to right, also inside nested graphs.
 

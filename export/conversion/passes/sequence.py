@@ -98,6 +98,7 @@ def sequence(
     return ir.passes.Sequential(
         *map(GraphPass, order),
         GraphPass(finish.round_weights),
+        GraphPass(finish.separate_outputs),
         *raising,
         common.RemoveUnusedNodesPass(),
         names,
