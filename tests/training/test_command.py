@@ -166,7 +166,7 @@ def test_a_pretrained_model_gets_the_recipe_for_fine_tuning_and_it_is_said(invok
     assert invoke(*flags, "--out", tmp_path / "first").exit_code == 0
     tuned = ["--model", tmp_path / "first" / "model.keras", *flags[2:], "--out"]
     result = invoke(*tuned, tmp_path / "second")
-    assert result.exit_code == 0 and "recipe finetune: the head first" in result.stderr, result.output
+    assert result.exit_code == 0 and "recipe finetune: the head alone first" in result.stderr, result.output
     assert training.Run.load(tmp_path / "second" / "run.yaml").clip_norm == 1.0
     assert training.Run.of(weights="cifar10").recipe == "finetune"
     for changes in ({"weights": "cifar10", "learning_rate": 0.1}, {}, {"weights": "cifar10", "recipe": "from-scratch"}):

@@ -418,7 +418,7 @@ def test_descriptions_of_version_0_1_load(tmp_path):
     """A flat list of options, some under former names."""
     flat = "model: resnet56\nmodel_options: {gate: rezero}\nrecipe: he2015-cifar\nepochs: 7\nmilestones: [3.5, 5.25]\n"
     (tmp_path / "run.yaml").write_text(flat + "trunk_lr_multiplier: 0.5\nloss: softmax\ngrowth: [[1, x, 2]]\nworkers: []\n")
-    with pytest.warns(DeprecationWarning, match="is called 'backbone_lr_multiplier' now"):
+    with pytest.warns(DeprecationWarning, match="was renamed to 'backbone_lr_multiplier'"):
         told = training.Run.load(tmp_path / "run.yaml")
     assert (told.model, told.model_options, told.recipe, told.epochs) == ("resnet56", {"gate": "rezero"}, "he2015-cifar", 7)
     assert told.milestones == (3.5, 5.25) and told.growing.backbone_lr_multiplier == told.trunk_lr_multiplier == 0.5
@@ -517,7 +517,7 @@ def test_a_trained_model_is_fine_tuned_where_options_leave_open_how(capsys):
     ):  # fmt: skip
         capsys.readouterr()
         training.fit(model, x, y, epochs=3, batch_size=8, **options)
-        assert ("recipe finetune: the head first" in capsys.readouterr().err) == says, options
+        assert ("recipe finetune: the head alone first" in capsys.readouterr().err) == says, options
 
 
 def test_new_blocks_have_a_learning_rate_and_a_decay_of_their_own():

@@ -78,7 +78,7 @@ def test_a_pickle_that_runs_code_is_refused(form, tmp_path, monkeypatch):
             archive.writestr("archive/data.pkl", pickle.dumps({"state_dict": Evil()}))
     else:
         path.write_bytes(b"".join(pickle.dumps(item) for item in (0x1950A86A20F9469CFC6C, 1001, {}, Evil())))
-    with pytest.raises(ValueError, match=r"posix\.mkdir, which is no tensor"):
+    with pytest.raises(ValueError, match=r"posix\.mkdir, which is not a tensor"):
         open_weights(path)
     assert not (tmp_path / "ran").exists()
 
