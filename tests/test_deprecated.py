@@ -28,7 +28,7 @@ NAMES = {
 @pytest.mark.parametrize("old", MOVED)
 def test_modules_are_found_at_their_old_paths(old):
     sys.modules.pop(f"keras_resnet.{old}", None)
-    with pytest.warns(DeprecationWarning, match=f"'keras_resnet.{old}' is called 'keras_resnet.{MOVED[old]}' now") as warned:
+    with pytest.warns(DeprecationWarning, match=f"'keras_resnet.{old}' was renamed to 'keras_resnet.{MOVED[old]}'") as warned:
         module = importlib.import_module(f"keras_resnet.{old}")
     assert len(warned) == 1
     new = importlib.import_module(f"keras_resnet.{MOVED[old]}")
