@@ -64,7 +64,7 @@ def test_the_arguments_of_layer_kit():
 
 def test_the_bias_of_projections():
     for bias, now in ((True, ("projection",)), (False, ())):
-        with pytest.warns(DeprecationWarning, match="is called `conv_bias=") as warned:
+        with pytest.warns(DeprecationWarning, match="was renamed to `conv_bias=") as warned:
             assert BlockStyle(projection_bias=bias, gate="zero") == BlockStyle(conv_bias=now, gate="zero")
         assert warned[0].filename == __file__
 
