@@ -69,7 +69,7 @@ def first_divergence(
 
 
 def first_divergence_in_graph(signature: Signature, cases: list[Case]) -> str | None:
-    """The first layer, in the order of calls, that computes something else in a TensorFlow graph than when it is called eagerly.
+    """Return the first layer, in the order of calls, that computes something else in a TensorFlow graph than eagerly.
 
     Variables and names of a SavedModel are compared before, so that this is what remains where an output of one differs.
 
