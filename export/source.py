@@ -186,7 +186,7 @@ def zoo_names(pattern: str = "*") -> list[str]:
 
 
 def describe(model: str | os.PathLike[str], **source: Any) -> dict[str, Any]:
-    """What `info` shows of a model: its size, and the inputs and outputs it would be exported with. Args as `load_model`."""
+    """Describe a model for `info`: its size, and the inputs and outputs that its export would have. Args as `load_model`."""
     from .conversion.signature import signature_of
 
     loaded, _ = load_model(model, **source)

@@ -47,7 +47,7 @@ def graph_of(operation: Any) -> Any:
 
 
 def symbolic_graph(model: keras.Model) -> Any:
-    """The Functional graph that a Functional or built Sequential model was made as, also where its `call` may not follow it."""
+    """Return the Functional graph that a Functional or built Sequential model was made as, even if its `call` differs."""
     return getattr(model, "_functional", None) or model
 
 
@@ -202,7 +202,7 @@ def is_convolution(operation: Any) -> bool:
 
 
 def is_of_keras(operation: Any) -> bool:
-    """Whether Keras or this package defines what an operation computes, and not the user: a layer of their own, a `Lambda`."""
+    """Return whether Keras or this package defines what an operation computes, not the user (own layers, `Lambda`)."""
     known = type(operation).__module__.split(".")[0] in ("keras", "keras_resnet")
     return known and not isinstance(operation, keras.layers.Lambda)
 

@@ -89,7 +89,7 @@ class Signature:
         return {output.name: output.kind for output in self.outputs}
 
     def specs(self, names: Iterable[str] | None = None) -> list[tf.TensorSpec]:
-        """One `tf.TensorSpec` per input; `names` where TensorFlow's are to be seen (it may alter what it does not like)."""
+        """Return a `tf.TensorSpec` per input, with `names` for TensorFlow to use (it may alter names that it refuses)."""
         import tensorflow as tf
 
         names = names or [f"input_{index}" for index in range(len(self.inputs))]

@@ -138,7 +138,7 @@ COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
 
 def index_bounds(model: ir.Model) -> dict[str, int]:
-    """`{input name: size}` of inputs that are indices into a table: those that a `Gather` or `OneHot` takes its indices from."""
+    """Return `{input name: size}` of the inputs that a `Gather` or `OneHot` takes its indices from."""
     bounds: dict[str, int] = {}
     for node in model.graph:
         if node.op_type == "Gather" and (table := node.inputs[0]).const_value is not None and len(table.const_value.shape) > 1:

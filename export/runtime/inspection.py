@@ -129,7 +129,7 @@ def _after_onnxruntime(path):
 
 
 def multiply_adds(proto: onnx.ModelProto, inputs: Sequence[TensorInfo]) -> int | None:
-    """Multiply-adds of one row through convolutions and matrix products; None where a size other than the batch is dynamic.
+    """Count the multiply-adds of one row in convolutions and matrix products; None if another size than the batch is dynamic.
 
     Args:
         proto: `ModelProto`; external data is not needed.
@@ -218,7 +218,7 @@ STYLE = (
 
 
 def picture(inspection: Inspection) -> str:
-    """A page without scripts: the graph's blocks one below the other, joined as they read each other, with ops and parameters.
+    """Draw the graph as an HTML page without scripts: its blocks, their connections, ops and parameters.
 
     A curve on the left goes from a block to a later one than the next; one on the right marks a block with two branches.
     """

@@ -191,7 +191,7 @@ class ServedModel:
                 self._run_on(opened, inputs)
 
     def warm_inputs(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Zeros for every batch size that may come, with its rows; none where the card does not name the size of an input."""
+        """Yield zeros for every batch size that may occur, with its rows; nothing if the size of an input is unknown."""
         shapes = [self.warm_shape(spec) for spec in self.inputs]
         if None in shapes:
             return
@@ -293,7 +293,7 @@ class ServedModel:
         return [{"class": index, "label": label, "probability": probability} for index, label, probability in found]
 
     def warm_shape(self, spec: TensorSpec) -> list[int] | None:
-        """An input's shape, without the batch axis, with the card's size where it is dynamic; None if the card names none."""
+        """Return an input's shape without the batch axis, with the card's size for dynamic sizes; None if the card has none."""
         size = (self.session.card.get("preprocessing") or {}).get("size") or ()
         shape = list(spec.shape[1:] if self.batched else spec.shape)
         places = [index for index, dim in enumerate(shape) if dim < 0]

@@ -255,7 +255,7 @@ def _has_good_name(source: Source) -> bool:
 
 
 def find_models(folder: str | os.PathLike[str]) -> list[Source]:
-    """The models of a repository folder: `NAME/VERSION/model.onnx` as Triton lays it out, `NAME.onnx`, and `NAME/family.json`.
+    """Find the models of a repository folder: `NAME/VERSION/model.onnx`, `NAME.onnx` and `NAME/family.json`.
 
     Returns:
         List of `Source`.

@@ -90,7 +90,7 @@ def first_divergence_in_graph(signature: Signature, cases: list[Case]) -> str | 
 
 
 def layers_of_outputs(signature: Signature) -> dict[str, str]:
-    """`{output name: name of the layer that makes it}`: in the file, a model's output has the output's name, not the layer's."""
+    """Return `{output name: layer that computes it}`, because outputs have their own names in the file, not the layer's."""
     from keras_resnet.graphs import graph_of, producer_name
 
     graph = graph_of(signature.model)

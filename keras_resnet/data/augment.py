@@ -82,7 +82,7 @@ class Augmentation:
         return tf.ensure_shape(image, [*size, channels])
 
     def turn(self, seed: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor | None:
-        """Whether an image is mirrored in an epoch under `alternate_flips`: by chance at first, then in turn; None without."""
+        """Return whether `alternate_flips` mirrors an image in an epoch: by chance at first, then in turn; None without it."""
         if not (self.flip and self.alternate_flips):
             return None
         first = tf.random.stateless_uniform([], tf.stack([tf.cast(seed, tf.int64), -1 - index])) < 0.5
@@ -97,7 +97,7 @@ def decode(data: tf.Tensor, channels: int) -> tf.Tensor:
 def fit(
     image: tf.Tensor, size: Sequence[int], padding: int, fill: tf.Tensor, chance: tf.Tensor, border: str = "mean"
 ) -> tf.Tensor:
-    """An image of the model's size or larger: crop at random (in the middle where `chance` is None); any other is resized."""
+    """Crop an image to the model's size at random (in the middle if `chance` is None); resize a smaller one."""
     shape = tf.shape(image)
     if padding:
         sides = [[padding, padding], [padding, padding], [0, 0]]

@@ -66,7 +66,7 @@ class Pretrained:
         return list(known.labels) if known.labels else None
 
     def num_classes(self, config: Config) -> int | None:
-        """Number of classes of the file's classifier; where it has none, that of its source or card; None where nothing tells.
+        """Return the number of classes of the file's classifier, else of its source or card; None if nothing states it.
 
         Args:
             config: Config of the model that the file is for.

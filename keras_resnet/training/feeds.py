@@ -100,7 +100,7 @@ class Feed:
         """An epoch is done."""
 
     def sample(self) -> Iterable[tuple[Any, None]]:
-        """Batches `(inputs, None)` of some training examples, neither augmented nor in the run's order, to measure a model on.
+        """Return batches `(inputs, None)` of some training examples to measure a model on, not augmented and in any order.
 
         Raises:
             TrainingError: The data can be read only once.

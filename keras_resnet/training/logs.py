@@ -74,7 +74,7 @@ class Progress:
             print(text, file=self.file, flush=True)
 
     def due(self) -> bool:
-        """Whether to show where the run is: at most ten times a second, since estimating the time left takes milliseconds."""
+        """Return whether to show progress: at most ten times a second, because estimating the time left takes milliseconds."""
         return self._bar is not None and time.perf_counter() - self._shown >= 0.1
 
     def step(self, step: int, logs: dict, rate: float, speed: float) -> None:

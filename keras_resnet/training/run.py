@@ -147,7 +147,7 @@ class Run:
         }
 
     def essence(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with the run that resumes from it: all that decides the course but for rounding."""
+        """Return what a checkpoint and the run that resumes from it must agree on: all that matters except for rounding."""
         return {name: _plain(value) for name, value in self.options().items() if name not in FREE}
 
     def save(self, path: str | os.PathLike[str]) -> None:
