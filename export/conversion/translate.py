@@ -90,7 +90,7 @@ def restart_names() -> None:
 
 @contextlib.contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Hold back a library's log lines; what they would say is raised as an error here."""
+    """Suppress a library's log lines; what they would say is raised as an error here."""
     log = logging.getLogger(logger)
     before = log.level
     log.setLevel(logging.CRITICAL)

@@ -107,9 +107,9 @@ class ServedFamily(ServedModel):
     def choose(self, parameters: dict[str, Any], rows: int = 1, timeout: float | None = None) -> ServedModel:
         """Choose the member that answers a request.
 
-        A request that names one (`parameters.depth`) gets it. Otherwise it is the deepest one; with `ModelOptions.adaptive`, one
-        member shallower for each full batch that waits. With a timeout of its own, a request gets the deepest member from there
-        on that is likely to answer in time, or the fastest one.
+        A request that names one (`parameters.depth`) gets it. Otherwise it is the deepest one, or with `ModelOptions.adaptive`
+        one member shallower for each full batch that waits. A request with a timeout gets the deepest member from there on that
+        is likely to answer in time, or the fastest one.
 
         Args:
             parameters: Parameters of the request.

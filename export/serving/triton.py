@@ -135,7 +135,7 @@ def write_repository(
         List of the files written.
 
     Raises:
-        UsageError: Triton would refuse the model, or something is there already.
+        UsageError: Triton would refuse the model, or a file exists already.
     """
     folder = Path(folder)
     by_name = {}

@@ -99,7 +99,7 @@ def find_weights(weights: str | os.PathLike[str], model: str, sources: Mapping[s
         sources: Name -> `WeightSource`.
 
     Raises:
-        TypeError: No text and no path.
+        TypeError: `weights` is neither a string nor a path.
         FileNotFoundError, ValueError, ConnectionError: See `open_weights` and `locate`.
     """
     if not isinstance(weights, str | os.PathLike):

@@ -168,7 +168,7 @@ def _options(callback: keras.callbacks.Callback) -> set[str]:
 
 
 def check_callbacks(given: Iterable[CallbackLike], has_schedule: bool, schedule: str, keeps_averages: bool) -> None:
-    """Refuse callbacks that cannot do in a run what they are for.
+    """Refuse callbacks that do not work in a run.
 
     Args:
         given: As the user gave them.

@@ -17,12 +17,12 @@ COLUMNS = ("epoch", "block", "gate", "mean", "max", "gate_value", "variance_shar
 
 
 class DriftLogger(keras.callbacks.Callback):
-    """Measures `kr.drift` before the first epoch and after every epoch; Keras has no callback that looks into branches.
+    """Measure `kr.drift` before the first epoch and after every epoch.
 
     Args:
         data: What `kr.drift` takes; a batch or two are enough.
         csv_path: File that gets a row per epoch and block (columns `COLUMNS`); None writes none. A row of an epoch
-            that is already there, from a run that was broken off and resumed, is not written again.
+            that is already there, from an interrupted run that resumes, is not written again.
         tensorboard: Folder for TensorBoard scalars `drift/{block}` and `gate/{block}`; None writes none.
         every: Epochs between two measurements. Default 1.
         batch_size: For arrays. Default 32.
@@ -32,7 +32,7 @@ class DriftLogger(keras.callbacks.Callback):
 
     Raises:
         ValueError: `every` below 1, or a CSV file with other columns.
-        ImportError: `tensorboard` is given and TensorBoard is not installed (TensorFlow does not bring it).
+        ImportError: `tensorboard` is given and TensorBoard is not installed.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ def _append(path, epoch, report):
 
 
 def drift_figure(log: Any, path: str | os.PathLike[str] | None = None) -> Any:
-    """Heat map of a drift log: blocks from input to output × epochs, colour ‖F(x)‖/‖x‖ (mean over images).
+    """Draw a drift log as a heat map: blocks from input to output × epochs, colour ‖F(x)‖/‖x‖ (mean over images).
 
     Args:
         log: CSV file of a `DriftLogger`, or the `DriftLogger`.

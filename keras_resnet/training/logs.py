@@ -149,7 +149,7 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 class TensorBoardLog:
-    """Scalars per epoch; a run that resumes writes all its rows again."""
+    """TensorBoard scalars per epoch. A run that resumes writes all its rows again."""
 
     def __init__(self, folder: Path, rows: list[dict]) -> None:
         import importlib.util

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def resnet(config: ResNetConfig, **options: Any) -> keras.Model:
-    """Return a residual network; differs from keras.applications by taking pixels 0–255 and returning float32 logits.
+    """Build a residual network. Unlike keras.applications', it takes pixels 0–255 and returns float32 logits.
 
     Args:
         config: `ResNetConfig`.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def vgg(config: VGGConfig, **options: Any) -> keras.Model:
-    """Return a VGG network; differs from keras.applications by logits, batch norm, widths, and a head that fits small inputs.
+    """Build a VGG. Unlike keras.applications', it returns logits, and batch norm, widths and a head for small inputs are options.
 
     Args:
         config: `VGGConfig`.
