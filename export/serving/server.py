@@ -62,14 +62,14 @@ class ServerOptions:
 
 
 def bind(options: ServerOptions, flag: str = "--port") -> socket.socket:
-    """Return a socket bound to the address, not yet listening.
+    """A socket bound to the address, not yet listening.
 
     Args:
         options: `ServerOptions`.
         flag: The option that chose the port, for the error message.
 
     Raises:
-        UsageError: The address is taken, not ours, or unknown.
+        UsageError: the address is taken, not ours, or unknown.
     """
     if options.uds:
         return _bind_unix(options.uds)
@@ -172,8 +172,8 @@ def run(
     """Serve until SIGTERM or SIGINT: report not ready, stop accepting, finish what is in flight, return.
 
     Args:
-        config: What `configure` returned.
-        bound: What `bind` returned.
+        config: what `configure` returned.
+        bound: what `bind` returned.
         hooks: `Hooks`.
         metrics: `(application, bound socket)` of a second listener, for metrics.
         companions: Other servers on the event loop, started and stopped by the application. Their `begin_stop` is called when
