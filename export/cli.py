@@ -293,7 +293,7 @@ def _export(exporter, options):
     as_json, report_file = options.pop("as_json"), options.pop("report_file")
     out, out_option = options.pop("out"), options.pop("out_option")
     if (out is None) == (out_option is None):
-        raise click.UsageError("Give the output once: as OUT or with -o.")
+        raise click.UsageError("Missing output: give OUT, or -o OUT." if out is None else "Give OUT or -o, not both.")
     out, model = out_option if out is None else out, options.pop("model")
     read = report.files(model, *(options.get(name) for name in ("weights", "labels", "calibration", "samples")))
     report.check_apart(out, read)

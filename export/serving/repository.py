@@ -61,7 +61,8 @@ class Repository:
         self._entries = {(source.name, source.version): Entry(source) for source in self._find()}
         self._changing = asyncio.Lock()
         if not self._entries:
-            raise UsageError(f"{folder} holds no models (NAME/VERSION/model.onnx)" if folder else "there is no model to serve")
+            found_none = f"{folder} has no models (NAME/VERSION/model.onnx)" if folder else "no model to serve"
+            raise UsageError(f"{found_none}; give FILE or --repository")
 
     def open(self, warm_up: bool = False) -> None:
         """Open every model.

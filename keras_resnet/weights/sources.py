@@ -147,4 +147,4 @@ def locate(weights: str, model: str, sources: Mapping[str, WeightSource]) -> tup
     near = closest(weights, [*tags, *sources], count=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     have = ", ".join(names) if names else "none"
-    raise ValueError(f"there is no file and no source of weights {weights!r} for {model}{hint}; it has: {have}")
+    raise ValueError(f"weights {weights!r} of {model} are neither a file nor a known name{hint}; {model} has: {have}")

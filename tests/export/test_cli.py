@@ -114,7 +114,7 @@ BAD = {
     "corrupt file": (["onnx", "{tmp}/corrupt.keras", "{tmp}/o.onnx"], 2, "not a valid .keras file"),
     "unknown model": (["onnx", "resnt50", "{tmp}/o.onnx"], 2, "did you mean 'resnet50'"),
     "unknown pattern": (["list", "resnetx*"], 2, "no model matches 'resnetx*'"),
-    "no output": (["onnx", "resnet20"], 2, "Give the output once"),
+    "no output": (["onnx", "resnet20"], 2, "Missing output: give OUT"),
     "empty output": (["onnx", "resnet20", ""], 2, "the output needs a name"),
     "empty -o": (["onnx", "resnet20", "-o", ""], 2, "the output needs a name"),
     "empty folder name": (["savedmodel", "resnet20", ""], 2, "the output needs a name"),

@@ -262,7 +262,7 @@ def test_wrong_usage_is_one_sentence_and_exits_with_2(models, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for arguments, text in [
-            ([], "there is no model to serve"),
+            ([], "no model to serve; give FILE or --repository"),
             ([tmp_path / "missing.onnx"], "does not exist"),
             ([tmp_path / "bad.onnx"], "is not a readable ONNX file"),
             ([tmp_path / "a b.onnx"], "write NAME="),

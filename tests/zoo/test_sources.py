@@ -203,7 +203,7 @@ def test_every_source_belongs_to_a_variant_and_has_a_card():
 
 
 def test_unknown_weights_list_what_there_is():
-    with pytest.raises(ValueError, match="did you mean 'torchvision/resnet34.IMAGENET1K_V1'.*it has: "):
+    with pytest.raises(ValueError, match="did you mean 'torchvision/resnet34.IMAGENET1K_V1'.*resnet34 has: "):
         kr.create_model("resnet34", weights="torchvision/resnet34.IMAGENET1K_V3")
     with pytest.raises(ValueError, match="belong to resnet50, got the model 'resnet34'"):
         kr.create_model("resnet34", weights="torchvision/resnet50.IMAGENET1K_V2")
@@ -240,9 +240,9 @@ def test_packaged_weights_come_with_their_card(package):
         np.testing.assert_array_equal(again.get_layer("stem_norm").moving_variance, model.get_layer("stem_norm").moving_variance)
     arrays, _ = safetensors.read(package / "resnet20.cifar10.safetensors")
     assert {str(array.dtype) for array in arrays.values()} == {"float16", "float32"}
-    with pytest.raises(ValueError, match="no source of weights 'cifar100' for resnet20; did you mean 'cifar10'"):
+    with pytest.raises(ValueError, match="'cifar100' of resnet20 are neither a file nor a known name; did you mean 'cifar10'"):
         kr.create_model("resnet20", weights="cifar100")
-    with pytest.raises(ValueError, match="no source of weights 'cifar10' for resnet32"):
+    with pytest.raises(ValueError, match="weights 'cifar10' of resnet32 are neither a file nor a known name"):
         kr.create_model("resnet32", weights="cifar10")
 
 
