@@ -142,8 +142,7 @@ class Calls:
     async def _read(self, call: Call, held: _Held) -> bytes:
         """The call's only request message, which must arrive in time."""
         try:
-            async with asyncio.timeout(self._service.options.body_timeout):
-                message = await call.read()
+            message = await call.read(self._service.options.body_timeout)
         except TimeoutError as error:
             raise ProtocolError(f"the request did not arrive within {self._service.options.body_timeout:g} s", 408) from error
         if message is None:
@@ -153,7 +152,7 @@ class Calls:
 
     def _watch(self, call: Call, held: _Held) -> None:
         """Once the answer is being sent: give the client so much time to take it, then account for it no longer."""
-        late = asyncio.get_running_loop().call_later(self._service.options.body_timeout, self._hang_up, call)
+        late = call.loop.call_later(self._service.options.body_timeout, self._hang_up, call)
 
         def done(_: Any) -> None:
             late.cancel()
@@ -164,7 +163,7 @@ class Calls:
     def _hang_up(self, call: Call) -> None:
         peer = call.peer()
         log.warning("gRPC: %s does not take its answer; its connection is closed", peer)
-        asyncio.get_running_loop().run_in_executor(None, self._close, peer)
+        call.loop.run_in_executor(None, self._close, peer)
 
     async def _infer(self, call: Call) -> bytes:
         """ModelInfer."""
@@ -274,8 +273,7 @@ class Calls:
 
     async def _write(self, call: Call, message: bytes) -> None:
         try:
-            async with asyncio.timeout(self._service.options.body_timeout):
-                await call.write(message)
+            await call.write(message, self._service.options.body_timeout)
         except TimeoutError as error:
             self._hang_up(call)
             raise ProtocolError("the client does not take its answers", 408) from error

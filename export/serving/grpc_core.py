@@ -48,11 +48,13 @@ class Call:
     Attributes:
         path: The method, as `/SERVICE/METHOD`.
         metadata: Pairs of a name and a value, which the client sent.
+        loop: The event loop.
     """
 
-    def __init__(self, event: Any, forget: "Callable[[Call], None]") -> None:
+    def __init__(self, event: Any, loop: asyncio.AbstractEventLoop, forget: "Callable[[Call], None]") -> None:
         self.path: str = event.call_details.method.decode(errors="replace")
         self.metadata: tuple[tuple[str, str], ...] = event.invocation_metadata
+        self.loop = loop
         self._core, self._pending = event.call, 0
         self._task: asyncio.Task | None = None
         self._started_answer = self._ended = self._closed = False
@@ -67,24 +69,36 @@ class Call:
         """Call a function once the client has taken the answer, or will not get one."""
         self._callbacks.append(callback)
 
-    async def read(self) -> bytes | None:
-        """Return the client's next message, or None if there is no other."""
-        event = await self._batch(cygrpc.ReceiveMessageOperation(NO_FLAGS))
-        return event.batch_operations[0].message()
+    async def read(self, timeout: float | None = None) -> bytes | None:
+        """Return the client's next message, or None if there is no other.
 
-    async def write(self, message: bytes) -> None:
-        """Send a message, and return when the next one may be sent.
+        Args:
+            timeout: Time to wait for it, in seconds.
 
         Raises:
+            TimeoutError: It has not arrived in time.
+        """
+        event = await self._batch((cygrpc.ReceiveMessageOperation(NO_FLAGS),), timeout)
+        return event.batch_operations[0].message()
+
+    async def write(self, message: bytes, timeout: float) -> None:
+        """Send a message, and return when the next one may be sent.
+
+        Args:
+            message: The message.
+            timeout: Time that the client has to take it, in seconds.
+
+        Raises:
+            TimeoutError: The client has not taken it in time.
             ClientGone: It cannot be sent.
         """
-        event = await self._batch(*self._head(), cygrpc.SendMessageOperation(message, NO_FLAGS))
+        event = await self._batch((*self._head(), cygrpc.SendMessageOperation(message, NO_FLAGS)), timeout)
         if not event.success:
             raise ClientGone
 
     def run(self, handler: Handler) -> None:
         """Have a handler answer the call with the message that it returns, or with the `Refused` that it raises."""
-        self._task = asyncio.get_running_loop().create_task(handler(self))
+        self._task = self.loop.create_task(handler(self))
         self._task.add_done_callback(self._answered)
 
     def refuse(self, refused: Refused) -> None:
@@ -123,10 +137,16 @@ class Call:
         if self._task and not self._ended:
             self._task.cancel()
 
-    async def _batch(self, *operations: Any) -> Any:
-        future = asyncio.get_running_loop().create_future()
+    async def _batch(self, operations: tuple[Any, ...], timeout: float | None) -> Any:
+        # `asyncio.timeout` takes several times as long.
+        future = self.loop.create_future()
+        late = self.loop.call_later(timeout, _fail, future) if timeout else None
         self._start(operations, lambda event: None if future.done() else future.set_result(event))
-        return await future
+        try:
+            return await future
+        finally:
+            if late:
+                late.cancel()
 
     def _start(self, operations: tuple[Any, ...], done: Callable[[Any], None]) -> None:
         self._pending += 1
@@ -142,6 +162,11 @@ class Call:
             callbacks, self._callbacks, self._task = self._callbacks, [], None
             for callback in callbacks:
                 callback(self)
+
+
+def _fail(future: asyncio.Future) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
 
 
 class CoreServer:
@@ -193,10 +218,11 @@ class CoreServer:
         self._server.request_call(self._queue, self._queue, self._accept)
 
     def _accept(self, event: Any) -> None:
-        if self._stopped or not event.success:
+        if not event.success:
             return
-        self._request_call()
-        call = Call(event, self._calls.discard)
+        if not self._stopped:
+            self._request_call()
+        call = Call(event, self._loop, self._calls.discard)
         if len(self._calls) < self._max_calls:
             call.run(self._find(call.path))
         else:
