@@ -141,7 +141,7 @@ def find_scores_or_values(
 
 
 def output_kinds(metadata: dict, outputs: dict[str, list]) -> dict[str, str]:
-    """`{output name: kind}` of the outputs whose kind is known."""
+    """Return `{output name: kind}` of the outputs whose kind is known."""
     if isinstance(stated := metadata.get("outputs"), dict):
         return {name: kind for name, kind in stated.items() if name in outputs and kind in KINDS}
     return {name: name for name in ("logits", "probabilities") if name in outputs and metadata}
@@ -152,10 +152,10 @@ def _listed(outputs: dict[str, list]) -> str:
 
 
 def encode_metadata(metadata: dict[str, Any]) -> dict[str, str]:
-    """`{"card": …, …}` as the string pairs that an ONNX file holds, in a fixed order.
+    """Return `{"card": …, …}` as the string pairs that an ONNX file holds, in a fixed order.
 
     Raises:
-        ValueError: a key that `KEYS` does not list.
+        ValueError: A key that `KEYS` does not list.
     """
     if unknown := set(metadata) - set(KEYS):
         raise ValueError(f"metadata keys must be among {KEYS}, got {sorted(unknown)}")
@@ -163,7 +163,7 @@ def encode_metadata(metadata: dict[str, Any]) -> dict[str, str]:
 
 
 def decode_metadata(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """The metadata among the string pairs of an ONNX file; keys of other makers are left out, broken JSON too."""
+    """Return the metadata among the string pairs of an ONNX file; keys of other makers are left out, broken JSON too."""
     found = {}
     for key in KEYS:
         with contextlib.suppress(KeyError, ValueError):
@@ -172,16 +172,16 @@ def decode_metadata(pairs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata of an ONNX file, without its external data, or of a SavedModel folder.
+    """Return the metadata of an ONNX file, without its external data, or of a SavedModel folder.
 
     Args:
         path: ONNX file or folder.
 
     Returns:
-        dict with those of `KEYS` that the file holds.
+        Dict with those of `KEYS` that the file holds.
 
     Raises:
-        UsageError: the file is missing or no ONNX file.
+        UsageError: The file is missing or no ONNX file.
     """
     if Path(path).is_dir():
         with contextlib.suppress(OSError, ValueError):
@@ -198,10 +198,10 @@ def write_folder_metadata(folder: Path, metadata: dict) -> None:
 
 
 def read_proto(path: str | os.PathLike[str], external_data: bool = True) -> onnx.ModelProto:
-    """The `ModelProto` of an ONNX file.
+    """Return the `ModelProto` of an ONNX file.
 
     Raises:
-        UsageError: the file, or its external data, is missing or damaged.
+        UsageError: The file, or its external data, is missing or damaged.
     """
     import onnx
 
@@ -216,10 +216,10 @@ def read_proto(path: str | os.PathLike[str], external_data: bool = True) -> onnx
 
 
 def external_files(path: str | os.PathLike[str]) -> list[str]:
-    """The names of the files next to an ONNX file that hold its external data.
+    """Return the names of the files next to an ONNX file that hold its external data.
 
     Raises:
-        UsageError: the file is no ONNX file, or its data is not next to it.
+        UsageError: The file is no ONNX file, or its data is not next to it.
     """
     tensors = read_proto(path, external_data=False).graph.initializer
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
@@ -242,7 +242,7 @@ MOST_CHARACTERS = 300
 
 
 def first_line(error: object, most: int = MOST_CHARACTERS) -> str:
-    """The line of an exception's text that says what is wrong, for messages.
+    """Return the line of an exception's text that says what is wrong, for messages.
 
     Left out are terminal colours, the frame that Keras puts around a layer's error, and TensorFlow's node names.
 
@@ -278,7 +278,7 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, mark: str | None
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise UsageError(f"cannot write {path}: it is a device or a pipe, not a file")
     if target.exists() and mark is not None and not _replaceable(target, mark):
-        raise UsageError(f"{path} is not replaced: it holds other things than an earlier export (no {mark})")
+        raise UsageError(f"{path} is not replaced, because it is not an earlier export (it has no {mark})")
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {path}: the folder {target.parent} does not exist")
     if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -304,12 +304,12 @@ def publishing(
     half-written one; the data of the old file go with it. If the block raises, the folder goes and what was at `path` stays.
 
     Args:
-        path: the final file or folder.
-        overwrite, mark: as in `check_target`.
-        keep_failed: keep what a failed block has written, as `path.name + ".failed"`.
+        path: The final file or folder.
+        overwrite, mark: As in `check_target`.
+        keep_failed: Keep what a failed block has written, as `path.name + ".failed"`.
 
     Yields:
-        the path inside the folder under which to write.
+        The path inside the folder under which to write.
 
     Raises:
         UsageError: `path` cannot be written, or the disk is full.
@@ -392,7 +392,7 @@ def _move(source, target, work):
 
 
 def is_written_through(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
+    """Return whether a path names something else (a link, /dev/stdout, a pipe) that renaming a new file over it would break."""
     return os.path.islink(path) or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
@@ -422,8 +422,8 @@ def write_onnx(model: ir.Model, path: str | os.PathLike[str], external_data: boo
 
     Args:
         model: `onnx_ir.Model`.
-        path: file to write.
-        external_data: whether weights go to `path.name + ".data"`; None does so where one file would pass 2 GB.
+        path: File to write.
+        external_data: Whether weights go to `path.name + ".data"`; None does so where one file would pass 2 GB.
     """
     import onnx_ir as ir
 
@@ -454,7 +454,7 @@ def write_with_weights(source: str | os.PathLike[str], path: str | os.PathLike[s
 
     Args:
         source: ONNX file.
-        path: file to write; the weights go to `path.name + ".data"`.
+        path: File to write; the weights go to `path.name + ".data"`.
         weights: `{initialiser name: array or tensor}`.
     """
     import numpy as np
@@ -511,7 +511,7 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def companions(path: str | os.PathLike[str]) -> list[Path]:
-    """The files an ONNX file consists of: itself, and its external data if it has any."""
+    """Return the files an ONNX file consists of: itself, and its external data if it has any."""
     path = Path(path)
     data = path.with_name(f"{path.name}.data")
     return [path, data] if data.is_file() and _refers_to(path, data.name) else [path]

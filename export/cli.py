@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import click
 from . import console as report
 from .errors import ExportError, MismatchError
 from .options import ExportOptions
-from .serving.commands import are_many, many_options, predict_many, register, scores_options
+from .serving.commands import batch_prediction_options, is_batch_prediction, predict_batches, register, scores_options
 
 EXAMPLES = {
     "list": "resnet-export list 'resnet*'",
@@ -35,19 +36,21 @@ EXAMPLES = {
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="keras-resnet-export", prog_name="resnet-export")
 def cli() -> None:
-    """Export Keras models to ONNX and SavedModel. Every file is verified before it gets its name.
+    """Export Keras models to ONNX and SavedModel, verify the files, and run or serve them.
+
+    A file is written only if it computes what the model computes.
 
     \b
     Exit codes: 0 done and verified; 1 internal error; 2 wrong usage or unreadable input;
-    3 the artefact does not match the model; 4 a device, library or extra is missing; 130 interrupted.
+    3 the file does not match the model; 4 a device, library or extra is missing; 130 interrupted.
     """
 
 
 def command(name: str) -> Callable[[Callable], click.Command]:
-    """A subcommand with its example, `--json` and `--debug`."""
+    """Register a subcommand with its example, `--json` and `--debug`."""
 
     def decorate(function: Callable) -> click.Command:
-        function.__doc__ = f"{function.__doc__}\n\n\b\nExample:\n  {EXAMPLES[name]}"
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n\b\nExample:\n  {EXAMPLES[name]}"
         function = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks and TensorFlow's messages.")(
             function
         )
@@ -57,28 +60,30 @@ def command(name: str) -> Callable[[Callable], click.Command]:
     return decorate
 
 
-SAMPLES = "Images to verify on, in addition to random batches: a folder, .npz or .npy."
+SAMPLES = "Images to verify on in addition to random batches: a folder, .npz or .npy file."
 SOURCE_OPTIONS = ("weights", "num_classes", "seed", "imports", "preprocessing", "unsafe_lambda")
 
 
 def model_options(function: Callable) -> Callable:
-    """What it takes to name a Keras model: the options in `SOURCE_OPTIONS`."""
+    """Add the options that name a Keras model, `SOURCE_OPTIONS`."""
     options = (
         click.option(
             "--weights",
-            help="Weights for a zoo name: a file, or a source such as torchvision/resnet50.IMAGENET1K_V2; random without.",
+            help="Weights of a zoo model: a file, or a name such as torchvision/resnet50.IMAGENET1K_V2. Random by default.",
         ),
         click.option(
             "--num-classes",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Number of classes of a zoo model; by default the weights' own. Another number starts a new classifier.",
+            help="Number of classes of a zoo model, by default that of the weights. Another number gets a new classifier.",
         ),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of random weights."),
         click.option(
-            "--import", "imports", multiple=True, metavar="MODULE", help="Import a module with third-party layers first."
+            "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the random weights."
         ),
-        click.option("--preprocessing", help="Put pixel preprocessing in front of a model that has none: torch, caffe, tf, …"),
+        click.option(
+            "--import", "imports", multiple=True, metavar="MODULE", help="Import a module that defines layers of MODEL first."
+        ),
+        click.option("--preprocessing", help="Add preprocessing of pixels to a model that has none: torch, caffe, tf, …"),
         click.option(
             "--unsafe-lambda", is_flag=True, help="Run the Python code in Lambda layers of MODEL. Only for files that you trust."
         ),
@@ -87,7 +92,7 @@ def model_options(function: Callable) -> Callable:
 
 
 def declared(*names: str) -> Callable[[Callable], Callable]:
-    """The flags of some fields of `ExportOptions`, as a decorator."""
+    """Add the flags of some fields of `ExportOptions`, as a decorator."""
 
     def decorate(function: Callable) -> Callable:
         fields = {field.name: field for field in dataclasses.fields(ExportOptions)}
@@ -109,36 +114,36 @@ def declared(*names: str) -> Callable[[Callable], Callable]:
 
 
 def output_options(function: Callable) -> Callable:
-    """What `onnx` and `savedmodel` share."""
+    """Add the arguments and options that `onnx` and `savedmodel` share."""
     options = (
         click.argument("model"),
         click.argument("out", required=False),
         click.option("-o", "--output", "out_option", help="The same as OUT."),
         declared("outputs", "output_kind", "layout"),
-        click.option("--labels", help="Class names: a text file with one per line, or a JSON list."),
+        click.option("--labels", help="Class names: a text file with one name per line, or a JSON list."),
         click.option("--samples", help=SAMPLES),
         click.option("--force", is_flag=True, help="Overwrite OUT."),
         click.option("--keep-failed", is_flag=True, help="Keep a file that failed verification as OUT.failed."),
-        click.option("--report", "report_file", help="Write the verification figures to a JSON file, replacing it."),
+        click.option("--report", "report_file", help="Write the figures of the verification to this JSON file, replacing it."),
     )
     return model_options(functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function))
 
 
 def budget_options(function: Callable) -> Callable:
-    """How much int8 may change."""
+    """Add the options for how much int8 may change."""
     drop = click.option(
         "--max-drop",
         default=1.0,
         show_default=True,
         metavar="PERCENT",
-        help="Maximum loss of agreement by int8, in percent of images.",
+        help="Largest share of images, in percent, that int8 may classify differently.",
     )
     error = click.option(
         "--max-error",
         default=0.1,
         show_default=True,
         metavar="SHARE",
-        help="Maximum error by int8 of outputs that score no classes, as a share of the largest value.",
+        help="Largest error of int8 in outputs that score no classes, as a share of the largest value.",
     )
     return drop(error(function))
 
@@ -146,7 +151,7 @@ def budget_options(function: Callable) -> Callable:
 @command("list")
 @click.argument("pattern", default="*")
 def list_command(pattern: str, as_json: bool) -> None:
-    """Names of the zoo's models that match PATTERN."""
+    """List the models of the zoo that match PATTERN."""
     from .source import zoo_names
 
     names = zoo_names(pattern)
@@ -157,7 +162,10 @@ def list_command(pattern: str, as_json: bool) -> None:
 @click.argument("model")
 @model_options
 def info_command(model: str, as_json: bool, **source: Any) -> None:
-    """Parameters, multiply-adds, input and outputs of MODEL, a .keras or .h5 file, or a zoo name."""
+    """Show the size, input and outputs of a Keras model.
+
+    MODEL is a .keras or .h5 file, or the name of a zoo model.
+    """
     from .source import describe
 
     described = describe(model, **source)
@@ -167,14 +175,25 @@ def info_command(model: str, as_json: bool, **source: Any) -> None:
 @command("onnx")
 @output_options
 @declared("opset", "input_dtype", "resize", "dynamic_size", "top_k", "prune_identity")
-@click.option("--fp16", "precision", flag_value="float16", help="Float16 with float32 inputs and outputs.")
-@click.option("--int8", "precision", flag_value="int8", help="Static int8; needs --calibration.")
-@click.option("--calibration", help="Images that set int8's ranges: a folder, .npz or .npy.")
-@click.option("--target", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="What int8 is for.")
+@click.option("--fp16", "precision", flag_value="float16", help="Convert to float16, with float32 inputs and outputs.")
+@click.option("--int8", "precision", flag_value="int8", help="Quantise to static int8; needs --calibration.")
+@click.option("--calibration", help="Images from which int8 takes its ranges: a folder, .npz or .npy file.")
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Hardware on which the int8 file will run.",
+)
 @budget_options
-@click.option("--external-data", is_flag=True, default=None, help="Weights in a second file; automatic above 2 GB.")
+@click.option(
+    "--external-data", is_flag=True, default=None, help="Store the weights in a second file, as is always done above 2 GB."
+)
 def onnx_command(**options: Any) -> None:
-    """Export MODEL, a .keras or .h5 file, or a zoo name, to the ONNX file OUT, and verify it."""
+    """Export a Keras model to a verified ONNX file.
+
+    MODEL is a .keras or .h5 file, or the name of a zoo model. OUT is the ONNX file to write.
+    """
     from .exporters import to_onnx
 
     options["precision"] = options["precision"] or "float32"
@@ -184,7 +203,10 @@ def onnx_command(**options: Any) -> None:
 @command("savedmodel")
 @output_options
 def savedmodel_command(**options: Any) -> None:
-    """Export MODEL, a .keras or .h5 file, or a zoo name, to the SavedModel folder OUT, and verify it."""
+    """Export a Keras model to a verified SavedModel folder.
+
+    MODEL is a .keras or .h5 file, or the name of a zoo model. OUT is the folder to write.
+    """
     from .exporters import to_savedmodel
 
     _export(to_savedmodel, options)
@@ -204,32 +226,42 @@ def _shares(context, parameter, value):
 @click.argument("out")
 @model_options
 @click.option(
-    "--budgets", callback=_shares, metavar="SHARES", help="Shares of the multiply-adds, comma-separated.  [default: 1.0,0.75,0.5]"
+    "--budgets",
+    callback=_shares,
+    metavar="SHARES",
+    help="Sizes of the members, as shares of the multiply-adds, comma-separated.  [default: 1.0,0.75,0.5]",
 )
 @click.option(
     "--latency-ms",
     type=click.FloatRange(0, min_open=True),
     metavar="MS",
-    help="Add the deepest member whose median latency on this machine is at most so many milliseconds.",
+    help="Add the deepest member whose median latency on this machine is at most MS milliseconds.",
 )
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Batch size at which latencies are measured.")
-@click.option(
-    "--threads", type=click.IntRange(1), help="Threads with which latencies are measured; onnxruntime's choice by default."
-)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Batch size for measuring latencies.")
+@click.option("--threads", type=click.IntRange(1), help="Threads for measuring latencies; by default onnxruntime's choice.")
 @click.option(
     "--data",
-    help="Held-out images to choose, recalibrate and measure on: a folder (labelled where it has a folder per class) or an .npz.",
+    help="Held-out images for choosing blocks, recalibrating and measuring: a folder (with a subfolder per class if they are "
+    "labelled) or an .npz file.",
 )
 @click.option("--int8", is_flag=True, help="Also write every member in int8, calibrated on --data.")
 @budget_options
-@click.option("--labels", help="Class names: a text file with one per line, or a JSON list.")
+@click.option("--labels", help="Class names: a text file with one name per line, or a JSON list.")
 @declared("opset")
 @click.option(
-    "--search-images", type=click.IntRange(32), default=256, show_default=True, help="Images of --data that the search uses."
+    "--search-images",
+    type=click.IntRange(32),
+    default=256,
+    show_default=True,
+    help="Number of images of --data that the search for blocks uses.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT, the folder of an earlier family.")
 def family_command(model: str, out: str, as_json: bool, **options: Any) -> None:
-    """Export MODEL at several depths, leaving out residual blocks, to verified ONNX files in the folder OUT."""
+    """Export one network at several depths, as verified ONNX files.
+
+    MODEL is a .keras or .h5 file, or the name of a zoo model. Shallower members leave out residual blocks. OUT is the
+    folder to write, which `resnet-export serve OUT/family.json` serves.
+    """
     from .elastic import members_text, to_family
     from .source import load_model, read_labels
 
@@ -287,10 +319,10 @@ def _export(exporter, options):
 @click.argument("file")
 @click.argument("model")
 @model_options
-@click.option("--labels", help="Class names that FILE must hold, by default the model's: a text file, or a JSON list.")
+@click.option("--labels", help="Class names that FILE must contain, by default those of MODEL: a text file, or a JSON list.")
 @click.option("--samples", help=SAMPLES)
 @budget_options
-@click.option("--report", "report_file", help="Write the figures to a JSON file, replacing it.")
+@click.option("--report", "report_file", help="Write the figures to this JSON file, replacing it.")
 def verify_command(
     file: str,
     model: str,
@@ -302,7 +334,10 @@ def verify_command(
     as_json: bool,
     **source: Any,
 ) -> None:
-    """Compare FILE (ONNX file or SavedModel folder) with MODEL, a .keras or .h5 file, or a zoo name."""
+    """Compare an existing file with its Keras model.
+
+    FILE is an ONNX file or a SavedModel folder. MODEL is a .keras or .h5 file, or the name of a zoo model.
+    """
     from .exporters import require, verify
     from .source import load_model, read_labels
 
@@ -322,10 +357,10 @@ def verify_command(
 @command("predict")
 @click.argument("file", required=False)
 @click.argument("images", nargs=-1)
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, tensorrt or openvino.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Number of classes to show per image.")
+@click.option("--device", default="auto", show_default=True, help="Device to run on: auto, cpu, cuda, tensorrt or openvino.")
 @scores_options
-@many_options
+@batch_prediction_options
 def predict_command(
     file: str | None,
     images: tuple[str, ...],
@@ -336,17 +371,20 @@ def predict_command(
     url: str | None,
     out: str | None,
     as_json: bool,
-    **many: Any,
+    **batch: Any,
 ) -> int | None:
-    """Classify IMAGES (files, folders, .txt lists, .parquet tables) with the ONNX file FILE, which carries its labels and
-    preprocessing, or with a server (--url, then without FILE)."""
+    """Classify images with an ONNX file or a server.
+
+    IMAGES are image files, folders, .txt files with a path per line, or .parquet tables. FILE is an ONNX file, which contains its
+    labels and preprocessing; leave it out with --url.
+    """
     if url and file:
         file, images = None, (file, *images)
     if not images:
         raise click.UsageError("Missing argument 'IMAGES...'.")
-    if are_many(images, url, out, many["engine"]):
-        return predict_many(
-            file, images, out, as_json, url=url, top=top, device=device, scores=scores, output_kind=output_kind, **many
+    if is_batch_prediction(images, url, out, batch["engine"]):
+        return predict_batches(
+            file, images, out, as_json, url=url, top=top, device=device, scores=scores, output_kind=output_kind, **batch
         )
     from .runtime.prediction import predict
 
@@ -362,11 +400,17 @@ register(cli)
 @command("quantize")
 @click.argument("file")
 @click.argument("out")
-@click.option("--fp16", is_flag=True, help="Float16 with float32 inputs and outputs.")
-@click.option("--int8", is_flag=True, help="Static int8, per channel; needs --calibration.")
-@click.option("--calibration", help="Images that set the ranges: a folder, .npz or .npy.")
-@click.option("--samples", help="Images to check on: a folder, .npz or .npy.")
-@click.option("--target", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="What int8 is for.")
+@click.option("--fp16", is_flag=True, help="Convert to float16, with float32 inputs and outputs.")
+@click.option("--int8", is_flag=True, help="Quantise to static int8, per channel; needs --calibration.")
+@click.option("--calibration", help="Images from which int8 takes its ranges: a folder, .npz or .npy file.")
+@click.option("--samples", help="Images to compare on: a folder, .npz or .npy file.")
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Hardware on which the int8 file will run.",
+)
 @budget_options
 @scores_options
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
@@ -382,7 +426,10 @@ def quantize_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make a float16 or int8 file OUT from the float32 ONNX file FILE, and verify it against FILE."""
+    """Convert a float32 ONNX file to float16 or int8.
+
+    The new file OUT is written only if it agrees with FILE, within the bounds.
+    """
     from .quantization.float16 import to_float16
     from .quantization.int8 import to_int8
     from .quantization.source import open_source
@@ -413,15 +460,29 @@ def _numbers(context, parameter, value):
 @command("bench")
 @click.argument("files", nargs=-1, required=True)
 @click.option(
-    "--device", "devices", multiple=True, default=["auto"], show_default=True, help="Device; may be given several times."
+    "--device",
+    "devices",
+    multiple=True,
+    default=["auto"],
+    show_default=True,
+    help="Device to run on; may be given several times.",
 )
 @click.option("--batch", "batches", default="1", show_default=True, callback=_numbers, help="Batch sizes, comma-separated.")
-@click.option("--threads", default="0", show_default=True, callback=_numbers, help="Threads, comma-separated; 0 is the default.")
-@click.option("--runs", default=31, show_default=True, help="Timed rounds.")
-@click.option("--csv", "csv_file", help="Write the numbers to a CSV file, replacing it.")
-@click.option("--figure", "figure_file", help="Draw latency and throughput into a .png, .svg or .pdf file, replacing it.")
+@click.option(
+    "--threads",
+    default="0",
+    show_default=True,
+    callback=_numbers,
+    help="Numbers of threads, comma-separated; 0 leaves the choice to onnxruntime.",
+)
+@click.option("--runs", default=31, show_default=True, help="Number of timed rounds.")
+@click.option("--csv", "csv_file", help="Write the figures to this CSV file, replacing it.")
+@click.option("--figure", "figure_file", help="Draw latency and throughput to this .png, .svg or .pdf file, replacing it.")
 def bench_command(files: tuple[str, ...], csv_file: str | None, figure_file: str | None, as_json: bool, **options: Any) -> None:
-    """Latency percentiles and throughput of ONNX files side by side, interleaved."""
+    """Time ONNX files, which take turns.
+
+    Prints latency percentiles and throughput for every file, device, batch size and number of threads.
+    """
     from .runtime import figure
     from .runtime.benchmark import bench
 
@@ -441,25 +502,31 @@ def bench_command(files: tuple[str, ...], csv_file: str | None, figure_file: str
 
 @command("inspect")
 @click.argument("files", nargs=-1, required=True)
-@click.option("--html", "html_file", help="Write a picture of the graph's blocks to an HTML file, replacing it; for one FILE.")
+@click.option("--html", "html_file", help="Draw the blocks of the graph to this HTML file, replacing it. Only for a single FILE.")
 def inspect_command(files: tuple[str, ...], html_file: str | None, as_json: bool) -> None:
-    """Nodes, parameters, multiply-adds, inputs, outputs and metadata of ONNX FILES, and what onnxruntime makes of them."""
+    """Show inputs, outputs, size and metadata of ONNX files.
+
+    Also counts the nodes, before and after onnxruntime has optimised the graph.
+    """
     from .runtime.inspection import inspect, picture
 
     if html_file and len(files) > 1:
-        raise click.UsageError("--html goes with one FILE.")
+        raise click.UsageError("--html needs a single FILE.")
     report.check_figure_files([html_file], files)
     found = [inspect(file) for file in files]
     if html_file:
         report.write_text(html_file, picture(found[0]))
     data = [entry.to_json() for entry in found]
-    text = "\n\n".join(report.table({key: value for key, value in entry.items() if key != "blocks"}) for entry in data)
+    text = "\n\n".join(map(report.inspection_text, data))
     report.show(data, text, as_json)
 
 
 @command("doctor")
 def doctor_command(as_json: bool) -> None:
-    """Versions, devices that really start, missing libraries and clashing installations, and how to fix each."""
+    """Report which devices and libraries work.
+
+    Shows versions, the devices that start, missing libraries and conflicting installations, and how to fix each problem.
+    """
     from .runtime.doctor import diagnose
 
     diagnosis = diagnose()

@@ -35,7 +35,7 @@ def write_json(path: str | os.PathLike[str] | None, report: VerificationReport |
     """Write a report's JSON to a file, if there are both.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: The file cannot be written.
     """
     if path and report is not None:
         write_text(path, json.dumps(report.to_json(), indent=2, default=_plain))
@@ -47,11 +47,11 @@ def check_figure_files(
     """Refuse, before any work, files for figures that could not be written or would take the place of another file.
 
     Args:
-        paths: paths that the command will write in addition to its output, replacing what is there; None where not asked for.
-        taken: paths that it reads, or writes otherwise.
+        paths: Paths that the command will write in addition to its output, replacing what is there; None where not asked for.
+        taken: Paths that it reads, or writes otherwise.
 
     Raises:
-        UsageError: names the path.
+        UsageError: A file cannot be written; the message names it.
     """
     taken = [path for path in taken if path]
     for path in paths:
@@ -72,7 +72,7 @@ def check_apart(path: str | os.PathLike[str], taken: Iterable[str | os.PathLike[
     """Refuse a path that is one of others.
 
     Raises:
-        UsageError: it is, perhaps through a link.
+        UsageError: It is, perhaps through a link.
     """
     if os.path.realpath(path) in {os.path.realpath(other) for other in taken}:
         raise UsageError(f"cannot write {path}: the command has another use for that file; choose another name")
@@ -103,7 +103,7 @@ def steps(as_json: bool) -> Iterator[Callable[[str], None]]:
     """A spinner that names the current step, on a terminal; silent where output is piped or JSON.
 
     Yields:
-        function of a step's name.
+        Function of a step's name.
     """
     if as_json or not sys.stderr.isatty():
         yield lambda step: None
@@ -115,7 +115,7 @@ def steps(as_json: bool) -> Iterator[Callable[[str], None]]:
 
 
 def table(data: dict[str, Any]) -> str:
-    """A dict as aligned lines; lists of dicts one below the other."""
+    """Format a dict as aligned lines, with a line for each dict in a list."""
     width = max(len(key) for key in data)
     lines = []
     for key, value in data.items():
@@ -127,12 +127,30 @@ def table(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def inspection_text(entry: dict[str, Any]) -> str:
+    """Format an inspected file as lines, with a summary of its card; `--json` prints all of it."""
+    shown = {key: value for key, value in entry.items() if key not in ("blocks", "metadata")}
+    metadata = dict(entry.get("metadata") or {})
+    card = metadata.pop("card", None) or {}
+    summary = {
+        "model": card.get("name"),
+        "labels": card.get("labels"),
+        "preprocessing": (card.get("preprocessing") or {}).get("mode"),
+        "weights": (card.get("weights") or {}).get("source"),
+    }
+    if any(value is not None for value in summary.values()):
+        shown["card"] = summary
+    if "outputs" in metadata:
+        shown["output_kinds"] = metadata.pop("outputs")
+    return table(shown | {key: value for key, value in metadata.items() if value})
+
+
 def _pairs(entry):
     return ", ".join(f"{key} {value}" for key, value in entry.items() if value is not None)
 
 
 def export_text(result: ExportResult) -> str:
-    """An `ExportResult` for people."""
+    """Format an `ExportResult` as text."""
     lines = [f"note: {note}" for note in dict.fromkeys((*result.notes, *result.report.notes))]
     lines += [f"{result.path}  {result.size / 1e6:,.1f} MB  sha256 {result.sha256[:16]}", verification_text(result.report)]
     return "\n".join([*lines, *precision_text(result.table)])
@@ -142,7 +160,7 @@ COLUMNS = ("output", "batch", "data", "runtime", "max_abs", "mean_abs", "relativ
 
 
 def verification_text(report: VerificationReport) -> str:
-    """A `VerificationReport` for people: a table of all comparisons and the verdict."""
+    """Format a `VerificationReport` as text: a table of all comparisons, and the verdict."""
     rows = [COLUMNS] + [tuple(_cell(getattr(comparison, column)) for column in COLUMNS) for comparison in report.comparisons]
     lines = columns(rows) if report.comparisons else []
     if report.weights:
@@ -162,13 +180,13 @@ def _cell(value):
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of strings as aligned lines."""
+    """Format rows of strings as aligned lines."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def prediction_text(predictions: Sequence[Prediction]) -> str:
-    """Predictions for people: one line per class; of a file that does not score classes, the values of its outputs."""
+    """Format predictions as text: a line per class, or the values of outputs that do not score classes."""
     if any(prediction.values is not None for prediction in predictions):
         return _values_text(predictions)
     rows = [("image", "class", "label", "probability")]
@@ -180,7 +198,7 @@ def prediction_text(predictions: Sequence[Prediction]) -> str:
 
 
 SHOWN_VALUES = 8
-VALUES_HINT = "These outputs are not known to score classes. If one does, declare it: --scores NAME --output-kind KIND"
+VALUES_HINT = "The file does not say that these outputs score classes. If one does, add --scores NAME --output-kind KIND."
 
 
 def _values_text(predictions):
@@ -200,7 +218,7 @@ def write_csv(path: str | os.PathLike[str] | None, rows: Sequence[dict[str, Any]
     """Write a list of equal dicts as CSV, if a path is given.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: The file cannot be written.
     """
     if path:
         text = io.StringIO()
@@ -211,12 +229,12 @@ def write_csv(path: str | os.PathLike[str] | None, rows: Sequence[dict[str, Any]
 
 
 def rows_text(rows: Sequence[dict[str, Any]]) -> str:
-    """A list of equal dicts as an aligned table."""
+    """Format a list of dicts with the same keys as an aligned table."""
     return "\n".join(columns([tuple(rows[0]), *(tuple(_cell(value) for value in row.values()) for row in rows)]))
 
 
 def precision_text(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Size, latency and agreement of a file and its form in lower precision, as lines; see `results.ExportResult.table`."""
+    """Format size, latency and agreement of a file before and after the conversion; see `results.ExportResult.table`."""
     shown = [("precision", "size", "latency", "top-1 agreement")] if rows else []
     for row in rows:
         agreement = "-" if row["top1"] is None else f"{row['top1']:.2%}"
@@ -225,10 +243,10 @@ def precision_text(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def diagnosis_text(diagnosis: Diagnosis) -> str:
-    """A `doctor.Diagnosis` for people."""
+    """Format a `doctor.Diagnosis` as text."""
     lines = columns([*diagnosis.versions.items(), ("NVIDIA driver", diagnosis.driver or "none")])
     lines += ["", *columns(list(diagnosis.devices.items()))]
     lines += [f"{device} lacks {', '.join(names)}" for device, names in diagnosis.missing.items()]
     for finding in diagnosis.findings:
         lines += ["", f"problem: {finding.problem}", f"fix:     {finding.fix}"]
-    return "\n".join(lines if diagnosis.findings else [*lines, "", "nothing clashes and nothing is missing"])
+    return "\n".join(lines if diagnosis.findings else [*lines, "", "no conflicts, and nothing is missing"])

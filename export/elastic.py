@@ -80,7 +80,7 @@ def to_family(
         model: A built Keras model with residual blocks. It is not changed.
         folder: Folder to write.
         budgets: Shares of the multiply-adds, one member each. Default: 1, 0.75 and 0.5, or 1 alone with `latency_ms`.
-        latency_ms: Add the deepest member whose median latency on this machine's CPU is at most so many milliseconds.
+        latency_ms: Add the deepest member whose median latency on this machine's CPU is at most that many milliseconds.
         batch: Batch size at which latencies are measured.
         threads: Threads with which latencies are measured; onnxruntime's choice by default.
         data: Held-out images: a folder (with one folder of images per class, they are labelled; at most 2,000 are read), an
@@ -92,7 +92,7 @@ def to_family(
         labels: Class names in the order of the classes; by default the card's.
         opset: ONNX opset, 13 to 23.
         search_images: Number of images that the search uses; see `depth_curve`.
-        overwrite: Whether a family may be there already; it is replaced at the end.
+        overwrite: Whether `folder` may contain a family already, which is replaced at the end.
         progress: Callback that gets the name of each step.
 
     Returns:
@@ -148,7 +148,7 @@ def _final_names(work: Path, folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def file_stem(name: str) -> str:
-    """A model's name as part of the name of a file or of a model of a server."""
+    """Return a model's name as part of the name of a file or of a model of a server."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".") or "model"
 
 
@@ -238,13 +238,13 @@ class _Writer:
         self._written: dict[tuple[str, ...], Path] = {}
 
     def write(self, point: DepthPoint) -> Path:
-        """The verified float32 file of a point, under some name."""
+        """Return the verified float32 file of a point, under some name."""
         if point.removed not in self._written:
             self._export(point, f"candidate{len(self._written)}")
         return self._written[point.removed]
 
     def place(self, point: DepthPoint, name: str) -> Path:
-        """The verified float32 file of a point, under its final name."""
+        """Return the verified float32 file of a point, under its final name."""
         path = self._written.pop(point.removed, None)
         files = [] if path is None else artifact.companions(path)
         if len(files) == 1:
@@ -331,7 +331,7 @@ def _written(writer, clock, points, budget):
         if same is None:
             chosen[name] = (asked, point)
         else:
-            notes.append(f"{name} is the same network as {same}, and no member of its own")
+            notes.append(f"{name} is the same network as {same} and is left out")
     placed = [
         (name, asked, point, writer.place(point, name))
         for name, (asked, point) in sorted(chosen.items(), key=lambda item: -item[1][1].macs)
@@ -417,7 +417,7 @@ def draw(family: Family, name: str, path: str | os.PathLike[str]) -> None:
     """Draw `"accuracy"` or `"agreement"` of a family's members over their latency.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: Matplotlib is not installed.
     """
     from matplotlib.figure import Figure
 
@@ -527,7 +527,7 @@ def _matched(folder: Path, names: list[str], labels: Sequence[str] | None, signa
 
 
 def members_text(family: Family) -> Iterator[tuple[str, ...]]:
-    """A family as the rows of a table, the header first."""
+    """Yield a family as the rows of a table, the header first."""
     yield ("member", "multiply-adds", "share", "blocks left out", "latency", "agreement", "accuracy", "file")
     for member in family.members:
         yield (

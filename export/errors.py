@@ -28,8 +28,8 @@ class MismatchError(ExportError):
     """The artefact does not compute what the model computes.
 
     Args:
-        message: what differs, by how much, and where first.
-        report: the `VerificationReport`, if there is one.
+        message: What differs, by how much, and where first.
+        report: The `VerificationReport`, if there is one.
     """
 
     exit_code = 3

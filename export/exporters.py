@@ -93,7 +93,7 @@ def to_onnx(
 
     Raises:
         UsageError: An option or the model does not fit, or the file cannot be written.
-        MismatchError: The file does not compute what the model computes; nothing is left of it.
+        MismatchError: The file does not compute what the model computes. It is removed.
 
     Example:
         >>> result = rx.to_onnx(kr.resnet50(), "resnet50.onnx")
@@ -150,8 +150,9 @@ def to_savedmodel(
 ) -> ExportResult:
     """Export a Keras model to a verified SavedModel folder, which loads without Keras and without this package.
 
-    Signatures: `serving_default` (`images` to the outputs), `features` (what a classifier pools; other models have none) and, for
-    image models of fixed size, `serving_bytes` (`image_bytes`: encoded JPEG, PNG, GIF or BMP files of any size).
+    The signatures are `serving_default` (from `images` to the outputs), `features` (the input of the global pooling; only of
+    classifiers) and, for image models of fixed size, `serving_bytes` (`image_bytes`: encoded JPEG, PNG, GIF or BMP files of any
+    size).
 
     Args:
         model: A built Keras model, Functional or Sequential. A model in mixed precision is rebuilt in float32.
@@ -166,7 +167,7 @@ def to_savedmodel(
 
     Raises:
         UsageError: An option or the model does not fit, or the folder cannot be written.
-        MismatchError: The folder does not compute what the model computes; nothing is left of it.
+        MismatchError: The folder does not compute what the model computes. It is removed.
     """
     step = progress or (lambda name: None)
     artifact.check_target(path, overwrite, MARK)
@@ -213,7 +214,7 @@ def verify(
     folder, metadata = Path(path).is_dir(), artifact.read_metadata(path)
     if "options" not in metadata and not folder:
         raise UsageError(
-            f"{path} was not written by resnet-export: it does not say how its inputs and outputs map to the model's"
+            f"{path} was not written by resnet-export, so it does not say how its inputs and outputs map to the model's"
         )
     options = ExportOptions.from_metadata(metadata.get("options") or {})
     is_old = "outputs" not in metadata
@@ -227,7 +228,7 @@ def verify(
         return verify_savedmodel(path, prepared, metadata=expected, samples=samples, seed=seed)
     if precision == "int8":
         if samples is None:
-            raise UsageError(f"{path} is int8: give images (--samples) on which it has to agree with the model")
+            raise UsageError(f"{path} is int8; give images on which to compare it with the model (--samples)")
         return verify_int8(path, prepared, samples, expected, Budget(max_drop, max_error))
     return verify_onnx(path, prepared, opset=options.opset, precision=precision, metadata=expected, samples=samples, seed=seed)
 
@@ -270,7 +271,7 @@ def _lower_precision(
     if precision not in TOLERANCES:
         raise UsageError(f"`precision` must be one of {', '.join(TOLERANCES)}, got {precision!r}")
     if external_data:
-        raise UsageError(f"`external_data` goes with float32, not with {precision}")
+        raise UsageError(f"`external_data` needs float32, got {precision}")
     if precision == "float16":
         return to_float16
     if calibration is None:

@@ -26,18 +26,18 @@ class Member:
     """One network of a family as a file.
 
     Attributes:
-        name: What a request asks for, e.g. `"0.75"`, `"5ms"` or `"0.75-int8"`.
+        name: Name by which a request asks for it, e.g. `"0.75"`, `"5ms"` or `"0.75-int8"`.
         file: Name of the ONNX file, next to `family.json`.
-        sha256: Its digest, with its external data, see `artifact.digest`.
-        size: Its bytes.
+        sha256: Digest of the file and its external data, see `artifact.digest`.
+        size: Size in bytes.
         precision: `"float32"` or `"int8"`.
-        budget: Share of the multiply-adds that was asked for, or None.
+        budget: Requested share of the multiply-adds, or None.
         share: Its multiply-adds as a share of the whole network's.
         macs: Its multiply-adds for one input.
         removed: Paths of the residual blocks that are left out.
         latency_ms: Median latency, as `Family.measured` says.
-        agreement: Share of the measured images that it decides as the whole network does, or None.
-        accuracy: Share of the measured images that it classifies as labelled, or None.
+        agreement: Share of the measured images on which it decides like the whole network, or None.
+        accuracy: Share of the measured images that it classifies correctly, or None.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Family:
 
 
 def is_family(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a family rather than of an ONNX file."""
+    """Return whether a path is that of a family rather than of an ONNX file."""
     return Path(path).suffix.lower() == ".json"
 
 
@@ -103,7 +103,7 @@ def read_family(path: str | os.PathLike[str]) -> Family:
     """Read `family.json`; its members are not opened.
 
     Raises:
-        UsageError: The file is missing, or is no family that this version knows.
+        UsageError: The file is missing, or is not a family that this version knows.
     """
     path = existing_file(path)
     try:
@@ -114,9 +114,9 @@ def read_family(path: str | os.PathLike[str]) -> Family:
         members = tuple(Member(**{**member, "removed": tuple(member["removed"])}) for member in stored.pop("members"))
         family = Family(**{**stored, "members": members, "notes": tuple(stored.get("notes", ()))})
         if not members or any(Path(member.file).name != member.file for member in members):
-            raise ValueError("it names no file next to it")
+            raise ValueError("it does not name a file next to it")
         if len({member.name for member in members}) < len(members):
-            raise ValueError("two members have one name")
+            raise ValueError("two members have the same name")
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"{path} is not a family as `resnet-export family` writes it ({reason})") from error

@@ -27,7 +27,7 @@ TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "int8": None}
 def metadata_of(
     prepared: Prepared, options: ExportOptions, labels: list[str] | None = None, precision: str = "float32"
 ) -> dict[str, Any]:
-    """The metadata of a file; see `artifact` for the keys.
+    """Return the metadata of a file; see `artifact` for the keys.
 
     Raises:
         UsageError: The number of labels is not the number of classes.
@@ -49,7 +49,7 @@ def stamp(model: ir.Model, metadata: dict[str, Any]) -> None:
 
 
 def card_of(signature: Signature, labels: list[str] | None = None) -> dict[str, Any]:
-    """The model's card as a dict, with the input's size and the labels filled in; models from elsewhere get a plain one.
+    """Return the model's card as a dict, with the input's size and the labels filled in; models from elsewhere get a plain one.
 
     Raises:
         UsageError: The number of labels is not the number of classes.

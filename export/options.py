@@ -39,14 +39,18 @@ class ExportOptions:
 
     opset: int = _option(DEFAULT_OPSET, f"ONNX opset, {LOWEST_OPSET} to {HIGHEST_OPSET}.", type=int)
     layout: str = _option("nhwc", "Layout of image inputs.", choices=("nhwc", "nchw"))
-    input_dtype: str = _option("float32", "Dtype of the input.", flag="--input", choices=("float32", "uint8"))
-    resize: bool = _option(False, "With --input uint8: take images of any size and resize them in the graph as the card says.")
+    input_dtype: str = _option(
+        "float32", "Dtype of the input: uint8 for a model that takes pixels.", flag="--input", choices=("float32", "uint8")
+    )
+    resize: bool = _option(False, "With --input uint8: accept images of any size, and resize them in the graph as the card says.")
     outputs: tuple[str, ...] | None = _option(
-        None, "Output names, comma-separated: the model's own, logits, probabilities, features, features_LAYER.", metavar="NAMES"
+        None,
+        "Outputs of the file, comma-separated: names of the model's outputs, logits, probabilities, features, features_LAYER.",
+        metavar="NAMES",
     )
     output_kind: str | dict[str, str] | None = _option(
         None,
-        "What an output means: logits, probabilities, multilabel, binary or other; NAME=KIND where there are several.",
+        "Meaning of an output: logits, probabilities, multilabel, binary or other. With several outputs, NAME=KIND for each.",
         metavar="[NAME=]KIND",
         multiple=True,
     )
@@ -56,7 +60,7 @@ class ExportOptions:
     )
     prune_identity: float | bool | None = _option(
         None,
-        "Leave out residual blocks whose gate is at most TOL (0: those that do nothing).",
+        "Leave out residual blocks whose gate is at most TOL; with 0, those that do nothing.",
         least=0.0,
         metavar="TOL",
     )
@@ -67,7 +71,7 @@ class ExportOptions:
         if isinstance(self.outputs, str):
             object.__setattr__(self, "outputs", tuple(name.strip() for name in self.outputs.split(",") if name.strip()))
         if self.dynamic_size and self.resize:
-            raise UsageError("`dynamic_size` and `resize` exclude each other: an image is resized to the model's one size")
+            raise UsageError("`dynamic_size` and `resize` cannot be combined: `resize` resizes images to the model's fixed size")
 
     @property
     def prune_tolerance(self) -> float | None:
@@ -77,13 +81,13 @@ class ExportOptions:
         return 0.0 if self.prune_identity is True else float(self.prune_identity)
 
     def changed(self) -> dict[str, Any]:
-        """The options that differ from their default, for the file's metadata."""
+        """Return the options that differ from their default, for the file's metadata."""
         pairs = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
         return {name: list(value) if isinstance(value, tuple) else value for name, value, default in pairs if value != default}
 
     @classmethod
     def from_metadata(cls, options: dict[str, Any]) -> ExportOptions:
-        """The options that a file's metadata state; unknown ones, of a later version, are refused.
+        """Return the options that a file's metadata state; unknown ones, of a later version, are refused.
 
         Raises:
             UsageError: An option is unknown or has no such value.

@@ -11,16 +11,16 @@ class Comparison:
     """One output of the artefact against the model, for one batch.
 
     Attributes:
-        output: output name.
-        batch: number of rows.
-        shape: shape of the first input, e.g. `[3, 224, 224, 3]`.
-        data: what was fed: `"pixels"`, `"noise"`, `"samples"`.
-        runtime: how it was run, e.g. `"onnxruntime, default"` or `"onnxruntime, no optimisation"`.
-        max_abs, mean_abs: absolute error.
-        relative: max |Δ| / max |reference|, what the tolerance bounds.
-        cosine: cosine similarity of all numbers.
-        top1, top5: share of rows whose best class (set of best five) agrees; None where the output is no row of scores.
-        passed: whether `relative` is within the tolerance.
+        output: Output name.
+        batch: Number of rows.
+        shape: Shape of the first input, e.g. `[3, 224, 224, 3]`.
+        data: What was fed: `"pixels"`, `"noise"`, `"samples"`.
+        runtime: How it was run, e.g. `"onnxruntime, default"` or `"onnxruntime, no optimisation"`.
+        max_abs, mean_abs: Absolute error.
+        relative: Max |Δ| / max |reference|, what the tolerance bounds.
+        cosine: Cosine similarity of all numbers.
+        top1, top5: Share of rows whose best class (set of best five) agrees; None where the output is not a row of scores.
+        passed: Whether `relative` is within the tolerance.
     """
 
     output: str
@@ -42,16 +42,16 @@ class VerificationReport:
     """The verdict on an artefact.
 
     Attributes:
-        path: the file or folder.
-        passed: whether everything agreed.
+        path: The file or folder.
+        passed: Whether everything agreed.
         precision: `"float32"`, `"float16"` or `"int8"`.
-        tolerance: bound of `Comparison.relative`.
-        comparisons: tuple of `Comparison`.
+        tolerance: Bound of `Comparison.relative`.
+        comparisons: Tuple of `Comparison`.
         weights: `{"compared", "elements", "max_relative", "worst"}` of the initialisers, or None where they were not compared.
-        diverges: name of the first layer whose output differs, or None.
-        problems: sentences, one per thing that is wrong.
-        notes: messages on what was done in addition to the plain comparison, or could not be.
-        layers: of int8: `{node: {"error", "added"}}`, the error of its output and what of it the node itself added, as shares
+        diverges: Name of the first layer whose output differs, or None.
+        problems: Sentences, one per thing that is wrong.
+        notes: Messages on what was done in addition to the plain comparison, or could not be.
+        layers: Of int8: `{node: {"error", "added"}}`, the error of its output and what of it the node itself added, as shares
             ‖Δ‖ / ‖float32‖.
     """
 
@@ -70,11 +70,11 @@ class VerificationReport:
         return asdict(self)
 
     def worst(self) -> float:
-        """The largest `relative` error of all comparisons, 0.0 if there are none."""
+        """Return the largest `relative` error of all comparisons, 0.0 if there are none."""
         return max((comparison.relative for comparison in self.comparisons), default=0.0)
 
     def summary(self) -> str:
-        """The verdict in one sentence."""
+        """Return the verdict in one sentence."""
         if not self.passed:
             layer = f"; first layer that differs: {self.diverges}" if self.diverges else ""
             return f"{self.path} does not match the model: {self.problems[0]}{layer}"
@@ -92,13 +92,13 @@ class ExportResult:
     """A written and verified artefact.
 
     Attributes:
-        path: the file or folder.
+        path: The file or folder.
         report: `VerificationReport`.
-        sha256: digest of the file (of all files of a folder, in order of their paths).
+        sha256: Digest of the file (of all files of a folder, in order of their paths).
         method: `"weightless"`, or `"stock"` where tf2onnx's own conversion had to help; `"savedmodel"`.
-        size: bytes on disk.
-        notes: sentences that the user should read.
-        table: of lower precision: `{"precision", "size", "milliseconds", "top1"}` of the float32 file and of this one: bytes,
+        size: Bytes on disk.
+        notes: Sentences that the user should read.
+        table: Of lower precision: `{"precision", "size", "milliseconds", "top1"}` of the float32 file and of this one: bytes,
             median latency of one batch on the CPU, share of rows with the same best class as in float32.
     """
 

@@ -29,7 +29,7 @@ IN_COMMANDS = {
 
 
 def for_commands(message: object) -> str:
-    """A message of `keras_resnet` on one line, with the options of the commands instead of arguments in Python."""
+    """Return a message of `keras_resnet` on one line, with the options of the commands instead of arguments in Python."""
     line = first_line(message, most=1000)  # the hint comes last
     for python, option in IN_COMMANDS.items():
         line = line.replace(python, option)
@@ -77,7 +77,7 @@ def load_model(
     if is_file(model):
         for option, value in (("weights", weights), ("num_classes", num_classes)):
             if value is not None:
-                raise UsageError(f"`{option}` goes with the name of a model; {model} has its own")
+                raise UsageError(f"`{option}` needs the name of a zoo model; {model} has its own")
         notes = [f"code in Lambda layers of {model} may run in this process"] if unsafe_lambda else []
         try:
             loaded = kr.load_model_file(model, unsafe_lambda=unsafe_lambda)
@@ -101,7 +101,7 @@ def load_model(
 
 
 def is_file(model: str | os.PathLike[str]) -> bool:
-    """Whether a command's MODEL is a file rather than a name of the zoo."""
+    """Return whether a command's MODEL is a file rather than a name of the zoo."""
     return str(model).endswith(SUFFIXES) or os.sep in str(model) or Path(model).is_file()
 
 
@@ -122,10 +122,10 @@ def with_preprocessing(model: keras.Model, mode: str | None) -> keras.Model:
 
 
 def read_labels(path: str | os.PathLike[str]) -> list[str]:
-    """Class names from a text file with one per line, or from a JSON list.
+    """Read class names from a text file with one per line, or from a JSON list.
 
     Raises:
-        UsageError: the file is missing or holds something else.
+        UsageError: The file is missing or holds something else.
     """
     try:
         text = existing_file(path).read_text(encoding="utf-8")
@@ -168,10 +168,10 @@ def quiet_start() -> Iterator[None]:
 
 
 def zoo_names(pattern: str = "*") -> list[str]:
-    """Names of the zoo that match a shell pattern.
+    """Return names of the zoo that match a shell pattern.
 
     Raises:
-        UsageError: none does, or two packages declare one name.
+        UsageError: None does, or two packages declare one name.
     """
     with quiet_start():
         import keras_resnet as kr
@@ -186,7 +186,7 @@ def zoo_names(pattern: str = "*") -> list[str]:
 
 
 def describe(model: str | os.PathLike[str], **source: Any) -> dict[str, Any]:
-    """What `info` shows of a model: its size, and the inputs and outputs it would be exported with. Args as `load_model`."""
+    """Describe a model for `info`: its size, and the inputs and outputs that its export would have. Args as `load_model`."""
     from .conversion.signature import signature_of
 
     loaded, _ = load_model(model, **source)

@@ -55,12 +55,12 @@ def first_line(error: object) -> str:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a real number of Python or NumPy; a bool is none."""
+    """Return whether a value is a real number of Python or NumPy. A bool does not count."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_whole_number(value: object, at_least: int) -> TypeGuard[float]:
-    """Whether a value is a whole number (`2.0` counts) of at least `at_least`."""
+    """Return whether a value is a whole number (`2.0` counts) of at least `at_least`."""
     return is_number(value) and math.isfinite(value) and value >= at_least and int(value) == value
 
 

@@ -56,7 +56,7 @@ class _MovedModules(MetaPathFinder, Loader):
 def moved_module(old: str) -> ModuleType:
     """Import a module by the path below the package that it had in version 0.1; warns the caller's caller."""
     new = f"{__package__}.{MOVED[old]}"
-    warnings.warn(f"module '{__package__}.{old}' is called {new!r} now", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"module '{__package__}.{old}' was renamed to {new!r}", DeprecationWarning, stacklevel=3)
     return importlib.import_module(new)
 
 

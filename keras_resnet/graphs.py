@@ -47,7 +47,7 @@ def graph_of(operation: Any) -> Any:
 
 
 def symbolic_graph(model: keras.Model) -> Any:
-    """The Functional graph that a Functional or built Sequential model was made as, also where its `call` may not follow it."""
+    """Return the Functional graph that a Functional or built Sequential model was made as, even if its `call` differs."""
     return getattr(model, "_functional", None) or model
 
 
@@ -71,7 +71,7 @@ def require_graph(model: keras.Model) -> Any:
 
 
 def nodes(graph: Any) -> list[Any]:
-    """The graph's calls in order of execution, inputs left out."""
+    """Return the graph's calls in order of execution, inputs left out."""
     by_depth = graph._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if node.operation and not node.is_input]
 
@@ -81,7 +81,7 @@ def replay(graph: Any, inputs: Sequence[Any], call: Callable[..., Any]) -> Any:
 
     Args:
         graph: Functional.
-        inputs: flat list of tensors, in the order of `graph.inputs`.
+        inputs: Flat list of tensors, in the order of `graph.inputs`.
         call: `call(node, args, kwargs) -> outputs`, in order of execution.
 
     Returns:
@@ -96,7 +96,7 @@ def replay(graph: Any, inputs: Sequence[Any], call: Callable[..., Any]) -> Any:
 
 
 def flat_inputs(graph: Any, x: Any) -> list[Any]:
-    """Inputs as a caller gives them (tensor, list, dict by name), as the flat list that `replay` takes."""
+    """Return inputs as a caller gives them (tensor, list, dict by name), as the flat list that `replay` takes."""
     with warnings.catch_warnings():
         # Keras warns where a lone tensor stands for a list of one; both are fine here.
         warnings.simplefilter("ignore")
@@ -132,12 +132,12 @@ def _walk(graph, path, seen):
 
 
 def call_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a layer was called on, whether given by position or as `inputs=`."""
+    """Return what a layer was called on, whether given by position or as `inputs=`."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
 def producer(tensor: keras.KerasTensor) -> Any:
-    """The node that made a symbolic tensor, or None."""
+    """Return the node that made a symbolic tensor, or None."""
     history = getattr(tensor, "_keras_history", None)
     return None if history is None or history.operation is None else history.operation._inbound_nodes[history.node_index]
 
@@ -149,7 +149,7 @@ def producer_name(tensor: keras.KerasTensor) -> str:
 
 
 def ancestors(tensor: keras.KerasTensor) -> dict[int, keras.KerasTensor]:
-    """The tensor and all that it is made from, by id."""
+    """Return the tensor and all that it is made from, by id."""
     found, queue = {id(tensor): tensor}, [tensor]
     while queue:
         node = producer(queue.pop())
@@ -196,19 +196,19 @@ def without_values() -> Iterator[None]:
 
 
 def is_convolution(operation: Any) -> bool:
-    """Whether an operation is a layer with a kernel over space: `Conv*`, `DepthwiseConv*`, `SeparableConv*`."""
+    """Return whether an operation is a layer with a kernel over space: `Conv*`, `DepthwiseConv*`, `SeparableConv*`."""
     named = "Conv" in type(operation).__name__ and "LSTM" not in type(operation).__name__
     return isinstance(operation, keras.layers.Layer) and named and hasattr(operation, "kernel_size")
 
 
 def is_of_keras(operation: Any) -> bool:
-    """Whether Keras or this package defines what an operation computes, and not the user: a layer of their own, a `Lambda`."""
+    """Return whether Keras or this package defines what an operation computes, not the user (own layers, `Lambda`)."""
     known = type(operation).__module__.split(".")[0] in ("keras", "keras_resnet")
     return known and not isinstance(operation, keras.layers.Lambda)
 
 
 def is_weighted(operation: Any) -> bool:
-    """Whether an operation counts as a weighted layer, as papers count depth: it holds a kernel (not just vectors)."""
+    """Return whether an operation counts as a weighted layer, as papers count depth: it holds a kernel (not just vectors)."""
     if isinstance(operation, keras.Model) or not isinstance(operation, keras.layers.Layer):
         return False
     return any(len(weight.shape) >= 2 for weight in operation.weights)
@@ -255,7 +255,7 @@ def _layout_after(node, known):
 
 
 def state_variables(layer: keras.Layer) -> list[keras.Variable]:
-    """The states of a stateful recurrent layer, which are not among its variables."""
+    """Return the state variables of a stateful recurrent layer, which its `variables` lack."""
     states = tree.flatten(getattr(layer, "states", None) or [])
     return [state for state in states if isinstance(state, keras.Variable)]
 

@@ -508,5 +508,5 @@ class StandardizedConv3D(_Standardized, keras.layers.Conv3D):
 
 
 def standardized_conv(rank: int) -> Any:
-    """The convolution with weight standardisation for 1, 2 or 3 spatial axes."""
+    """Return the layer class for a convolution with weight standardisation over 1, 2 or 3 spatial axes."""
     return {1: StandardizedConv1D, 2: StandardizedConv2D, 3: StandardizedConv3D}[rank]

@@ -87,7 +87,7 @@ def card_layer(model: keras.Model) -> keras.Layer | None:
 
 
 def card(model: keras.Model) -> ModelCard | None:
-    """Return the card of a model, or None if it stores none, since it is from elsewhere."""
+    """Return the card of a model, or None for a model without one, which was not built with this package."""
     layer = card_layer(model)
     return None if layer is None else ModelCard.from_dict(layer.card)
 

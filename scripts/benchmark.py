@@ -28,7 +28,7 @@ class Commands(click.Group):
 
 @click.command(cls=Commands)
 def main():
-    """Compare alternatives, which take turns within one run. A control compares one of them with itself.
+    """Measure speed. Alternatives take turns within one run, and a control compares one of them with itself.
 
     Example: scripts/benchmark.py zoo --pairs 31
     """

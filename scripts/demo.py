@@ -1,4 +1,4 @@
-"""The main job on handwritten digits, from a small VGG to a verified ONNX file and a report. Run by `scripts/demo`."""
+"""Train, grow, export and classify handwritten digits, from a small VGG to a verified ONNX file and a report."""
 
 import argparse
 import os
@@ -19,7 +19,12 @@ BATCH = 32
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default=Path(__file__).resolve().parents[1] / "demo", type=Path, help="folder for all results")
+    parser.add_argument(
+        "--out",
+        default=Path(__file__).resolve().parents[1] / "demo",
+        type=Path,
+        help="Folder for all results; by default demo/ in the repository.",
+    )
     out = parser.parse_args().out
     try:
         (out / "images").mkdir(parents=True, exist_ok=True)
@@ -27,12 +32,11 @@ def main():
         sys.exit(f"{out} cannot be written ({error.strerror}); give another folder with --out")
     from rich.console import Console
 
-    road = Road(out, Console())
-    road.walk()
+    Demo(out, Console()).run()
 
 
-class Road:
-    """The steps of the demo, in order; each adds what it saw to `self.seen`, from which the report is made."""
+class Demo:
+    """The steps of the demo, in order; each adds what it measured to `self.seen`, from which the report is made."""
 
     def __init__(self, out, console):
         self.out, self.console, self.seen = out, console, {}
@@ -41,7 +45,7 @@ class Road:
     def say(self, text):
         self.console.print(f"[dim]{time.perf_counter() - self.start:4.0f} s[/]  {text}", highlight=False, soft_wrap=True)
 
-    def walk(self):
+    def run(self):
         import resnet_export as rx
 
         with self.console.status("Loading TensorFlow"), rx.source.quiet_start():
@@ -77,7 +81,7 @@ class Road:
 
         control = kr.growth.copy_model(vgg)
         further = {
-            "grown": self.train(grown, train, test, FURTHER_EPOCHS, FURTHER_RATE, f"Train on, with {NEW_LAYERS} more layers"),
+            "grown": self.train(grown, train, test, FURTHER_EPOCHS, FURTHER_RATE, f"Continue with {NEW_LAYERS} more layers"),
             "VGG alone": self.train(control, train, test, FURTHER_EPOCHS, FURTHER_RATE, "For comparison: the VGG alone"),
         }
         with self.console.status("Measuring the drift of every block"):
@@ -103,7 +107,7 @@ class Road:
         )
 
     def train(self, model, train, test, epochs, rate, title):
-        """Train with SGD, momentum and a warmed-up cosine schedule on moved images; returns the test accuracies."""
+        """Train with SGD, momentum and a warmed-up cosine schedule on shifted images; returns the test accuracies."""
         import keras
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -75,8 +75,8 @@ def _summary(seen, seconds):
         f"<p>scikit-learn's handwritten digits, {train} images to train on and {test} to test on, "
         f"in {seconds:.0f} s on this machine. "
         "A residual block computes <i>x + F(x)</i>; here <i>F</i> starts at exactly zero, so the grown network "
-        "<i>is</i> the trained one and can only move away from it because that lowers the loss. "
-        f"One seed, small data: the exactness is the point, not the difference between the last two numbers.</p>"
+        "<i>is</i> the trained one and moves away from it only where that lowers the loss. "
+        f"This is one seed on little data: it shows that growth is exact, and the last two numbers may differ by chance.</p>"
         f"<div class='cards'>{body}</div>"
         "<table><caption>The identity, measured on 64 test images</caption>"
         "<tr><th>how the models were called</th><th>max |Δ|</th></tr>"
@@ -112,8 +112,8 @@ def _curves(seen, picture):
     figure = curves(seen)
     figure.savefig(picture, dpi=150)
     caption = (
-        "Test accuracy after each epoch: the whole training, and enlarged what follows growth. At the dotted line both curves "
-        "start from the same network."
+        "Test accuracy after each epoch: the whole training, and enlarged the part after growth. At the dotted line, both "
+        "curves start from the same network."
     )
     return "<h2>Accuracy</h2>" + _figure(figure, caption)
 
@@ -130,7 +130,7 @@ def _drift(seen):
     return "<h2>Drift from the identity</h2>" + _figure(
         figure,
         f"How far each new block has moved from the identity, on {seen['drift'].images} test images. "
-        "All were exactly 0 when they were put in.",
+        "All were exactly 0 when they were added.",
     )
 
 
@@ -148,7 +148,7 @@ def _pictures(seen):
     right = sum(int(p.classes[0]) == label for _, label, p in seen["pictures"])
     return (
         f"<h2>Image files, classified with onnxruntime</h2><p>{right} of {len(tiles)} right. "
-        f"Labels and preprocessing travel inside the ONNX file, so nothing but the file was needed.</p>"
+        f"The ONNX file contains labels and preprocessing, so nothing else was needed.</p>"
         f"<div class='grid'>{''.join(tiles)}</div>"
     )
 
@@ -166,7 +166,7 @@ def _artefacts(seen):
         )
     again = seen["reports"]["again"]
     return (
-        "<h2>Artefacts</h2><table>"
+        "<h2>Files</h2><table>"
         "<tr><th>file</th><th>MB</th><th>1 image, ms</th><th>32 images, ms</th><th>verification</th></tr>"
         f"{''.join(rows)}</table><p>The ONNX file was then read back and compared once more: "
         f"{len(again.comparisons)} comparisons with onnxruntime's optimisations on and off, "

@@ -1,4 +1,4 @@
-# Sourced by scripts/demo and scripts/test: one virtual environment, made if missing, reused while it is current.
+# Sourced by the scripts: one virtual environment, made if it is missing and reused while it is up to date.
 # Sets PYTHON to its interpreter. Usage: ensure_environment EXTRAS, e.g. ensure_environment demo
 
 find_python() {
@@ -9,7 +9,7 @@ find_python() {
             return
         fi
     done
-    echo "Python 3.11, 3.12 or 3.13 with its venv module is needed and was not found; install one and run this again." >&2
+    echo "No Python 3.11, 3.12 or 3.13 with the venv module was found; install one and run this again." >&2
     exit 4
 }
 
@@ -17,7 +17,7 @@ ensure_environment() {
     extras=$1
     venv="$ROOT/.venv"
     stamp="$venv/.installed-$extras"
-    # What decides the content of the environment: the requirements, and where the project lies (it is installed editable).
+    # The environment depends on the requirements and on the folder of the project, which is installed in editable mode.
     current="$(cksum <"$ROOT/setup.py") $ROOT"
     if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'pass' 2>/dev/null; then
         base=$(find_python) || exit 4
@@ -27,9 +27,9 @@ ensure_environment() {
     fi
     PYTHON="$venv/bin/python"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$current" ]; then
-        echo "Installing the project with extras [$extras] into .venv; TensorFlow is large, this takes a minute or two"
+        echo "Installing the project with extras [$extras] into .venv; TensorFlow is large, this takes one or two minutes"
         "$PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$ROOT[$extras]" || {
-            echo "Installation failed; see the message above. Nothing else was done." >&2
+            echo "The installation failed; see the message above." >&2
             exit 4
         }
         echo "$current" >"$stamp"

@@ -1,7 +1,7 @@
 """Execute the notebooks in docs/notebooks and store their outputs in them.
 
-The environment variables that the notebooks read apply: `CIFAR10_NPZ` (an `.npz` file with CIFAR-10), `PHOTOS` (a folder of
-photos) and `TRITON_PYTHON` (an interpreter that has tritonclient).
+The notebooks read the environment variables `CIFAR10_NPZ` (an `.npz` file with CIFAR-10), `PHOTOS` (a folder of photos) and
+`TRITON_PYTHON` (an interpreter that has tritonclient).
 """
 
 import argparse
@@ -40,7 +40,7 @@ def execute(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="notebooks to execute; by default all")
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="Notebooks to execute; by default all.")
     paths = parser.parse_args().notebooks or sorted(FOLDER.glob("*.ipynb"))
     if missing := [str(path) for path in paths if not path.is_file()]:
         parser.error(f"no such file: {', '.join(missing)}")

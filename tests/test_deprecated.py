@@ -28,7 +28,7 @@ NAMES = {
 @pytest.mark.parametrize("old", MOVED)
 def test_modules_are_found_at_their_old_paths(old):
     sys.modules.pop(f"keras_resnet.{old}", None)
-    with pytest.warns(DeprecationWarning, match=f"'keras_resnet.{old}' is called 'keras_resnet.{MOVED[old]}' now") as warned:
+    with pytest.warns(DeprecationWarning, match=f"'keras_resnet.{old}' was renamed to 'keras_resnet.{MOVED[old]}'") as warned:
         module = importlib.import_module(f"keras_resnet.{old}")
     assert len(warned) == 1
     new = importlib.import_module(f"keras_resnet.{MOVED[old]}")
@@ -64,7 +64,7 @@ def test_the_arguments_of_layer_kit():
 
 def test_the_bias_of_projections():
     for bias, now in ((True, ("projection",)), (False, ())):
-        with pytest.warns(DeprecationWarning, match="is called `conv_bias=") as warned:
+        with pytest.warns(DeprecationWarning, match="was renamed to `conv_bias=") as warned:
             assert BlockStyle(projection_bias=bias, gate="zero") == BlockStyle(conv_bias=now, gate="zero")
         assert warned[0].filename == __file__
 

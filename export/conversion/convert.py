@@ -46,5 +46,5 @@ def convert(signature: Signature, opset: int = 17) -> tuple[ir.Model, str]:
 
 
 def weights_of(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """`{initialiser name: tensor}` of an onnx-ir model."""
+    """Return `{initialiser name: tensor}` of an onnx-ir model."""
     return {name: value.const_value for name, value in model.graph.initializers.items()}

@@ -22,15 +22,15 @@ def stock_model(call: Callable[..., dict[str, tf.Tensor]], specs: Sequence[tf.Te
     """Convert with TensorFlow's freezing and tf2onnx's optimiser: slow and memory-hungry, but it follows everything they do.
 
     Args:
-        call: function of the inputs that returns a dict.
+        call: Function of the inputs that returns a dict.
         specs: `tf.TensorSpec` per input.
-        opset: at most 17.
+        opset: At most 17.
 
     Returns:
         `onnx_ir.Model`, inputs and outputs in order.
 
     Raises:
-        UsageError: it cannot convert the model either.
+        UsageError: It cannot convert the model either.
     """
     concrete, _ = concrete_function(call, specs, to_convert=True)
     restart_names()

@@ -67,7 +67,7 @@ class _Builder:
         return lambda *inputs, **attributes: self.ctx.make_node(op, list(inputs), attr=attributes).output[0]
 
     def const(self, content: object, like: str | None = None) -> str:
-        """A constant, in the dtype of a tensor or as numpy has it."""
+        """Return a constant, in the dtype of a tensor or as numpy has it."""
         from tf2onnx import utils
 
         dtype = None if like is None else ctx_dtype(self.ctx, like)
@@ -146,7 +146,7 @@ def invert(ctx: Graph, node: Node, name: str, args: list) -> None:
 
 
 def ctx_dtype(ctx: Graph, tensor: str) -> Any:
-    """The numpy dtype of a tensor."""
+    """Return the numpy dtype of a tensor."""
     from tf2onnx import utils
 
     return utils.map_onnx_to_numpy_type(ctx.get_dtype(tensor))

@@ -213,7 +213,7 @@ def convolution(
     data_format: str | None = None,
     dilations: int | Sequence[int] | None = 1,
 ) -> tf.Tensor:
-    """`tf.nn.convolution` as one node."""
+    """Return `tf.nn.convolution` as one node."""
     import tensorflow as tf
 
     rank = filters.shape.rank - 2
@@ -235,7 +235,7 @@ def depthwise_conv2d(
     dilations: int | Sequence[int] | None = None,
     name: str | None = None,
 ) -> tf.Tensor:
-    """`tf.nn.depthwise_conv2d` as one node."""
+    """Return `tf.nn.depthwise_conv2d` as one node."""
     import tensorflow as tf
 
     dilations, data_format = _per_axis(dilations, 2), data_format or "NHWC"
@@ -259,7 +259,7 @@ def separable_conv2d(
     data_format: str | None = None,
     dilations: int | Sequence[int] | None = None,
 ) -> tf.Tensor:
-    """`tf.nn.separable_conv2d` as two nodes."""
+    """Return `tf.nn.separable_conv2d` as two nodes."""
     import tensorflow as tf
 
     depthwise = depthwise_conv2d(input, depthwise_filter, strides, padding, data_format, dilations)
@@ -273,7 +273,7 @@ def _per_axis(sizes: int | Sequence[int] | None, rank: int) -> list[int]:
 
 
 def clean_name(name: str) -> str:
-    """A name that TensorFlow takes for a scope."""
+    """Return a name that TensorFlow takes for a scope."""
     return re.sub(r"^[^A-Za-z0-9.]", "x", re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)) if name else name
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..options import ExportOptions
-from .rebuild import in_float32, with_open_size, without_identity_blocks
+from .rebuild import in_float32, with_dynamic_size, without_identity_blocks
 from .signature import Signature, signature_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def prepare(
     if note:
         copied.append(FLOAT32)
         notes.append(note)
-    if options.dynamic_size and (opened := with_open_size(model)) is not model:
+    if options.dynamic_size and (opened := with_dynamic_size(model)) is not model:
         model = opened
         copied.append(DYNAMIC_SIZE)
     signature = signature_of(

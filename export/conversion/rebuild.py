@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def in_float32(model: keras.Model) -> tuple[keras.Model, str | None]:
-    """The model under the float32 policy, itself if it has it already; weights are copied by position.
+    """Return the model under the float32 policy, itself if it has it already; weights are copied by position.
 
     A mixed model's graph would hold casts around every layer, unfolded batch norms and half-precision errors; a float64 model's
     runs in few runtimes.
@@ -22,7 +22,7 @@ def in_float32(model: keras.Model) -> tuple[keras.Model, str | None]:
         `(model, note)`; the note is None if nothing was done.
 
     Raises:
-        UsageError: the model cannot be rebuilt from its config.
+        UsageError: The model cannot be rebuilt from its config.
     """
     from keras_resnet.graphs import layers_in
 
@@ -53,10 +53,10 @@ def _with_float32(node):
 
 
 def in_float64(model: keras.Model) -> keras.Model:
-    """The model under the float64 policy, for reference; layers that are pinned to float32 by their class stay so.
+    """Return the model under the float64 policy, for reference; layers that are pinned to float32 by their class stay so.
 
     Raises:
-        UsageError: the model cannot be rebuilt from its config.
+        UsageError: The model cannot be rebuilt from its config.
     """
     return _rebuilt(model, "float64", _with_float64)
 
@@ -67,11 +67,11 @@ def _with_float64(node):
     return {key: "float64" if key == "dtype" and value == "float32" else value for key, value in node.items()}
 
 
-def with_open_size(model: keras.Model) -> keras.Model:
-    """The model with open height and width, itself if it has them already.
+def with_dynamic_size(model: keras.Model) -> keras.Model:
+    """Give a model dynamic height and width; a model that has them is returned as it is.
 
     Raises:
-        UsageError: the model has no image input, or needs a fixed size (a Flatten in front of a Dense).
+        UsageError: The model has no image input, or needs a fixed size (a Flatten in front of a Dense).
     """
     shapes = [tuple(tensor.shape) for tensor in model.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4:
@@ -115,10 +115,10 @@ def _opened(model):
 
 
 def without_identity_blocks(model: keras.Model, tolerance: float = 0.0) -> tuple[keras.Model, str]:
-    """The model without the residual blocks whose gate is at most `tolerance`, and a note that says how many that were.
+    """Return the model without the residual blocks whose gate is at most `tolerance`, and a note that says how many that were.
 
     Raises:
-        UsageError: the tolerance is negative.
+        UsageError: The tolerance is negative.
     """
     import keras_resnet as kr
 

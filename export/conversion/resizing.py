@@ -58,14 +58,14 @@ def fitted(pixels: tf.Tensor, preprocessing: dict) -> tf.Tensor:
     """Images of any size as the size that a card names, see `images.fit`.
 
     Args:
-        pixels: float32 tensor `[n, channels, height, width]`, 0–255.
-        preprocessing: a card's entry, with `size`.
+        pixels: Float32 tensor `[n, channels, height, width]`, 0–255.
+        preprocessing: A card's entry, with `size`.
 
     Returns:
-        float32 tensor of `size`, `[n, channels, height, width]`.
+        Float32 tensor of `size`, `[n, channels, height, width]`.
 
     Raises:
-        UsageError: an interpolation that the graph does not have, or `resize` smaller than the crop.
+        UsageError: An interpolation that the graph does not have, or `resize` smaller than the crop.
     """
     import tensorflow as tf
 
@@ -135,7 +135,7 @@ def resized_as_tensorflow(
     antialias: bool = False,
     name: str | None = None,
 ) -> tf.Tensor:
-    """`tf.image.resize` in operations that ONNX has: the other arguments are that function's own.
+    """Return `tf.image.resize` in operations that ONNX has: the other arguments are that function's own.
 
     The Resize of ONNX divides by a scale where TensorFlow multiplies by its inverse. Coordinates in a large image then differ
     by so much that bilinear results are off by 3e-5 of the largest value, and nearest pixels are others. It is used only where

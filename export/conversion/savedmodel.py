@@ -43,7 +43,7 @@ def write_savedmodel(signature: Signature, path: str | os.PathLike[str]) -> None
 
 
 def tracked_variables(model: keras.Model) -> list[keras.Variable]:
-    """All variables of a model in a fixed order, the states of recurrent layers included."""
+    """Return all variables of a model in a fixed order, the states of recurrent layers included."""
     from keras_resnet.graphs import layers_in, state_variables
 
     states = [state for layer in layers_in(model) for state in state_variables(layer)]
@@ -51,7 +51,7 @@ def tracked_variables(model: keras.Model) -> list[keras.Variable]:
 
 
 def argument_names(signature: Signature) -> list[str]:
-    """The inputs' names as those of Python arguments, which is what a signature's are: `left eye` becomes `left_eye`."""
+    """Return the inputs' names as those of Python arguments, which is what a signature's are: `left eye` becomes `left_eye`."""
     names = []
     for spec in signature.inputs:
         name = re.sub(r"\W", "_", spec.name, flags=re.ASCII)
@@ -61,7 +61,7 @@ def argument_names(signature: Signature) -> list[str]:
 
 
 def array_signatures(signature: Signature) -> dict[str, Signature]:
-    """`{signature name: Signature}` of those that take arrays: the outputs asked for, and the features of a classifier."""
+    """Return `{signature name: Signature}` of those that take arrays: the outputs asked for, and the features of a classifier."""
     found = {SIGNATURE: signature}
     with contextlib.suppress(UsageError):
         features = signature_of(signature.model, outputs=[FEATURES], layout=signature.layout)
@@ -70,7 +70,7 @@ def array_signatures(signature: Signature) -> dict[str, Signature]:
 
 
 def takes_files(signature: Signature) -> bool:
-    """Whether image files can be served: one image input of fixed size with one or three channels."""
+    """Return whether image files can be served: one image input of fixed size with one or three channels."""
     shape = tuple(signature.model.inputs[0].shape)
     return len(signature.inputs) == 1 and len(shape) == 4 and None not in shape[1:] and shape[3] in (1, 3)
 

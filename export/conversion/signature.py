@@ -85,11 +85,11 @@ class Signature:
         return [output.name for output in self.outputs]
 
     def kinds(self) -> dict[str, str]:
-        """`{output name: kind}`, for the metadata."""
+        """Return `{output name: kind}`, for the metadata."""
         return {output.name: output.kind for output in self.outputs}
 
     def specs(self, names: Iterable[str] | None = None) -> list[tf.TensorSpec]:
-        """One `tf.TensorSpec` per input; `names` where TensorFlow's are to be seen (it may alter what it does not like)."""
+        """Return a `tf.TensorSpec` per input, with `names` for TensorFlow to use (it may alter names that it refuses)."""
         import tensorflow as tf
 
         names = names or [f"input_{index}" for index in range(len(self.inputs))]
@@ -117,7 +117,7 @@ class Signature:
         return found
 
     def run(self, *tensors: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """The model's own outputs and the inner tensors asked for, eagerly or while tracing."""
+        """Return the model's own outputs and the inner tensors asked for, eagerly or while tracing."""
         import keras
 
         tensors = [self.as_model_input(tensor, spec) for tensor, spec in zip(tensors, self.inputs, strict=True)]
@@ -126,13 +126,13 @@ class Signature:
         return results[:count], results[count:]
 
     def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that the model sees of an input of that shape in the file."""
+        """Return the shape that the model sees of an input of that shape in the file."""
         if self.fit:
             return (shape[0], *self.fit["size"], shape[1] if self.layout == "nchw" else shape[3])
         return (shape[0], shape[2], shape[3], shape[1]) if self.layout == "nchw" and len(shape) == 4 else tuple(shape)
 
     def as_model_input(self, tensor: tf.Tensor, spec: InputSpec) -> tf.Tensor:
-        """A tensor of the file's input in the layout, dtype and size that the model takes."""
+        """Return a tensor of the file's input in the layout, dtype and size that the model takes."""
         import tensorflow as tf
 
         if spec.dtype == "uint8":
@@ -143,11 +143,11 @@ class Signature:
         return tf.transpose(tensor, [0, 2, 3, 1]) if self.layout == "nchw" and len(spec.shape) == 4 else tensor
 
     def with_kinds(self, kinds: dict[str, str]) -> Signature:
-        """The same with other kinds for some outputs."""
+        """Return the same with other kinds for some outputs."""
         return replace(self, outputs=tuple(replace(o, kind=kinds.get(o.name, o.kind)) for o in self.outputs))
 
     def of(self, model: keras.Model) -> Signature:
-        """The same signature on a copy of the model: in another precision, say.
+        """Return the same signature on a copy of the model: in another precision, say.
 
         Raises:
             UsageError: The copy has other layers.
@@ -168,7 +168,7 @@ PASSED_THROUGH = ("Identity", "Reshape", "Squeeze", "ExpandDims", "StopGradient"
 
 
 def before_activation(tensor: tf.Tensor, activation: str) -> tf.Tensor:
-    """The tensor that a final softmax or sigmoid is applied to, looked up in the TensorFlow graph being traced.
+    """Return the tensor that a final softmax or sigmoid is applied to, looked up in the TensorFlow graph being traced.
 
     Args:
         tensor: An output of the model.
@@ -247,7 +247,7 @@ def _check_choice(name: str, value: object, choices: tuple) -> None:
 
 
 def input_tensors(model: keras.Model) -> list[keras.KerasTensor]:
-    """The model's symbolic inputs.
+    """Return the model's symbolic inputs.
 
     Raises:
         UsageError: It has none, because it is subclassed or not built.
@@ -286,9 +286,7 @@ def _inputs(model: keras.Model, layout: str, input_dtype: str, resize: bool) -> 
 
 def _fit(model: keras.Model, input_dtype: str) -> dict:
     if input_dtype != "uint8" or len(model.inputs[0].shape) != 4:
-        raise UsageError(
-            "`resize` goes with uint8 images; give `input_dtype` uint8 (--input uint8) and a model that takes images"
-        )
+        raise UsageError("`resize` needs uint8 images; set `input_dtype` to uint8 (--input uint8) and a model that takes images")
     found = image_preprocessing(model)
     if not found["size"]:
         raise UsageError(f"`resize` needs a size: neither the input nor the card of model {model.name!r} names one")
@@ -296,7 +294,7 @@ def _fit(model: keras.Model, input_dtype: str) -> dict:
 
 
 def image_preprocessing(model: keras.Model) -> dict:
-    """How an image becomes the model's input, from its card, with the size of its input filled in."""
+    """Return how an image becomes the model's input, from its card, with the size of its input filled in."""
     from keras_resnet.modelcard import card, preprocessing_card
 
     known, shape = card(model), tuple(model.inputs[0].shape)
@@ -364,7 +362,7 @@ def _old_name(model: keras.Model) -> str:
 
 
 def output_names(model: keras.Model) -> list[str]:
-    """Names of several outputs: dict keys, or Keras' names, or numbers where these are not unique."""
+    """Return names of several outputs: dict keys, or Keras' names, or numbers where these are not unique."""
     import keras
 
     structure = None if isinstance(model, keras.Sequential) else model.output
@@ -461,7 +459,7 @@ def _pooling_layers() -> tuple[Any, ...]:
 
 
 def final_layer(model: keras.Model) -> keras.Layer:
-    """The layer that makes the model's first output, looked up through nested models."""
+    """Return the layer that makes the model's first output, looked up through nested models."""
     import keras
 
     from keras_resnet.graphs import producer

@@ -72,7 +72,7 @@ class Trace:
 
     Attributes:
         graph: GraphDef in which weights are placeholders.
-        inputs: tensor names, in the order of the specs.
+        inputs: Tensor names, in the order of the specs.
         outputs: `{output name: tensor name}`.
         weights: `{placeholder name: Weight}`.
         layers: `{tensor name: path of the Keras layer whose output it is}`.
@@ -89,14 +89,14 @@ def trace(call: Callable[..., dict[str, tf.Tensor]], specs: Sequence[tf.TensorSp
     """Trace `call(*tensors) -> {name: tensor}` and take the weights out.
 
     Args:
-        call: function of the model's inputs that returns a dict.
+        call: Function of the model's inputs that returns a dict.
         specs: `tf.TensorSpec` per input.
 
     Returns:
         Trace
 
     Raises:
-        NotWeightless: a variable is read inside control flow or by another op than a plain read.
+        NotWeightless: A variable is read inside control flow or by another op than a plain read.
     """
     concrete, layers = concrete_function(call, specs, to_convert=True)
     outputs = {name: tensor.name for name, tensor in concrete.structured_outputs.items()}
@@ -112,15 +112,15 @@ def concrete_function(
     """Trace a call.
 
     Args:
-        call: function of the inputs that returns a dict.
+        call: Function of the inputs that returns a dict.
         specs: `tf.TensorSpec` per input.
-        to_convert: whether the graph is for a converter only, and need not run in TensorFlow.
+        to_convert: Whether the graph is for a converter only, and need not run in TensorFlow.
 
     Returns:
         `(concrete function, {tensor name: path of the Keras layer whose output it is})`.
 
     Raises:
-        UsageError: a layer cannot be traced with dynamic sizes.
+        UsageError: A layer cannot be traced with dynamic sizes.
     """
     import tensorflow as tf
 
@@ -148,7 +148,7 @@ def concrete_function(
         kind = re.search(r"calling (\w+)\.call", str(error))
         raise UsageError(
             f"{kind[1] if kind else 'a layer'} decides on a number that is known only at run time, as bilinear UpSampling2D does"
-            " where height and width are open; build the model with a fixed input size"
+            " where height and width are dynamic; build the model with a fixed input size"
         ) from error
     except (UsageError, NotWeightless):
         raise
@@ -163,7 +163,7 @@ TRANSPOSED = {"Conv2DBackpropInput": 2, "Conv3DBackpropInputV2": 3}
 
 
 def growth_of_transposed_convolutions(graph: tf.Graph) -> dict[str, tuple[int, ...]]:
-    """How much larger than stride times input the output of every transposed convolution is, per spatial axis.
+    """Return how much larger than stride times input the output of every transposed convolution is, per spatial axis.
 
     TensorFlow gets the output's size as a tensor. Keras computes it from the input's, so that the difference is a constant
     where height and width are dynamic too; it is found by working the size out for two sizes of the input.

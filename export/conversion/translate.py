@@ -27,15 +27,15 @@ def to_ir(trace: Trace, opset: int) -> ir.Model:
     """Translate a `tracing.Trace`.
 
     Args:
-        trace: the traced call.
-        opset: at most 17; later ones are reached by `passes.opset`.
+        trace: The traced call.
+        opset: At most 17; later ones are reached by `passes.opset`.
 
     Returns:
         `onnx_ir.Model` whose graph has the trace's inputs and outputs in their order, values that carry the Keras layer they
         come from in `meta["layer"]`, and weights that are read only when needed.
 
     Raises:
-        UsageError: an op has no counterpart in ONNX.
+        UsageError: An op has no counterpart in ONNX.
     """
     proto, types = _handlers_only(trace, opset)
     model = ir.from_proto(proto)
@@ -92,7 +92,7 @@ def restart_names() -> None:
 
 @contextlib.contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Hold back a library's log lines; what they would say is raised as an error here."""
+    """Suppress a library's log lines; what they would say is raised as an error here."""
     log = logging.getLogger(logger)
     before = log.level
     log.setLevel(logging.CRITICAL)
@@ -109,7 +109,7 @@ def check_ops(proto: onnx.ModelProto, layers: dict[str, str]) -> None:
     """Refuse ops that ONNX does not have; tf2onnx passes them through, and no runtime loads such a file.
 
     Raises:
-        UsageError: names the op and the layer it came from.
+        UsageError: An op has no counterpart in ONNX; the message names it and its layer.
     """
     for node in _all_nodes(proto.graph):
         if node.domain == "com.microsoft" and node.op_type == "Range":  # tf2onnx writes it so for int64; the standard has it too

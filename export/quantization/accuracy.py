@@ -22,7 +22,7 @@ DEQUANTISED = "_DequantizeLinear_Output"  # what onnxruntime's quantiser appends
 
 
 def open_converted(work: Path, source: Source) -> Session:
-    """A session of a converted file that is not yet at its final path.
+    """Return a session of a converted file that is not yet at its final path.
 
     Raises:
         MismatchError: The file is invalid, or onnxruntime does not load it.
@@ -47,11 +47,11 @@ def require(report: VerificationReport) -> None:
 
 @dataclass(frozen=True)
 class LayerError:
-    """What a node of a converted file is off by, as shares ‖Δ‖ / ‖float32‖.
+    """The error of a node of a converted file, as shares ‖Δ‖ / ‖float32‖.
 
     Attributes:
         total: The error of its output.
-        added: What of it the node itself added.
+        added: The part of it that the node itself added.
     """
 
     total: float
@@ -62,7 +62,7 @@ SUMMING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
 
 
 def layer_errors(model: ir.Model, converted: onnx.ModelProto, feeds: Feeds, *, every_node: bool = False) -> dict[str, LayerError]:
-    """`{node name: LayerError}` of every node that multiplies or adds, in the order of the graph.
+    """Return `{node name: LayerError}` of every node that multiplies or adds, in the order of the graph.
 
     Args:
         model: The float32 graph.

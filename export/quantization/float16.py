@@ -66,7 +66,7 @@ def to_float16(
     """Write a float16 file with float32 inputs and outputs; nodes whose numbers float16 cannot hold stay float32.
 
     Args:
-        source: float32 ONNX file, of any exporter; opsets below 13 are raised.
+        source: Float32 ONNX file, of any exporter; opsets below 13 are raised.
         path: File to write.
         samples: What to verify on, in addition to random batches: a folder of images, an `.npz` or `.npy` file, an array, or
             `{input name: array}`.
@@ -153,7 +153,7 @@ TINY = f"they see only numbers below {SMALLEST:.0e}"
 
 
 def float32_nodes(source: Source, cases: list[Case]) -> tuple[dict[str, str], dict[str, str]]:
-    """`{node name: reason}` of the nodes that have to stay float32, and of those that see only tiny numbers.
+    """Return `{node name: reason}` of the nodes that have to stay float32, and of those that see only tiny numbers.
 
     The latter matter only where something makes the numbers large again: float16 rounds them to steps of 6e-8, which does not
     show after an addition to ordinary numbers. So the outputs decide whether they stay float32.
@@ -195,14 +195,14 @@ def _reason(
     data = [value for value in (*node.inputs, *_captured(node)) if value is not None and value.const_value is None]
     if node.op_type in ("Shape", "Size") or data and all(value.producer() in from_shapes for value in data):
         from_shapes.add(node)
-        return "as it computes on shapes"
+        return "because it computes on shapes"
     if float16_positions(node, opset) is None or node.op_type in FLOAT32_OPS:
         return "as its operator requires"
     if node in exact:
-        return "as what follows needs it exact"
+        return "because the following nodes need it exactly"
     moved = [value.producer() for value in data if value.dtype == FLOAT] if node.op_type in MOVING else []
     if moved and all(producer is not None and producer.name in kept for producer in moved):
-        return "as what it moves is float32"
+        return "because it moves float32 values"
     values = [largest.get(value.name, 0.0) for value in (*node.inputs, *node.outputs) if value is not None]
     if any(not value <= LARGEST for value in values):
         return f"they see numbers beyond {LARGEST:.0f}, half of float16's largest"
@@ -268,7 +268,7 @@ class Positions:
 
 
 def float16_positions(node: ir.Node, opset: int) -> Positions | None:
-    """What of a node can be float16, from ONNX's own schema of the operator; None where it has no float16 form.
+    """Return which values of a node can be float16 by ONNX's schema of its operator, or None if it has no float16 form.
 
     None too for operators of other domains, those with subgraphs, and those whose output dtype is chosen by an attribute.
     """
@@ -316,7 +316,7 @@ def _formal(parameters: Sequence[Any], index: int) -> str:
 
 
 def in_float16(source: Source, kept: Collection[str]) -> ir.Model:
-    """A copy of a float32 graph in which all nodes but some compute in float16.
+    """Return a copy of a float32 graph in which all nodes but some compute in float16.
 
     A value has the dtype that its producer gives it; where a reader wants the other one, it reads the value's one cast. Inputs
     and outputs of the graph, and everything in subgraphs, stay float32.
@@ -358,7 +358,7 @@ class _Casts:
         self.made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """The value in another dtype."""
+        """Return the value in another dtype."""
         if (value, dtype) not in self.made:
             make = self._constant if value.is_initializer() and value.const_value is not None else self._cast
             self.made[value, dtype] = make(value, dtype)

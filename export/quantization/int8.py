@@ -46,7 +46,7 @@ def to_int8(
     onnxruntime's own defaults leave a third of a ResNet's convolutions in float32 and are half as fast on a CPU.
 
     Args:
-        source: float32 ONNX file, of any exporter; opsets below 13 are raised.
+        source: Float32 ONNX file, of any exporter; opsets below 13 are raised.
         path: File to write.
         calibration: Images that set the ranges of activations: a folder, an `.npz` or `.npy` file, an array, or
             `{input name: array}`.
@@ -211,7 +211,7 @@ def quantise(source: Source, path: Path, ranges: list[Feeds], excluded: Collecti
         target: One of `TARGETS`.
 
     Raises:
-        UsageError: onnxruntime's quantiser fails on the graph.
+        UsageError: Onnxruntime's quantiser fails on the graph.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -255,7 +255,7 @@ def quantise(source: Source, path: Path, ranges: list[Feeds], excluded: Collecti
 
 
 def has_vnni(path: str = "/proc/cpuinfo") -> bool:
-    """Whether the CPU multiplies 8-bit numbers without overflow in between; without, weights get 7 bits."""
+    """Return whether the CPU multiplies 8-bit numbers without overflow in between; without, weights get 7 bits."""
     with contextlib.suppress(OSError):
         return "vnni" in Path(path).read_text()
     return False

@@ -39,7 +39,7 @@ class Case:
 
 
 def find_cases(source: Source, samples: list[Feeds] | None = None, seed: int = 0) -> list[Case]:
-    """Batches to compare on: one row and three rows of random numbers, another size each, and the samples if given.
+    """Return batches to compare on: one row and three rows of random numbers, another size each, and the samples if given.
 
     The float32 file itself says what it can take: where it fails or overflows, other sizes and smaller values are tried. Indices
     into a table stay below its size. With samples, random numbers are from their range.
@@ -138,7 +138,7 @@ COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
 
 def index_bounds(model: ir.Model) -> dict[str, int]:
-    """`{input name: size}` of inputs that are indices into a table: those that a `Gather` or `OneHot` takes its indices from."""
+    """Return `{input name: size}` of the inputs that a `Gather` or `OneHot` takes its indices from."""
     bounds: dict[str, int] = {}
     for node in model.graph:
         if node.op_type == "Gather" and (table := node.inputs[0]).const_value is not None and len(table.const_value.shape) > 1:
@@ -170,7 +170,7 @@ def _inputs_behind(value: ir.Value) -> Iterator[ir.Value]:
 
 
 def read_samples(source: Any, model: Session) -> list[Feeds]:
-    """Samples as batches that a session takes.
+    """Return samples as batches that a session takes.
 
     Args:
         source: Folder of images, `.npy` or `.npz` file, array, or `{input name: array}`. Of an `.npz` file, the arrays that are
@@ -224,9 +224,9 @@ def _fitting(values: np.ndarray, spec: TensorInfo) -> np.ndarray:
     if values.dtype.kind not in "fiub":
         raise UsageError(f"images must be numbers, got {values.dtype}")
     if not np.isfinite(values).all():
-        raise UsageError("images hold numbers that are not finite")
+        raise UsageError("images contain numbers that are not finite")
     if not np.can_cast(values.dtype, spec.dtype, "same_kind") and not np.array_equal(values.astype(spec.dtype), values):
-        raise UsageError(f"images must be {spec.dtype} as the model's input is, got {values.dtype} with other numbers")
+        raise UsageError(f"images must have the dtype of the model's input, {spec.dtype}, got {values.dtype} with other numbers")
     return values.astype(spec.dtype)
 
 

@@ -145,7 +145,7 @@ def inner_values(
 
 
 def largest_values(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`{tensor name: max |value|}` of all float32 tensors that the main graph computes; nan where one is not a number.
+    """Return `{tensor name: max |value|}` of all float32 tensors that the main graph computes; nan where one is not a number.
 
     The maxima are computed inside the graph, so that the tensors themselves need not be kept.
 
@@ -181,7 +181,7 @@ def _run(proto: onnx.ModelProto, names: list[str], feeds: Mapping[str, np.ndarra
 
 
 def is_large(proto: onnx.ModelProto) -> bool:
-    """Whether a graph is too large for one protobuf message, so that its weights need a file of their own."""
+    """Return whether a graph is too large for one protobuf message, so that its weights need a file of their own."""
     return sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > artifact.LARGEST_FILE
 
 

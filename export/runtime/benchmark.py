@@ -26,10 +26,10 @@ class Timing:
     """One file on one device, for one batch size and number of threads.
 
     Attributes:
-        file, device, batch, threads: what ran; `threads` 0 is onnxruntime's choice.
-        runs: number of timed runs.
-        p50, p90, p99: milliseconds per batch.
-        throughput: rows per second at the median.
+        file, device, batch, threads: What ran; `threads` 0 is onnxruntime's choice.
+        runs: Number of timed runs.
+        p50, p90, p99: Milliseconds per batch.
+        throughput: Rows per second at the median.
     """
 
     file: str
@@ -59,18 +59,18 @@ def bench(
 
     Args:
         files: ONNX files.
-        devices: devices, see `runtime.session`.
-        batches: batch sizes.
-        threads: threads within an operator; 0 is onnxruntime's choice.
-        runs: timed rounds per combination, after three to warm up.
-        seed: seed of the random input.
+        devices: Devices, see `runtime.session`.
+        batches: Batch sizes.
+        threads: Threads within an operator; 0 is onnxruntime's choice.
+        runs: Timed rounds per combination, after three to warm up.
+        seed: Seed of the random input.
 
     Returns:
-        list of `Timing`, for each batch size and thread count the files in their order.
+        List of `Timing`, for each batch size and thread count the files in their order.
 
     Raises:
-        UsageError: a number below 1 (threads: below 0), or an unreadable file.
-        DeviceError: a device does not start.
+        UsageError: A number below 1 (threads: below 0), or an unreadable file.
+        DeviceError: A device does not start.
     """
     for name, numbers, low in (("batches", batches, 1), ("threads", threads, 0), ("runs", (runs,), 1)):
         if any(number < low for number in numbers):
@@ -107,10 +107,10 @@ def _timing(file, device, batch, threads, taken):
 
 
 def random_feeds(model: Session, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random input for a session: pixels for integer inputs and images, open sizes as 224.
+    """Random input for a session: pixels for integer inputs and images; dynamic sizes become 224.
 
     Raises:
-        UsageError: the batch size is fixed to another number.
+        UsageError: The batch size is fixed to another number.
     """
     rng, feeds = np.random.default_rng(seed), {}
     for value in model.inputs:

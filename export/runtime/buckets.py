@@ -24,13 +24,13 @@ class Buckets:
     Args:
         session: `onnxruntime.InferenceSession`.
         inputs, outputs: `runtime.TensorInfo` of all of them.
-        sizes: batch sizes.
-        memory: where the buffers lie: `"cpu"` or `"cuda"`.
-        device_id: which GPU.
-        graphs: whether the session captures CUDA graphs; each size is then one of its own.
+        sizes: Batch sizes.
+        memory: Where the buffers lie: `"cpu"` or `"cuda"`.
+        device_id: Index of the GPU.
+        graphs: Whether the session captures CUDA graphs; each size is then one of its own.
 
     Raises:
-        UsageError: no sizes or one below 1, or an input or output whose other sizes than the batch are open.
+        UsageError: No sizes or one below 1, or an input or output in which a size other than the batch is dynamic.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class Buckets:
         for value in (*inputs, *outputs):
             if not isinstance(value.shape[0], str) or any(isinstance(size, str) for size in value.shape[1:]):
                 raise UsageError(
-                    f"`batches` needs an open batch and fixed sizes, `{value.name}` is {list(value.shape)}; export the file so"
+                    f"`batches` needs a dynamic batch size and fixed other sizes, `{value.name}` has {list(value.shape)}; "
+                    "export the file again"
                 )
         self._session, self._inputs, self._outputs = session, inputs, outputs
         self._memory, self._device_id, self._graphs = memory, device_id, graphs
@@ -56,14 +57,14 @@ class Buckets:
         self._lock = threading.Lock()  # the buffers are shared between callers
 
     def run(self, feeds: dict[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
-        """Outputs as arrays of the caller's own, in the order of `names`.
+        """Return outputs as arrays of the caller's own, in the order of `names`.
 
         Args:
             feeds: `{input name: array}`, of the right dtypes.
-            names: output names.
+            names: Output names.
 
         Raises:
-            UsageError: no rows, or inputs of different numbers of rows.
+            UsageError: No rows, or inputs of different numbers of rows.
         """
         counts = {len(array) for array in feeds.values()}
         if len(counts) != 1 or 0 in counts:
@@ -107,7 +108,7 @@ def checked_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
     """Batch sizes as a rising tuple without repetitions.
 
     Raises:
-        UsageError: none, or one that is no number of at least 1.
+        UsageError: None, or one that is not a number of at least 1.
     """
     sizes = tuple(sizes)
     if not sizes or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):

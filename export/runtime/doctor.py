@@ -1,4 +1,4 @@
-"""What is really there: versions, devices that start, missing libraries, clashing installations, and how to fix each."""
+"""Diagnosis of an installation: versions, devices that start, missing libraries, conflicts, and how to fix each problem."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Diagnosis:
 
     Attributes:
         versions: `{distribution: version}` of what matters here, with Python and the platform.
-        driver: the NVIDIA driver's version, or None.
+        driver: The NVIDIA driver's version, or None.
         devices: `{device: "starts" | reason why not}`.
         missing: `{device: [library, …]}`.
-        findings: tuple of `Finding`.
+        findings: Tuple of `Finding`.
     """
 
     versions: dict[str, str]
@@ -67,14 +67,14 @@ def diagnose() -> Diagnosis:
 
 
 def installed() -> dict[str, str]:
-    """`{distribution name in lower case: version}`."""
+    """Return `{distribution name in lower case: version}`."""
     return {
         entry.metadata["Name"].lower(): entry.version for entry in importlib.metadata.distributions() if entry.metadata["Name"]
     }
 
 
 def start(device: str) -> str:
-    """`"starts"`, or the reason why a session on a device does not."""
+    """Return `"starts"`, or the reason why a session on a device does not."""
     from .sessions import session
 
     with tempfile.TemporaryDirectory() as folder:
@@ -101,13 +101,13 @@ def _write_probe(path):
 
 
 def clashes(found: dict[str, str]) -> list[Finding]:
-    """What of the installed distributions gets in each other's way.
+    """Return the conflicts between installed distributions.
 
     Args:
         found: `{distribution name: version}`.
 
     Returns:
-        list of `Finding`.
+        List of `Finding`.
     """
     findings = []
     runtimes = [name for name in RUNTIMES if name in found]
@@ -136,7 +136,7 @@ def clashes(found: dict[str, str]) -> list[Finding]:
 
 
 def library_finding(device: str, names: Sequence[str], driver: str | None) -> Finding:
-    """A `Finding` on the libraries that a device lacks."""
+    """Return a `Finding` on the libraries that a device lacks."""
     if driver is None:
         return Finding(f"{device}: there is no NVIDIA driver", "install one (580 or later for CUDA 13), or use the CPU")
     fixes = [fix for start, fix in WHEELS.items() if any(name.startswith(start) for name in names)]

@@ -21,12 +21,12 @@ def check(path: str | os.PathLike[str]) -> None:
     """Raise before anything is measured if no figure could be drawn.
 
     Raises:
-        DeviceError: matplotlib is not installed.
-        UsageError: the name does not end in one of `FORMATS`.
+        DeviceError: Matplotlib is not installed.
+        UsageError: The name does not end in one of `FORMATS`.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"a figure must end in {', '.join(FORMATS)}, got {str(path)!r}")
+        raise UsageError(f"the name of a figure must end in {', '.join(FORMATS)}, got {str(path)!r}")
     try:
         found = importlib.util.find_spec("matplotlib") is not None
     except ValueError:  # set to None in sys.modules
@@ -39,11 +39,11 @@ def draw(timings: Sequence[Timing], path: str | os.PathLike[str]) -> None:
     """Draw `benchmark.Timing`s into a file.
 
     Args:
-        timings: list of `benchmark.Timing`.
+        timings: List of `benchmark.Timing`.
         path: `.png`, `.svg` or `.pdf` file.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: The file cannot be written.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -30,24 +30,24 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 def decode(
     source: str | os.PathLike[str] | bytes, channels: int = 3, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
 ) -> np.ndarray:
-    """One image as pixels, upright (EXIF orientation is applied) and without alpha.
+    """Decode an image to pixels, upright (EXIF orientation is applied) and without alpha.
 
     Differs from `keras.utils.load_img`: the size is checked before anything is decompressed, and 16-bit greyscale is scaled.
 
     Args:
-        source: path, or the encoded bytes.
+        source: Path, or the encoded bytes.
         channels: 3 for RGB, 1 for greyscale.
-        max_pixels: largest allowed width × height.
-        max_bytes: largest allowed size of the encoded image.
+        max_pixels: Largest allowed width × height.
+        max_bytes: Largest allowed size of the encoded image.
 
     Returns:
-        uint8 array [height, width, channels].
+        Uint8 array [height, width, channels].
 
     Raises:
-        UsageError: not an image, damaged, or larger than allowed.
+        UsageError: Not an image, damaged, or larger than allowed.
     """
     if channels not in (1, 3):
-        raise UsageError(f"an image has 1 or 3 channels, the model wants {channels}")
+        raise UsageError(f"the model needs {channels} channels, but an image has 1 or 3")
     name, data = _read(source, max_bytes)
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
@@ -59,7 +59,7 @@ def decode(
     except UsageError:
         raise
     except Image.DecompressionBombError as error:  # Pillow has a limit of its own for headers
-        raise UsageError(f"{name} has far too many pixels; at most {max_pixels:,} pixels are read") from error
+        raise UsageError(f"{name} has too many pixels; at most {max_pixels:,} pixels are read") from error
     except UnidentifiedImageError as error:
         raise UsageError(f"{name} is not an image in a format that is read ({', '.join(_formats())})") from error
     except Exception as error:
@@ -114,16 +114,16 @@ def fit(
     """Bring pixels to the size a model wants, as its card says: shorter side to `resize` and centre crop, or stretched.
 
     Args:
-        pixels: uint8 array [height, width, channels].
-        preprocessing: the card's entry, see `keras_resnet.modelcard.ModelCard`; `{}` for a model without card.
+        pixels: Uint8 array [height, width, channels].
+        preprocessing: The card's entry, see `keras_resnet.modelcard.ModelCard`; `{}` for a model without card.
         size: [height, width] where the graph's input is fixed and the card names none.
-        max_pixels: largest allowed width × height before the crop: a long and narrow image grows with its shorter side.
+        max_pixels: Largest allowed width × height before the crop: a long and narrow image grows with its shorter side.
 
     Returns:
-        uint8 array; as it came if neither the card nor `size` names a size.
+        Uint8 array; as it came if neither the card nor `size` names a size.
 
     Raises:
-        UsageError: unknown interpolation, `resize` smaller than the crop, or an image too long and narrow.
+        UsageError: Unknown interpolation, `resize` smaller than the crop, or an image too long and narrow.
     """
     target = preprocessing.get("size") or size
     if target is None:
@@ -140,7 +140,7 @@ def fit(
     if resized[0] * resized[1] > max_pixels:
         have, want = (f"{columns}×{rows}" for rows, columns in (pixels.shape[:2], resized))
         raise UsageError(
-            f"the image of {have} pixels is too long and narrow: resized it has {want}, at most {max_pixels:,} pixels"
+            f"the image of {have} pixels is too long and narrow: after resizing it has {want}, at most {max_pixels:,} pixels"
         )
     pixels = _resize(pixels, resized[0], resized[1], resampling)
     top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[:2], (height, width), strict=True))
@@ -165,15 +165,15 @@ def _resize(pixels, height, width, resampling):
 def load(
     source: str | os.PathLike[str] | bytes, preprocessing: dict[str, Any], size: Sequence[int] | None = None, channels: int = 3
 ) -> np.ndarray:
-    """One image file (or its bytes) decoded and fitted: uint8 array [height, width, channels]. See `decode` and `fit`."""
+    """Decode an image file (or its bytes) and fit it to an input: uint8 [height, width, channels]. See `decode` and `fit`."""
     return fit(decode(source, channels), preprocessing, size)
 
 
 def find(folder: str | os.PathLike[str]) -> list[Path]:
-    """All image files below a folder, sorted by path.
+    """Return all image files below a folder, sorted by path.
 
     Raises:
-        UsageError: there is no such folder, or no image in it.
+        UsageError: There is no such folder, or no image in it.
     """
     if not os.path.isdir(folder):
         raise UsageError(f"{folder} is not a folder")

@@ -33,14 +33,14 @@ class Inspection:
     """What `inspect` found.
 
     Attributes:
-        path: the file.
+        path: The file.
         files: `{file name: bytes}`; external data is a second file.
-        ir_version, opsets: of the format.
+        ir_version, opsets: Of the format.
         inputs, outputs: `[{"name", "shape", "dtype"}]`.
         nodes: `{op: number}`, most frequent first.
-        parameters: numbers in weights, biases and per-channel factors, quantised or not; bounds and other scalars are none.
-        macs: multiply-adds of one row, or None where sizes are open.
-        metadata: see `artifact`; labels as their number.
+        parameters: Numbers in weights, biases and per-channel factors, quantised or not; bounds and other scalars are none.
+        macs: Multiply-adds of one row, or None where sizes are dynamic.
+        metadata: See `artifact`; labels as their number.
         runtime_nodes: `{op: number}` after onnxruntime's default optimisation on the CPU.
         blocks: `[{"name", "ops", "nodes", "parameters", "sources", "skips"}]`: runs of nodes whose names share their first part,
             in order; `sources` are the positions of the blocks that it reads from, `skips` whether it reads one of them twice, as
@@ -74,7 +74,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         Inspection
 
     Raises:
-        UsageError: the file is missing, damaged, or one that onnxruntime cannot run.
+        UsageError: The file is missing, damaged, or one that onnxruntime cannot run.
     """
     opened = session(path, "cpu")
     proto = artifact.read_proto(path, external_data=False)
@@ -100,7 +100,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
 
 def parameters(proto: onnx.ModelProto) -> dict[str, int]:
-    """`{name: numbers}` of the constants that are weights of an op, see `LEAST`, or become some through `PASSING_ON`."""
+    """Return `{name: numbers}` of the constants that are weights of an op, see `LEAST`, or become some through `PASSING_ON`."""
     constants, found = {name: int(np.prod(dims)) for name, dims in _constants(proto).items()}, {}
     passed = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type in PASSING_ON}
     for node in proto.graph.node:
@@ -129,7 +129,7 @@ def _after_onnxruntime(path):
 
 
 def multiply_adds(proto: onnx.ModelProto, inputs: Sequence[TensorInfo]) -> int | None:
-    """Multiply-adds of one row through convolutions and matrix products; None where a size other than the batch is open.
+    """Count the multiply-adds of one row in convolutions and matrix products; None if another size than the batch is dynamic.
 
     Args:
         proto: `ModelProto`; external data is not needed.
@@ -188,7 +188,7 @@ def _weight_shapes(proto):
 
 
 def blocks(proto: onnx.ModelProto, sizes: dict[str, int]) -> list[dict[str, Any]]:
-    """Runs of nodes whose names share what comes before the last underscore-separated part, in the file's order."""
+    """Return runs of nodes whose names share what comes before the last underscore-separated part, in the file's order."""
     found, maker, read = [], {}, Counter()
     for node in proto.graph.node:
         name = node.name.rsplit("/", 1)[-1].rsplit("__", 1)[0]
@@ -218,7 +218,7 @@ STYLE = (
 
 
 def picture(inspection: Inspection) -> str:
-    """A page without scripts: the graph's blocks one below the other, joined as they read each other, with ops and parameters.
+    """Draw the graph as an HTML page without scripts: its blocks, their connections, ops and parameters.
 
     A curve on the left goes from a block to a later one than the next; one on the right marks a block with two branches.
     """
@@ -233,7 +233,7 @@ def picture(inspection: Inspection) -> str:
     ports = "; ".join(
         f"{kind} {_port(value)}" for kind, values in (("in", inspection.inputs), ("out", inspection.outputs)) for value in values
     )
-    macs = "open size" if inspection.macs is None else f"{inspection.macs / 1e9:.3f} GMACs"
+    macs = "dynamic size" if inspection.macs is None else f"{inspection.macs / 1e9:.3f} GMACs"
     facts = f"{inspection.parameters:,} parameters, {macs}, {sum(inspection.nodes.values())} nodes; {ports}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'

@@ -35,5 +35,5 @@ def _may_be_in(folder: str) -> bool:
 
 
 def sentence(version: str) -> str:
-    """What is wrong where it is installed."""
+    """Describe the conflict with another package of that name."""
     return f"{RIVAL} {version} owns the import name keras_resnet too"

@@ -21,7 +21,7 @@ LATE = {"cuda": {"13": ("libcudnn.so.9", "libcufft.so.12"), "12": ("libcudnn.so.
 
 
 def provider_file(device: str) -> Path | None:
-    """The provider's library in the installed onnxruntime, or None."""
+    """Return the provider's library in the installed onnxruntime, or None."""
     import onnxruntime
 
     path = Path(onnxruntime.__file__).parent / "capi" / PROVIDER_FILES.get(device, "-")
@@ -29,7 +29,7 @@ def provider_file(device: str) -> Path | None:
 
 
 def missing(device: str) -> list[str]:
-    """Names of the libraries that a device needs and the loader does not find; empty where nothing is known of it."""
+    """Return names of the libraries that a device needs and the loader does not find; empty where nothing is known of it."""
     path = provider_file(device)
     if path is None:
         return []
@@ -49,7 +49,7 @@ def _loads(name):
 
 
 def nvidia_driver() -> str | None:
-    """Version of the NVIDIA driver as its own tool says, or None."""
+    """Return the version of the NVIDIA driver, as nvidia-smi reports it, or None."""
     with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()[0].strip()
@@ -57,7 +57,7 @@ def nvidia_driver() -> str | None:
 
 
 def tensorrt_version() -> int | None:
-    """Version of the TensorRT library that onnxruntime would load, as a number, or None."""
+    """Return version of the TensorRT library that onnxruntime would load, as a number, or None."""
     path = provider_file("tensorrt")
     names = [name for name in needed(path) if name.startswith("libnvinfer.so")] if path else []
     with contextlib.suppress(OSError, AttributeError, IndexError):
@@ -66,10 +66,10 @@ def tensorrt_version() -> int | None:
 
 
 def needed(path: str | os.PathLike[str]) -> list[str]:
-    """The names under DT_NEEDED of a 64-bit little-endian ELF file.
+    """Return the names under DT_NEEDED of a 64-bit little-endian ELF file.
 
     Raises:
-        UsageError: the file is something else.
+        UsageError: The file is something else.
     """
     with open(path, "rb") as file:
         if file.read(6) != b"\x7fELF\x02\x01":

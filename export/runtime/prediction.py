@@ -93,10 +93,10 @@ def _rows(outputs: dict[str, np.ndarray]) -> int:
 
 
 def image_input(model: Session) -> TensorInfo:
-    """The one image input (`TensorInfo`) of a session.
+    """Return the one image input (`TensorInfo`) of a session.
 
     Raises:
-        UsageError: the model has several inputs, or one that is no image.
+        UsageError: The model has several inputs, or one that is not an image.
     """
     if len(model.inputs) != 1 or model.inputs[0].layout is None:
         raise UsageError(f"{model.path.name} does not take one batch of images; its inputs are {_described(model.inputs)}")
@@ -104,12 +104,12 @@ def image_input(model: Session) -> TensorInfo:
 
 
 def scores_output(model: Session, scores: str | None = None, kind: str | None = None) -> Scores:
-    """The output of a session that scores classes; see `artifact.find_scores`.
+    """Return the output of a session that scores classes; see `artifact.find_scores`.
 
     Args:
         model: `sessions.Session`.
         scores: Name of the output, for a file that does not state it.
-        kind: Kind of that output, likewise.
+        kind: Kind of that output; by default the file's.
 
     Raises:
         UsageError: The file and the caller do not say which output scores classes.
@@ -131,12 +131,12 @@ def _described(values):
 
 
 def batches(files: Sequence[str | os.PathLike[str]], card: dict[str, Any], spec: TensorInfo) -> Iterator[np.ndarray]:
-    """Arrays that fit an input, as few as images of one size allow; a model of dynamic size takes each image as it is.
+    """Yield arrays that fit an input, as few as images of one size allow; a model of dynamic size takes each image as it is.
 
     Args:
-        files: image paths.
-        card: the model card (dict).
-        spec: the `TensorInfo` of the input.
+        files: Image paths.
+        card: The model card (dict).
+        spec: The `TensorInfo` of the input.
     """
     fixed_batch = isinstance(spec.shape[0], int)
     groups = []
@@ -152,10 +152,10 @@ def batches(files: Sequence[str | os.PathLike[str]], card: dict[str, Any], spec:
 def load_pixels(
     source: str | os.PathLike[str] | bytes, card: dict[str, Any], spec: TensorInfo, max_pixels: int = images.MAX_PIXELS
 ) -> np.ndarray:
-    """One image file, or its bytes, as the uint8 pixels [height, width, channels] that an input takes.
+    """Load an image file, or its bytes, as the uint8 pixels [height, width, channels] that an input takes.
 
     Raises:
-        UsageError: not an image, damaged, or larger than allowed.
+        UsageError: Not an image, damaged, or larger than allowed.
     """
     height, width, channels = (*spec.shape[2:], spec.shape[1]) if spec.layout == "nchw" else spec.shape[1:]
     size = None if isinstance(height, str) or isinstance(width, str) else (height, width)
@@ -164,13 +164,13 @@ def load_pixels(
 
 
 def stacked(pixels: Sequence[np.ndarray], spec: TensorInfo) -> np.ndarray:
-    """Pixels of one size as the array an input takes, in its dtype and layout."""
+    """Return pixels of one size as the array an input takes, in its dtype and layout."""
     array = np.stack(pixels).astype(spec.dtype)
     return array.transpose(0, 3, 1, 2) if spec.layout == "nchw" else array
 
 
 def ranked(file: str | os.PathLike[str], scores: np.ndarray, labels: Sequence[str] | None, top: int) -> Prediction:
-    """The `Prediction` for one row of probabilities; equal ones by index."""
+    """Return the `Prediction` for one row of probabilities; equal ones by index."""
     order = np.argsort(-scores, kind="stable")[:top]
     names = tuple(labels[index] if labels and index < len(labels) else None for index in order)
     return Prediction(

@@ -74,14 +74,14 @@ SETTINGS = {
 
 
 def provider_options(device: str, settings: dict[str, Any]) -> dict[str, str]:
-    """The option dict of a device's provider.
+    """Return the option dict of a device's provider.
 
     Args:
-        device: key of `PROVIDERS`.
-        settings: names and values as in `SETTINGS`.
+        device: Key of `PROVIDERS`.
+        settings: Names and values as in `SETTINGS`.
 
     Raises:
-        UsageError: a setting that this device does not have, or a value that does not fit.
+        UsageError: A setting that this device does not have, or a value that does not fit.
     """
     known = SETTINGS[device]
     if unknown := [name for name in settings if name not in known]:
@@ -94,15 +94,15 @@ def shape_profiles(inputs: Sequence[TensorInfo], sizes: Sequence[int]) -> dict[s
 
     Args:
         inputs: `runtime.TensorInfo` of every input.
-        sizes: batch sizes, rising; the engine takes all between the first and the last and is tuned for the middle one.
+        sizes: Batch sizes, rising; the engine takes all between the first and the last and is tuned for the middle one.
 
     Raises:
-        UsageError: another open dimension than the batch.
+        UsageError: A dimension other than the batch is dynamic.
     """
     for value in inputs:
         if any(isinstance(size, str) for size in value.shape[1:]):
             raise UsageError(
-                f"input `{value.name}` has an open size {list(value.shape)}; export it with a fixed one for TensorRT"
+                f"input `{value.name}` has the dynamic size {list(value.shape)}; export it with a fixed size for TensorRT"
             )
     profiles = {}
     for key, batch in (("min", sizes[0]), ("opt", sizes[len(sizes) // 2]), ("max", sizes[-1])):
@@ -119,11 +119,11 @@ def cache_options(
     An engine is only valid for exactly those; a stale one gives wrong results or a crash.
 
     Args:
-        folder: where such folders lie.
-        model_digest: hexadecimal digest of the file.
+        folder: Where such folders lie.
+        model_digest: Hexadecimal digest of the file.
         versions: `{library: version}` of what builds and runs the engine.
-        gpu: what distinguishes the GPU.
-        options: option dict of the provider: precision and shapes are baked into an engine.
+        gpu: What distinguishes the GPU.
+        options: Option dict of the provider: precision and shapes are baked into an engine.
     """
     key = hashlib.sha256(json.dumps([model_digest, versions, gpu, options], sort_keys=True).encode())
     cache = f"{folder}/{key.hexdigest()[:24]}"

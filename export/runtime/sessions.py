@@ -60,13 +60,13 @@ class Session:
     """An ONNX file that is ready to run. Made by `session`.
 
     Attributes:
-        path: the file.
+        path: The file.
         device: `"cpu"`, `"cuda"`, `"tensorrt"` or `"openvino"`: what really runs it.
-        note: one sentence that says which device was taken, and why.
-        inputs, outputs: tuples of `TensorInfo`.
-        metadata: decoded metadata, see `resnet_export.artifact`.
-        card: the model card as a dict, `{}` if the file has none.
-        labels: class names in the order of the logits, or None.
+        note: One sentence that says which device was taken, and why.
+        inputs, outputs: Tuples of `TensorInfo`.
+        metadata: Decoded metadata, see `resnet_export.artifact`.
+        card: The model card as a dict, `{}` if the file has none.
+        labels: Class names in the order of the logits, or None.
         buckets: `buckets.Buckets` that all runs go through, or None.
     """
 
@@ -86,14 +86,14 @@ class Session:
         """Run once.
 
         Args:
-            feeds: array, for a model with one input, or `{input name: array}`; cast to the input's dtype within its kind.
-            outputs: names wanted; all by default.
+            feeds: Array, for a model with one input, or `{input name: array}`; cast to the input's dtype within its kind.
+            outputs: Names wanted; all by default.
 
         Returns:
             `{output name: array}`.
 
         Raises:
-            UsageError: a name, shape or dtype does not fit.
+            UsageError: A name, shape or dtype does not fit.
         """
         feeds = self._checked(feeds)
         names = list(outputs) if outputs is not None else [value.name for value in self.outputs]
@@ -155,21 +155,21 @@ def session(
     Args:
         path: ONNX file.
         device: `"auto"` (a GPU if one really starts, else the CPU), `"cpu"`, `"cuda"`, `"tensorrt"` or `"openvino"`.
-        threads: threads within an operator; onnxruntime's choice by default.
+        threads: Threads within an operator; onnxruntime's choice by default.
         optimise: False runs the graph as it is written, without onnxruntime's rewriting.
-        batches: batch sizes to run with, through fixed buffers: rows are filled up to the next one. Needed by CUDA graphs
+        batches: Batch sizes to run with, through fixed buffers: rows are filled up to the next one. Needed by CUDA graphs
             (`graphs=True`); gives TensorRT the shapes to build its engine for.
         cache: TensorRT only: folder for engines and timings, which take up to minutes to build.
-        detached: read external data into memory, so that the file may be changed or cut while the session is open; it is
+        detached: Read external data into memory, so that the file may be changed or cut while the session is open; it is
             mapped otherwise, and cutting it would end the process.
-        **settings: of the device, see `providers.SETTINGS`: `tf32=False`, `nhwc=True`, `graphs=True`, `fp16=True` …
+        **settings: Of the device, see `providers.SETTINGS`: `tf32=False`, `nhwc=True`, `graphs=True`, `fp16=True` …
 
     Returns:
         Session
 
     Raises:
-        UsageError: unknown device or setting, or the file is missing or damaged.
-        DeviceError: the device does not start; names the missing library where that is why.
+        UsageError: Unknown device or setting, or the file is missing or damaged.
+        DeviceError: The device does not start; names the missing library where that is why.
     """
     path = existing_file(path)
     if device != "auto" and device not in PROVIDERS:
@@ -178,7 +178,7 @@ def session(
     if device == "auto":
         device, note = choice()
     if device != "tensorrt" and cache is not None:
-        raise UsageError(f"`cache` goes with tensorrt, not with {device}")
+        raise UsageError(f"`cache` needs tensorrt, got {device}")
     if settings.get("graphs") and batches is None:
         raise UsageError("`graphs` needs `batches`: a CUDA graph replays one batch size")
     if device == "openvino" and threads:
@@ -211,7 +211,7 @@ def _hold_external_data(path, options):
 
 
 def choice() -> tuple[str, str]:
-    """The device that `auto` takes, and a sentence that says which and why."""
+    """Return the device that `auto` takes, and a sentence that says which and why."""
     if not _has_hardware(PROVIDERS["cuda"]):
         return "cpu", "cpu: onnxruntime sees no GPU here"
     if lacking := missing("cuda"):
@@ -225,7 +225,7 @@ def _has_hardware(provider):
 
 
 def gpu_count() -> int:
-    """Number of GPUs that onnxruntime sees; `CUDA_VISIBLE_DEVICES` hides some."""
+    """Return number of GPUs that onnxruntime sees; `CUDA_VISIBLE_DEVICES` hides some."""
     return sum(entry.ep_name == PROVIDERS["cuda"] for entry in ort.get_ep_devices())
 
 
@@ -233,9 +233,9 @@ def session_options(threads: int | None = None, optimise: bool = True, fallback:
     """onnxruntime's options as this package uses them everywhere.
 
     Args:
-        threads: threads within an operator.
-        optimise: whether onnxruntime may rewrite the graph.
-        fallback: whether nodes that the device cannot run may go to the CPU.
+        threads: Threads within an operator.
+        optimise: Whether onnxruntime may rewrite the graph.
+        fallback: Whether nodes that the device cannot run may go to the CPU.
     """
     options = ort.SessionOptions()
     # What fails is raised as an exception with the same text; the line of onnxruntime would be coloured, amid JSON logs.

@@ -191,7 +191,7 @@ class _Handlers:
         return JSONResponse({**about, "classifies_images": model.classifies_images, **model.card()})
 
     async def index(self, request: Request) -> Response:
-        """The repository index; `{"ready": true}` in the body asks for models that are ready only."""
+        """Return the repository index; `{"ready": true}` in the body asks for models that are ready only."""
         message = await self._message(request)
         only_ready = message.get("ready") is True
         return JSONResponse([entry for entry in self.service.repository.index() if entry["state"] == "READY" or not only_ready])
@@ -230,7 +230,7 @@ class _Handlers:
         return _Parts(parts, headers)
 
     async def classify(self, request: Request) -> Response:
-        """The best classes of one encoded image, for people with curl."""
+        """Return the best classes of an encoded image, e.g. for requests with curl."""
         top = _top(request.query_params.get("top", "5"))
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise ProtocolError("send the image itself as the body (curl --data-binary @FILE), not a form", 415)

@@ -1,6 +1,7 @@
-"""Micro-batching by rows: requests of one shape that wait together run together.
+"""Micro-batching by rows: requests of the same shape that wait at the same time run as one batch.
 
-Everything but the run itself happens on the event loop's thread, so nothing here needs a lock.
+`Batcher.submit` queues a request, `_pump` decides when a batch starts, `_take` picks its requests, and `_execute` runs it in a
+thread. Everything else happens on the event loop's thread, so nothing here needs a lock.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class BatchOptions:
     """How requests are put together.
 
     Args:
-        max_rows: rows per run; a larger request is split.
-        max_delay: seconds that a request waits for others which are on their way or likely to come; without such it never waits.
-        queue_rows: rows that may wait; more are refused.
-        instances: runs at a time.
+        max_rows: Rows per run; a larger request is split.
+        max_delay: Seconds that a request waits for others which are on their way or likely to come; without such it never waits.
+        queue_rows: Rows that may wait; more are refused.
+        instances: Runs at a time.
     """
 
     max_rows: int = 16
@@ -61,7 +62,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Answer:
-    """Outputs of a request, nanoseconds it waited in the queue, and the `Timing` of every run that had a part in it."""
+    """The outputs of a request, the nanoseconds that it waited in the queue, and the `Timing` of every run it was part of."""
 
     outputs: dict[str, np.ndarray]
     queued: int
@@ -87,10 +88,10 @@ class Batcher:
     that its thread need not wait for the event loop. Its rows count as waiting until it begins.
 
     Args:
-        run: function `{name: array} -> {name: array}`, called in a thread.
+        run: Function `{name: array} -> {name: array}`, called in a thread.
         options: `BatchOptions`.
-        observe: called with the `Timing` of every run that succeeded.
-        batched: whether the first axis of every array counts rows; otherwise every request runs alone, and counts as one row.
+        observe: Called with the `Timing` of every run that succeeded.
+        batched: Whether the first axis of every array counts rows; otherwise every request runs alone, and counts as one row.
         threads: Threads to run in, shared with other batchers, which closes them; by default the batcher has `instances` of its
             own. A batch that waits for a shared thread counts as waiting.
     """
@@ -147,15 +148,15 @@ class Batcher:
 
         Args:
             inputs: `{name: array}`; of a batched model all with the same number of rows, at least one.
-            timeout: seconds until the answer is of no use.
+            timeout: Seconds until the answer is of no use.
 
         Returns:
             Answer
 
         Raises:
-            QueueFull: more rows wait than may; the request was not taken.
-            DeadlineExceeded: the time is over; what had not begun does not run.
-            Exception: whatever `run` raised.
+            QueueFull: More rows wait than may; the request was not taken.
+            DeadlineExceeded: The time is over; what had not begun does not run.
+            Exception: Whatever `run` raised.
         """
         if self._drained:
             raise RuntimeError("this batcher is closed")

@@ -45,17 +45,17 @@ class Item:
 
 
 def read_items(arguments: Iterable[str | os.PathLike[str]]) -> Iterator[Item]:
-    """The images that arguments stand for, one by one, in an order that does not change.
+    """Yield the images that arguments stand for, one by one, in an order that does not change.
 
     Args:
-        arguments: image files; folders (searched through, sorted); `.txt` files with a path a line; `.parquet` files with a
+        arguments: Image files; folders (searched through, sorted); `.txt` files with a path a line; `.parquet` files with a
             column `image` (encoded bytes, or the struct `{bytes, path}` of Hugging Face) or `path`.
 
     Yields:
         Item
 
     Raises:
-        UsageError: a list or Parquet file that cannot be read, or a folder without images.
+        UsageError: A list or Parquet file that cannot be read, or a folder without images.
     """
     for argument in map(Path, arguments):
         if argument.is_dir():
@@ -81,17 +81,17 @@ class LocalClassifier:
 
     Args:
         path: ONNX file that takes images.
-        device: see `resnet_export.runtime.session`.
-        top: classes per image.
-        batch: images per run.
-        workers: threads that decode; one per core by default.
-        threads: threads of onnxruntime; its own choice by default.
+        device: See `resnet_export.runtime.session`.
+        top: Classes per image.
+        batch: Images per run.
+        workers: Threads that decode; one per core by default.
+        threads: Threads of onnxruntime; its own choice by default.
         scores: Name of the output that scores classes, for a file that does not state it.
-        output_kind: Kind of that output, likewise.
+        output_kind: Kind of that output; by default the file's.
 
     Raises:
         UsageError: No such file, or several outputs score classes.
-        DeviceError: the device does not start.
+        DeviceError: The device does not start.
     """
 
     def __init__(
@@ -114,12 +114,12 @@ class LocalClassifier:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a run must share with the one that it resumes."""
+        """The settings in which a run must agree with the one that it resumes."""
         file = self.session.metadata.get("sha256") or str(self.session.path)
         return {"model": file, "top": self.top, "scores": self.scores and [self.scores.output, self.scores.kind]}
 
     def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
-        """One row per item, in order; an image that cannot be read is a row with an `error`."""
+        """Yield one row per item, in order; an image that cannot be read is a row with an `error`."""
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
             waiting = deque()
             items = iter(items)
@@ -156,14 +156,14 @@ class LocalClassifier:
 
 
 def error_row(name: str, error: str) -> dict[str, Any]:
-    """The row of an image that could not be classified."""
+    """Return the row of an image that could not be classified."""
     return {"file": name, "error": error, "classes": [], "labels": [], "probabilities": []}
 
 
 def result_row(
     name: str, values: Mapping[str, np.ndarray], scores: Scores | None, labels: Sequence[str] | None, top: int | None
 ) -> dict[str, Any]:
-    """The row of an image: its best classes or, of a model whose outputs do not score classes, the values of its outputs.
+    """Return the row of an image: its best classes or, of a model whose outputs do not score classes, the values of its outputs.
 
     Args:
         name: How the row names the image.
@@ -192,12 +192,12 @@ def run(
     """Classify items and write the rows, in order, to a file.
 
     Args:
-        items: iterable of `Item`; the same ones again when a run is resumed.
+        items: Iterable of `Item`; the same ones again when a run is resumed.
         classifier: Has `settings`, `rows(items)` and `top`, which is None where no classes are ranked.
         out: `.csv`, `.parquet` or `.jsonl` file.
-        resume: go on where an interrupted run stopped.
-        overwrite: replace `out`, and restart even if there is an interrupted run.
-        on_rows: called with every list of rows that has been kept.
+        resume: Go on where an interrupted run stopped.
+        overwrite: Replace `out`, and restart even if there is an interrupted run.
+        on_rows: Called with every list of rows that has been kept.
 
     Returns:
         `{"file", "images", "errors", "resumed"}`.
@@ -207,7 +207,7 @@ def run(
     """
     out = Path(out)
     if out.suffix not in FORMATS:
-        raise UsageError(f"the output must end in {', '.join(FORMATS)}, got {out.name}")
+        raise UsageError(f"the name of the output must end in {', '.join(FORMATS)}, got {out.name}")
     target = check_target(out, overwrite)
     folder = target.with_name(target.name + ".partial")
     settings = {**classifier.settings, "top": classifier.top}
@@ -216,7 +216,7 @@ def run(
         items = iter(items)
         for index, item in enumerate(itertools.islice(items, done), 1):
             if index == done and item.name != last:
-                raise UsageError(f"image {done} is now {item.name}, in {folder} it is {last}; restart with --force")
+                raise UsageError(f"image {done} is now {item.name}, but was {last} in {folder}; restart with --force")
         kept = itertools.count(len(list(_part_files(folder))))
         for rows in batched(classifier.rows(items), PART_ROWS):
             _keep(folder / f"part-{next(kept):08d}.jsonl", rows)
@@ -248,7 +248,7 @@ def _locked(folder: Path, may_exist: bool) -> Iterator[None]:
         except OSError as error:
             raise UsageError(f"another process is writing to {folder}; wait for it, or choose another --out") from error
         if not folder.exists() or os.fstat(handle).st_ino != folder.stat().st_ino:
-            raise UsageError(f"another process has just finished {folder}; start again if its output is not what you want")
+            raise UsageError(f"another process has just finished {folder}; run the command again if you want another output")
         yield
     finally:
         os.close(handle)
@@ -266,7 +266,7 @@ def _begin(folder: Path, settings: dict, resume: bool) -> tuple[int, str | None]
         return 0, None
     before = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     if before != settings:
-        raise UsageError(f"the run in {folder} was begun with {before}, not {settings}; restart with --force")
+        raise UsageError(f"the run in {folder} was started with {before}, not {settings}; restart with --force")
     done, last = 0, None
     for row in _kept_rows(folder):
         done, last = done + 1, row["file"]
@@ -307,7 +307,7 @@ def _parts(sequence, size):
 
 
 def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` rows, the last one shorter, without reading ahead."""
+    """Yield lists of `size` rows, the last one shorter, without reading ahead."""
     rows = iter(rows)
     while part := list(itertools.islice(rows, size)):
         yield part

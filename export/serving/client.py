@@ -37,13 +37,13 @@ class RemoteOptions:
     """How a server is asked.
 
     Args:
-        top: classes per image.
-        concurrency: requests at a time.
-        retries: further tries after an answer that may be over in a moment.
-        api_key: sent as `Authorization: Bearer`.
-        timeout: seconds for one request.
+        top: Classes per image.
+        concurrency: Requests at a time.
+        retries: Further tries after an answer that may be over in a moment.
+        api_key: Sent as `Authorization: Bearer`.
+        timeout: Seconds for one request.
         scores: Name of the output that scores classes, for a model whose server does not state it.
-        output_kind: Kind of that output, likewise.
+        output_kind: Kind of that output; by default the file's.
     """
 
     top: int = 5
@@ -59,13 +59,13 @@ class RemoteClassifier:
     """Images to rows of the result, through a server; pictures are brought to the model's size here, pixels are sent.
 
     Args:
-        url: the server's address, e.g. `http://127.0.0.1:8000`; `http://` may be left out. Certificates beyond the usual ones are
+        url: The server's address, e.g. `http://127.0.0.1:8000`; `http://` may be left out. Certificates beyond the usual ones are
             named by `SSL_CERT_FILE`.
-        model: model name; may be left out where the server lists a single one.
+        model: Model name; may be left out where the server lists a single one.
         options: `RemoteOptions`.
 
     Raises:
-        UsageError: the server does not answer, or has no such model, or the model does not classify images.
+        UsageError: The server does not answer, or has no such model, or the model does not classify images.
     """
 
     def __init__(self, url: str, model: str | None = None, options: RemoteOptions = RemoteOptions()) -> None:
@@ -88,15 +88,15 @@ class RemoteClassifier:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a run must share with the one that it resumes."""
+        """The settings in which a run must agree with the one that it resumes."""
         scores = self.scores and [self.scores.output, self.scores.kind]
         return {"model": f"{self.url} {self.model}", "top": self.top, "scores": scores}
 
     def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
-        """One row per item, in order; an image that cannot be read, or that the server refuses, is a row with an `error`.
+        """Yield one row per item, in order; an image that cannot be read, or that the server refuses, is a row with an `error`.
 
         Raises:
-            UsageError: the server has gone, or refuses the key.
+            UsageError: The server has gone, or refuses the key.
         """
         with asyncio.Runner() as runner:
             stream = self._stream(items)
@@ -221,7 +221,7 @@ def _tensors(metadata, model):
         inputs = [_info(entry) for entry in metadata["inputs"]]
         outputs = [_info(entry) for entry in metadata["outputs"]]
     except (KeyError, TypeError) as error:
-        raise UsageError(f"the metadata of {model!r} are not as the protocol has them: {error}") from error
+        raise UsageError(f"the metadata of {model!r} do not follow the protocol: {error}") from error
     if len(inputs) != 1 or inputs[0].layout is None:
         raise UsageError(f"{model!r} does not take one batch of images; its inputs are {', '.join(info.name for info in inputs)}")
     return inputs[0], {info.name: list(info.shape) for info in outputs}

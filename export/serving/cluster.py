@@ -46,14 +46,14 @@ class ClusterSettings:
 
     Args:
         sources: `Source`s.
-        folder: repository folder, or None.
+        folder: Repository folder, or None.
         models: `ModelOptions`.
         app: `AppOptions`.
-        version: the server's version.
-        replicas: smallest and largest number.
-        cpus: cores of a replica, and threads of its onnxruntime.
+        version: The server's version.
+        replicas: Smallest and largest number.
+        cpus: Cores of a replica, and threads of its onnxruntime.
         gpus: GPUs of a replica; a fraction shares one.
-        grace: seconds in which a replica that leaves finishes what it has taken.
+        grace: Seconds in which a replica that leaves finishes what it has taken.
     """
 
     sources: tuple[Source, ...] = ()
@@ -95,7 +95,7 @@ def application(args: dict) -> serve.Application:
         args: `ClusterSettings.to_json()`.
 
     Returns:
-        ray.serve.Application
+        Ray.serve.Application
     """
     settings = ClusterSettings.from_json(args)
 
@@ -145,7 +145,7 @@ def protect_proxy() -> list:
 
 
 def config_yaml(settings: ClusterSettings, host: str, port: int) -> str:
-    """The configuration for `serve deploy`, as YAML (of which JSON is a part)."""
+    """Return the configuration for `serve deploy`, as YAML (of which JSON is a part)."""
     config = {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},
@@ -166,11 +166,11 @@ def start(settings: ClusterSettings, host: str, port: int, address: str | None =
 
     Args:
         settings: `ClusterSettings`.
-        host, port: where every machine's proxy listens.
-        address: a running cluster; None starts one on this machine.
+        host, port: Where every machine's proxy listens.
+        address: A running cluster; None starts one on this machine.
 
     Raises:
-        UsageError: the port is taken, or the cluster cannot be reached.
+        UsageError: The port is taken, or the cluster cannot be reached.
     """
     if not ray.is_initialized():
         if address is None:
@@ -190,14 +190,14 @@ def run(settings: ClusterSettings, host: str, port: int, address: str | None, te
     """Serve on a cluster until SIGTERM or SIGINT.
 
     Args:
-        settings, host, port, address: see `start`.
-        tell: called with an event, its text and details.
+        settings, host, port, address: See `start`.
+        tell: Called with an event, its text and details.
 
     Returns:
-        the signal that ended it.
+        The signal that ended it.
     """
     if port == 0:
-        raise UsageError("--engine ray needs a port of its own, not 0")
+        raise UsageError("--engine ray needs a fixed --port, got 0")
     ended, received = threading.Event(), []
 
     def stop(number: int, frame: FrameType | None) -> None:

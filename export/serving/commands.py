@@ -19,7 +19,7 @@ from ..errors import DeviceError, UsageError
 from ..options import KINDS
 
 MIB = 2**20
-DELAY_HELP = "How long a request may wait for others that are on their way."
+DELAY_HELP = "Maximum time a request may wait for others to join its batch, in milliseconds."
 
 
 def register(group: click.Group) -> None:
@@ -74,80 +74,112 @@ def _number(kind, name, default, text):
 
 
 def scores_options(function: Callable) -> Callable:
-    """How to declare what the outputs of a file from elsewhere mean."""
-    name = click.option("--scores", metavar="NAME", help="Output that scores classes, for a file that does not state it.")
-    kind = click.option("--output-kind", type=click.Choice(KINDS), help="What that output means, likewise.")
+    """Add the options that say what the outputs of a file from another exporter mean."""
+    name = click.option("--scores", metavar="NAME", help="Output that scores the classes, if the file does not say so.")
+    kind = click.option("--output-kind", type=click.Choice(KINDS), help="Meaning of that output, if the file does not say so.")
     return name(kind(function))
 
 
 model_options = _options(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, tensorrt or openvino."),
-    _number(int, "--threads", None, "Threads of one run; onnxruntime's choice by default."),
-    _number(int, "--max-batch", 16, "Rows that run together."),
+    click.option("--device", default="auto", show_default=True, help="Device to run on: auto, cpu, cuda, tensorrt or openvino."),
+    _number(int, "--threads", None, "Threads of onnxruntime for one batch; by default its own choice."),
+    _number(int, "--max-batch", 16, "Maximum number of rows in a batch."),
     click.option("--max-delay-ms", type=click.FloatRange(0, 60_000), default=5.0, show_default=True, help=DELAY_HELP),
-    _number(int, "--queue", 1024, "Rows that may wait; more are refused with 503."),
-    _number(int, "--instances", 1, "Batches that run at a time; on several GPUs, spread over them."),
-    _number(int, "--max-rows", 256, "Rows of one request."),
-    _number(int, "--max-pixels", 64_000_000, "Pixels of one image."),
-    _number(int, "--max-open-pixels", 2**22, "Pixels at which a model of dynamic size is run."),
-    _number(float, "--timeout", 60.0, "Seconds a request may wait and run."),
-    click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Run every batch size before being ready."),
+    _number(int, "--queue", 1024, "Maximum number of waiting rows; further requests get status 503."),
+    _number(int, "--instances", 1, "Batches that run at the same time, spread over all GPUs."),
+    _number(int, "--max-rows", 256, "Maximum number of rows in a request."),
+    _number(int, "--max-pixels", 64_000_000, "Maximum number of pixels of an image."),
+    _number(int, "--max-open-pixels", 2**22, "Maximum number of pixels at which a model of dynamic size runs."),
+    _number(float, "--timeout", 60.0, "Maximum time a request may wait and run, in seconds."),
+    click.option(
+        "--warm-up/--no-warm-up", default=True, show_default=True, help="Run every batch size once before the server is ready."
+    ),
     click.option(
         "--adaptive",
         is_flag=True,
-        help="Families: answer with one member shallower for each full batch that waits, before requests are refused.",
+        help="For a family: use one member shallower for each full batch that is waiting, before requests are refused.",
     ),
     scores_options,
 )
 app_options = _options(
-    _number(int, "--max-body-mb", 64, "MiB of one request."),
-    _number(int, "--max-json-mb", 64, "MiB of JSON in one request or answer; larger tensors must be binary."),
-    _number(int, "--max-buffered-mb", 1024, "MiB of all requests and answers together."),
-    _number(float, "--body-timeout", 30.0, "Seconds in which a head or a body must arrive, and an answer be taken."),
-    click.option("--allow-control", is_flag=True, help="Let clients load and unload models."),
-    click.option("--api-key-file", type=click.Path(), help="Keys, one a line; requests need `Authorization: Bearer KEY`."),
+    _number(int, "--max-body-mb", 64, "Maximum size of a request, in MiB."),
+    _number(int, "--max-json-mb", 64, "Maximum size of the JSON in a request or answer, in MiB; larger tensors must be binary."),
+    _number(int, "--max-buffered-mb", 1024, "Maximum memory for all requests and answers together, in MiB."),
+    _number(
+        float,
+        "--body-timeout",
+        30.0,
+        "Time in which a request must arrive, and in which the client must read the answer, in seconds.",
+    ),
+    click.option("--allow-control", is_flag=True, help="Allow clients to load and unload models."),
+    click.option(
+        "--api-key-file",
+        type=click.Path(),
+        help="File with one API key per line. Requests then need `Authorization: Bearer KEY`.",
+    ),
 )
 server_options = _options(
-    click.option("--host", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 for all."),
-    click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."),
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all interfaces."),
     click.option(
-        "--grpc-port", type=click.IntRange(0, 65535), help="Port for gRPC, which is off by default; 0 takes a free one."
+        "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0 chooses a free one."
+    ),
+    click.option(
+        "--grpc-port", type=click.IntRange(0, 65535), help="Also serve gRPC on this port; 0 chooses a free one. Off by default."
     ),
     _number(
         int,
         "--processes",
         1,
-        "Server processes that share the port, each with its own models, queue and limits (Linux). Process k serves its "
-        "metrics on --metrics-port + k.",
+        "Number of server processes that share the port, each with its own models, queue and limits (Linux only). Process k "
+        "serves its metrics on port --metrics-port + k.",
     ),
-    _number(float, "--grace", 60.0, "Seconds a shutdown waits for what is in flight."),
+    _number(float, "--grace", 60.0, "Maximum time a shutdown waits for requests in flight, in seconds."),
     _number(
-        int, "--max-connections-per-address", None, "Connections from one client address; by default half the open files allowed."
+        int,
+        "--max-connections-per-address",
+        None,
+        "Maximum number of connections from one address; by default half of the open files that are allowed.",
     ),
     click.option("--uds", type=click.Path(), help="Unix socket to listen on instead of --host and --port."),
-    click.option("--root-path", default="", metavar="PATH", help="Path under which a proxy publishes the server."),
+    click.option("--root-path", default="", metavar="PATH", help="Path under which a proxy serves this server, e.g. /models."),
     click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics on this port only, without a key."),
     click.option(
         "--shutdown-delay",
         type=click.FloatRange(0),
         default=0.0,
         show_default=True,
-        help="Seconds for which a server that was told to stop still accepts requests while it reports not to be ready.",
+        help="Time after SIGTERM in which the server still accepts requests, but reports that it is not ready, in seconds.",
     ),
-    click.option("--access-log", is_flag=True, help="One line per request on standard error."),
-    click.option("--ssl-certfile", type=click.Path(), help="TLS certificate."),
-    click.option("--ssl-keyfile", type=click.Path(), help="TLS key."),
+    click.option("--access-log", is_flag=True, help="Log every request to standard error."),
+    click.option("--ssl-certfile", type=click.Path(), help="File with the TLS certificate."),
+    click.option("--ssl-keyfile", type=click.Path(), help="File with the key of the TLS certificate."),
 )
 # Of these only `--engine ray` knows what to do.
 CLUSTER_DEFAULTS = {"min_replicas": 1, "max_replicas": 1, "gpus_per_replica": 0.0, "address": None}
 cluster_options = _options(
-    click.option("--engine", type=click.Choice(["uvicorn", "ray"]), default="uvicorn", show_default=True),
-    _number(int, "--min-replicas", 1, "With ray: copies that are always there."),
-    _number(int, "--max-replicas", 1, "With ray: copies under load."),
-    click.option("--gpus-per-replica", type=click.FloatRange(0), default=0.0, help="With ray: may be a fraction."),
-    click.option("--address", help="With ray: a running cluster (auto, or ray://HOST:PORT); a local one by default."),
-    click.option("--write-config", type=click.Path(), help="With ray: write the YAML for `serve deploy` instead of serving."),
-    click.option("--force", is_flag=True, help="With --write-config: overwrite."),
+    click.option(
+        "--engine",
+        type=click.Choice(["uvicorn", "ray"]),
+        default="uvicorn",
+        show_default=True,
+        help="Serve here, or on a Ray cluster.",
+    ),
+    _number(int, "--min-replicas", 1, "With --engine ray: minimum number of replicas."),
+    _number(int, "--max-replicas", 1, "With --engine ray: maximum number of replicas, under load."),
+    click.option(
+        "--gpus-per-replica",
+        type=click.FloatRange(0),
+        default=0.0,
+        help="With --engine ray: GPUs per replica; may be a fraction.",
+    ),
+    click.option(
+        "--address",
+        help="With --engine ray: address of a running cluster (auto, or ray://HOST:PORT); by default a local one is started.",
+    ),
+    click.option(
+        "--write-config", type=click.Path(), help="With --engine ray: write the YAML file for `serve deploy` instead of serving."
+    ),
+    click.option("--force", is_flag=True, help="With --write-config: overwrite the file."),
 )
 common_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
@@ -155,29 +187,33 @@ common_options = _options(
 )
 
 
-many_options = _options(
-    click.option("--url", help="Ask the server at this address instead of a FILE."),
-    click.option("--model", help="With --url: the model's name, if the server has several."),
-    _number(int, "--concurrency", 8, "With --url: requests at a time."),
-    click.option("--api-key-file", type=click.Path(), help="With --url: the first key in this file is sent."),
-    click.option("-o", "--out", help="Write .csv, .parquet or .jsonl, in order, errors as rows; for any number of images."),
-    click.option("--resume", is_flag=True, help="With --out: go on where an interrupted run stopped."),
-    click.option("--force", is_flag=True, help="With --out: overwrite, and restart an interrupted run."),
-    _number(int, "--batch", 16, "Images per run."),
-    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: workers on a cluster."),
-    _number(int, "--workers", 1, "With --engine ray: workers, of one core each or --gpus-per-worker."),
-    click.option("--gpus-per-worker", type=click.FloatRange(0), default=0.0, help="With --engine ray: may be a fraction."),
-    click.option("--address", help="With --engine ray: a running cluster (auto, or ray://HOST:PORT)."),
+batch_prediction_options = _options(
+    click.option("--url", help="Address of a server to use instead of a FILE."),
+    click.option("--model", help="With --url: name of the model, if the server has several."),
+    _number(int, "--concurrency", 8, "With --url: number of requests at the same time."),
+    click.option("--api-key-file", type=click.Path(), help="With --url: file with the API key to send; of several, the first."),
+    click.option("-o", "--out", help="Write a .csv, .parquet or .jsonl file with a row per image, in order; errors become rows."),
+    click.option("--resume", is_flag=True, help="With --out: resume an interrupted run."),
+    click.option("--force", is_flag=True, help="With --out: overwrite the file, and restart an interrupted run."),
+    _number(int, "--batch", 16, "Number of images per batch."),
+    click.option(
+        "--engine", type=click.Choice(["local", "ray"]), default="local", help="Run here, or on workers of a Ray cluster."
+    ),
+    _number(int, "--workers", 1, "With --engine ray: number of workers, each with one core or --gpus-per-worker."),
+    click.option(
+        "--gpus-per-worker", type=click.FloatRange(0), default=0.0, help="With --engine ray: GPUs per worker; may be a fraction."
+    ),
+    click.option("--address", help="With --engine ray: address of a running cluster (auto, or ray://HOST:PORT)."),
 )
 
 
-def are_many(images: Sequence[str], url: str | None, out: str | None, engine: str) -> bool:
-    """Whether `predict` streams: to a file, through a server, on a cluster, or from a folder, a list or a table."""
+def is_batch_prediction(images: Sequence[str], url: str | None, out: str | None, engine: str) -> bool:
+    """Return whether `predict` streams: to a file, through a server, on a cluster, or from a folder, a list or a table."""
     collections = (name for name in images if os.path.isdir(name) or name.endswith((".txt", ".parquet")))
     return bool(url or out) or engine == "ray" or any(collections)
 
 
-def predict_many(file: str | None, images: Sequence[str], out: str | None, as_json: bool, **options: Any) -> int | None:
+def predict_batches(file: str | None, images: Sequence[str], out: str | None, as_json: bool, **options: Any) -> int | None:
     """`predict` for folders, lists (.txt), tables (.parquet), servers (`--url`) and output files (`--out`)."""
     from .. import console as report
     from . import bulk
@@ -273,9 +309,11 @@ def serve(
     as_json: bool,
     **options: Any,
 ) -> int | None:
-    """Serve ONNX models over HTTP: the Open Inference Protocol v2, as KServe and Triton speak it, a page for people at /,
-    and POST /v2/models/NAME/classify for image files. A name that comes again is the next version of that model. The file
-    family.json of `resnet-export family` is a model whose requests choose its depth.
+    """Serve ONNX models over HTTP and gRPC.
+
+    The server implements the Open Inference Protocol v2 of KServe and Triton. It has a web page at / and classifies image files
+    that are posted to /v2/models/NAME/classify. If a NAME is given several times, the files are versions 1, 2, … of that
+    model. A family.json of `resnet-export family` is one model of which each request chooses the depth.
 
     \b
     Example:
@@ -283,7 +321,7 @@ def serve(
     """
     tell = functools.partial(_tell, as_json)
     if force and not write_config:
-        raise UsageError("--force belongs to --write-config")
+        raise UsageError("--force needs --write-config")
     if engine == "ray" or write_config:
         return _serve_on_ray(files, repository, write_config, force, tell, options)
     if wrong := [name for name in CLUSTER_DEFAULTS if options[name] != CLUSTER_DEFAULTS[name]]:
@@ -365,9 +403,11 @@ def _serve_in_processes(files, repository, tell, options, as_json):
         from . import processes, server
     processes.check_platform()
     if wrong := [name for name in ("uds", "allow_control") if options[name]]:
-        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --processes, since it would reach one process only")
+        raise UsageError(
+            f"--{wrong[0].replace('_', '-')} cannot be combined with --processes, because it would reach one process only"
+        )
     if options["metrics_port"] == 0:
-        raise UsageError("--metrics-port 0 does not go with --processes, whose metrics are on ports that follow each other")
+        raise UsageError("--metrics-port 0 cannot be combined with --processes, which use consecutive ports for their metrics")
     count, ports = options["processes"], {}
     options = options | {"threads": options["threads"] or max(1, (os.cpu_count() or 1) // count)}
     server.log_to_stderr(options["access_log"], as_json)
@@ -423,7 +463,7 @@ def _serve_on_ray(files, repository, write_config, force, tell, options):
     wrong = [name for name in alone if options[name]] + ["grpc_port"] * (options["grpc_port"] is not None)
     wrong += ["processes"] * (options["processes"] > 1)
     if wrong:
-        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --engine ray")
+        raise UsageError(f"--{wrong[0].replace('_', '-')} cannot be combined with --engine ray")
     with _needs_extra("cluster"):
         from . import cluster
     settings = cluster.ClusterSettings(
@@ -498,10 +538,10 @@ def _keys(options):
 
 
 def read_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The keys in a file, one a line; empty lines and lines that begin with `#` are passed over.
+    """Read the API keys in a file, one per line. Empty lines and lines that begin with `#` are ignored.
 
     Raises:
-        UsageError: the file cannot be read, or holds no key: a server without keys would be open.
+        UsageError: The file cannot be read, or holds no key: a server without keys would be open.
     """
     try:
         # Some editors begin a file with a byte-order mark.
@@ -510,7 +550,7 @@ def read_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the API keys in {path}: {getattr(error, 'strerror', None) or error}") from error
     if not keys:
-        raise UsageError(f"{path} holds no API key; write one a line")
+        raise UsageError(f"{path} contains no API key; write one key per line")
     if wrong := [number for number, key in enumerate(keys, 1) if not (key.isascii() and key.isprintable())]:
         raise UsageError(f"key {wrong[0]} in {path} cannot be sent in an HTTP header; use printable ASCII characters only")
     return keys
@@ -519,17 +559,27 @@ def read_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="[NAME=]FILE...")
 @click.argument("repository", type=click.Path())
-@click.option("--max-batch", type=click.IntRange(0), help="Rows per batch; by default 16, or 0 for a model without a batch axis.")
-@click.option("--max-delay-us", type=click.IntRange(0), default=100, show_default=True, help="How long a request may wait.")
-@_options(_number(int, "--instances", 1, "Copies that run side by side."))
+@click.option(
+    "--max-batch",
+    type=click.IntRange(0),
+    help="Maximum number of rows in a batch; by default 16, or 0 for a model without a batch axis.",
+)
+@click.option(
+    "--max-delay-us",
+    type=click.IntRange(0),
+    default=100,
+    show_default=True,
+    help="Maximum time a request may wait for others, in microseconds.",
+)
+@_options(_number(int, "--instances", 1, "Number of copies of each model that run at the same time."))
 @click.option("--gpu", is_flag=True, help="Run on GPUs.")
-@click.option("--tensorrt", type=click.Choice(["fp32", "fp16"]), help="Run through TensorRT at this precision.")
-@click.option("--engine-cache", metavar="FOLDER", help="Where TensorRT keeps its engines, on the server.")
+@click.option("--tensorrt", type=click.Choice(["fp32", "fp16"]), help="Run with TensorRT at this precision.")
+@click.option("--engine-cache", metavar="FOLDER", help="Folder on the server in which TensorRT caches its engines.")
 @click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Have Triton run the model before it is ready.")
-@click.option("--force", is_flag=True, help="Replace models that are there already.")
-@click.option("--add", is_flag=True, help="Add FILE as the next version of a model that is there already.")
-@click.option("--kserve", type=click.Path(), help="Write a KServe InferenceService to this YAML file as well.")
-@click.option("--storage-uri", help="Where KServe finds the repository, e.g. s3://bucket/repository.")
+@click.option("--force", is_flag=True, help="Replace models that exist already.")
+@click.option("--add", is_flag=True, help="Add FILE as the next version of a model that exists already.")
+@click.option("--kserve", type=click.Path(), help="Also write a KServe InferenceService to this YAML file.")
+@click.option("--storage-uri", help="Address of the repository for KServe, e.g. s3://bucket/repository.")
 @common_options
 def triton(
     files: tuple[str, ...],
@@ -542,8 +592,10 @@ def triton(
     max_delay_us: int,
     **options: Any,
 ) -> None:
-    """Write ONNX files as a model repository for NVIDIA's Triton; a name that comes again is the next version. The members of
-    a family.json become models of their own.
+    """Write a model repository for NVIDIA's Triton.
+
+    If a NAME is given several times, the files are versions 1, 2, … of that model. The members of a family.json become separate
+    models.
 
     \b
     Example:
@@ -555,7 +607,7 @@ def triton(
     from .triton import TritonOptions, kserve_yaml, write_repository
 
     if (kserve is None) != (storage_uri is None):
-        raise UsageError("--kserve and --storage-uri belong together")
+        raise UsageError("--kserve and --storage-uri must be given together")
     sources = [member for source in parse_sources(files) for member in member_sources(source)]
     yaml = kserve_yaml(_service_name(sources), storage_uri, options["gpu"]) if kserve else None
     written = write_repository(
@@ -575,11 +627,13 @@ def _service_name(sources):
 
 @click.command("tf-serving")
 @click.argument("folder", type=click.Path())
-@click.option("--name", help="Model name; the folder's by default.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the REST interface.")
+@click.option("--name", help="Name of the model; by default that of the folder.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the REST API.")
 @common_options
 def tf_serving(folder: str, name: str | None, port: int, as_json: bool) -> None:
-    """Print the command that serves a SavedModel folder with TensorFlow Serving.
+    """Print a command that serves a SavedModel folder.
+
+    The command starts TensorFlow Serving in Docker.
 
     \b
     Example:

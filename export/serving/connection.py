@@ -21,13 +21,13 @@ LINGER = 5.0
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What clients may do on their connections; one object is shared by all of them.
+    """Limits on the connections of clients. All connections share one object.
 
     Args:
         head_timeout: Time in which the head of a request must arrive, in seconds.
-        write_timeout: Time in which the client must take an answer that does not fit into the socket's buffers, in
+        write_timeout: Time in which the client must read an answer that does not fit into the socket's buffers, in
             seconds.
-        per_address: Largest number of connections from one address; None for no bound.
+        per_address: Maximum number of connections from one address; None for no limit.
         counts: Number of open connections by address.
     """
 
@@ -168,7 +168,7 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as stopped:
             method = self.parser.get_method()
             if method == b"CONNECT":
-                raise httptools.HttpParserError("this is not a proxy") from stopped
+                raise httptools.HttpParserError("this server is not a proxy") from stopped
             line = b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())
             fields = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)

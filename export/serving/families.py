@@ -38,7 +38,7 @@ def open_model(source: Source, options: ModelOptions) -> ServedModel:
 
 
 def member_sources(source: Source) -> list[Source]:
-    """The members of a family as models of their own, for servers that know no families; any other source as it is.
+    """Return the members of a family as models of their own, for servers that know no families; any other source as it is.
 
     Raises:
         UsageError, MismatchError: As `open_model`.
@@ -105,11 +105,11 @@ class ServedFamily(ServedModel):
         return self.members[self._candidates()[0]].batcher.announced()
 
     def choose(self, parameters: dict[str, Any], rows: int = 1, timeout: float | None = None) -> ServedModel:
-        """The member that is to answer a request.
+        """Choose the member that answers a request.
 
-        A request that names one (`parameters.depth`) gets it. Otherwise it is the deepest one; with `ModelOptions.adaptive`, one
-        member shallower for each full batch that waits. With a timeout of its own, a request gets the deepest member from there
-        on that is likely to answer in time, or the fastest one.
+        A request that names one (`parameters.depth`) gets it. Otherwise it is the deepest one, or with `ModelOptions.adaptive`
+        one member shallower for each full batch that waits. A request with a timeout gets the deepest member from there on that
+        is likely to answer in time, or the fastest one.
 
         Args:
             parameters: Parameters of the request.
@@ -150,7 +150,7 @@ class ServedFamily(ServedModel):
         return names.index(found.name)
 
     def _takes(self, number: int, rows: int) -> float:
-        """Seconds that a member needs for so many rows, in batches."""
+        """Seconds that a member needs for this number of rows, in batches."""
         seconds = self.seconds[number]
         most = max(seconds)
         full, rest = divmod(rows, most)

@@ -77,7 +77,7 @@ class _Held:
     task: asyncio.Task | None = None
 
     def release(self) -> None:
-        """Account for nothing any longer: the client has taken the answer, or will not get one."""
+        """Release the memory that this call accounts for: the client has the answer, or will not get one."""
         self.admission.settle(0)
 
 
@@ -303,15 +303,15 @@ class _Questions:
         self.service = service
 
     async def server_live(self, asked: Any) -> dict[str, Any]:
-        """Whether the server is there: it is."""
+        """Answer that the server is live."""
         return {"live": True}
 
     async def server_ready(self, asked: Any) -> dict[str, Any]:
-        """Whether all models are ready."""
+        """Return whether all models are ready."""
         return {"ready": self.service.ready}
 
     async def check(self, asked: Any) -> dict[str, Any]:
-        """The standard health check, as Kubernetes' gRPC probes use it."""
+        """Answer the standard health check, which Kubernetes' gRPC probes use."""
         if asked.service not in ("", TRITON_SERVICE):
             raise ProtocolError(f"there is no service {asked.service[:80]!r}; there is {TRITON_SERVICE}", 404)
         return {"status": "SERVING" if self.service.ready else "NOT_SERVING"}
@@ -321,7 +321,7 @@ class _Questions:
         return {"name": NAME, "version": self.service.version, "extensions": list(EXTENSIONS)}
 
     async def model_ready(self, asked: Any) -> dict[str, Any]:
-        """Whether a model is ready; one that does not exist is not, as in Triton."""
+        """Return whether a model is ready; one that does not exist is not, as in Triton."""
         try:
             self.service.find(asked.name, asked.version or None)
         except ProtocolError:
@@ -329,16 +329,16 @@ class _Questions:
         return {"ready": True}
 
     async def model_metadata(self, asked: Any) -> dict[str, Any]:
-        """A model's inputs, outputs and versions."""
+        """Return a model's inputs, outputs and versions."""
         model = self.service.find(asked.name, asked.version or None)
         return model.metadata(self.service.repository.versions(model.source.name))
 
     async def model_config(self, asked: Any) -> dict[str, Any]:
-        """A model's configuration, in Triton's terms."""
+        """Return a model's configuration, in Triton's terms."""
         return {"config": served_config(self.service.find(asked.name, asked.version or None))}
 
     async def model_statistics(self, asked: Any) -> dict[str, Any]:
-        """What one model or all have done."""
+        """Return the statistics of one model, or of all."""
         return {"model_stats": self.service.statistics(asked.name or None, asked.version or None)}
 
     async def repository_index(self, asked: Any) -> dict[str, Any]:

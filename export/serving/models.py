@@ -46,14 +46,14 @@ class ModelOptions:
     """How models are run.
 
     Args:
-        device: see `resnet_export.runtime.session`.
-        threads: threads within an operator; onnxruntime's choice by default.
+        device: See `resnet_export.runtime.session`.
+        threads: Threads within an operator; onnxruntime's choice by default.
         batch: `BatchOptions`.
-        max_request_rows: rows that one request may have.
-        max_pixels: width × height that an encoded image may have.
-        max_open_pixels: width × height that a model of dynamic size is run at.
-        timeout: seconds for which a request may wait and run.
-        warm_up: run every batch size once before a model is ready.
+        max_request_rows: Rows that one request may have.
+        max_pixels: Width × height that an encoded image may have.
+        max_open_pixels: Width × height that a model of dynamic size is run at.
+        timeout: Seconds for which a request may wait and run.
+        warm_up: Run every batch size once before a model is ready.
         scores: Name of the output that scores classes, for files that do not state it and have such an output.
         output_kind: Kind of that output (one of `options.KINDS`), likewise.
         adaptive: Send requests to shallower members of a family while others wait.
@@ -82,8 +82,8 @@ class ServedModel:
         threads: Threads to run in, shared with other models; by default the model has its own.
 
     Raises:
-        UsageError: the file is missing or damaged, or has tensors that the protocol has no datatype for.
-        DeviceError: the device does not start.
+        UsageError: The file is missing or damaged, or has tensors that the protocol has no datatype for.
+        DeviceError: The device does not start.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ServedModel:
                 self._released.set_result(None)
 
     def choose(self, parameters: dict[str, Any], rows: int = 1, timeout: float | None = None) -> ServedModel:
-        """The model that is to answer a request: this one, since only families have several.
+        """Choose the model that answers a request: this one, because only families have several.
 
         Args:
             parameters: Parameters of the request.
@@ -128,7 +128,7 @@ class ServedModel:
             ProtocolError: The request asks for a depth.
         """
         if parameters.get("depth") is not None:
-            raise ProtocolError(f"model {self.source.name!r} is no family, so that it has one depth; leave `depth` out")
+            raise ProtocolError(f"model {self.source.name!r} is not a family and has a single depth; leave `depth` out")
         return self
 
     def announced(self) -> contextlib.AbstractContextManager[None]:
@@ -136,16 +136,16 @@ class ServedModel:
         return self.batcher.announced()
 
     def parts(self) -> list[ServedModel]:
-        """The models that answer requests, each with statistics of its own."""
+        """Return the models that answer requests, each with statistics of its own."""
         return [self]
 
     def total_statistics(self) -> Statistics:
-        """The statistics of all `parts`."""
+        """Return the statistics of all `parts`."""
         return self.statistics
 
     @property
     def parameters(self) -> dict[str, str]:
-        """What an answer says about the model beyond its name and version."""
+        """The parameters of an answer that describe the model, beyond its name and version."""
         return {} if self.depth is None else {"depth": self.depth}
 
     @property
@@ -163,7 +163,7 @@ class ServedModel:
             return error.with_traceback(None)
 
     def card(self) -> dict[str, Any]:
-        """What the file says about itself, with the kind of the output that the options declare.
+        """Return what the file says about itself, with the kind of the output that the options declare.
 
         A file without metadata states no kinds, so that no client takes its outputs for those of a file of version 0.1.
         """
@@ -173,7 +173,7 @@ class ServedModel:
         return {**metadata, "outputs": {**metadata.get("outputs", {}), self.scores.output: self.scores.kind}}
 
     def metadata(self, versions: Iterable[str]) -> dict[str, Any]:
-        """The protocol's model metadata."""
+        """Return the protocol's model metadata."""
         return {
             "name": self.source.name,
             "versions": list(versions),
@@ -191,7 +191,7 @@ class ServedModel:
                 self._run_on(opened, inputs)
 
     def warm_inputs(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Zeros for every batch size that may come, with its rows; none where the card does not name the size of an input."""
+        """Yield zeros for every batch size that may occur, with its rows; nothing if the size of an input is unknown."""
         shapes = [self.warm_shape(spec) for spec in self.inputs]
         if None in shapes:
             return
@@ -213,7 +213,7 @@ class ServedModel:
             `{name: array}`: aligned and contiguous, BYTES as strings.
 
         Raises:
-            ProtocolError: a wrong name, datatype, shape or number of rows.
+            ProtocolError: A wrong name, datatype, shape or number of rows.
         """
         if set(inputs) != {spec.name for spec in self.inputs}:
             wanted, got = ", ".join(spec.name for spec in self.inputs), ", ".join(name[:80] for name in inputs)
@@ -225,17 +225,17 @@ class ServedModel:
         return {name: _native(name, array) for name, array in inputs.items()}
 
     async def infer(self, inputs: dict[str, np.ndarray], timeout: float | None = None) -> Answer:
-        """Outputs of the model.
+        """Return outputs of the model.
 
         Args:
-            inputs: what `prepare` or `read_image` returned.
-            timeout: seconds; the server's own limit holds as well.
+            inputs: What `prepare` or `read_image` returned.
+            timeout: Seconds; the server's own limit holds as well.
 
         Returns:
             `batcher.Answer`
 
         Raises:
-            ProtocolError: the queue is full or the time is over (503), or the model failed (500).
+            ProtocolError: The queue is full or the time is over (503), or the model failed (500).
         """
         started = time.monotonic_ns()
         limit = min(timeout or math.inf, self.options.timeout)
@@ -252,15 +252,15 @@ class ServedModel:
         return answer
 
     def busy(self, error: QueueFull | DeadlineExceeded) -> ProtocolError:
-        """The answer to a request that the model has no time for (503)."""
+        """Return the error for a request that the model has no time for (503)."""
         reason = "queue_full" if isinstance(error, QueueFull) else "deadline"
         return ProtocolError(f"model {self.source.name!r} is busy: {error}; try again later", 503, RETRY, reason)
 
     def read_image(self, body: bytes) -> dict[str, np.ndarray]:
-        """An encoded image as input arrays (to be called in a thread: decoding takes its time).
+        """Return an encoded image as input arrays (to be called in a thread: decoding takes its time).
 
         Raises:
-            ProtocolError: not an image, or the model takes none.
+            ProtocolError: Not an image, or the model takes none.
         """
         try:
             spec = image_input(self.session)
@@ -280,20 +280,20 @@ class ServedModel:
         return isinstance(self.scores, Scores)
 
     def ranking(self, outputs: dict[str, np.ndarray], top: int) -> list[dict[str, Any]]:
-        """The best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
+        """Return the best classes of one answer to `read_image`: a list of `{"class", "label", "probability"}`.
 
         Raises:
-            ProtocolError: the model gave NaN.
+            ProtocolError: The model gave NaN.
         """
         scores = outputs[self.scores.output][:1]
         if not np.isfinite(scores).all():
-            raise ProtocolError(f"model {self.source.name!r} gave NaN or infinity for this image", 500)
+            raise ProtocolError(f"model {self.source.name!r} returned NaN or infinity for this image", 500)
         best = ranked("", self.scores.probabilities(scores)[0], self.labels, top)
         found = zip(best.classes, best.labels, best.probabilities, strict=True)
         return [{"class": index, "label": label, "probability": probability} for index, label, probability in found]
 
     def warm_shape(self, spec: TensorSpec) -> list[int] | None:
-        """An input's shape, without the batch axis, with the card's size where it is open; None if the card names none."""
+        """Return an input's shape without the batch axis, with the card's size for dynamic sizes; None if the card has none."""
         size = (self.session.card.get("preprocessing") or {}).get("size") or ()
         shape = list(spec.shape[1:] if self.batched else spec.shape)
         places = [index for index, dim in enumerate(shape) if dim < 0]
@@ -369,13 +369,13 @@ def _opened(path: Path, options: ModelOptions) -> list[Session]:
 
 
 def _bindable(value):
-    """Whether a buffer can be laid out for it: numbers, of which only the batch is open."""
+    """Whether a buffer can be laid out for it: numbers, of which only the batch is dynamic."""
     open_dims = [isinstance(dim, str) for dim in value.shape]
     return value.dtype != "object" and open_dims[:1] == [True] and not any(open_dims[1:])
 
 
 def buckets(max_rows: int) -> list[int]:
-    """The batch sizes that are warmed up, and to which a GPU's batches are filled: powers of two and the limit itself."""
+    """Return the batch sizes that are warmed up, and to which a GPU's batches are filled: powers of two and the limit itself."""
     return [2**power for power in range(max_rows.bit_length()) if 2**power < max_rows] + [max_rows]
 
 

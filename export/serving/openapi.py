@@ -18,13 +18,13 @@ PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "num
 
 
 def describe(version: str) -> dict[str, Any]:
-    """The OpenAPI document.
+    """Return the OpenAPI document.
 
     Args:
-        version: the server's version.
+        version: The server's version.
 
     Returns:
-        dict
+        Dict
     """
     return {
         "openapi": "3.1.0",

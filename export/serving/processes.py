@@ -29,10 +29,10 @@ RESTART_PAUSE = 1.0  # seconds between the end of a process and the start of the
 
 
 def check_platform() -> None:
-    """Check that the kernel can spread connections over several processes.
+    """Check that the kernel can distribute connections over several processes.
 
     Raises:
-        UsageError: It cannot.
+        UsageError: This system cannot.
     """
     if not sys.platform.startswith("linux"):
         raise UsageError("--processes needs Linux, whose kernel spreads connections over processes; leave it out")
@@ -43,7 +43,7 @@ def reserved_port(host: str, port: int, flag: str = "--port") -> Iterator[int]:
     """Hold a port for processes that bind it with `SO_REUSEPORT`.
 
     Args:
-        host: Address.
+        host: Address to listen on.
         port: Port, 0 for a free one.
         flag: The option that chose the port, for the error message.
 
@@ -148,7 +148,7 @@ class Supervisor:
         if self._ended_by is None and not self._was_ready:
             raise ExportError(f"process {child.index} ended with exit code {child.process.exitcode} before it was ready")
         if self._ended_by is None:
-            log.error("process %d ended with exit code %s; another one takes its place", child.index, child.process.exitcode)
+            log.error("process %d ended with exit code %s and is replaced", child.index, child.process.exitcode)
             time.sleep(RESTART_PAUSE)
         if self._ended_by is None:
             self._start(child.index)

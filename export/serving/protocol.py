@@ -125,10 +125,10 @@ class InferResponse:
 
 
 def datatype_of(dtype: DTypeLike) -> str:
-    """The protocol's name of a numpy dtype.
+    """Return the protocol's name of a numpy dtype.
 
     Raises:
-        ProtocolError: the protocol has none.
+        ProtocolError: The protocol has none.
     """
     dtype = np.dtype(dtype)
     name = NAMES.get(dtype.newbyteorder("<"))
@@ -138,16 +138,16 @@ def datatype_of(dtype: DTypeLike) -> str:
 
 
 def parse_json(text: bytes | memoryview) -> dict[str, Any]:
-    """The JSON object in `text`; NaN and infinity, which Python would take, are no JSON.
+    """Parse the JSON object in `text`. NaN and infinity, which Python would accept, are refused.
 
     Args:
-        text: bytes.
+        text: The JSON as bytes.
 
     Returns:
-        dict
+        Dict
 
     Raises:
-        ProtocolError: anything else.
+        ProtocolError: Anything else.
     """
     try:
         value = json_text.loads(text)
@@ -159,10 +159,10 @@ def parse_json(text: bytes | memoryview) -> dict[str, Any]:
 
 
 def header_length(value: str | None, size: int) -> int | None:
-    """The length of the JSON part, from the header's text (None: no header, all of the body is JSON).
+    """Return the length of the JSON part, from the header's text (None: no header, all of the body is JSON).
 
     Raises:
-        ProtocolError: not a number, or more than the body has.
+        ProtocolError: Not a number, or more than the body has.
     """
     if value is None:
         return None
@@ -174,15 +174,15 @@ def header_length(value: str | None, size: int) -> int | None:
 
 
 def decompress(body: bytes | bytearray, encoding: str | None, limit: int) -> bytes | bytearray:
-    """The body as it was before `Content-Encoding`; never more than `limit` bytes are unpacked.
+    """Undo the `Content-Encoding` of a body, without ever unpacking more than `limit` bytes.
 
     Args:
-        body: bytes.
-        encoding: the header's text, or None.
-        limit: bytes.
+        body: The body of the request, as bytes.
+        encoding: The header's text, or None.
+        limit: Maximum size, in bytes.
 
     Raises:
-        ProtocolError: unknown encoding (415), damaged data (400), more than the limit (413).
+        ProtocolError: Unknown encoding (415), damaged data (400), more than the limit (413).
     """
     encoding = (encoding or "identity").strip().lower()
     if encoding == "identity":
@@ -215,8 +215,8 @@ def accepted_encoding(header: str) -> str | None:
         header: The value; empty for none.
 
     Returns:
-        `"gzip"` or `"deflate"`, whichever the client prefers (gzip among equals), or None if it takes neither, or likes to
-        have the answer as it is better.
+        `"gzip"` or `"deflate"`, whichever the client prefers (gzip among equals), or None if it takes neither, or
+        prefers the answer uncompressed.
     """
     weights = {}
     for entry in header.lower().split(","):
@@ -236,17 +236,17 @@ def _weight(text: str) -> float:
 
 
 def decode_request(body: bytes | bytearray | memoryview, json_length: int | None = None) -> InferRequest:
-    """An inference request.
+    """Decode an inference request.
 
     Args:
-        body: bytes, not compressed.
-        json_length: length of the JSON part, see `header_length`.
+        body: The body of the request, not compressed.
+        json_length: Length of the JSON part, see `header_length`.
 
     Returns:
         InferRequest; binary tensors are read-only views of `body`.
 
     Raises:
-        ProtocolError: the body is no inference request.
+        ProtocolError: The body is not an inference request.
     """
     head, tail = _split(body, json_length)
     read = _Tail(tail)
@@ -261,7 +261,7 @@ def build_request(
     """Check a request that has been taken out of its encoding, JSON or protocol buffers, and read its tensors.
 
     Args:
-        message: dict in the protocol's JSON form; the tensors' data need not be in it.
+        message: Dict in the protocol's JSON form; the tensors' data need not be in it.
         read: Function `(entry, datatype, shape, label) -> array` that gives the data of one entry of `inputs`. It is called once
             per input, in order; `label` names the tensor in error messages.
         binary: Whether outputs are sent as raw bytes unless the request says otherwise.
@@ -285,14 +285,14 @@ def build_request(
 
 
 def decode_raw_request(body: bytes | bytearray | memoryview, spec: TensorSpec) -> InferRequest:
-    """A raw binary request: the body is the one input of the model, one row of it, and all outputs come back binary.
+    """Decode a raw binary request: its body is one row of the model's only input, and all outputs are returned in binary.
 
     Args:
-        body: bytes.
-        spec: the `TensorSpec` of that input.
+        body: The body of the request, as bytes.
+        spec: The `TensorSpec` of that input.
 
     Raises:
-        ProtocolError: the shape is not fixed, or the body does not fit.
+        ProtocolError: The shape is not fixed, or the body does not fit.
     """
     if any(dim < 0 for dim in spec.shape[1:]):
         raise ProtocolError(f"a raw binary request needs an input of fixed size; {spec.name!r} has shape {list(spec.shape)}")
@@ -357,20 +357,20 @@ def encode_request(
     binary: bool = True,
     parameters: dict[str, Any] | None = None,
 ) -> tuple[bytes, int | None]:
-    """An inference request, for clients.
+    """Encode an inference request, for clients.
 
     Args:
         inputs: `{name: array}`.
-        outputs: list of `RequestedOutput`; None asks for all.
-        request_id: string.
-        binary: send tensors, and have unnamed outputs sent back, as raw bytes.
-        parameters: further request parameters.
+        outputs: List of `RequestedOutput`; None asks for all.
+        request_id: String.
+        binary: Send tensors, and have unnamed outputs sent back, as raw bytes.
+        parameters: Further request parameters.
 
     Returns:
         `(body, length of the JSON part)` as in `encode_response`.
 
     Raises:
-        ProtocolError: an array the protocol, or JSON, has no form for.
+        ProtocolError: An array the protocol, or JSON, has no form for.
     """
     message: dict[str, Any] = {"parameters": {**(parameters or {}), "binary_data_output": binary}}
     if request_id is not None:
@@ -387,13 +387,13 @@ def _output_entry(output):
 
 
 def decode_response(body: bytes | memoryview, json_length: int | None = None) -> InferResponse:
-    """An inference response, for clients.
+    """Decode an inference response, for clients.
 
     Returns:
         InferResponse
 
     Raises:
-        ProtocolError: the body is no inference response.
+        ProtocolError: The body is not an inference response.
     """
     head, tail = _split(body, json_length)
     message = parse_json(head)
@@ -407,16 +407,16 @@ def decode_response(body: bytes | memoryview, json_length: int | None = None) ->
 
 
 def classify(array: np.ndarray, classes: int, labels: Sequence[str] | None = None, batched: bool = True) -> np.ndarray:
-    """The classification extension: scores to strings `"value:index[:label]"`, best first, equal ones by index.
+    """Turn scores into the strings of the classification extension, `"value:index[:label]"`, best first, equal ones by index.
 
     Args:
-        array: scores; [rows, …] if `batched`.
-        classes: how many per row; at most as many as there are.
-        labels: class names, or None.
-        batched: whether the first axis counts rows.
+        array: Scores; [rows, …] if `batched`.
+        classes: How many per row; at most as many as there are.
+        labels: Class names, or None.
+        batched: Whether the first axis counts rows.
 
     Returns:
-        object array of bytes, [rows, classes] or [classes].
+        Object array of bytes, [rows, classes] or [classes].
     """
     rows = array.reshape(array.shape[0], -1) if batched else array.reshape(1, -1)
     order = np.argsort(-rows.astype("float64"), axis=1, kind="stable")[:, :classes]
@@ -465,7 +465,9 @@ def _tensor_parameters(entry, label):
     """The parameters of a tensor; what names memory that is not ours is refused, or its client would read nothing there."""
     parameters = _parameters(entry)
     if "shared_memory_region" in parameters:
-        raise ProtocolError(f"{label} lies in shared memory, which this server has not; send and take tensors in the body")
+        raise ProtocolError(
+            f"{label} is in shared memory, which this server does not support; send and receive tensors in the body"
+        )
     return parameters
 
 
@@ -667,7 +669,7 @@ def _strings(data, shape, label):
     try:
         return [item.encode() for item in flat]
     except UnicodeEncodeError as error:
-        raise ProtocolError(f"`data` of {label} holds a string that is no valid Unicode") from error
+        raise ProtocolError(f"`data` of {label} has a string that is not valid Unicode") from error
 
 
 def _encoded(

@@ -28,13 +28,13 @@ class PoolOptions:
     """The workers of a cluster.
 
     Args:
-        workers: how many.
-        cpus: cores, and threads of onnxruntime, of each.
+        workers: How many.
+        cpus: Cores, and threads of onnxruntime, of each.
         gpus: GPUs of each; a fraction shares one.
-        address: a running cluster (`auto`, `ray://HOST:PORT`); None starts one on this machine.
-        batch: images per run.
+        address: A running cluster (`auto`, `ray://HOST:PORT`); None starts one on this machine.
+        batch: Images per run.
         scores: Name of the output that scores classes, for a file that does not state it.
-        output_kind: Kind of that output, likewise.
+        output_kind: Kind of that output; by default the file's.
     """
 
     workers: int = 1
@@ -47,10 +47,10 @@ class PoolOptions:
 
 
 def join(address: str | None) -> None:
-    """Connect to a running cluster, or start one on this machine (None), without its dashboard and without telling anyone.
+    """Connect to a running cluster, or start one on this machine (None), without its dashboard and without usage statistics.
 
     Raises:
-        UsageError: there is no cluster at that address.
+        UsageError: There is no cluster at that address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -65,12 +65,12 @@ class RayClassifier:
 
     Args:
         path: ONNX file, under the same path on every machine; images that are given as paths, too.
-        device: see `resnet_export.runtime.session`.
-        top: classes per image.
+        device: See `resnet_export.runtime.session`.
+        top: Classes per image.
         options: `PoolOptions`.
 
     Raises:
-        UsageError: no such file, no classifier, or no cluster at that address.
+        UsageError: No such file, no classifier, or no cluster at that address.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RayClassifier:
             join(options.address)
 
     def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
-        """One row per item, in order; an image that cannot be read is a row with an `error`."""
+        """Yield one row per item, in order; an image that cannot be read is a row with an `error`."""
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False

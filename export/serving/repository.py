@@ -48,12 +48,12 @@ class Repository:
     """Models by name and version. Only names that were found when the folder was read are known; no path comes from outside.
 
     Args:
-        files: list of `Source` that were named one by one.
-        folder: repository folder, read again on every load; None for none.
+        files: List of `Source` that were named one by one.
+        folder: Repository folder, read again on every load; None for none.
         options: `ModelOptions`.
 
     Raises:
-        UsageError: no model at all, a name twice, or a bad name.
+        UsageError: No model at all, a name twice, or a bad name.
     """
 
     def __init__(self, files: Sequence[Source], folder: str | os.PathLike[str] | None, options: ModelOptions) -> None:
@@ -67,10 +67,10 @@ class Repository:
         """Open every model.
 
         Args:
-            warm_up: warm them up now; otherwise `warm_up` must be called before they are used.
+            warm_up: Warm them up now; otherwise `warm_up` must be called before they are used.
 
         Raises:
-            UsageError, DeviceError: a model does not open, or none has the output that the options name.
+            UsageError, DeviceError: A model does not open, or none has the output that the options name.
         """
         for key, entry in self._entries.items():
             model = open_model(entry.source, self._options)
@@ -87,7 +87,7 @@ class Repository:
         """Warm up what `open` has opened, one after the other, each ready as soon as it is done.
 
         Returns:
-            list of reasons why models did not become ready.
+            List of reasons why models did not become ready.
         """
         async with self._changing:
             for key, entry in self._entries.items():
@@ -103,27 +103,27 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether all models are, but for those that were unloaded on purpose."""
+        """Whether all models are ready, apart from those that were unloaded on purpose."""
         return all(entry.state == READY or entry.reason == UNLOADED for entry in self._entries.values())
 
     def models(self) -> list[ServedModel]:
-        """All models that are ready, by name and version."""
+        """Return all models that are ready, by name and version."""
         return [entry.model for _, entry in sorted(self._entries.items(), key=_order) if entry.state == READY]
 
     def names(self) -> list[str]:
-        """All names."""
+        """Return all names."""
         return sorted({name for name, _ in self._entries})
 
     def versions(self, name: str) -> list[str]:
-        """The versions of a model that are ready, oldest first."""
+        """Return the versions of a model that are ready, oldest first."""
         found = sorted(self._entries.items(), key=_order)
         return [version for (known, version), entry in found if known == name and entry.state == READY]
 
     def get(self, name: str, version: str | None = None) -> ServedModel:
-        """A model that is ready; the newest version if none is named.
+        """Return a model that is ready; the newest version if none is named.
 
         Raises:
-            ProtocolError: there is none (404), or it is still being loaded (503).
+            ProtocolError: There is none (404), or it is still being loaded (503).
         """
         entries = {key[1]: entry for key, entry in sorted(self._entries.items(), key=_order) if key[0] == name}
         if not entries:
@@ -139,14 +139,14 @@ class Repository:
         raise ProtocolError(f"model {name!r} is not loaded", 404)
 
     def index(self) -> list[dict[str, str]]:
-        """The repository index: a list of `{"name", "version", "state", "reason"}`."""
+        """Return the repository index: a list of `{"name", "version", "state", "reason"}`."""
         return [entry.to_json() for _, entry in sorted(self._entries.items(), key=_order)]
 
     async def load(self, name: str) -> None:
         """Load the versions of a model that are there now; those loaded before answer until their successors are ready.
 
         Raises:
-            ProtocolError: there is no such model (404), or one of its versions does not open (400; the old ones stay).
+            ProtocolError: There is no such model (404), or one of its versions does not open (400; the old ones stay).
         """
         async with self._changing:
             sources = [source for source in await asyncio.to_thread(self._find_for_client) if source.name == name]
@@ -159,7 +159,7 @@ class Repository:
         """Stop serving a model; requests it has taken are finished.
 
         Raises:
-            ProtocolError: there is no such model.
+            ProtocolError: There is no such model.
         """
         async with self._changing:
             entries = [entry for entry in self._entries.values() if entry.source.name == name]
@@ -214,13 +214,13 @@ def parse_sources(arguments: Iterable[str]) -> list[Source]:
     has the name of its network by default.
 
     Args:
-        arguments: strings of the command line.
+        arguments: Strings of the command line.
 
     Returns:
-        list of `Source`.
+        List of `Source`.
 
     Raises:
-        UsageError: a file is missing.
+        UsageError: A file is missing.
     """
     sources = []
     for argument in arguments:
@@ -255,13 +255,13 @@ def _has_good_name(source: Source) -> bool:
 
 
 def find_models(folder: str | os.PathLike[str]) -> list[Source]:
-    """The models of a repository folder: `NAME/VERSION/model.onnx` as Triton lays it out, `NAME.onnx`, and `NAME/family.json`.
+    """Find the models of a repository folder: `NAME/VERSION/model.onnx`, `NAME.onnx` and `NAME/family.json`.
 
     Returns:
-        list of `Source`.
+        List of `Source`.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: There is no such folder.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():

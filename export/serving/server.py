@@ -35,8 +35,8 @@ class ServerOptions:
     """Where and how the server listens.
 
     Args:
-        host, port: address; port 0 takes a free one.
-        grace: seconds for which a shutdown waits for what is in flight.
+        host, port: Address; port 0 takes a free one.
+        grace: Seconds for which a shutdown waits for what is in flight.
         head_timeout: Time in which the head of a request must arrive, and in which a client must take a piece of its answer, in
             seconds.
         max_connections_per_address: Largest number of connections from one client address. By default half the number of files
@@ -45,8 +45,8 @@ class ServerOptions:
             ready, in seconds.
         uds: Path of a Unix socket to listen on instead of an address.
         reuse_port: Share the port with other processes that do so too.
-        access_log: one line per request on standard error.
-        tls: uvicorn's `ssl_…` options.
+        access_log: One line per request on standard error.
+        tls: Uvicorn's `ssl_…` options.
     """
 
     host: str = "127.0.0.1"
@@ -120,7 +120,7 @@ def _bind_unix(path: str) -> socket.socket:
 
 
 def url_of(bound: socket.socket, tls: bool = False) -> str:
-    """The address of a bound socket, as a URL."""
+    """Return the address of a bound socket, as a URL."""
     if bound.family == getattr(socket, "AF_UNIX", None):
         return f"unix:{bound.getsockname()}"
     host, port = bound.getsockname()[:2]
@@ -136,7 +136,7 @@ def configure(app: Application, options: ServerOptions) -> uvicorn.Config:
         options: `ServerOptions`.
 
     Raises:
-        UsageError: the TLS files cannot be used.
+        UsageError: The TLS files cannot be used.
     """
     files = allow_connections()
     per_address = options.max_connections_per_address or (files // 2 if files else None)
@@ -194,7 +194,7 @@ def run(
             this one stops accepting, and their `cut` when it is told not to wait any longer.
 
     Returns:
-        the signal that ended it.
+        The signal that ended it.
     """
     server = _Server(config, hooks or Hooks())
     server.companions = companions
@@ -240,7 +240,7 @@ def allow_connections() -> int | None:
 
 
 def log_to_stderr(access_log: bool = False, as_json: bool = False) -> None:
-    """Send the server's log to standard error; a full disk behind it is no reason to stop serving.
+    """Send the server's log to standard error; a full disk does not stop the server.
 
     Args:
         access_log: Whether to write a line per request.
@@ -280,7 +280,7 @@ class _Server(uvicorn.Server):
     """uvicorn's server, but a signal ends it with a return instead of being raised again: a clean stop exits with 0.
 
     Args:
-        config: uvicorn's configuration.
+        config: Uvicorn's configuration.
         hooks: `Hooks`.
     """
 
@@ -336,6 +336,6 @@ class _Server(uvicorn.Server):
             if self.config.ssl:
                 self.config.ssl.load_cert_chain(self.config.ssl_certfile, self.config.ssl_keyfile)
             self._hooks.reload()
-            log.info("keys and certificates have been read again")
+            log.info("API keys and certificates were reloaded")
         except (OSError, UsageError) as error:
-            log.error("keys and certificates stay as they were: %s", error)
+            log.error("API keys and certificates were not reloaded: %s", error)

@@ -93,7 +93,7 @@ class Statistics:
         self.requests["fail"].add(ns)
 
     def to_json(self, name: str, version: str) -> dict[str, Any]:
-        """The entry of the statistics extension."""
+        """Return the entry of the statistics extension."""
         return {
             "name": name,
             "version": version,
@@ -109,7 +109,7 @@ class Statistics:
 
 
 def total(parts: Sequence[Statistics]) -> Statistics:
-    """The statistics of several models together."""
+    """Return the statistics of several models together."""
     whole = Statistics(
         inferences=sum(part.inferences for part in parts),
         executions=sum(part.executions for part in parts),

@@ -35,13 +35,13 @@ class TritonOptions:
     """How Triton is to run a model.
 
     Args:
-        max_batch: rows per batch; None: 16, or 0 for a model without a batch axis.
-        max_delay: seconds that a request may wait for others.
-        instances: copies that run side by side.
-        gpu: whether they run on GPUs.
+        max_batch: Rows per batch; None: 16, or 0 for a model without a batch axis.
+        max_delay: Seconds that a request may wait for others.
+        instances: Copies that run side by side.
+        gpu: Whether they run on GPUs.
         tensorrt: `"fp32"` or `"fp16"` to run through TensorRT, which needs `gpu`; None not to.
-        engine_cache: folder in which TensorRT keeps what it has built; None for none.
-        warm_up: have Triton run the smallest and the largest batch before the model is ready.
+        engine_cache: Folder in which TensorRT keeps what it has built; None for none.
+        warm_up: Have Triton run the smallest and the largest batch before the model is ready.
     """
 
     max_batch: int | None = None
@@ -69,18 +69,18 @@ def model_config(
     instances: int = 1,
     gpu: bool = False,
 ) -> dict[str, Any]:
-    """A Triton `ModelConfig` in its JSON form.
+    """Return a Triton `ModelConfig` in its JSON form.
 
     Args:
-        name: model name.
-        inputs, outputs: sequences of `protocol.TensorSpec`, batch axis included.
-        max_batch_size: rows per batch; 0 for models without a batch axis.
-        max_delay: seconds that a request may wait for others.
-        instances: copies that run side by side.
-        gpu: whether they run on GPUs.
+        name: Model name.
+        inputs, outputs: Sequences of `protocol.TensorSpec`, batch axis included.
+        max_batch_size: Rows per batch; 0 for models without a batch axis.
+        max_delay: Seconds that a request may wait for others.
+        instances: Copies that run side by side.
+        gpu: Whether they run on GPUs.
 
     Returns:
-        dict
+        Dict
     """
     config = {
         "name": name,
@@ -125,17 +125,17 @@ def write_repository(
     """Write ONNX files as a repository that Triton serves as it is.
 
     Args:
-        sources: list of `repository.Source`; several of one name are its versions.
-        folder: the repository; made if it is missing. Every model's folder is replaced as a whole or not at all.
+        sources: List of `repository.Source`; several of one name are its versions.
+        folder: The repository; made if it is missing. Every model's folder is replaced as a whole or not at all.
         options: `TritonOptions`.
-        overwrite: replace models that are there already.
-        add: add the files as the next versions of models that are there already.
+        overwrite: Replace models that are there already.
+        add: Add the files as the next versions of models that are there already.
 
     Returns:
-        list of the files written.
+        List of the files written.
 
     Raises:
-        UsageError: Triton would refuse the model, or something is there already.
+        UsageError: Triton would refuse the model, or a file exists already.
     """
     folder = Path(folder)
     by_name = {}
@@ -156,17 +156,17 @@ def write_repository(
 
 
 def render(config: dict[str, Any]) -> str:
-    """A configuration in the text form of protocol buffers, as `config.pbtxt` holds it."""
+    """Return a configuration in the text form of protocol buffers, as `config.pbtxt` holds it."""
     return "".join(_lines(config, ""))
 
 
 def kserve_yaml(name: str, storage_uri: str, gpu: bool = False) -> str:
-    """A KServe `InferenceService` that serves a Triton repository.
+    """Return a KServe `InferenceService` that serves a Triton repository.
 
     Args:
-        name: service name: lower case letters, digits and hyphens.
-        storage_uri: where the repository folder lies, e.g. `s3://bucket/repository` or `pvc://claim/repository`.
-        gpu: ask for one GPU.
+        name: Service name: lower case letters, digits and hyphens.
+        storage_uri: Where the repository folder lies, e.g. `s3://bucket/repository` or `pvc://claim/repository`.
+        gpu: Ask for one GPU.
 
     Returns:
         YAML text.
@@ -175,7 +175,7 @@ def kserve_yaml(name: str, storage_uri: str, gpu: bool = False) -> str:
         UsageError: Kubernetes would refuse the name.
     """
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name):
-        raise UsageError(f"a service's name has lower case letters, digits and hyphens, got {name!r}")
+        raise UsageError(f"the name of a service may contain lower-case letters, digits and hyphens, got {name!r}")
     limits = '\n      resources:\n        limits:\n          nvidia.com/gpu: "1"' if gpu else ""
     return f"""apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
@@ -192,18 +192,18 @@ spec:
 
 
 def tf_serving_command(folder: str | os.PathLike[str], name: str | None = None, port: int = 8501) -> str:
-    """The command that serves a SavedModel with TensorFlow Serving's image.
+    """Return the command that serves a SavedModel with TensorFlow Serving's image.
 
     Args:
         folder: SavedModel folder.
-        name: model name; the folder's by default.
-        port: port of the REST interface.
+        name: Model name; the folder's by default.
+        port: Port of the REST interface.
 
     Returns:
-        a shell command.
+        A shell command.
 
     Raises:
-        UsageError: the folder holds no SavedModel.
+        UsageError: The folder holds no SavedModel.
     """
     folder = Path(folder).absolute()
     if not (folder / "saved_model.pb").is_file():
@@ -256,7 +256,7 @@ def _config(name, model, options):
         if is_scored and model.labels and output["dims"] and output["dims"][-1] == len(model.labels):
             output["label_filename"] = "labels.txt"
     if any("label_filename" in output for output in config["output"]) and any("\n" in label for label in model.labels):
-        raise UsageError(f"a label of {name!r} has more than one line; Triton reads one label a line")
+        raise UsageError(f"a label of {name!r} has more than one line; Triton reads one label per line")
     if options.tensorrt:
         config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [_tensorrt(options)]}}
     shapes = [model.warm_shape(spec) for spec in model.inputs]
@@ -268,7 +268,10 @@ def _config(name, model, options):
 def _batch_size(model: ServedModel, wanted: int | None) -> int:
     if wanted and not model.batched:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in model.inputs + model.outputs)
-        raise UsageError(f"{model.source.path.name} cannot be batched: the first dimension of all must be open, got {shapes}")
+        raise UsageError(
+            f"{model.source.path.name} cannot be batched: the first dimension of all inputs and outputs must be dynamic, "
+            f"got {shapes}"
+        )
     return (16 if model.batched else 0) if wanted is None else wanted
 
 

@@ -81,13 +81,13 @@ class QuantisedOutput:
         return dataclasses.replace(comparison, passed=self.needed(comparison) <= self.tolerance + 1e-9)
 
     def needed(self, comparison: Comparison) -> float:
-        """The tolerance that a comparison needs in order to pass."""
+        """Return the tolerance that a comparison needs in order to pass."""
         if self.scores is not None:
             return math.inf if comparison.top1 is None else 1 - comparison.top1
         return max(comparison.relative, 1 - comparison.cosine)
 
     def described(self, comparison: Comparison) -> str:
-        """A comparison as a message."""
+        """Return a comparison as a message."""
         if self.scores is None:
             return (
                 f"output `{self.output}` is off by {comparison.relative:.2%} of its largest value, with a cosine of "
@@ -98,7 +98,7 @@ class QuantisedOutput:
         return f"{kind} of `{self.output}` with {self.reference} is {share} on {comparison.batch} images"
 
     def option(self, comparison: Comparison) -> str:
-        """The option with which a comparison would pass."""
+        """Return the option with which a comparison would pass."""
         needed = self.needed(comparison)
         if not math.isfinite(needed):
             return "no option"
@@ -118,7 +118,7 @@ def _rounded_up(number: float) -> str:
 def quantised_outputs(
     shapes: Mapping[str, list], kinds: Mapping[str, str], budget: Budget, only: str | None = None, reference: str = "float32"
 ) -> list[QuantisedOutput]:
-    """The outputs to compare: those that score classes by their decisions, others by their errors.
+    """Return the outputs to compare: those that score classes by their decisions, others by their errors.
 
     Features and the best classes of a row come on top of what the model returns, and count only where `only` names them or there
     is nothing else.

@@ -25,7 +25,7 @@ AMPLIFIED = 30
 def first_layer_that_differs(
     path: str | os.PathLike[str], signature: Signature, cases: list[Case], precision: str = "float32"
 ) -> str | None:
-    """The first layer, in the file's order, whose output differs, on whichever batch shows one.
+    """Return the first layer, in the file's order, whose output differs, on whichever batch shows one.
 
     Noise comes first: among small numbers a small fault shows, and pixels reach what saturates.
     """
@@ -42,7 +42,7 @@ def first_layer_that_differs(
 def first_divergence(
     path: str | os.PathLike[str], signature: Signature, feeds: dict[str, np.ndarray], bound: float = CLEARLY_OFF["float32"]
 ) -> str | None:
-    """The first layer, in the file's order, whose output differs for one batch.
+    """Return the first layer, in the file's order, whose output differs for one batch.
 
     All inner tensors are read in one run without optimisation; a convolution with a folded batch norm has the norm's name.
 
@@ -69,7 +69,7 @@ def first_divergence(
 
 
 def first_divergence_in_graph(signature: Signature, cases: list[Case]) -> str | None:
-    """The first layer, in the order of calls, that computes something else in a TensorFlow graph than when it is called eagerly.
+    """Return the first layer, in the order of calls, that computes something else in a TensorFlow graph than eagerly.
 
     Variables and names of a SavedModel are compared before, so that this is what remains where an output of one differs.
 
@@ -90,7 +90,7 @@ def first_divergence_in_graph(signature: Signature, cases: list[Case]) -> str | 
 
 
 def layers_of_outputs(signature: Signature) -> dict[str, str]:
-    """`{output name: name of the layer that makes it}`: in the file, a model's output has the output's name, not the layer's."""
+    """Return `{output name: layer that computes it}`, because outputs have their own names in the file, not the layer's."""
     from keras_resnet.graphs import graph_of, producer_name
 
     graph = graph_of(signature.model)
@@ -100,7 +100,7 @@ def layers_of_outputs(signature: Signature) -> dict[str, str]:
 
 
 def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray], in_graph: bool = False) -> dict[str, np.ndarray]:
-    """`{layer path: array}` of every layer that Keras calls once, for one batch; called eagerly, in the order of calls.
+    """Return `{layer path: array}` of every layer that Keras calls once, for one batch, in the order of the calls.
 
     Args:
         signature: The model and its inputs.
@@ -130,7 +130,7 @@ def layer_outputs(signature: Signature, feeds: dict[str, np.ndarray], in_graph: 
 
 
 def inner_tensors(path: str | os.PathLike[str], feeds: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
-    """`{tensor name: array}` of those tensors of a file, in its order, from onnxruntime without optimisation."""
+    """Return `{tensor name: array}` of those tensors of a file, in its order, from onnxruntime without optimisation."""
     import onnxruntime as ort
 
     proto = read_proto(path)

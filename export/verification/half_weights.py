@@ -23,7 +23,7 @@ def compare_half_weights(path: str | os.PathLike[str], expected: Mapping[str, An
     tensor's largest, since a tensor can be tiny throughout. What stayed float32 may differ by 1e-6 of its largest number.
 
     Args:
-        path: float16 ONNX file.
+        path: Float16 ONNX file.
         expected: `{name: array or tensor}` in float32.
 
     Returns:

@@ -51,7 +51,7 @@ class Case:
 
 
 def find_cases(reference: Reference, samples: object = None, seed: int = 0) -> list[Case]:
-    """A batch of one row (random pixels), one of three rows (random normal numbers, another size) and the samples if given.
+    """Make a batch of one row (random pixels), one of three rows (normal random numbers, another size), and the samples.
 
     Where Keras itself fails on a batch, or computes numbers that are not finite, other sizes and smaller values are tried:
     embeddings take indices up to their size, U-Nets sizes that can be halved, detectors inputs that do not overflow `exp`.
@@ -94,13 +94,13 @@ def _first_possible(reference: Reference, data: str, rng: np.random.Generator) -
             return Case(data, feeds, values)
     reason = "its outputs are not finite" if failure is None else first_line(failure)
     raise UsageError(
-        f"model {signature.model.name!r} cannot be verified: Keras itself fails on every random input that was tried ({reason}); "
-        "give real images with `samples` (--samples), or a model with a fixed input size"
+        f"model {signature.model.name!r} cannot be verified, because Keras itself fails on every random input that was tried "
+        f"({reason}); give real images with `samples` (--samples), or a model with a fixed input size"
     )
 
 
 def scaled_cases(reference: Reference, case: Case) -> Iterator[Case]:
-    """The same batch, smaller and smaller down to zero: a final softmax or sigmoid that is saturated hides what goes into it."""
+    """Yield the batch scaled down step by step to zero, because a saturated softmax or sigmoid hides its input."""
     for factor in (0.1, 0.01, 1e-3, 1e-4, 0):
         feeds = {
             name: array if array.dtype.kind in "iub" and factor else (array * factor).astype(array.dtype)
@@ -121,7 +121,7 @@ def _sizes(signature: Signature, data: str) -> tuple:
 
 
 def sizes(data: str, dynamic: bool, compares_pixels: bool) -> tuple[tuple[int, int], ...]:
-    """Sizes `(height, width)` to try for the dynamic axes of a model, in this order.
+    """Return sizes `(height, width)` to try for the dynamic axes of a model, in this order.
 
     Args:
         data: `"pixels"` or `"noise"`.
@@ -153,7 +153,7 @@ def _compares_pixels(model: keras.Model) -> bool:
 
 
 def full_shape(shape: Sequence[object], batch: int, size: tuple[int, int]) -> list[int]:
-    """A shape without dynamic axes: the first axis is the batch, the next dynamic one the height, further ones the width."""
+    """Fill the dynamic axes of a shape: the first is the batch, the next dynamic one the height, further ones the width."""
     edges = iter(size)
     return [known if isinstance(known, int) else batch if axis == 0 else next(edges, size[1]) for axis, known in enumerate(shape)]
 
@@ -165,8 +165,8 @@ def random_array(
 
     Args:
         rng: Where the numbers come from.
-        dtype: Of the input.
-        shape: Of the input.
+        dtype: Dtype of the input.
+        shape: Shape of the input.
         distribution: `"pixels"` (from 0 to `scale` in 255 steps), `"normal"` or `"uniform"` (above 0); for float inputs.
         scale: Factor on them.
         bound: Integers below it instead, for an input of indices; or None.
@@ -185,7 +185,7 @@ def random_array(
 
 
 def index_bounds(model: keras.Model) -> dict[int, int]:
-    """`{position of an input: size}` of inputs that are indices into a table: those that an `Embedding` is computed from."""
+    """Return `{position of an input: size}` of the inputs that an `Embedding` takes its indices from."""
     from keras_resnet.graphs import graph_of
 
     graph = graph_of(model)
@@ -228,7 +228,7 @@ def _bounds_of_tensors(graph: keras.Function) -> dict[int, int]:
 
 
 def load_samples(source: Any) -> Any:
-    """What an `.npz` or `.npy` file holds: an array, or a dict of several; an array, a dict or a folder with images as it is.
+    """Load an `.npz` or `.npy` file as an array or a dict of arrays; anything else (an array, a dict, a folder) is returned.
 
     Raises:
         UsageError: There is no such file, no image in the folder, or no array in the file.
@@ -255,7 +255,7 @@ def _read_arrays(path: Path) -> Any:
 
 
 def read_samples(samples: object, signature: Signature, most: int = MOST_SAMPLES) -> dict[str, np.ndarray]:
-    """Samples for a comparison as `{input name: array}`, in the file's layout and dtype.
+    """Return samples for a comparison as `{input name: array}`, in the file's layout and dtype.
 
     Args:
         samples: Folder of images (at most `most` of them are read, evenly by path, fitted as the model's card says), `.npy` or

@@ -11,7 +11,7 @@ UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
 
 
 def off_by_rounding(rng: np.random.Generator, array: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    """An array whose numbers are off by up to two unit roundoffs of a format at random; whole numbers stay."""
+    """Return an array whose numbers are off by up to two unit roundoffs of a format at random; whole numbers stay."""
     if array.dtype.kind != "f":
         return array
     return (array * (1 + UNIT_ROUNDOFF[dtype] * rng.uniform(-2, 2, array.shape))).astype(array.dtype)

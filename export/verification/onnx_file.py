@@ -109,7 +109,7 @@ def verify_onnx(
 
 
 def check_structure(path: str | os.PathLike[str], signature: Signature) -> list[str]:
-    """Messages on what is wrong with the file as a file: invalid, or with other inputs and outputs than the signature."""
+    """Return messages on what is wrong with the file as a file: invalid, or with other inputs and outputs than the signature."""
     if invalid := check_valid(path):
         return invalid
     graph = artifact.read_proto(path, external_data=False).graph
@@ -125,7 +125,7 @@ def check_structure(path: str | os.PathLike[str], signature: Signature) -> list[
 
 
 def check_valid(path: str | os.PathLike[str]) -> list[str]:
-    """What onnx.checker, in full, says against a file: a list of one message, or an empty one."""
+    """Return what onnx.checker, in full, says against a file: a list of one message, or an empty one."""
     import onnx
 
     try:
@@ -136,7 +136,7 @@ def check_valid(path: str | os.PathLike[str]) -> list[str]:
 
 
 def onnx_runners(path: str | os.PathLike[str]) -> dict[str, Runner]:
-    """`{runtime: Runner}` of an ONNX file: onnxruntime's default, and onnxruntime without optimisations."""
+    """Return `{runtime: Runner}` of an ONNX file: onnxruntime's default, and onnxruntime without optimisations."""
     return {runtime: _runner(path, optimise) for runtime, optimise in RUNTIMES.items()}
 
 
@@ -161,7 +161,7 @@ def _runner(path: str | os.PathLike[str], optimise: bool) -> Runner:
 
 
 def with_present_weights(path: str | os.PathLike[str], signature: Signature, opset: int, folder: Path) -> Loaded:
-    """The graph of a file with the weights that the model has now; see `reverification.Loaded`."""
+    """Return the graph of a file with the weights that the model has now; see `reverification.Loaded`."""
     converted, _ = convert(signature, opset)
     weights, other = weights_of(converted), folder / "other.onnx"
     same_graph = {tensor.name for tensor in artifact.read_proto(path, external_data=False).graph.initializer} == set(weights)

@@ -103,15 +103,15 @@ class OutputComparison:
         return [comparison for comparison in self.comparisons if not comparison.passed]
 
     def all_problems(self) -> list[str]:
-        """Messages on everything that is wrong."""
+        """Return messages on everything that is wrong."""
         return self.problems + [described(comparison) for comparison in self.failed]
 
     def worst(self) -> float:
-        """The largest relative error."""
+        """Return the largest relative error."""
         return max((comparison.relative for comparison in self.comparisons), default=0.0)
 
     def conditioning_notes(self) -> list[str]:
-        """A note on ill-conditioned outputs, in a list; empty where there are none."""
+        """Return a note on ill-conditioned outputs, in a list; empty where there are none."""
         if not self.ill_conditioned:
             return []
         error, noise = (max(figures) for figures in zip(*self.ill_conditioned, strict=True))
@@ -121,6 +121,6 @@ class OutputComparison:
 
 
 def described(comparison: Comparison) -> str:
-    """A failed comparison as a message."""
+    """Return a failed comparison as a message."""
     where = f"output `{comparison.output}`, batch {comparison.batch} ({comparison.data}), {comparison.runtime}"
     return f"{where}: max error {comparison.max_abs:.3g}, {comparison.relative:.3g} of the largest value"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def constant_variables(model: keras.Model) -> list[keras.Variable]:
-    """The float variables whose entries are all equal: those of an untrained model's batch norms, biases and gates."""
+    """Return the float variables whose entries are all equal: those of an untrained model's batch norms, biases and gates."""
     found = []
     for variable in model.weights:
         if "float" not in str(variable.dtype):
@@ -31,7 +31,7 @@ def constant_variables(model: keras.Model) -> list[keras.Variable]:
 
 
 def statistics(model: keras.Model) -> list[keras.Variable]:
-    """The moving means and variances of a model's batch norms."""
+    """Return the moving means and variances of a model's batch norms."""
     import keras
 
     from keras_resnet.graphs import layers_in

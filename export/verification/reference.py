@@ -49,7 +49,7 @@ class Reference:
         self.signature = signature
 
     def values(self, feeds: dict[str, np.ndarray], but: Iterable[keras.Variable] = ()) -> Values:
-        """What the model computes for `{input name: array}`, arrays in the file's layout and dtype.
+        """Return what the model computes for `{input name: array}`, arrays in the file's layout and dtype.
 
         Args:
             feeds: The batch.
@@ -58,7 +58,7 @@ class Reference:
         return _values(self.signature, feeds, but)
 
     def accepts(self, feeds: dict[str, np.ndarray]) -> bool:
-        """Whether Keras' own shape inference accepts the sizes of a batch.
+        """Return whether Keras' own shape inference accepts the sizes of a batch.
 
         TensorFlow computes something even for an image of which a convolution leaves nothing; another runtime refuses it.
         """
@@ -187,7 +187,7 @@ class Rounding:
     approximated: list[Values]
 
     def largest(self, output: OutputSpec, top: int | None) -> float:
-        """How far an output, in the form in which it is compared, is from its exact value in the worst case.
+        """Return how far an output, in the form in which it is compared, is from its exact value in the worst case.
 
         What goes into a final activation is compared through the activation of Keras, so no approximation of it counts.
         """
@@ -218,7 +218,7 @@ def _off_by_roundoff(rng: np.random.Generator, feeds: dict[str, np.ndarray]) -> 
 
 
 def expected(output: OutputSpec, values: Values, top: int | None) -> np.ndarray:
-    """What an output of a file must hold, in the form in which it is compared; `seen` gives the file's in the same form.
+    """Return what an output of a file must hold, in the form in which it is compared; `seen` gives the file's in the same form.
 
     A softmax and the best classes are worked out from the model's own output in float64. What goes into a final activation is
     compared through the activation's inverse, since Keras does not return it: as log p relative to the most probable class, or
@@ -237,7 +237,7 @@ def expected(output: OutputSpec, values: Values, top: int | None) -> np.ndarray:
 
 
 def seen(output: OutputSpec, values: Values, got: np.ndarray) -> np.ndarray:
-    """An output of a file in the form in which it is compared; see `expected`."""
+    """Return an output of a file in the form in which it is compared; see `expected`."""
     got = np.asarray(got)
     if output.source == "top_classes":
         p = _probabilities(output, values.own[0])
@@ -258,7 +258,7 @@ def seen(output: OutputSpec, values: Values, got: np.ndarray) -> np.ndarray:
 
 
 def saturated(output: OutputSpec, values: Values) -> np.ndarray:
-    """Which classes of a `"logits"` output the batch does not compare, as booleans `[classes]`."""
+    """Return which classes of a `"logits"` output the batch does not compare, as booleans `[classes]`."""
     usable = _inverted(values.own[output.index], output.activation)[1]
     return np.asarray(~usable.reshape(-1, usable.shape[-1]).any(0))
 
@@ -281,7 +281,7 @@ def _probabilities(output: OutputSpec, own: np.ndarray) -> np.ndarray:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis, in float64."""
+    """Return probabilities along the last axis, in float64."""
     logits = logits.astype("float64")
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return shifted / shifted.sum(-1, keepdims=True)

@@ -45,7 +45,7 @@ class Expected:
 
 
 def refold(model: keras.Model) -> dict[str, list[Expected]]:
-    """`{initialiser name: [Expected, …]}` of all convolutions, dense layers and free batch norms of a Keras model.
+    """Return `{initialiser name: [Expected, …]}` of all convolutions, dense layers and free batch norms of a Keras model.
 
     Several entries where layers of nested models share a path. Layers that are called more than once are left out.
     """
@@ -208,7 +208,7 @@ def _is_ending(activation: Callable) -> bool:
 
 
 def error(have: np.ndarray, expected: Expected) -> float:
-    """How far an array is from the nearest form of an `Expected`, as a share of the largest value of its channel."""
+    """Return how far an array is from the nearest form of an `Expected`, as a share of the largest value of its channel."""
     have = np.asarray(have, "float64")
     return min(_error(have, form, expected) for form in expected.forms)
 
@@ -250,8 +250,8 @@ def compare_refolded(have: dict[str, np.ndarray], model: keras.Model) -> tuple[i
         model: Keras model.
 
     Returns:
-        `(compared, through_outputs, problems)`: how many weights were compared number by number, how many could not be since the
-        graph form leaves open what they hold, and messages on those that are wrong.
+        `(compared, through_outputs, problems)`: how many weights were compared number by number, how many could not be
+        because the graph does not determine them, and messages on those that are wrong.
     """
     compared, through_outputs, problems = 0, 0, []
     for name, candidates in refold(model).items():

@@ -69,7 +69,9 @@ class Reverification:
         if first.ill_conditioned and (variables := statistics(model)):
             found.append(self._with_other_weights(variables, "with batch-norm statistics that fit the data"))
         if constant := constant_variables(model):
-            found.append(self._with_other_weights(constant, f"with random weights in place of {len(constant)} constant ones"))
+            found.append(
+                self._with_other_weights(constant, f"with random values for {len(constant)} variables that were constant")
+            )
         return Outcome(
             [problem for outcome in found for problem in outcome.problems],
             [note for outcome in found for note in outcome.notes],

@@ -89,7 +89,7 @@ def verify_savedmodel(
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """A SavedModel folder, loaded by TensorFlow.
+    """Load a SavedModel folder with TensorFlow.
 
     Raises:
         UsageError: It is none, or has no signature `serving_default`.

@@ -48,7 +48,9 @@ def compare_weights(
     refolded, through_outputs, wrong = refolding.compare_refolded(have, model)
     notes = []
     if through_outputs:
-        notes.append(f"{through_outputs} weights compared through outputs only: the graph form leaves open what they must hold")
+        notes.append(
+            f"{through_outputs} weights compared through the outputs only, because the graph does not determine their values"
+        )
     figures = {"compared": len(set(have) & set(expected)), "elements": elements, "refolded": refolded}
     return figures | {"max_relative": worst, "worst": worst_name}, problems or wrong, notes
 
@@ -60,7 +62,7 @@ def _written_by_another_version(path: str | os.PathLike[str]) -> bool:
 
 
 def file_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """`{initialiser name: array}` of an ONNX file."""
+    """Return `{initialiser name: array}` of an ONNX file."""
     import onnx
 
     base = str(Path(path).parent)

@@ -233,7 +233,7 @@ class BlockPlan:
         return self.stride > 1 or self.in_filters != self.filters
 
     def projects(self, shortcut: str) -> bool:
-        """Whether a shortcut of this kind (`ResNetConfig.shortcut`) is a 1×1 convolution here."""
+        """Return whether a shortcut of this kind (`ResNetConfig.shortcut`) is a 1×1 convolution here."""
         if shortcut == "projection_all" or (shortcut == "projection_first" and self.opens_stage):
             return True
         if shortcut == "subsample":

@@ -41,12 +41,12 @@ class Block:
 
 
 def closing_name(add: ResidualAdd) -> str:
-    """The name of the activation that belongs to a post-activation block."""
+    """Return the name of the activation that belongs to a post-activation block."""
     return f"{add.block}_out"
 
 
 def find_blocks(model: keras.Model) -> list[Block]:
-    """All residual blocks of a model, found by their `ResidualAdd`, through nested models and `ResidualBlock` layers.
+    """Find all residual blocks of a model by their `ResidualAdd`, also in nested models and `ResidualBlock` layers.
 
     Args:
         model: Functional or Sequential model.

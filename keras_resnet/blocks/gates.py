@@ -134,7 +134,7 @@ class BlockSpec:
         if isinstance(self.gate, (tuple, list)) or "+" in str(self.gate):
             raise ValueError(
                 f"a block takes one gate, got {self.gate!r}: "
-                "two zeros in a row leave every parameter without gradient (dead for ever)"
+                "two zeros in a row leave every parameter without gradient (it never trains)"
             )
         if self.gate is None:
             object.__setattr__(self, "gate", KINDS[self.block].gate)

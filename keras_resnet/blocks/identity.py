@@ -19,7 +19,7 @@ from .style import BlockStyle
 
 
 def addition(spec: BlockSpec, name: str, dtype: Any = None) -> ResidualAdd:
-    """The `ResidualAdd` that closes a block of this spec."""
+    """Return the `ResidualAdd` that closes a block of this spec."""
     kind = "preact" if spec.kind.preact else "postact"
     return ResidualAdd(name, spec.gate, kind, grown=True, scale=spec.scale, name=f"{name}_add", dtype=dtype)
 
@@ -31,7 +31,7 @@ def _branch(spec: BlockSpec, channels: int, rank: int, data_format: str, name: s
 
 
 def closing_relu(name: str, dtype: Any) -> keras.Layer:
-    """The ReLU after a post-activation block, in the backbone's own dtype, so that it rounds nothing."""
+    """Return the ReLU after a post-activation block, in the backbone's own dtype, so that it rounds nothing."""
     return keras.layers.Activation("relu", name=f"{name}_out", dtype=dtype)
 
 

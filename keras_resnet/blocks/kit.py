@@ -197,7 +197,7 @@ class LayerKit:
     def dense_average(self, x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
         """Average 2×2 positions at stride 1.
 
-        Zeros at the far side count, as in timm's dilated D shortcuts; Keras leaves them out.
+        The padded zeros at the far side count, as in timm's dilated D shortcuts. Keras does not count them.
         """
         far = (0, 1) if self.style.rank == 1 else ((0, 1),) * self.style.rank
         x = self.ranked("ZeroPadding")(far, data_format=self.layout, dtype=self.dtype, name=f"{name}_pad")(x)

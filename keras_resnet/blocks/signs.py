@@ -30,7 +30,7 @@ _SIGN_KEEPING_OPERATIONS = {
 
 
 def is_non_negative(tensor: keras.KerasTensor, outer: Any = None, known: dict[int, bool] | None = None) -> bool:
-    """Whether a symbolic tensor is ≥ 0 for every input of the model, because of the operations that compute it.
+    """Return whether a symbolic tensor is ≥ 0 for every input of the model, because of the operations that compute it.
 
     Args:
         tensor: Symbolic tensor.
@@ -71,7 +71,7 @@ def _is_non_negative(tensor, outer, known):
 
 
 def is_relu(operation: Any) -> bool:
-    """Whether an operation is a ReLU without bounds or slopes, which gives back whatever is not negative."""
+    """Return whether an operation is a ReLU without bounds or slopes, which gives back whatever is not negative."""
     if isinstance(operation, keras.layers.ReLU):
         return operation.max_value is None and not operation.negative_slope and not operation.threshold
     return isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.relu

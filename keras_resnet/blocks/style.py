@@ -36,7 +36,7 @@ def _with_conv_bias(arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | N
         return None
     biased = ("projection",) if arguments["projection_bias"] else ()
     kept = {name: value for name, value in arguments.items() if name != "projection_bias"}
-    return {"conv_bias": biased, **kept}, f"`projection_bias={bool(biased)}` is called `conv_bias={biased!r}` now"
+    return {"conv_bias": biased, **kept}, f"`projection_bias={bool(biased)}` was renamed to `conv_bias={biased!r}`"
 
 
 @old_arguments(_with_conv_bias)

@@ -18,15 +18,15 @@ class Augmentation:
     """What happens to a training image on its way in; the defaults change nothing but the size.
 
     Args:
-        crop_padding: pixels around the image before a crop of the model's size: CIFAR's crop.
-        crop_border: what these pixels are: `"mean"` (the data set's mean colour) or `"reflect"` (the image's own reflection).
-        random_area: smallest share of the image's area that a random crop takes before it is resized: ImageNet's crop,
+        crop_padding: Pixels around the image before a crop of the model's size: CIFAR's crop.
+        crop_border: What these pixels are: `"mean"` (the data set's mean colour) or `"reflect"` (the image's own reflection).
+        random_area: Smallest share of the image's area that a random crop takes before it is resized: ImageNet's crop,
             with aspect ratios from 3/4 to 4/3. 0 switches it off.
-        flip: mirror left and right in half of the cases.
-        alternate_flips: mirror a random half of the images in even epochs, the other half in odd ones.
-        randaugment: number of RandAugment operations per image.
-        magnitude: of those operations, 0 to 10.
-        erasing: probability that a rectangle (2–33 % of the area) is filled with noise.
+        flip: Mirror left and right in half of the cases.
+        alternate_flips: Mirror a random half of the images in even epochs, the other half in odd ones.
+        randaugment: Number of RandAugment operations per image.
+        magnitude: Magnitude of those operations, 0 to 10.
+        erasing: Probability that a rectangle (2–33 % of the area) is filled with noise.
 
     Source: He et al. 2015 (arXiv 1512.03385) section 4.2; Szegedy et al. (arXiv 1409.4842); RandAugment (arXiv 1909.13719);
     random erasing (arXiv 1708.04896); alternating flips (arXiv 2404.00498, section 3.6).
@@ -53,16 +53,16 @@ class Augmentation:
         """One training image.
 
         Args:
-            image: uint8 `(height, width, channels)`, or encoded bytes.
-            encoded: which of the two.
+            image: Uint8 `(height, width, channels)`, or encoded bytes.
+            encoded: Whether `image` is encoded.
             size: `(height, width)` that goes out.
-            channels: of the image.
-            fill: colour of pixels outside the image, 0–255.
-            seed: two whole numbers, a function of run, epoch and image.
-            is_mirrored: whether to mirror the image, where that is no matter of chance; see `turn`.
+            channels: Number of channels of the image.
+            fill: Colour of pixels outside the image, 0–255.
+            seed: Two whole numbers, a function of run, epoch and image.
+            is_mirrored: Whether to mirror the image, where that is not left to chance; see `turn`.
 
         Returns:
-            float32 `(height, width, channels)`, 0–255.
+            Float32 `(height, width, channels)`, 0–255.
         """
         chance = tf.random.stateless_uniform([self.draws], seed)
         if self.random_area:
@@ -82,7 +82,7 @@ class Augmentation:
         return tf.ensure_shape(image, [*size, channels])
 
     def turn(self, seed: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor | None:
-        """Whether an image is mirrored in an epoch under `alternate_flips`: by chance at first, then in turn; None without."""
+        """Return whether `alternate_flips` mirrors an image in an epoch: by chance at first, then in turn; None without it."""
         if not (self.flip and self.alternate_flips):
             return None
         first = tf.random.stateless_uniform([], tf.stack([tf.cast(seed, tf.int64), -1 - index])) < 0.5
@@ -90,14 +90,14 @@ class Augmentation:
 
 
 def decode(data: tf.Tensor, channels: int) -> tf.Tensor:
-    """Pixels of encoded bytes."""
+    """Decode an image file to pixels."""
     return tf.io.decode_image(data, channels=channels, expand_animations=False)
 
 
 def fit(
     image: tf.Tensor, size: Sequence[int], padding: int, fill: tf.Tensor, chance: tf.Tensor, border: str = "mean"
 ) -> tf.Tensor:
-    """An image of the model's size or larger: crop at random (in the middle where `chance` is None); any other is resized."""
+    """Crop an image to the model's size at random (in the middle if `chance` is None); resize a smaller one."""
     shape = tf.shape(image)
     if padding:
         sides = [[padding, padding], [padding, padding], [0, 0]]
@@ -130,7 +130,7 @@ def resize(image: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
 def resized_crop(
     image: tf.Tensor, encoded: bool, size: Sequence[int], channels: int, smallest: float, chance: tf.Tensor
 ) -> tf.Tensor:
-    """A crop of random area and aspect ratio, resized; only that part of a JPEG is decoded."""
+    """Crop an image at random area and aspect ratio, and resize it. Only that part of a JPEG is decoded."""
     shape = _shape(image, channels) if encoded else tf.shape(image)
     height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
     area = height * width * (smallest + (1 - smallest) * chance[0])
@@ -143,7 +143,7 @@ def resized_crop(
 
 
 def center_crop(image: tf.Tensor, encoded: bool, size: Sequence[int], channels: int, ratio: float = 0.875) -> tf.Tensor:
-    """The middle of an image, `ratio` of its shorter side, resized: how test images come in.
+    """Crop the centre of an image, `ratio` of its shorter side, and resize it, as is done with test images.
 
     Of an image that would have to be enlarged for that, the whole shorter side is taken.
     """

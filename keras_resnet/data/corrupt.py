@@ -83,12 +83,12 @@ def check_file(path: str | os.PathLike[str], channels: int) -> FileCheck:
 
 
 def reason_against(path: str | os.PathLike[str], channels: int) -> str:
-    """Why a file is not an image, in a few words; an empty string if it is one."""
+    """Return why a file is not an image, in a few words; an empty string if it is one."""
     return check_file(path, channels).reason
 
 
 def reason_against_bytes(data: bytes, channels: int) -> str:
-    """Why TensorFlow cannot decode the content of a file, in a few words; an empty string if it can."""
+    """Return why TensorFlow cannot decode the content of a file, in a few words; an empty string if it can."""
     if not data:
         return "empty file"
     try:
@@ -99,7 +99,7 @@ def reason_against_bytes(data: bytes, channels: int) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error of a TensorFlow operation says, without the names of operations around it."""
+    """Return what an error of a TensorFlow operation says, without the names of operations around it."""
     text = re.sub(r"\{\{.*?\}\}", "", str(getattr(error, "message", error)))
     return text.split("[Op:")[0].split("\n")[0].strip().rstrip(".")
 

@@ -67,7 +67,7 @@ def read_layout(folder: Path) -> FolderLayout:
 
 
 def split_of(name: str, prefixed: bool = False) -> str | None:
-    """The split that a folder's name stands for, or None.
+    """Return the split that a folder's name stands for, or None.
 
     Args:
         name: Name of a folder, such as `"Train"`, `"training_set"` or `"val"`.
@@ -84,12 +84,12 @@ def visible_folders(folder: Path) -> list[Path]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or was left by an archiver or file manager."""
+    """Return whether a file or folder is hidden, or was left by an archiver or file manager."""
     return name.startswith(".") or name.casefold() in LEFTOVERS
 
 
 def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """All visible files below a folder: `(images, others)`, each sorted. Links to folders are not followed."""
+    """Return all visible files below a folder: `(images, others)`, each sorted. Links to folders are not followed."""
     images, others = [], []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not is_hidden(name)]
@@ -99,7 +99,7 @@ def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def has_images(folder: Path, deep: bool = False) -> bool:
-    """Whether there is an image in a folder itself or, with `deep`, anywhere below it."""
+    """Return whether there is an image in a folder itself or, with `deep`, anywhere below it."""
     if deep:
         return bool(list_files(folder)[0])
     with os.scandir(folder) as entries:

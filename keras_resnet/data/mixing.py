@@ -11,11 +11,11 @@ def mix(images: tf.Tensor, labels: tf.Tensor, mixup: float, cutmix: float, seed:
     Differs from the papers by one draw per batch and by the reversed batch as partner, as timm does it.
 
     Args:
-        images: float `(n, height, width, channels)`.
-        labels: one-hot `(n, classes)`.
+        images: Float `(n, height, width, channels)`.
+        labels: One-hot `(n, classes)`.
         mixup: α of MixUp, 0 for none.
         cutmix: α of CutMix, 0 for none.
-        seed: two whole numbers.
+        seed: Two whole numbers.
 
     Returns:
         Images and labels, mixed.

@@ -24,16 +24,16 @@ class Order:
     """The order of a training run's images; step `s` of the run reads places `s·batch` to `(s+1)·batch`.
 
     Args:
-        size: images of the split.
-        batch: images per global batch.
-        seed: of the run.
-        first: first step (counted over the whole run) that is read.
-        last: step after the last one.
-        share: what this worker reads of each global batch.
+        size: Images of the split.
+        batch: Images per global batch.
+        seed: Seed of the run.
+        first: First step (counted over the whole run) that is read.
+        last: Step after the last one.
+        share: What this worker reads of each global batch.
         shuffle: False reads in order of the split.
 
     Raises:
-        ValueError: fewer images than a batch holds.
+        ValueError: Fewer images than a batch holds.
     """
 
     size: int
@@ -54,7 +54,7 @@ class Order:
         return self.size // self.batch
 
     def places(self) -> tf.data.Dataset:
-        """`tf.data.Dataset` of `(epoch, place in the epoch)` that this worker reads."""
+        """Return `tf.data.Dataset` of `(epoch, place in the epoch)` that this worker reads."""
         steps, share = self.steps_per_epoch, self.share
 
         def of_step(step: tf.Tensor) -> tf.data.Dataset:
@@ -72,6 +72,6 @@ class Order:
 
 
 def permuted(place: tf.Tensor, seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
-    """Number at a place of a permutation of `size` numbers that is a function of (seed, epoch)."""
+    """Permute `size` numbers by seed and epoch, and return the number at a position."""
     pair = tf.cast(tf.stack([tf.cast(seed, tf.int64), epoch]), tf.int32)
     return tf.random.experimental.index_shuffle(place, pair, tf.cast(size, tf.int64) - 1)

@@ -33,20 +33,20 @@ def training_batches(
     cutmix: float = 0.0,
     shuffle: bool = True,
 ) -> tf.data.Dataset:
-    """Endless training batches; the same images, augmented in the same way, wherever the run starts and on any workers.
+    """Return training batches without end: the same images, augmented alike, wherever the run starts and on any workers.
 
     Args:
         split: `Images`, `Encoded` or `Records`.
-        batch: images per global batch.
+        batch: Images per global batch.
         size: `(height, width)` of the model's input.
-        num_classes: length of the one-hot labels.
+        num_classes: Length of the one-hot labels.
         augmentation: `Augmentation`; None for none.
-        fill: colour around the images, 0–255, a number or one per channel.
-        seed: of the run.
-        first: step of the run that comes first.
-        last: step after the last; None for no end.
+        fill: Colour around the images, 0–255, a number or one per channel.
+        seed: Seed of the run.
+        first: Step of the run that comes first.
+        last: Step after the last; None for no end.
         share: `Share` of each global batch that this worker reads; None for all.
-        replicas: devices of this worker, each of which gets an equal part.
+        replicas: Devices of this worker, each of which gets an equal part.
         mixup: α of MixUp, 0 for none.
         cutmix: α of CutMix; with both, each batch takes one of them by chance.
         shuffle: False keeps the split's order.
@@ -92,11 +92,11 @@ def evaluation_batches(
     replicas: int = 1,
     crop: bool = False,
 ) -> tf.data.Dataset:
-    """All images once, in order; the last batch is filled up with images of weight 0, so that every replica has its part.
+    """Return all images once, in order; the last batch is filled up with images of weight 0, so that every replica has its part.
 
     Args:
-        split, batch, size, num_classes, share, replicas: as in `training_batches`.
-        crop: take the middle of images (7/8 of the shorter side) and resize it; without, images must have the model's
+        split, batch, size, num_classes, share, replicas: As in `training_batches`.
+        crop: Take the middle of images (7/8 of the shorter side) and resize it; without, images must have the model's
             size or are cropped in the middle where they are larger, else resized.
 
     Returns:
@@ -125,7 +125,7 @@ def evaluation_batches(
 
 
 def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """How every pipeline of a training is run."""
+    """Set the options under which the pipelines of a training run."""
     options = tf.data.Options()
     options.deterministic = True
     # The end of an autotuned pipeline can wait for the tuner's next turn, whose pause doubles from 10 ms to a minute: an

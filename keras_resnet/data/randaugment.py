@@ -14,10 +14,10 @@ def apply(image: tf.Tensor, magnitude: float, chances: tf.Tensor, fill: tf.Tenso
     """Apply one operation per row of `chances`.
 
     Args:
-        image: uint8 `(height, width, channels)`.
+        image: Uint8 `(height, width, channels)`.
         magnitude: 0 to 10, the same for all operations.
-        chances: float `(n, 3)`: which operation, its sign, and one in reserve.
-        fill: colour of what a shift or rotation brings in.
+        chances: Float `(n, 3)`: which operation, its sign, and one in reserve.
+        fill: Colour of what a shift or rotation brings in.
 
     Source: arXiv 1909.13719; the ranges are those of the authors' code for ImageNet.
     """

@@ -74,7 +74,7 @@ class Source:
         return {name: split for name, split in found.items() if split is not None}
 
     def describe(self) -> str:
-        """What was understood: classes, and the images of each split and where they are. One line, to be printed."""
+        """Describe in one line how the data were understood: classes, and the number and folder of each split's images."""
         names = ", ".join(map(str, self.classes[:SHOWN]))
         more = f" and {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""
         parts = [
@@ -85,7 +85,7 @@ class Source:
         return f"{self.name}: {len(self.classes)} classes ({names}{more}); {', '.join(parts)}{damaged}"
 
     def with_channels(self, channels: int) -> Source:
-        """The same data set with images of that many channels, for a model that takes them.
+        """Return the same data set with images of that many channels, for a model that takes them.
 
         Args:
             channels: 3 for RGB, 1 for grayscale.
@@ -119,19 +119,19 @@ def load(
             (to an `.npz` with `x_train`, `y_train` and perhaps `x_val`, `y_val`, `x_test`, `y_test`; to a folder with one
             folder of images per class, perhaps below `train/`, `val/` and `test/`, see `read_layout`; to a folder of TFRecord
             shards by `write_tfrecords`), or a `Source`, which passes.
-        path: for CIFAR: the `.npz`; for TFDS: the data folder. None lets Keras (TFDS) download to its cache.
+        path: For CIFAR: the `.npz`; for TFDS: the data folder. None lets Keras (TFDS) download to its cache.
         corrupt: `"fail"` names damaged images (of folders, shards, TFDS) and stops; `"skip"` names them, counts them and leaves
             them out.
-        cache: hold the files of an image folder in memory.
-        report: called with a line of text for each thing to say; None prints to standard error.
+        cache: Hold the files of an image folder in memory.
+        report: Called with a line of text for each thing to say; None prints to standard error.
 
     Returns:
         `Source`.
 
     Raises:
-        ValueError: unknown name, unusable content, damaged images.
-        FileNotFoundError: no such path.
-        ImportError: the extra for it is not installed.
+        ValueError: Unknown name, unusable content, damaged images.
+        FileNotFoundError: No such path.
+        ImportError: The extra for it is not installed.
     """
     if isinstance(data, Source):
         return data
@@ -153,7 +153,7 @@ def load(
     if place.is_file():
         if place.suffix.lower() != ".npz":
             how = "unpack it, and give the folder" if place.suffix.lower() in ARCHIVES else "give a folder of images"
-            raise ValueError(f"{place} is a single file and no .npz; {how}, in which each class has a folder of its own")
+            raise ValueError(f"{place} is a file, but not an .npz; {how}, in which each class has a folder of its own")
         return _npz(place)
     if place.suffix or place.parent != Path("."):
         raise FileNotFoundError(f"no data at {place}; give an .npz, a folder of images or of TFRecord shards")
@@ -205,7 +205,7 @@ def _npz(path):
         with np.load(path, allow_pickle=False) as arrays:
             held = {key: arrays[key] for part in parts for key in (f"x_{part}", f"y_{part}") if key in arrays}
     except Exception as error:
-        raise ValueError(f"{path} is no readable .npz ({first_line(error)})") from error
+        raise ValueError(f"{path} is not a readable .npz file ({first_line(error)})") from error
     if not {"x_train", "y_train"} <= set(held):
         raise ValueError(f"{path} must hold x_train and y_train, it has {', '.join(sorted(held)) or 'neither'}")
 
@@ -277,7 +277,7 @@ def _check_classes(place, classes, labels, every):
 
 
 def shard_names(folder: Path) -> dict[str, str]:
-    """The name of each split's shards, by `"train"`, `"validation"` and `"test"`; empty where the folder has none."""
+    """Return the name of each split's shards, by `"train"`, `"validation"` and `"test"`; empty where the folder has none."""
     shards = {path.name.rsplit("-", 3)[0] for path in folder.glob("*-*-of-*.tfrecord")}
     indices = {path.stem for path in folder.glob("*.json") if path.stem in shards or not visible_folders(folder)}
     named = {}

@@ -30,8 +30,8 @@ class Images:
     """Images of one size in memory.
 
     Args:
-        images: uint8 array `(n, height, width, channels)`.
-        labels: whole numbers `(n,)`.
+        images: Uint8 array `(n, height, width, channels)`.
+        labels: Whole numbers `(n,)`.
     """
 
     images: np.ndarray
@@ -51,7 +51,7 @@ class Images:
         if labels.dtype.kind == "O":
             labels = np.array(labels.tolist())
         if labels.dtype.kind not in "iufb":
-            raise ValueError(f"labels must be whole numbers from 0 on, got {labels.dtype}")
+            raise ValueError(f"labels must be whole numbers of at least 0, got {labels.dtype}")
         numbers = labels.astype("float64")
         wrong = ~((numbers >= 0) & (numbers < MOST_CLASSES) & (numbers == np.floor(numbers)))
         if wrong.any():
@@ -70,12 +70,12 @@ class Images:
         return f"image {index}"
 
     def read(self, order: Order) -> tf.data.Dataset:
-        """Elements in a training run's order."""
+        """Return elements in a training run's order."""
         get = self._reader()
         return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)))
 
     def in_order(self) -> tf.data.Dataset:
-        """Elements from first to last."""
+        """Return elements from first to last."""
         get, epoch = self._reader(), tf.constant(0, tf.int64)
         return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index))
 
@@ -85,7 +85,7 @@ class Images:
         return lambda epoch, index: (epoch, index, tf.gather(images, index), tf.gather(labels, index))
 
     def take(self, indices: np.ndarray) -> Images:
-        """The images at `indices`, as a split of their own."""
+        """Return the images at `indices`, as a split of their own."""
         return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
@@ -117,12 +117,12 @@ class Encoded:
         return str(self.paths[index])
 
     def read(self, order: Order) -> tf.data.Dataset:
-        """Elements in a training run's order."""
+        """Return elements in a training run's order."""
         get = self._reader()
         return order.places().map(lambda epoch, place: get(epoch, order.index(epoch, place)), num_parallel_calls=PARALLEL)
 
     def in_order(self) -> tf.data.Dataset:
-        """Elements from first to last."""
+        """Return elements from first to last."""
         get, epoch = self._reader(), tf.constant(0, tf.int64)
         return tf.data.Dataset.range(self.size).map(lambda index: get(epoch, index), num_parallel_calls=PARALLEL)
 
@@ -159,7 +159,7 @@ class Encoded:
         )
 
     def take(self, indices: np.ndarray) -> Encoded:
-        """The files at `indices`, as a split of their own."""
+        """Return the files at `indices`, as a split of their own."""
         flags = None if self.needs_pillow is None else self.needs_pillow[indices]
         return dataclasses.replace(self, paths=self.paths[indices], labels=self.labels[indices], needs_pillow=flags)
 
@@ -178,10 +178,10 @@ class Records:
     Args:
         stream: `stream(epoch) -> Dataset` of `(index, encoded bytes or image, label)`, in an order that is a function of
             `epoch` alone; `epoch` is an int64 tensor, or None for the order of the files.
-        size: records.
-        channels: of the images.
-        encoded: whether images are bytes.
-        buffer: records of a window.
+        size: Number of records.
+        channels: Number of channels of the images.
+        encoded: Whether images are bytes.
+        buffer: Records of a window.
     """
 
     stream: Callable[[Any], tf.data.Dataset]
@@ -194,7 +194,7 @@ class Records:
         return f"record {index}"
 
     def read(self, order: Order) -> tf.data.Dataset:
-        """Elements in a training run's order."""
+        """Return elements in a training run's order."""
         steps = order.steps_per_epoch
 
         def of_epoch(epoch: tf.Tensor) -> Any:
@@ -220,11 +220,11 @@ class Records:
         return epochs.flat_map(of_epoch).filter(is_mine).map(lambda epoch, at, index, image, label: (epoch, index, image, label))
 
     def in_order(self) -> tf.data.Dataset:
-        """Elements from first to last."""
+        """Return elements from first to last."""
         return self.stream(None).map(lambda index, image, label: (tf.constant(0, tf.int64), index, image, label))
 
     def take(self, indices: np.ndarray) -> Records:
-        """The records at `indices`, as a split of their own."""
+        """Return the records at `indices`, as a split of their own."""
         wanted = np.zeros(self.size, bool)
         wanted[indices] = True
 
@@ -238,9 +238,9 @@ def hold_out(split: Images | Encoded | Records, count: int, seed: int = 0) -> tu
     """Take images out of a training split, to choose a recipe on them without looking at the test set.
 
     Args:
-        split: any split.
-        count: images to hold out.
-        seed: of the choice.
+        split: Any split.
+        count: Images to hold out.
+        seed: Seed of the choice.
 
     Returns:
         `(the rest, the held out)`.

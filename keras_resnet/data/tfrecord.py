@@ -44,18 +44,18 @@ def write_tfrecords(
 
     Args:
         split: `Images` or `Encoded`.
-        folder: made if missing; shards are written under other names first and renamed when all are complete.
-        name: of the split: `"train"`, `"validation"` or `"test"`.
-        classes: class names, kept in `NAME.json` next to the shards, with the number of records of each shard.
-        shards: number of files `NAME-00000-of-00008.tfrecord`.
-        preprocessing: what a model for these images takes (a mode or numbers), kept in `NAME.json`; None is ImageNet's for
+        folder: Made if missing; shards are written under other names first and renamed when all are complete.
+        name: Name of the split: `"train"`, `"validation"` or `"test"`.
+        classes: Class names, kept in `NAME.json` next to the shards, with the number of records of each shard.
+        shards: Number of files `NAME-00000-of-00008.tfrecord`.
+        preprocessing: What a model for these images takes (a mode or numbers), kept in `NAME.json`; None is ImageNet's for
             three channels.
 
     Returns:
         Paths of the shards.
 
     Raises:
-        ValueError: more shards than images, or none.
+        ValueError: More shards than images, or none.
     """
     if not 1 <= shards <= split.size:
         raise ValueError(f"`shards` must be between 1 and the number of images ({split.size}), got {shards}")
@@ -84,12 +84,12 @@ def write_tfrecords(
 
 
 def default_preprocessing(channels: int) -> str | dict[str, float]:
-    """What a model for images of unknown statistics takes."""
+    """Return what a model for images of unknown statistics takes."""
     return "torch" if channels == 3 else {"mean": 0.5, "std": 0.25}
 
 
 def example_of(data: bytes, label: int) -> bytes:
-    """A record of an encoded image and its class number."""
+    """Return a record of an encoded image and its class number."""
     feature = {
         "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data])),
         "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),

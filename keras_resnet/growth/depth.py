@@ -171,7 +171,7 @@ class DepthCurve:
             A `matplotlib.figure.Figure`; `figure.savefig("depth.png")` writes it.
 
         Raises:
-            ImportError: matplotlib is not installed; it comes with the extra `train`.
+            ImportError: Matplotlib is not installed; it comes with the extra `train`.
             ValueError: There were no data, so that nothing was measured.
         """
         try:
@@ -513,7 +513,7 @@ class _Measure:
         return [total / rows for total in totals]
 
     def final(self, left: Left) -> tuple[float, float | None, float | None]:
-        """`(loss, accuracy, agreement)` of a network with statistics of its own, on all held-out images."""
+        """Return `(loss, accuracy, agreement)` of a network with statistics of its own, on all held-out images."""
         _recalibrate(self.program, left, self.images)
         try:
             return self._figures(left)

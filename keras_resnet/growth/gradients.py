@@ -21,9 +21,9 @@ def parameters_without_gradient(model: keras.Model, inputs: Sequence[Any], vecto
     the tensor, for its cross-entropy losses.
 
     Args:
-        model: a built Keras model.
-        inputs: its inputs, as tensors.
-        vectors: one array per output, of the output's shape.
+        model: A built Keras model.
+        inputs: Its inputs, as tensors.
+        vectors: One array per output, of the output's shape.
 
     Returns:
         List of variable paths, or None where the backend is not TensorFlow.

@@ -14,7 +14,7 @@ SAFE_CHANNELS = 16
 
 
 def is_enabled() -> bool:
-    """Whether TensorFlow computes on the CPU with oneDNN."""
+    """Return whether TensorFlow computes on the CPU with oneDNN."""
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf

@@ -69,7 +69,7 @@ _GROWN_PART = re.compile(r"_grow\d+_(norm|relu|conv|dense|shift|scale|unmask|add
 
 
 def is_grown_part(path: str) -> bool:
-    """Whether a layer is named like a part of a block that `grow` added."""
+    """Return whether a layer is named like a part of a block that `grow` added."""
     return bool(_GROWN_PART.search(path))
 
 

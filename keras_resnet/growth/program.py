@@ -30,15 +30,15 @@ class _Step:
 
 
 class Program:
-    """The calls of a model in order of execution, those of nested models in place of the calls of these models.
+    """The calls of a model in order of execution. The call of a nested model is replaced by its own calls.
 
-    A network without some blocks costs only what is left: branches that nothing reads are not computed. What comes before the
-    first block that is left out is the same as in the whole network, so that many candidates can share it.
+    A network without some blocks costs only what remains, because branches that nothing reads are not computed. Everything before
+    the first block that is left out is the same as in the whole network, so that many candidates share it.
 
     Args:
         model: Functional or Sequential model. Its batch norms may be run on batch statistics, which moves their moving statistics
             unless their momentum is 1.
-        blocks: Its blocks that may be left out; other methods name them by their position.
+        blocks: The blocks that may be left out; other methods refer to them by their position.
     """
 
     def __init__(self, model: keras.Model, blocks: Sequence[Block]) -> None:

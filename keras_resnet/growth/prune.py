@@ -151,7 +151,7 @@ def _grown(model, found):
         plain = isinstance(node.operation, ResidualBlock) and node.operation.add is None
         if plain or (is_grown_part(path) and getattr(node.operation, "weights", None) and id(node.operation) not in inside):
             raise ValueError(
-                f'layer "{path}" belongs to a plain block, which cannot be removed: without a shortcut it is no identity'
+                f'layer "{path}" belongs to a plain block, which cannot be removed: without a shortcut it is not the identity'
             )
     return gone
 

@@ -75,7 +75,7 @@ class IdentityReport:
     def __str__(self) -> str:
         unknown = "not measured" if self.notes else "unknown on this backend"
         gradient = unknown if self.without_gradient is None else f"{len(self.without_gradient)} parameter tensors at step 0"
-        wake = " (they wake up once the gates have moved)" if self.without_gradient else ""
+        wake = " (they get one once the gates have moved)" if self.without_gradient else ""
         lines = [
             f"{self.blocks} residual blocks, {self.added_parameters:,} new parameters of {self.parameters:,}, "
             f"{self.added_trainable:,} of them trainable",

@@ -102,7 +102,7 @@ class GrowthScores:
             A `matplotlib.figure.Figure`; `figure.savefig("scores.png")` writes it.
 
         Raises:
-            ImportError: matplotlib is not installed; it comes with the extra `train`.
+            ImportError: Matplotlib is not installed; it comes with the extra `train`.
         """
         try:
             from matplotlib.figure import Figure
@@ -200,7 +200,7 @@ def default_loss(model: keras.Model) -> Callable[[Any, Any], Any]:
         return keras.losses.BinaryCrossentropy()
     if kind != "probabilities" and (len(heads) > 1 or card(model) is None):
         raise ValueError(
-            '`loss` must be given: the model is no classifier whose loss its graph or its card shows, e.g. loss="mse"'
+            '`loss` must be given, e.g. loss="mse": neither the graph nor the card of the model shows that it is a classifier'
         )
 
     def cross_entropy(labels: Any, outputs: Any) -> Any:

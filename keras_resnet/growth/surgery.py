@@ -396,8 +396,8 @@ def spread(total: int, weights: Sequence[int]) -> list[int]:
     """Share `total` out in proportion to `weights`: largest remainder, ties to the deeper (later) point.
 
     Args:
-        total: whole number to share out.
-        weights: non-negative numbers; all zero counts as all equal.
+        total: Whole number to share out.
+        weights: Non-negative numbers; all zero counts as all equal.
 
     Returns:
         List of whole numbers that add up to `total`.

@@ -34,7 +34,7 @@ def import_modules(names: Iterable[str]) -> None:
     """Import modules, of the current folder too, that register the layers of a model file.
 
     Raises:
-        ModelFileError: One cannot be imported.
+        ModelFileError: A module cannot be imported.
     """
     sys.path.insert(0, os.getcwd())
     try:
@@ -61,7 +61,7 @@ class ModelFileError(ValueError):
         self.problem, self.kind = problem, kind
 
     def for_commands(self) -> str:
-        """The message with the options `--unsafe-lambda` and `--import` in place of Python calls."""
+        """Return the message with the options `--unsafe-lambda` and `--import` in place of Python calls."""
         remedy = COMMAND_REMEDIES.get(self.kind)
         return f"{self.problem}; {remedy}" if remedy else str(self)
 
@@ -144,7 +144,7 @@ def recognise_model_file(path: str | os.PathLike[str]) -> ModelFile:
     if beginning.startswith(b"version https://git-lfs"):
         raise ModelFileError(f"{path} is a pointer of Git LFS, not the file itself; run `git lfs pull`")
     kind = f"valid {path.suffix} file" if path.suffix in (".keras", ".h5", ".hdf5") else "Keras model file"
-    raise ModelFileError(f"{path} is not a {kind}: it is damaged or something else; save the model again")
+    raise ModelFileError(f"{path} is damaged or is not a {kind}; save the model again")
 
 
 def _archive_version(path: Path) -> str:

@@ -34,7 +34,7 @@ class Pretrained:
 
     Args:
         file: `WeightFile`.
-        name: what the user called it.
+        name: What the user called it.
         source: `WeightSource`, if it has a name.
     """
 
@@ -66,7 +66,7 @@ class Pretrained:
         return list(known.labels) if known.labels else None
 
     def num_classes(self, config: Config) -> int | None:
-        """Number of classes of the file's classifier; where it has none, that of its source or card; None where nothing tells.
+        """Return the number of classes of the file's classifier, else of its source or card; None if nothing states it.
 
         Args:
             config: Config of the model that the file is for.
@@ -79,7 +79,7 @@ class Pretrained:
         return saved["num_classes"] if saved else None
 
     def describe(self) -> dict[str, Any] | None:
-        """The `weights` entry of the model card."""
+        """Return the `weights` entry of the model card."""
         if self.source:
             keys = ("dataset", "accuracy", "licence", "page", "url")
             return {"source": self.name, **{key: getattr(self.source, key) for key in keys}}
@@ -91,16 +91,16 @@ class Pretrained:
 
 
 def find_weights(weights: str | os.PathLike[str], model: str, sources: Mapping[str, WeightSource]) -> Pretrained:
-    """What `weights=` stands for: a path if there is such a file, else a named source, else a packaged tag.
+    """Return what `weights=` stands for: a path if there is such a file, else a named source, else a packaged tag.
 
     Args:
-        weights: path, name or tag.
-        model: name of the variant.
-        sources: name -> `WeightSource`.
+        weights: Path, name or tag.
+        model: Name of the variant.
+        sources: Name -> `WeightSource`.
 
     Raises:
-        TypeError: no text and no path.
-        FileNotFoundError, ValueError, ConnectionError: see `open_weights` and `locate`.
+        TypeError: `weights` is neither a string nor a path.
+        FileNotFoundError, ValueError, ConnectionError: See `open_weights` and `locate`.
     """
     if not isinstance(weights, str | os.PathLike):
         raise TypeError(f"`weights` must be None, a file, or a name from `list_weights()`, got {weights!r}")
@@ -114,7 +114,7 @@ def find_weights(weights: str | os.PathLike[str], model: str, sources: Mapping[s
 
 
 def preprocessing_or_warn(pretrained: Pretrained) -> str | dict[str, Any]:
-    """The mode that comes with the weights, or `"none"` and a warning where the file does not tell."""
+    """Return the mode that comes with the weights, or `"none"` and a warning where the file does not tell."""
     if pretrained.preprocessing is not None:
         return pretrained.preprocessing
     warnings.warn(
@@ -227,14 +227,14 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> ModelCard:
     """Load a file into a zoo model that exists; unlike Keras' own method it knows foreign formats and names what does not fit.
 
     Args:
-        model: a zoo model.
-        path: see `keras_resnet.weights.files.open_weights`.
+        model: A zoo model.
+        path: See `keras_resnet.weights.files.open_weights`.
 
     Returns:
         The model's new card.
 
     Raises:
-        ValueError: the model is not from this zoo, or the file does not fit; the model keeps its weights then.
+        ValueError: The model is not from this zoo, or the file does not fit; the model keeps its weights then.
     """
     known = card(model)
     if known is None or known.config is None:

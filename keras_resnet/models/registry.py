@@ -39,8 +39,8 @@ class Plugin:
     """What another package adds to the zoo: the object its entry point in the group `keras_resnet.models` names.
 
     Args:
-        models: name -> `ResNetConfig` or `VGGConfig`.
-        sources: name -> `WeightSource`, for `weights=`.
+        models: Name -> `ResNetConfig` or `VGGConfig`.
+        sources: Name -> `WeightSource`, for `weights=`.
     """
 
     models: dict[str, Config] = field(default_factory=dict)
@@ -52,14 +52,14 @@ class ModelInfo:
     """What `model_info` reports; sizes come from a walk over the built layers.
 
     Args:
-        name: of the model.
-        config: its architecture.
-        trainable: trainable parameters.
-        total: parameters with moving statistics.
-        macs: multiply-adds at `input_shape`.
-        input_shape: without batch.
-        features: stage outputs, see `feature_info`.
-        owner: package that declares the variant, None for a model that was passed in.
+        name: Name of the model.
+        config: Its architecture.
+        trainable: Trainable parameters.
+        total: Parameters with moving statistics.
+        macs: Multiply-adds at `input_shape`.
+        input_shape: Without batch.
+        features: Stage outputs, see `feature_info`.
+        owner: Package that declares the variant, None for a model that was passed in.
     """
 
     name: str

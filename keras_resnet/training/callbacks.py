@@ -82,8 +82,8 @@ class Callbacks:
         """The run ends."""
         self._whole.on_train_end(logs)
 
-    def tell(self, event: str, *args: Any) -> None:
-        """Call a method of all callbacks, e.g. `tell("on_epoch_end", epoch, logs)`."""
+    def notify(self, event: str, *args: Any) -> None:
+        """Call a method of all callbacks, e.g. `notify("on_epoch_end", epoch, logs)`."""
         for callbacks in (self._whole, self._segment):
             getattr(callbacks, event)(*args)
 
@@ -105,7 +105,7 @@ class Callbacks:
             callback.best_weights = grown
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What callbacks remember, as plain JSON values and as arrays."""
+        """Return what callbacks remember, as plain JSON values and as arrays."""
         plain, arrays = {}, {}
         for number, callback in enumerate(self._lasting):
             key = f"{number} {type(callback).__name__}"
@@ -158,7 +158,7 @@ SAVED = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint, keras.c
 
 
 def is_saved(callback: keras.callbacks.Callback) -> bool:
-    """Whether a checkpoint keeps what a callback remembers: Keras' own callbacks whose memory is in public attributes."""
+    """Return whether a checkpoint keeps what a callback remembers: Keras' own callbacks whose memory is in public attributes."""
     return type(callback) in SAVED
 
 
@@ -168,7 +168,7 @@ def _options(callback: keras.callbacks.Callback) -> set[str]:
 
 
 def check_callbacks(given: Iterable[CallbackLike], has_schedule: bool, schedule: str, keeps_averages: bool) -> None:
-    """Refuse callbacks that cannot do in a run what they are for.
+    """Refuse callbacks that do not work in a run.
 
     Args:
         given: As the user gave them.
@@ -177,7 +177,7 @@ def check_callbacks(given: Iterable[CallbackLike], has_schedule: bool, schedule:
         keeps_averages: Whether the run keeps moving averages itself.
 
     Raises:
-        TrainingError: Names the callback and what to do.
+        TrainingError: A callback cannot be used; the message names it and says what to do.
     """
     for callback in given:
         name = type(callback).__name__

@@ -41,10 +41,10 @@ def write(folder: str | os.PathLike[str], arrays: dict[str, np.ndarray], state: 
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """`(arrays, state)` of the checkpoint in a folder, or None.
+    """Return `(arrays, state)` of the checkpoint in a folder, or None.
 
     Raises:
-        TrainingError: the file is damaged.
+        TrainingError: The file is damaged.
     """
     path = Path(folder) / FILE
     if not path.exists():
@@ -62,11 +62,11 @@ def check_folder(folder: str | os.PathLike[str], needed: int) -> None:
     """Make sure that a run can write its results, before it starts.
 
     Args:
-        folder: made if missing.
-        needed: bytes of a checkpoint.
+        folder: Made if missing.
+        needed: Size of a checkpoint, in bytes.
 
     Raises:
-        TrainingError: not writable, or too little room for two checkpoints.
+        TrainingError: Not writable, or too little room for two checkpoints.
     """
     folder = Path(folder)
     try:
@@ -89,15 +89,15 @@ def check_folder(folder: str | os.PathLike[str], needed: int) -> None:
 
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep a folder for one run while the block lasts; the lock goes with its process, however that ends.
+    """Lock a folder for one run while the block lasts. The lock is released when its process ends, however that happens.
 
     Its file stays: were it removed, another process could hold the old one while a third makes and locks a new one.
 
     Args:
-        folder: of the results.
+        folder: Folder of the results.
 
     Raises:
-        TrainingError: another run has it.
+        TrainingError: Another run has it.
     """
     try:
         file = (Path(folder) / LOCK).open("a+b", buffering=0)

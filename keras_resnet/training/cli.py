@@ -27,7 +27,7 @@ from .zoo import train
 # What a first run needs; the help begins with these.
 FIRST = ("data", "model", "recipe", "epochs", "out")
 RECIPE_HELP = "Set of defaults with a name; --recipes lists them.  [default: finetune for a pretrained model, else none]"
-OUT_HELP = "Folder for checkpoint, logs and model; the same command resumes there.  [default: runs/MODEL-DATA]"
+OUT_HELP = "Folder for the checkpoint, logs and model; the same command resumes there.  [default: runs/MODEL-DATA]"
 # Options that have a flag of their own.
 OTHERWISE = ("model_options", "growth")
 
@@ -106,13 +106,14 @@ def _help(text: str, default: Any) -> str:
 @click.option("--set", "model_options", cls=Option, group="Model", multiple=True, metavar="KEY=VALUE",
               help="Further argument of create_model, e.g. gate=zero_gamma.")  # fmt: skip
 @click.option("--grow", "growth", cls=Option, group="Growth and fine-tuning", multiple=True, metavar="EPOCH:AFTER:BLOCKS",
-              help="Grow before that epoch after these layers, e.g. 5:*_pool:1.")  # fmt: skip
+              help="Before this epoch (counted from 0), add this number of residual blocks after each of these layers, e.g. "
+              "5:*_pool:1.")  # fmt: skip
 @click.option("--import", "imports", cls=Option, group="Model", multiple=True, metavar="MODULE",
-              help="Import a module with the layers of a model file first.")  # fmt: skip
+              help="Import a module that defines layers of a model file first.")  # fmt: skip
 @click.option("--unsafe-lambda", cls=Option, group="Model", is_flag=True,
               help="Run the Python code in Lambda layers of a model file. Only for files that you trust.")  # fmt: skip
 @click.option("--local-workers", cls=Option, group="Devices and machines", type=click.IntRange(2),
-              metavar="N", help="Start N processes on this machine's CPU, for a trial.")  # fmt: skip
+              metavar="N", help="Start N processes on this machine's CPU, to try out a run on several machines.")  # fmt: skip
 @click.option("--recipes", is_flag=True, help="List the recipes and stop.")
 @click.option("--quiet", is_flag=True, help="Print the summary only.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -130,7 +131,9 @@ def main(
     debug: bool,
     **flags: Any,
 ) -> None:
-    """Train an image classifier. DESCRIPTION is a YAML file of options, such as run.yaml in the results of a run; flags win.
+    """Train an image classifier.
+
+    DESCRIPTION is a YAML file of options, such as the run.yaml of an earlier run. Options of the command override it.
 
     \b
     Examples:
@@ -139,8 +142,11 @@ def main(
       resnet-train --data digits --epochs 3 --local-workers 2
       resnet-train runs/resnet20/run.yaml --seed 1 --out runs/resnet20-seed1
 
-    Ends with one line of JSON on standard output. Exit codes: 0 done; 1 the loss or a worker was lost; 2 wrong usage or
-    unreadable data; 4 a device is missing; 130 interrupted; 143 stopped by SIGTERM with everything saved.
+    The last line on standard output is the summary as JSON.
+
+    \b
+    Exit codes: 0 done; 1 the loss is not finite, or a worker was lost; 2 wrong usage or unreadable data;
+    4 a device is missing; 130 interrupted; 143 saved and stopped by SIGTERM.
     """
     if recipes:
         for name, told in RECIPES.items():

@@ -17,22 +17,22 @@ COLUMNS = ("epoch", "block", "gate", "mean", "max", "gate_value", "variance_shar
 
 
 class DriftLogger(keras.callbacks.Callback):
-    """Measures `kr.drift` before the first epoch and after every epoch; Keras has no callback that looks into branches.
+    """Measure `kr.drift` before the first epoch and after every epoch.
 
     Args:
-        data: what `kr.drift` takes; a batch or two are enough.
-        csv_path: file that gets a row per epoch and block (columns `COLUMNS`); None writes none. A row of an epoch
-            that is already there, from a run that was broken off and resumed, is not written again.
-        tensorboard: folder for TensorBoard scalars `drift/{block}` and `gate/{block}`; None writes none.
-        every: epochs between two measurements. Default 1.
-        batch_size: for arrays. Default 32.
+        data: What `kr.drift` takes; a batch or two are enough.
+        csv_path: File that gets a row per epoch and block (columns `COLUMNS`); None writes none. A row of an epoch
+            that is already there, from an interrupted run that resumes, is not written again.
+        tensorboard: Folder for TensorBoard scalars `drift/{block}` and `gate/{block}`; None writes none.
+        every: Epochs between two measurements. Default 1.
+        batch_size: For arrays. Default 32.
 
     Attributes:
-        history: list of `(epoch, DriftReport)`; epoch 0 is the state before training.
+        history: List of `(epoch, DriftReport)`; epoch 0 is the state before training.
 
     Raises:
         ValueError: `every` below 1, or a CSV file with other columns.
-        ImportError: `tensorboard` is given and TensorBoard is not installed (TensorFlow does not bring it).
+        ImportError: `tensorboard` is given and TensorBoard is not installed.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ def _epochs_in(path):
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         if tuple(rows.fieldnames or COLUMNS) != COLUMNS:
-            raise ValueError(f"{path} is no drift log (columns {', '.join(rows.fieldnames)}); give another `csv_path`")
+            raise ValueError(f"{path} is not a drift log (columns {', '.join(rows.fieldnames)}); give another `csv_path`")
         return {int(row["epoch"]) for row in rows}
 
 
@@ -112,17 +112,17 @@ def _append(path, epoch, report):
 
 
 def drift_figure(log: Any, path: str | os.PathLike[str] | None = None) -> Any:
-    """Heat map of a drift log: blocks from input to output × epochs, colour ‖F(x)‖/‖x‖ (mean over images).
+    """Draw a drift log as a heat map: blocks from input to output × epochs, colour ‖F(x)‖/‖x‖ (mean over images).
 
     Args:
         log: CSV file of a `DriftLogger`, or the `DriftLogger`.
-        path: picture to write; None writes none.
+        path: Picture to write; None writes none.
 
     Returns:
-        matplotlib Figure (extra `demo`).
+        Matplotlib Figure (extra `demo`).
 
     Raises:
-        ValueError: the log is empty.
+        ValueError: The log is empty.
     """
     from matplotlib.figure import Figure
 
@@ -142,8 +142,8 @@ def heat_map(rows: Any, axis: Any, norm: Any = None) -> None:
 
     Args:
         rows: `(epoch, block, ‖F(x)‖/‖x‖)`, blocks in order of execution; a block that an epoch lacks stays white there.
-        axis: where to; a colour bar is put next to it.
-        norm: of matplotlib, for a scale of colours that several maps share; None for a linear one from 0.
+        axis: Where to; a colour bar is put next to it.
+        norm: Of matplotlib, for a scale of colours that several maps share; None for a linear one from 0.
     """
     epochs = sorted({epoch for epoch, _, _ in rows})
     # A model that grew has more blocks later, and their order there is the one that holds.

@@ -102,7 +102,7 @@ LONGEST = 400
 
 
 def step_error(error: Exception) -> Exception:
-    """What an error inside a training step means for the user; errors of image pipelines pass, see `errors_of`.
+    """Return what an error inside a training step means for the user; errors of image pipelines pass, see `errors_of`.
 
     Args:
         error: As TensorFlow or Keras raised it.
@@ -113,7 +113,7 @@ def step_error(error: Exception) -> Exception:
 
 
 def brief(error: Exception) -> str:
-    """The reason in an error of TensorFlow or Keras, in a line of bounded length."""
+    """Return the reason in an error of TensorFlow or Keras, in a line of bounded length."""
     text = " ".join(NOISE.sub("", str(error)).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 

@@ -47,11 +47,11 @@ class Evaluation:
     _iterator: Any = None
 
     def is_due(self, epoch: int) -> bool:
-        """Whether it is measured after an epoch, counted from 1."""
+        """Return whether it is measured after an epoch, counted from 1."""
         return epoch % self.every == 0 if isinstance(self.every, int) else epoch in self.every
 
     def batches(self) -> Iterator[tuple[int, Iterator]]:
-        """`(number, iterator to take the batch from)` for every batch; without `steps` it continues until the data end."""
+        """Yield `(number, iterator to take the batch from)` for every batch; without `steps` it continues until the data end."""
         if self._iterator is None or not self.once:
             self._iterator = iter(self.dataset)
         number = 0
@@ -90,7 +90,7 @@ class Feed:
     fingerprint: dict[str, Any]
 
     def iterator(self, step: int, segment: Segment) -> Iterator:
-        """The batches of the run from a step on, at least to the end of its epoch."""
+        """Return the batches of the run from a step on, at least to the end of its epoch."""
         raise NotImplementedError
 
     def check(self, model: keras.Model, segment: Segment) -> None:
@@ -100,7 +100,7 @@ class Feed:
         """An epoch is done."""
 
     def sample(self) -> Iterable[tuple[Any, None]]:
-        """Batches `(inputs, None)` of some training examples, neither augmented nor in the run's order, to measure a model on.
+        """Return batches `(inputs, None)` of some training examples to measure a model on, not augmented and in any order.
 
         Raises:
             TrainingError: The data can be read only once.
@@ -108,12 +108,12 @@ class Feed:
         raise NotImplementedError
 
     def describe(self) -> list[str]:
-        """Lines for the log."""
+        """Return lines for the log."""
         size = "" if self.size is None else f": {self.size:,} training examples"
         return [f"{self.name}{size}"]
 
     def label(self, model: keras.Model) -> keras.Model:
-        """The trained model with class names in its card, where there are some."""
+        """Return the trained model with class names in its card, where there are some."""
         return model if self.labels is None else with_labels(model, self.labels)
 
 
@@ -270,7 +270,7 @@ def _with_channels(source: datasets.Source, model: keras.Model) -> datasets.Sour
 
 
 def takes_any_size(model: keras.Model) -> bool:
-    """Whether a model leaves open the size of its images."""
+    """Return whether a model takes images of any size."""
     shape = model.inputs[0].shape
     return len(shape) == 4 and None in shape[1:3]
 
@@ -286,8 +286,8 @@ def _shape_of(model: keras.Model, source: datasets.Source, side: int | None) -> 
     if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2 or not fits:
         gives = ", ".join(str(tensor.shape[1:]) for tensor in model.outputs)
         raise TrainingError(
-            f"the model must give one output of at least {classes} logits, it gives {gives}; "
-            f"kr.replace_head(model, {classes}) makes a new head"
+            f"the model must return one output of at least {classes} logits, it returns {gives}; "
+            f"kr.replace_head(model, {classes}) makes a new classifier"
         )
     if not takes_any_size(model):
         return tuple(shape[1:3]), units
@@ -444,7 +444,7 @@ def adapter_of(data: Any, shuffle: bool = False, class_weight: dict[int, float] 
 
 
 def is_read_once(adapter: Any) -> bool:
-    """Whether the data of an adapter are gone when they have been read, as those of a generator."""
+    """Return whether the data of an adapter are gone when they have been read, as those of a generator."""
     return type(adapter).__name__ == "GeneratorDataAdapter"
 
 
@@ -469,7 +469,7 @@ class _Batches:
         )
 
     def get_tf_dataset(self) -> tf.data.Dataset:
-        """The batches as a data set."""
+        """Return the batches as a data set."""
         return tf.data.Dataset.from_generator(lambda: (as_arrays(*batch) for batch in self._data), output_signature=self._spec)
 
     def on_epoch_begin(self) -> None:
@@ -534,7 +534,7 @@ def as_arrays(x: Any, y: Any = None, sample_weight: Any = None) -> tuple:
     """NumPy arrays of `fit`'s arguments, without what is missing at the end; floats in Keras' float type, as `fit` makes them.
 
     Raises:
-        TrainingError: They differ in length, or are no arrays of numbers.
+        TrainingError: They differ in length, or are not arrays of numbers.
     """
 
     def convert(array: Any) -> np.ndarray:
@@ -585,12 +585,12 @@ def _converted(part: Any, convert: Callable[[Any], np.ndarray]) -> Any:
 
 
 def number_of_examples(arrays: tuple) -> int:
-    """Examples of arrays of one length."""
+    """Return examples of arrays of one length."""
     return len(keras.tree.flatten(arrays)[0])
 
 
 def weighted_by_class(arrays: tuple, class_weight: dict[int, float]) -> tuple:
-    """Arrays with the weights of their classes as sample weights.
+    """Return arrays with the weights of their classes as sample weights.
 
     Raises:
         TrainingError: The labels are not class numbers or one-hot vectors.
@@ -632,7 +632,7 @@ def _class_weights(weights: dict[int, float] | None, classes: int) -> np.ndarray
     """Weights by class number, 1 where none is given.
 
     Raises:
-        TrainingError: A key that is no class number, or a value that is no number of at least 0.
+        TrainingError: A key that is not a class number, or a value that is not a number of at least 0.
     """
     if weights is None:
         return None
@@ -641,7 +641,7 @@ def _class_weights(weights: dict[int, float] | None, classes: int) -> np.ndarray
     values = np.ones(classes, "float32")
     for key, value in weights.items():
         if isinstance(key, bool) or not isinstance(key, (int, np.integer)) or not 0 <= key < classes:
-            raise TrainingError(f"`class_weight` has the key {key!r}, which is no class number from 0 to {classes - 1}")
+            raise TrainingError(f"`class_weight` has the key {key!r}, which is not a class number from 0 to {classes - 1}")
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < math.inf:
             raise TrainingError(f"`class_weight` of class {key} must be a number of at least 0, got {value!r}")
         values[key] = value
@@ -682,7 +682,7 @@ def _spread(size: int, count: int) -> np.ndarray:
 def with_labels(
     model: keras.Model, labels: Iterable[str], size: tuple[int, int] | None = None, crop: bool = False
 ) -> keras.Model:
-    """A copy of a model with class names in its card; a model without one gets a card.
+    """Return a copy of a model with class names in its card; a model without one gets a card.
 
     Args:
         model: Trained model.
@@ -705,6 +705,6 @@ def with_labels(
 
 
 def labels_fit(model: keras.Model, labels: Sequence[str]) -> bool:
-    """Whether an output of a model has one value per class, or one for both of two classes."""
+    """Return whether an output of a model has one value per class, or one for both of two classes."""
     units = [tensor.shape[-1] for tensor in model.outputs if len(tensor.shape)]
     return len(labels) in [2 if count == 1 else count for count in units]

@@ -121,7 +121,7 @@ def fit(
     """
     _check_graph(model)
     if theirs := sorted(set(options) & MADE_BY_TRAIN - ({"image_size"} if takes_any_size(model) else set())):
-        raise TrainingError(f"`{theirs[0]}` decides how `train` makes a model; build the model so, and leave it out here")
+        raise TrainingError(f"`{theirs[0]}` is an option of `train`, which builds the model; build yours with it, leave it out")
     options |= {name: value for name, value in (("loss", loss), ("optimizer", optimizer)) if _is_option(name, value)}
     labels = None if labels is None else _checked(check_labels, labels)
     own_loss = None if "loss" in options else loss
@@ -164,7 +164,7 @@ def _for_trained(options: dict[str, Any], model: keras.Model, data: Any, optimiz
 
 
 def is_trained(model: keras.Model) -> bool:
-    """Whether a model was trained before: biases and moving means are zero in a new one."""
+    """Return whether a model was trained before: biases and moving means are zero in a new one."""
     moved = [v for v in model.weights if v.name in ("bias", "beta", "moving_mean")]
     return any(bool(np.any(keras.ops.convert_to_numpy(variable))) for variable in moved)
 
@@ -287,7 +287,7 @@ def _checked_freq(freq: int | Collection[int]) -> int | Collection[int]:
         return freq
     if isinstance(freq, int) and freq >= 1:
         return freq
-    raise TrainingError(f"`validation_freq` must be a whole number from 1 on, or a collection of epochs, got {freq!r}")
+    raise TrainingError(f"`validation_freq` must be a whole number of at least 1, or a collection of epochs, got {freq!r}")
 
 
 def _is_arrays(data: Any) -> bool:
@@ -372,7 +372,7 @@ def start(
 
 
 def structure(model: keras.Model) -> dict[str, Any]:
-    """What a run's model must agree on with its checkpoint: its layout, not the values that the checkpoint replaces."""
+    """Return what a run's model must agree on with its checkpoint: its layout, not the values that the checkpoint replaces."""
     shapes = [(variable.path.rsplit("/", 1)[-1], tuple(variable.shape), str(variable.dtype)) for variable in model.weights]
     return {"parameters": model.count_params(), "layout": zlib.crc32(repr(shapes).encode())}
 

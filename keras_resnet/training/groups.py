@@ -30,7 +30,7 @@ class Group:
 
 
 def new_layers(model: keras.Model) -> tuple[list, list]:
-    """Layers of grown blocks, and the head (the last weighted layer): what learns while the backbone is frozen."""
+    """Return layers of grown blocks, and the head (the last weighted layer): what learns while the backbone is frozen."""
     blocks = [block for block in find_blocks(model) if block.add.grown]
     grown = [layer for block in blocks for layer in [*block.branch, block.add]]
     weighted = [node.operation for _, _, node in walk(model) if is_weighted(node.operation)]
@@ -70,7 +70,7 @@ def parameter_groups(
         List of `Group`, without empty ones; each trainable variable is in exactly one.
     """
     if trunk_lr_multiplier is not None:
-        warnings.warn("`trunk_lr_multiplier` is called `backbone_lr_multiplier` now", DeprecationWarning, stacklevel=2)
+        warnings.warn("`trunk_lr_multiplier` was renamed to `backbone_lr_multiplier`", DeprecationWarning, stacklevel=2)
         backbone_lr_multiplier = trunk_lr_multiplier
     gates = [v for block in find_blocks(model) for v in gate_parameters(block.add.gate, _with_weights(block.branch))]
     grown, head = new_layers(model)

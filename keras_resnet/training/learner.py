@@ -242,7 +242,7 @@ class Learner:
             average.assign(value)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that a training step changes, by a name that says where it belongs. Every process must call it together."""
+        """Return all that a training step changes, by a name that says where it belongs. Every process must call it together."""
         groups = {"model": self.model.variables, "optimizer": self.optimizer.variables, "metrics": self.steps.metric_variables}
         return {f"{kind}/{i}": _array(v) for kind, found in groups.items() for i, v in enumerate(found)}
 
@@ -250,7 +250,7 @@ class Learner:
         """Assign weights and optimiser state that `arrays` gave.
 
         Raises:
-            TrainingError: the arrays are those of another model or optimiser; nothing is assigned then.
+            TrainingError: The arrays are those of another model or optimiser; nothing is assigned then.
         """
         pairs = []
         for kind, variables in (("model", self.model.variables), ("optimizer", self.optimizer.variables)):
@@ -272,7 +272,7 @@ class Learner:
                 variable.assign(arrays[f"metrics/{i}"])
 
     def steps_on_views(self, kind: str) -> Steps:
-        """Steps that evaluate the model with test-time augmentation; see `averaged_over_views`."""
+        """Return steps that evaluate the model with test-time augmentation; see `averaged_over_views`."""
         with self.placement.strategy.scope():
             model = averaged_over_views(self.model, kind)
             self.task.compile(model, keras.optimizers.SGD())
@@ -284,7 +284,7 @@ class Learner:
             self.optimizer.finalize_variable_values(self.model.trainable_weights)
 
     def finished(self) -> keras.Model:
-        """The trained model: uncompiled, not under any strategy, with the layers trainable that were so at first."""
+        """Return the trained model: uncompiled, not under any strategy, with the layers trainable that were so at first."""
         for layer in self._norms():
             layer.synchronized = False
         for path, layer in self._layers():

@@ -22,7 +22,7 @@ FIRST, LAST = ("epoch", "step"), ("learning_rate", "images_per_second", "seconds
 
 
 def columns(rows: list[dict]) -> list[str]:
-    """The columns of a log: those of all its rows; without rows, those of a classifier."""
+    """Return the columns of a log: those of all its rows; without rows, those of a classifier."""
     found = dict.fromkeys(name for row in rows for name in row if name not in FIRST + LAST)
     return [*FIRST, *(found or ("loss", "accuracy", "val_loss", "val_accuracy")), *LAST]
 
@@ -74,7 +74,7 @@ class Progress:
             print(text, file=self.file, flush=True)
 
     def due(self) -> bool:
-        """Whether to show where the run is: at most ten times a second, since estimating the time left takes milliseconds."""
+        """Return whether to show progress: at most ten times a second, because estimating the time left takes milliseconds."""
         return self._bar is not None and time.perf_counter() - self._shown >= 0.1
 
     def step(self, step: int, logs: dict, rate: float, speed: float) -> None:
@@ -134,7 +134,7 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         write: Function of the path to write to.
 
     Raises:
-        TrainingError: it cannot be written; what was there stays.
+        TrainingError: It cannot be written; what was there stays.
     """
     partial = path.with_name(f".partial-{path.name}")
     try:
@@ -149,7 +149,7 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 class TensorBoardLog:
-    """Scalars per epoch; a run that resumes writes all its rows again."""
+    """TensorBoard scalars per epoch. A run that resumes writes all its rows again."""
 
     def __init__(self, folder: Path, rows: list[dict]) -> None:
         import importlib.util
@@ -178,9 +178,9 @@ def curves(rows: list[dict], path: Path, title: str = "") -> object:
     """Draw loss and accuracy over epochs (extra `demo`).
 
     Args:
-        rows: rows of the log.
-        path: picture.
-        title: above it.
+        rows: Rows of the log.
+        path: Picture to write.
+        title: Above it.
     """
     from matplotlib.figure import Figure
 

@@ -133,15 +133,15 @@ def _epoch(session: Session, segment: Segment, saved: Saved | None) -> dict[str,
     learner.steps.reset()
     if saved and done:
         learner.restore_metrics(saved.arrays)
-    callbacks.tell("on_epoch_begin", epoch)
+    callbacks.notify("on_epoch_begin", epoch)
     iterator = feed.iterator(state.step, segment)
     watch = _StepWatch(session, first, clock)
     for batch in range(done, feed.steps, learner.steps.per_call):
-        callbacks.tell("on_train_batch_begin", batch)
+        callbacks.notify("on_train_batch_begin", batch)
         logs = _next(session, iterator)
         state.step += learner.steps.per_call
         state.seconds = spent_before + time.perf_counter() - clock
-        callbacks.tell("on_train_batch_end", batch + learner.steps.per_call - 1, _shown(logs))
+        callbacks.notify("on_train_batch_end", batch + learner.steps.per_call - 1, _shown(logs))
         watch.after_step(logs)
         if learner.model.stop_training:
             break
@@ -159,7 +159,7 @@ def _epoch(session: Session, segment: Segment, saved: Saved | None) -> dict[str,
         if validation is BROKEN:
             state.pending = row
         else:
-            callbacks.tell("on_epoch_end", epoch, dict(logs))
+            callbacks.notify("on_epoch_end", epoch, dict(logs))
     if validation is BROKEN:
         session.save()
         raise _interrupted(session)
@@ -198,7 +198,8 @@ def _next(session: Session, iterator: Iterator) -> dict:
     except (StopIteration, tf.errors.OutOfRangeError) as error:
         step = session.state.step
         raise TrainingError(
-            f"the data ended at step {step} of {session.total}; are images or records missing, or is `steps_per_epoch` too large?"
+            f"the data ended early, at step {step} of {session.total}; are images or records missing, or is `steps_per_epoch` "
+            "too large?"
         ) from error
 
 
@@ -246,22 +247,22 @@ def _validate(
         return None
     steps = steps or session.learner.steps
     steps.reset()
-    callbacks.tell("on_test_begin")
+    callbacks.notify("on_test_begin")
     broken = False
     for batch, iterator in evaluation.batches():
-        callbacks.tell("on_test_batch_begin", batch)
+        callbacks.notify("on_test_batch_begin", batch)
         try:
             logs = steps.evaluate(iterator)
         except (ValueError, TypeError) as error:
             raise step_error(error) from error
         except (StopIteration, tf.errors.OutOfRangeError):
             break
-        callbacks.tell("on_test_batch_end", batch, _shown(logs))
+        callbacks.notify("on_test_batch_end", batch, _shown(logs))
         if _asked(session, logs):
             broken = True
             break
     found = steps.metrics()
-    callbacks.tell("on_test_end", found)
+    callbacks.notify("on_test_end", found)
     return BROKEN if broken else found
 
 
@@ -277,7 +278,7 @@ def _validate_pending(session: Session) -> dict[str, Any]:
             session.save()
         else:
             logs |= {f"val_{name}": value for name, value in validation.items()}
-            session.callbacks.tell("on_epoch_end", row["epoch"] - 1, dict(logs))
+            session.callbacks.notify("on_epoch_end", row["epoch"] - 1, dict(logs))
     if validation is BROKEN:
         raise _interrupted(session)
     _end_epoch(session, row | _rounded(logs))

@@ -27,10 +27,10 @@ class _Grouped(_Mixin):
     """Mixin for a Keras optimiser: parameter groups, weight decay by group, clipping after the sum over replicas.
 
     Args:
-        groups: list of `Group`; a variable in none has multiplier 1 and no decay.
-        decay: factor of the weight decay.
-        coupled: add `decay · w` to the gradient (L2, as the papers on SGD mean it); else take `rate · decay · w` off `w`.
-        **kwargs: of the optimiser.
+        groups: List of `Group`; a variable in none has multiplier 1 and no decay.
+        decay: Factor of the weight decay.
+        coupled: Add `decay · w` to the gradient (L2, as the papers on SGD mean it); else take `rate · decay · w` off `w`.
+        **kwargs: Of the optimiser.
     """
 
     def __init__(self, *args: Any, groups: Sequence[Any] = (), decay: float = 0.0, coupled: bool = False, **kwargs: Any) -> None:
@@ -134,7 +134,7 @@ class Muon(_Grouped, keras.optimizers.SGD):
     Args:
         kernel_rate: Factor on the learning rate of groups with `is_orthogonal`.
         kernel_momentum: Momentum factor of these groups.
-        **kwargs: of `SGD`.
+        **kwargs: Of `SGD`.
 
     Source: Jordan et al. (https://kellerjordan.github.io/posts/muon/); the norm of kernels is that of airbench94.
     """
@@ -194,7 +194,7 @@ class Slots:
         optimizer.add_variable_from_reference = add_variable_from_reference
 
     def of(self, variable: keras.Variable) -> dict[str, keras.Variable]:
-        """The slots of a model variable by name, e.g. `"momentum"` or `"average"`."""
+        """Return the slots of a model variable by name, e.g. `"momentum"` or `"average"`."""
         return self._slots.get(id(variable), {})
 
 
@@ -220,12 +220,12 @@ def make_optimizer(run: Run, schedule: Any, groups: list[Group]) -> keras.optimi
 
 
 def inner_of(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimiser itself where loss scaling is wrapped around it."""
+    """Return the optimiser itself where loss scaling is wrapped around it."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def last_learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
-    """The learning rate of the update that was made last."""
+    """Return the learning rate of the update that was made last."""
     inner = inner_of(optimizer)
     rate = inner._learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
@@ -279,7 +279,7 @@ def start_averages(optimizer: keras.optimizers.Optimizer, slots: Slots, carried:
 
 
 def saved_config(optimizer: keras.optimizers.Optimizer) -> dict:
-    """The config under which a model that a callback saves keeps its optimiser: one of Keras' own classes.
+    """Return the config under which a model that a callback saves keeps its optimiser: one of Keras' own classes.
 
     Such a file then loads without this package. Parameter groups stay in the run; the learning rate is the current one.
     """

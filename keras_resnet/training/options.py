@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 
 class TrainingError(Exception):
-    """A training cannot start or continue; the message says why and what to do."""
+    """A training cannot start or continue. The message says why, and what to do."""
 
     exit_code = 2
 
@@ -59,8 +59,8 @@ class Network(Options):
         None, "Probability to drop the deepest branch (stochastic depth), from 0 for the first.", least=0
     )
     precision: str = option(
-        "float32", "Dtype policy of the model; auto takes half precision where the hardware is faster with it, which a short "
-        "measurement on CPUs confirms, and keeps the choice when the run resumes.",
+        "float32", "Dtype policy of the model. auto takes half precision if the hardware is faster with it, which is "
+        "measured briefly on CPUs, and keeps the choice when the run resumes.",
         choices=("auto", "float32", "float64", "mixed_float16", "mixed_bfloat16"),
     )  # fmt: skip
 
@@ -70,10 +70,10 @@ class Dataset(Options):
     """Data"""
 
     data: str = option("cifar10", "digits, cifar10, cifar100, tfds/NAME, an .npz file, or a folder of images or shards.")
-    data_path: str | None = option(None, "File of CIFAR (.npz), or folder of TFDS; by default they are downloaded.")
+    data_path: str | None = option(None, "File with CIFAR (.npz), or folder with TFDS data sets. Downloaded by default.")
     corrupt: str = option("fail", "What to do with images that cannot be decoded: name them and stop, or leave them out.",
                           choices=("fail", "skip"))  # fmt: skip
-    cache: bool = option(False, "Hold image files in memory.")
+    cache: bool = option(False, "Keep decoded images in memory.")
     holdout: int = option(
         0, "Hold out this many training images for validation, to choose a recipe without the test set.", least=0
     )
@@ -81,7 +81,7 @@ class Dataset(Options):
                            "on the test set, or not at all.", choices=("auto", "test", "none"))  # fmt: skip
     tta: str = option("none", "Test-time augmentation: at the end, also measure the mean over mirrored, or mirrored and shifted, "
                       "views of every image (figures that end in _tta).", choices=("none", "flip", "flip-shift"))  # fmt: skip
-    shuffle: bool = option(True, "Read training examples in a new order in every epoch.")
+    shuffle: bool = option(True, "Read the training examples in a new order in every epoch.")
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,18 @@ class Optimization(Options):
     nesterov: bool = option(False, "Use Nesterov momentum with SGD.")
     muon_rate: float = option(0.24, "Peak learning rate of the orthogonal updates of Muon, whatever the batch.", least=0)
     muon_momentum: float = option(0.6, "Momentum factor of the orthogonal updates of Muon, from 0 to 1.", least=0, most=1)
-    schedule: str = option("cosine", "Learning rate schedule after the warm-up; one-cycle rises over 30 % of the run instead.",
+    schedule: str = option("cosine", "Learning rate schedule after the warm-up. one-cycle rises over 30 % of the run instead.",
                            choices=("constant", "step", "cosine", "linear", "one-cycle"))  # fmt: skip
     milestones: tuple[float, ...] = option((), "Epochs at which the schedule 'step' multiplies the learning rate by --factor.")
     factor: float = option(0.1, "Factor of every milestone.", least=0)
     warmup_epochs: float = option(0.0, "Epochs of linear warm-up.", least=0)
     warmup_to_batch: bool = option(False, "Warm up from the unscaled learning rate instead of 0.")
-    weight_decay: float = option(0.0, "Weight decay of kernels: added to the gradient (L2) with SGD, else decoupled.",
+    weight_decay: float = option(0.0, "Weight decay of kernels: added to the gradient (L2) with SGD, otherwise decoupled.",
                                  least=0)  # fmt: skip
     beta_lr_multiplier: float = option(1.0, "Factor on the learning rate of β, the biases of norms.", least=0)
     beta_decay_multiplier: float = option(0.0, "Factor on the weight decay of β.", least=0)
     clip_norm: float = option(0.0, "Largest global norm of the gradient, after the sum over replicas; 0 for none.", least=0)
-    loss: str = option("auto", "Cross-entropy (softmax), binary cross-entropy per class (sigmoid), or what fits the model.",
+    loss: str = option("auto", "Cross-entropy (softmax), binary cross-entropy per class (sigmoid), or what fits (auto).",
                        choices=("auto", "softmax", "sigmoid"))  # fmt: skip
     ema: float = option(0.0, "Momentum of an average of the weights, which is validated and saved.", least=0, most=1)
 
@@ -122,15 +122,15 @@ class Optimization(Options):
 class Augmentation(Options):
     """Augmentation"""
 
-    label_smoothing: float = option(0.0, "Share of a label that is divided among all classes.", least=0, most=1)
+    label_smoothing: float = option(0.0, "Share of every label that is spread evenly over all classes.", least=0, most=1)
     crop_padding: int = option(0, "Pixels around training images before a random crop of the model's size (CIFAR: 4).", least=0)
-    crop_border: str = option("mean", "What these pixels are: the data set's mean colour, or the image's own reflection.",
+    crop_border: str = option("mean", "Content of these pixels: the mean colour of the data set, or the reflected image.",
                               choices=("mean", "reflect"))  # fmt: skip
     random_area: float = option(0.0, "Smallest share of a photograph's area that a random crop takes (ImageNet: 0.08); "
                                 "photographs of several sizes get 0.25 where it is 0.", least=0, most=1)  # fmt: skip
     flip: bool = option(False, "Mirror half of the training images.")
-    alternate_flips: bool = option(False, "With --flip, mirror a random half of the images in the first epoch and turn all of "
-                                   "them after it, so that two epochs show both sides of every image.")  # fmt: skip
+    alternate_flips: bool = option(False, "With --flip, mirror a random half of the images in the first epoch and then "
+                                   "alternate, so that two epochs show both sides of every image.")  # fmt: skip
     randaugment: int = option(0, "RandAugment operations per image.", least=0)
     magnitude: float = option(9.0, "Magnitude of RandAugment, from 0 to 10.", least=0, most=10)
     erasing: float = option(0.0, "Probability to fill a random rectangle with noise.", least=0, most=1)
@@ -145,10 +145,10 @@ class Growing(Options):
     """Growth and fine-tuning"""
 
     growth: tuple = option((), "Growth events (epoch, after, blocks): grow the model before that epoch.")
-    growth_block: str = option("preact", "Block of --grow.")
-    growth_gate: str | None = option(None, "Gate of --grow; by default the block's own.")
-    growth_scale: str | float | None = option(None, "Constant factor of the branches of --grow: a number, or 'match', which "
-                                              "measures it on training examples.", above=0, choices=("match",))  # fmt: skip
+    growth_block: str = option("preact", "Kind of the blocks that --grow adds.")
+    growth_gate: str | None = option(None, "Gate of the blocks that --grow adds; by default that of their kind.")
+    growth_scale: str | float | None = option(None, "Constant factor of the branches that --grow adds: a number, or 'match' to "
+                                              "measure it on training examples.", above=0, choices=("match",))  # fmt: skip
     frozen_epochs: int = option(0, "Epochs in which only grown blocks and the head learn.", least=0)
     backbone_lr_multiplier: float = option(1.0, "Factor on the learning rate of the backbone after that.", least=0)
     gate_lr_multiplier: float = option(1.0, "Factor on the learning rate of gates.", least=0)
@@ -161,13 +161,15 @@ class Distribution(Options):
     """Devices and machines"""
 
     devices: tuple[str, ...] = option((), "Devices of this process, e.g. GPU:0; by default all GPUs, or the CPU.")
-    workers: tuple[str, ...] = option((), "host:port of every process of a run on several machines, the same on all.")
+    workers: tuple[str, ...] = option((), "host:port of every process of a run on several machines, in the same order on all.")
     index: int = option(0, "Number of this process among --workers.", least=0)
-    lost_worker: str = option("stop", "What to do when another worker is gone: stop, or wait for it.", choices=("stop", "wait"))
-    sync_batch_norm: bool | None = option(None, "Take batch statistics over all replicas; by default where one has fewer than "
-                                          "16 examples.")  # fmt: skip
-    fused_norm: bool = option(False, "Compute batch norm in training steps by TensorFlow's fused operation: the same but for "
-                              "rounding, and faster on CPUs.")  # fmt: skip
+    lost_worker: str = option(
+        "stop", "What to do when another worker is lost: stop, or restart and wait for it.", choices=("stop", "wait")
+    )
+    sync_batch_norm: bool | None = option(None, "Compute batch statistics over all replicas; by default if a replica has fewer "
+                                          "than 16 examples.")  # fmt: skip
+    fused_norm: bool = option(False, "Compute batch norm in training steps with TensorFlow's fused operation: the same apart "
+                              "from rounding, and faster on CPUs.")  # fmt: skip
     jit: bool = option(False, "Compile steps with XLA (slower on most CPUs).")
     steps_per_execution: int = option(
         1, "Steps per call of the device loop; lowered to a divisor of the steps of an epoch.", least=1
@@ -179,7 +181,7 @@ class Keeping(Options):
     """Reproducibility and checkpoints"""
 
     seed: int = option(0, "Seed of weights, order and augmentation.", least=0, most=2**32 - 1)
-    deterministic: bool = option(False, "Give the same bits in every run on one CPU device, at some cost in speed.")
+    deterministic: bool = option(False, "Give the same bits in every run on one CPU device, which is slower.")
     save_every: int = option(500, "Steps between two checkpoints; there is one after every epoch too.", least=1)
     tensorboard: bool = option(False, "Write TensorBoard logs (extra 'tensorboard').")
 
@@ -233,12 +235,12 @@ def check_kind(item: dataclasses.Field, value: Any) -> None:
 
 
 def kinds_of(item: dataclasses.Field) -> tuple[type, ...]:
-    """The types that an option's values can have; of a list, the types of its parts."""
+    """Return the types that an option's values can have; of a list, the types of its parts."""
     return typing.get_args(item.type) or (item.type,)
 
 
 def is_kind(value: Any, kind: type) -> bool:
-    """Whether a value is of a type. A whole number is a number; true and false are not."""
+    """Return whether a value is of a type. A whole number is a number; true and false are not."""
     if kind is types.NoneType:
         return value is None
     return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))

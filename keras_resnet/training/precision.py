@@ -29,7 +29,7 @@ def chosen_precision(run: Run, placement: Placement, out: str | os.PathLike[str]
         report: Called with a line that says what was chosen and why.
 
     Returns:
-        The run's own precision, or what stands for "auto": "mixed_bfloat16", "mixed_float16" or "float32".
+        The run's own precision, or the one that "auto" stands for: "mixed_bfloat16", "mixed_float16" or "float32".
     """
     if run.precision != "auto":
         return run.precision
@@ -67,7 +67,7 @@ def _of_hardware() -> tuple[str, str]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """The CPU's features as Linux names them; empty on other systems."""
+    """Return the CPU's features as Linux names them; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

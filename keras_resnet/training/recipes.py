@@ -20,9 +20,9 @@ _RSB = {
 }
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "from-scratch": {"source": "the defaults of the options, also where the model is pretrained"},
+    "from-scratch": {"source": "the defaults of the options, even if the model is pretrained"},
     "finetune": {
-        "source": "the head first, then all layers at a tenth of its learning rate, clipped; chosen for pretrained models",
+        "source": "the head alone first, then all layers at a tenth of its learning rate, clipped; the default if pretrained",
         "epochs": 10,
         "batch_size": 32,
         "base_batch": 32,
@@ -88,7 +88,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "rsb-a3": {
         **_RSB,
-        "source": "Wightman et al. 2021 (arXiv 2110.00476), table 2, A3; tested at its 160 pixels, the paper at 224",
+        "source": "Wightman et al. 2021 (arXiv 2110.00476), table 2, A3; tested at 160 pixels, in the paper at 224",
         "epochs": 100,
         "learning_rate": 8e-3,
         "image_size": 160,
@@ -97,7 +97,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "drop_path": 0.0,
     },
     "finetune-grown": {
-        "source": "blocks and head first, the backbone's batch norm in inference mode; then all, the backbone slower",
+        "source": "grown blocks and head alone first; then all layers, the backbone at a lower learning rate",
         "epochs": 12,
         "batch_size": 128,
         "base_batch": 128,
@@ -125,7 +125,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "drop_path": 0.5,
     },
     "cpu-budget": {
-        "source": "one-cycle (arXiv 1708.07120), smaller crops at first (arXiv 1906.06423): accuracy per hour of two cores",
+        "source": "one-cycle (arXiv 1708.07120), smaller crops at first (arXiv 1906.06423): for accuracy per hour on two cores",
         "epochs": 30,
         "batch_size": 128,
         "base_batch": 128,
@@ -139,7 +139,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "small_epochs": 0.6,
     },
     "cifar-speed": {
-        "source": "Jordan 2024 (arXiv 2404.00498) and Muon, as in airbench94; the batch is smaller, which costs a CPU nothing",
+        "source": "Jordan 2024 (arXiv 2404.00498) and Muon, as in airbench94; with smaller batches, which are as fast on a CPU",
         "model": "cifar_speed",
         "epochs": 14,
         "batch_size": 500,

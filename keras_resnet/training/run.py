@@ -84,14 +84,14 @@ class Run:
         if self.optimizer == "muon" and not self.momentum:
             raise TrainingError("`momentum` must be above 0 with the optimizer 'muon', got 0")
         if self.alternate_flips and not self.flip:
-            raise TrainingError("`alternate_flips` says when images are mirrored; it needs `flip`")
+            raise TrainingError("`alternate_flips` needs `flip`")
 
     def _check_processes(self) -> None:
         check_addresses(self.workers, "`workers`")
         if self.index and not self.workers:
-            raise TrainingError(f"`index` is a process's number among `workers`, which are missing; got {self.index}")
+            raise TrainingError(f"`index` needs `workers`, got {self.index}")
         if self.workers and self.devices:
-            raise TrainingError("`devices` are those of one process; leave them out with `workers`")
+            raise TrainingError("`devices` cannot be combined with `workers`")
         if self.workers and not self.index < len(self.workers):
             raise TrainingError(f"`index` must be below the number of workers ({len(self.workers)}), got {self.index}")
 
@@ -106,12 +106,12 @@ class Run:
         """Make a run from a recipe and changes to it.
 
         Args:
-            recipe: Name of a recipe; None takes the defaults, or the recipe for fine-tuning where the model is pretrained and
+            recipe: Name of a recipe. None takes the defaults, or the recipe for fine-tuning if the model is pretrained and
                 neither optimiser nor learning rate nor schedule is given.
             **changes: Options by name.
 
         Raises:
-            TrainingError: Unknown recipe or option, or a value out of range; the message names it.
+            TrainingError: The recipe or an option is unknown, or a value is out of range; the message names it.
         """
         changes = _known(changes)
         if recipe is None and _is_pretrained(changes):
@@ -132,11 +132,11 @@ class Run:
         return cls(recipe, **groups)
 
     def replace(self, **changes: Any) -> Self:
-        """A run with some options changed; nothing is scaled to a new number of epochs, see `of`."""
+        """Return a run with some options changed; nothing is scaled to a new number of epochs, see `of`."""
         return self._from(self.recipe, {**self.options(), **_known(changes)})
 
     def options(self) -> dict[str, Any]:
-        """All options by name."""
+        """Return all options by name."""
         return {name: getattr(self, name) for name in OPTIONS}
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class Run:
         }
 
     def essence(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with the run that resumes from it: all that decides the course but for rounding."""
+        """Return what a checkpoint and the run that resumes from it must agree on: all that matters except for rounding."""
         return {name: _plain(value) for name, value in self.options().items() if name not in FREE}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -156,14 +156,14 @@ class Run:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **changes: Any) -> Self:
-        """Read a run from YAML: options by group, or in one list as version 0.1 wrote them.
+        """Read a run from a YAML file: options by group, or flat as version 0.1 wrote them.
 
         Args:
-            path: The file; a `recipe` in it is applied before its options.
-            **changes: Options by name, which win.
+            path: The YAML file. A `recipe` in it is applied before its options.
+            **changes: Options by name, which override those of the file.
 
         Raises:
-            TrainingError: No such file, not YAML, or an unknown option.
+            TrainingError: There is no such file, it is not YAML, or an option is unknown.
         """
         yaml = _yaml()
         try:
@@ -207,7 +207,7 @@ def _known(given: Mapping[str, Any]) -> dict[str, Any]:
     known = {}
     for key, value in given.items():
         if key in RENAMED:
-            warnings.warn(f"option {key!r} is called {RENAMED[key]!r} now", DeprecationWarning, stacklevel=4)
+            warnings.warn(f"option {key!r} was renamed to {RENAMED[key]!r}", DeprecationWarning, stacklevel=4)
             key = RENAMED[key]
         if key not in OPTIONS:
             raise TrainingError(f"unknown option {key!r}{_similar(key)}")
@@ -277,7 +277,7 @@ def check_addresses(addresses: tuple[str, ...] | list[str], name: str) -> None:
         if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16 or address.split() != [address]:
             raise TrainingError(f"{name} must be host:port, with a port from 1 to 65535, got {address!r}")
     if len(set(addresses)) < len(addresses):
-        raise TrainingError(f"{name} must be different ones, got {', '.join(addresses)}")
+        raise TrainingError(f"{name} must all be different, got {', '.join(addresses)}")
 
 
 def _yaml() -> Any:

@@ -50,11 +50,11 @@ ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1e-4
 
 
 def make_schedule(run: Run, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule | float:
-    """The learning rate of a `Run`, scaled to the global batch: a schedule, or a number where it is constant.
+    """Return the learning rate of a `Run`, scaled to the global batch: a schedule, or a number where it is constant.
 
     Args:
         run: `Run`.
-        steps_per_epoch: steps.
+        steps_per_epoch: Number of steps per epoch.
     """
     # An optimiser that accumulates gradients counts updates.
     steps_per_epoch = steps_per_epoch / run.accumulate

@@ -26,7 +26,7 @@ class Segment:
 
 
 def segments(run: Run) -> list[Segment]:
-    """The segments of a run, in order, from its initial epoch on."""
+    """Return the segments of a run, in order, from its initial epoch on."""
     small_end = round(run.epochs * run.small_epochs) if run.small_crops < 1 else 0
     first = run.initial_epoch
     edges = {first, run.epochs, run.frozen_epochs, small_end, *(event[0] for event in run.growth)}

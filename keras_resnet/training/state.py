@@ -86,7 +86,7 @@ class Folder:
             yield
 
     def read(self) -> Saved | None:
-        """The checkpoint of this run, or None.
+        """Return the checkpoint of this run, or None.
 
         Raises:
             TrainingError: The folder holds another run.
@@ -145,7 +145,7 @@ class Folder:
             checkpoint.write(self.path, arrays | more, told)
 
     def last_good(self) -> str:
-        """What to say about the last checkpoint when a run has diverged."""
+        """Return what to say about the last checkpoint when a run has diverged."""
         saved = checkpoint.read(self.path) if self.path is not None else None
         kept = f"the weights of step {saved[1]['step']} are kept in {self.path}" if saved else "no checkpoint was written yet"
         return f"{kept}; lower the learning rate or clip the gradient (clip_norm)"
@@ -159,7 +159,7 @@ class Folder:
             self._board.add(rows[-1])
 
     def finished(self, saved: Saved | None, total: int) -> tuple[keras.Model, dict[str, Any]] | None:
-        """The model and the summary that this run has written, if it is over; they are never measured or written twice.
+        """Return the model and the summary that this run has written, if it is over; they are never measured or written twice.
 
         Args:
             saved: The checkpoint.

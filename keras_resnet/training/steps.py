@@ -104,7 +104,7 @@ class Steps:
         return self._local(self._evaluate(iterator))
 
     def metrics(self) -> dict[str, Any]:
-        """The metrics of all replicas since the last reset, numbers or arrays; every process must call it."""
+        """Return the metrics of all replicas since the last reset, numbers or arrays; every process must call it."""
         found = {name: ops.convert_to_numpy(value) for name, value in self.model.get_metrics_result().items()}
         return {name: value.item() if np.size(value) == 1 else value for name, value in found.items()}
 
@@ -119,7 +119,7 @@ class Steps:
         return [variable for metric in [*self.model.metrics, self._finite] for variable in metric.variables]
 
     def finite_steps(self) -> int:
-        """Steps of this epoch before the first whose loss was not finite."""
+        """Return steps of this epoch before the first whose loss was not finite."""
         return round(float(np.sum(ops.convert_to_numpy(self._finite.result()))))
 
     def ask_to_stop(self) -> None:
@@ -148,7 +148,7 @@ PADDED = "padding"
 
 
 def without_padding(data: Any) -> Any:
-    """Take off what fills up the last batch of an evaluation, so that every replica gets a part of it.
+    """Remove the padding of the last batch of an evaluation, which gives every replica a part of it.
 
     Args:
         data: A batch as Keras takes it, or `{"padding": weights, "data": batch}` where the images to leave out come last and
@@ -161,5 +161,5 @@ def without_padding(data: Any) -> Any:
 
 
 def without_optionals(data: Any) -> Any:
-    """A batch with None where Keras' adapters put an empty optional for a missing part."""
+    """Return a batch with None where Keras' adapters put an empty optional for a missing part."""
     return tf.nest.map_structure(lambda part: None if isinstance(part, tf.experimental.Optional) else part, data)

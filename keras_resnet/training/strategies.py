@@ -32,8 +32,8 @@ class Placement:
 
     Args:
         strategy: `tf.distribute.Strategy`.
-        index: number of this process.
-        processes: how many there are.
+        index: Number of this process.
+        processes: How many there are.
     """
 
     strategy: tf.distribute.Strategy
@@ -61,7 +61,7 @@ class Placement:
         """This process's part of a global batch.
 
         Raises:
-            TrainingError: the batch cannot be divided evenly.
+            TrainingError: The batch cannot be divided evenly.
         """
         if batch % self.replicas:
             near = max(1, batch // self.replicas) * self.replicas
@@ -73,19 +73,19 @@ class Placement:
         return Share(self.index * own, own)
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
-        """A dataset of this process's batches, one per replica, as the strategy takes it."""
+        """Return a dataset of this process's batches, one per replica, as the strategy takes it."""
         if self.replicas == 1:
             return dataset
         return self.strategy.distribute_datasets_from_function(lambda context: dataset)
 
     def any(self, value: bool) -> bool:
-        """Whether a value is true in any process; every process must call it."""
+        """Return whether a value is true in any process; every process must call it."""
         if not self.multi_worker:
             return value
         return self.sum(float(value)) > 0
 
     def sum(self, value: float) -> float:
-        """The sum of a value over all replicas; every process must call it."""
+        """Return the sum of a value over all replicas; every process must call it."""
 
         @tf.function
         def total() -> tf.Tensor:
@@ -94,11 +94,11 @@ class Placement:
         return float(total())
 
     def of_chief(self, value: float) -> float:
-        """The chief's value, in every process; every process must call it."""
+        """Return the chief's value, in every process; every process must call it."""
         return self.sum(value if self.chief else 0.0) / self.local_replicas if self.multi_worker else value
 
     def describe(self) -> str:
-        """One line for the log."""
+        """Return one line for the log."""
         # The class of the multi-worker strategy has another name than the public one.
         name = "one device" if self.replicas == 1 else "MultiWorkerMirroredStrategy" if self.multi_worker else "MirroredStrategy"
         where = f"process {self.index + 1} of {self.processes}, " if self.multi_worker else ""
@@ -106,16 +106,16 @@ class Placement:
 
 
 def place(run: Run, quiet: bool = False) -> Placement:
-    """The placement of a `Run`; must come before any other use of TensorFlow's devices.
+    """Decide where a `Run` is placed. Call it before any other use of TensorFlow's devices.
 
     With several workers it waits for all of them to start; meanwhile Ctrl-C ends the process (a notebook's kernel as well).
 
     Args:
         run: `Run`; its `workers`, or the environment variable `TF_CONFIG`, make a multi-worker run.
-        quiet: do not say which workers are waited for.
+        quiet: Do not say which workers are waited for.
 
     Raises:
-        DeviceError: a device that is asked for is not there.
+        DeviceError: A device that is asked for is not there.
         TrainingError: `TF_CONFIG` cannot be read, its own address cannot be listened on, or Keras runs on another backend.
     """
     if keras.backend.backend() != "tensorflow":
@@ -134,7 +134,7 @@ def place(run: Run, quiet: bool = False) -> Placement:
                     strategy = tf.distribute.MultiWorkerMirroredStrategy()
             except RuntimeError as error:
                 raise TrainingError(
-                    "several workers must be placed before TensorFlow does anything else: "
+                    "a run with several workers must start before TensorFlow does anything else: "
                     "call `placement = training.place(run)` first, and give it to `fit`"
                 ) from error
             except tf.errors.UnknownError as error:
@@ -168,12 +168,12 @@ def _interruptible():
 
 
 def tf_config(workers: Sequence[str], index: int) -> str:
-    """The string of `TF_CONFIG` for one of several workers."""
+    """Return the string of `TF_CONFIG` for one of several workers."""
     return json.dumps({"cluster": {"worker": list(workers)}, "task": {"type": "worker", "index": index}})
 
 
 def is_chief() -> bool:
-    """Whether this process is the one of a run that writes."""
+    """Return whether this process is the one of a run that writes."""
     return not os.environ.get("TF_CONFIG") or _cluster()[1] == 0
 
 

@@ -57,7 +57,7 @@ def _copied(metrics: Any) -> Any:
 
 
 def classification(model: keras.Model, classes: int, loss: str = "auto", sparse: bool = False) -> Task:
-    """The task of a model with one output on images of one class each.
+    """Return the task of a model with one output on images of one class each.
 
     Args:
         model: Functional or Sequential model.
@@ -85,8 +85,8 @@ def classification(model: keras.Model, classes: int, loss: str = "auto", sparse:
         )  # fmt: skip
     if units < classes or len(output.shape) != 2:
         raise TrainingError(
-            f"the model must give one output of at least {classes} logits, it gives {output.shape[1:]}; "
-            f"kr.replace_head(model, {classes}) makes a new head"
+            f"the model must return one output of at least {classes} logits, it returns {output.shape[1:]}; "
+            f"kr.replace_head(model, {classes}) makes a new classifier"
         )
     if loss == "auto":
         loss = "sigmoid" if head.kind == "multilabel" else "softmax"
@@ -107,7 +107,7 @@ def classification(model: keras.Model, classes: int, loss: str = "auto", sparse:
 
 
 def task_of_labels(model: keras.Model, labels: Any, loss: str = "auto") -> Task:
-    """The task that labels given as an array stand for.
+    """Return the task that labels given as an array stand for.
 
     Args:
         model: Functional or Sequential model.
@@ -126,7 +126,7 @@ def task_of_labels(model: keras.Model, labels: Any, loss: str = "auto") -> Task:
     whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool(np.all(values == np.floor(values))))
     if not whole or (values.size and values.min() < 0):
         raise TrainingError(
-            f"labels of type {values.dtype} that are not whole numbers from 0 on do not say what the loss is; "
+            f"labels of type {values.dtype} that are not whole numbers of at least 0 do not determine the loss; "
             'give it, e.g. loss="mse" for a regression'
         )
     if len(shape) == 1 or shape[1:] == (1,):
@@ -149,7 +149,7 @@ def task_of_labels(model: keras.Model, labels: Any, loss: str = "auto") -> Task:
 
 
 def task_of_spec(model: keras.Model, spec: Any) -> Task:
-    """The task of batches whose labels are known by shape and type only.
+    """Return the task of batches whose labels are known by shape and type only.
 
     Args:
         model: Functional or Sequential model.
@@ -174,7 +174,7 @@ def task_of_spec(model: keras.Model, spec: Any) -> Task:
 
 
 def head_of(model: keras.Model) -> OutputHead:
-    """What the only output of a model is: probabilities, sigmoids, or logits (kind `"other"`).
+    """Return what the only output of a model is: probabilities, sigmoids, or logits (kind `"other"`).
 
     Raises:
         TrainingError: Something follows a softmax or a sigmoid, so that the output is neither.

@@ -106,7 +106,7 @@ def _load(run: Run, unsafe_lambda: bool) -> keras.Model:
         raise TrainingError(f"no such file: {run.model}")
     for name in ("model_options", "weights"):
         if getattr(run, name):
-            raise TrainingError(f"`{name}` is for models of the zoo; {run.model} is taken as it is")
+            raise TrainingError(f"`{name}` is for models of the zoo; {run.model} is used unchanged")
     if run.precision != "float32":
         raise TrainingError(f"`precision` is for models of the zoo; {run.model} has the precision it was built with")
     try:

@@ -28,7 +28,7 @@ def fetch(url: str, digest: str | None = None, folder: str | os.PathLike[str] | 
 
     Args:
         url: Address of the file.
-        digest: sha256 (64 hexadecimal digits, or the leading ones) or md5 (32). None skips the check.
+        digest: Sha256 (64 hexadecimal digits, or the leading ones) or md5 (32). None skips the check.
         folder: Folder of the cache. Default: `cache_folder()`.
         pause: Seconds before the second attempt; doubled before each further one.
 

@@ -124,6 +124,6 @@ def _read_npz(path):
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except UNREADABLE as error:
-        raise ValueError(f"{path} is no readable .npz file, or is truncated ({error})") from error
+        raise ValueError(f"{path} is not a readable .npz file, or it is truncated ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path} is not loaded: {error}") from error

@@ -184,11 +184,11 @@ def _rows_channels_last(value, config):
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first convolution for RGB made to take `channels`: summed for one, repeated and scaled for more.
+    """Return a first convolution for RGB made to take `channels`: summed for one, repeated and scaled for more.
 
     Args:
         kernel: (sides, 3, filters); of another channel count it is returned as it is.
-        channels: what the model takes.
+        channels: What the model takes.
 
     Source: the rule is that of timm's `adapt_input_conv`.
     """

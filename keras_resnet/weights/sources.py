@@ -27,7 +27,7 @@ class WeightSource:
     Args:
         model: Name of the variant that the weights belong to.
         url: Address of the file.
-        digest: sha256 (64 digits, or the leading ones that were published) or md5 (32 digits). None if none is published.
+        digest: Sha256 (64 digits, or the leading ones that were published) or md5 (32 digits). None if none is published.
         num_classes: Number of classes of the classifier. None is the variant's own number.
         preprocessing: Mode, or `{"mean": …, "std": …}`.
         size: Side of the images that the weights were evaluated on, in pixels.
@@ -110,7 +110,7 @@ def recognise(path: str | os.PathLike[str], model: str, sources: Mapping[str, We
 
 
 def packaged() -> dict[tuple[str, str], str]:
-    """`(model, tag)` -> path of the weights in this package, e.g. for `("resnet20", "cifar10")`."""
+    """Return `(model, tag)` -> path of the weights in this package, e.g. for `("resnet20", "cifar10")`."""
     entries = sorted(PACKAGED.iterdir(), key=lambda entry: entry.name) if PACKAGED.is_dir() else ()
     found = {}
     for entry in entries:

@@ -35,11 +35,11 @@ class BuildOptions:
         features_only: True, or names of stages (`"stem"`, `"stage1"` …): the model returns a dict of these feature maps.
         data_format: `"channels_last"` or `"channels_first"`; None is Keras' setting. On a CPU TensorFlow needs oneDNN for the
             latter (`TF_ENABLE_ONEDNN_OPTS=1`, where it is not on by itself).
-        dtype: dtype or policy of all layers but card, preprocessing and logits, which stay float32; None is Keras' setting.
-        name: of the model.
-        labels: class names in the order of the logits, for the card.
-        source: the weights' own card, for the card.
-        image: how an image file becomes the input (`size`, `resize`, `interpolation`), for the card.
+        dtype: Dtype or policy of all layers but card, preprocessing and logits, which stay float32; None is Keras' setting.
+        name: Name of the model.
+        labels: Class names in the order of the logits, for the card.
+        source: The weights' own card, for the card.
+        image: How an image file becomes the input (`size`, `resize`, `interpolation`), for the card.
     """
 
     include_top: bool = True
@@ -76,7 +76,7 @@ def entrance(config: Config, options: BuildOptions) -> tuple[keras.KerasTensor, 
         `(inputs, x)`.
 
     Raises:
-        ValueError: the input has another rank, unknown channels, or fewer pixels than the stride of the backbone.
+        ValueError: The input has another rank, unknown channels, or fewer pixels than the stride of the backbone.
     """
     data_format = options.data_format or keras.config.image_data_format()
     if options.input_tensor is None:
@@ -110,13 +110,13 @@ def finish(
     """Build the model on its backbone: stage outputs, a feature map, pooled features or logits.
 
     Args:
-        config: the architecture.
+        config: The architecture.
         options: `BuildOptions`.
-        inputs: what `entrance` gave.
+        inputs: What `entrance` gave.
         x: Output of the backbone.
-        features: name of stage -> feature map.
+        features: Name of stage -> feature map.
         kit: `LayerKit`.
-        classifier: function of `x` that builds the head up to the logits.
+        classifier: Function of `x` that builds the head up to the logits.
     """
     if options.features_only:
         outputs = _chosen(features, options.features_only)
@@ -130,7 +130,7 @@ def finish(
 
 
 def logits(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-    """The classifier; float32 under any policy, since half precision would tie close classes."""
+    """Return the classifier; float32 under any policy, since half precision would tie close classes."""
     return layers.Dense(num_classes, dtype="float32", name="predictions")(x)
 
 
@@ -138,7 +138,7 @@ def feature_info(config: Config) -> list[dict[str, Any]]:
     """Channels and stride of each stage output, in order; like timm's `feature_info`.
 
     Args:
-        config: a `ResNetConfig` or `VGGConfig`.
+        config: A `ResNetConfig` or `VGGConfig`.
 
     Returns:
         List of dicts: `name` (as in `features_only`), `channels`, `reduction` (input pixels per feature pixel).

@@ -216,7 +216,7 @@ class ResNetConfig(Config, BlockStyle):
         for name in ("drop_path", "dropout", "head_dropout"):
             probability(name, getattr(self, name))
         if not is_number(self.se_ratio) or self.se_ratio < 0:
-            raise ValueError(f"`se_ratio` must be a number from 0 up, got {self.se_ratio!r}")
+            raise ValueError(f"`se_ratio` must be a number of at least 0, got {self.se_ratio!r}")
         if self.expansion == 1 and (self.groups, self.base_width) != (1, 64):
             got = f"groups={self.groups}, base_width={self.base_width}"
             raise ValueError(f'`groups` and `base_width` need block="bottleneck", got {got}')
@@ -259,15 +259,15 @@ class ResNetConfig(Config, BlockStyle):
 
     @classmethod
     def cifar(cls, depth: int, *, block: str = "basic", **changes: Any) -> Self:
-        """The paper's network for 32×32 images: `n` blocks in each of three stages of 16, 32, 64 filters.
+        """Describe the paper's network for 32×32 images: `n` blocks in each of three stages of 16, 32, 64 filters.
 
         Args:
-            depth: weighted layers: 6n+2 for basic blocks, 9n+2 for bottlenecks.
+            depth: Weighted layers: 6n+2 for basic blocks, 9n+2 for bottlenecks.
             block: `"basic"` or `"bottleneck"`.
-            **changes: any other field.
+            **changes: Any other field.
 
         Raises:
-            ValueError: the depth has not that form; names the nearest that has.
+            ValueError: The depth has another form; the message names the nearest depths of that form.
 
         Source: arXiv 1512.03385, section 4.2; arXiv 1603.05027 for bottlenecks.
         """
@@ -276,15 +276,15 @@ class ResNetConfig(Config, BlockStyle):
 
     @classmethod
     def wide(cls, depth: int, widen: int, **changes: Any) -> Self:
-        """A Wide ResNet for 32×32 images; its depth is 6n+4, since it counts the stages' projections too.
+        """Describe a Wide ResNet for 32×32 images. Its depth is 6n+4, because projections count as layers.
 
         Args:
             depth: 6n+4.
-            widen: factor on the widths 16, 32, 64.
-            **changes: any other field.
+            widen: Factor on the widths 16, 32, 64.
+            **changes: Any other field.
 
         Raises:
-            ValueError: the depth has not that form; names the nearest that has.
+            ValueError: The depth has another form; the message names the nearest depths of that form.
 
         Source: arXiv 1605.07146, table 1.
         """

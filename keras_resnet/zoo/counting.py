@@ -32,9 +32,9 @@ class Counts:
     """Sizes of a model.
 
     Args:
-        trainable: trainable parameters (what torch calls `numel` of the parameters).
-        total: with moving statistics (Keras' `count_params()`).
-        macs: multiply-adds of convolutions and dense layers for one input; None where the input size is open.
+        trainable: Trainable parameters (what torch calls `numel` of the parameters).
+        total: With moving statistics (Keras' `count_params()`).
+        macs: Multiply-adds of convolutions and dense layers for one input; None where the input size is dynamic.
     """
 
     trainable: int
@@ -46,8 +46,8 @@ def count(model: keras.Model, input_shape: Sequence[int | None] | None = None) -
     """Parameters and multiply-adds of any Keras model, by a walk over its layers; Keras has no such counter.
 
     Args:
-        model: a built Functional or Sequential model; nested models are walked too. It is only read.
-        input_shape: without batch; needed where the model's own is open and the multiply-adds are wanted.
+        model: A built Functional or Sequential model; nested models are walked too. It is only read.
+        input_shape: Without batch; needed for the multiply-adds of a model of dynamic size.
 
     Returns:
         `Counts`. Convolutions (grouped and depthwise ones too) and dense layers count one multiply-add per weight and
@@ -58,7 +58,7 @@ def count(model: keras.Model, input_shape: Sequence[int | None] | None = None) -
 
 
 def count_macs(model: keras.Model, input_shape: Sequence[int | None] | None = None) -> int | None:
-    """Multiply-adds for one input; see `count`."""
+    """Count the multiply-adds for one input; see `count`."""
     graph = require_graph(model)
     if input_shape is None:
         inputs = graph.inputs
@@ -90,7 +90,7 @@ def _walk(graph, inputs):
 
 
 def layer_macs(layer: Any, args: Sequence[Any], output: Any) -> int:
-    """Multiply-adds of one call of a layer for one input, from the shapes of what it takes and gives, symbolic or real."""
+    """Return multiply-adds of one call of a layer for one input, from the shapes of what it takes and gives, symbolic or real."""
     if isinstance(layer, ResidualBlock):
         return sum(layer_macs(part, args, output) for part in layer.branch)
     if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
@@ -103,13 +103,13 @@ def layer_macs(layer: Any, args: Sequence[Any], output: Any) -> int:
 
 
 def arithmetic(config: ResNetConfig) -> Counts:
-    """The same figures for a `ResNetConfig` at its published input size, without building anything (0.1 s at depth 1202).
+    """Return the same figures for a `ResNetConfig` at its published input size, without building anything (0.1 s at depth 1202).
 
     Returns:
         `Counts`.
 
     Raises:
-        ValueError: the config has `growth`, whose blocks only a layer walk knows.
+        ValueError: The config has `growth`, whose blocks only a layer walk knows.
     """
     if config.growth:
         raise ValueError("a config with `growth` is counted by a layer walk, see `count`")

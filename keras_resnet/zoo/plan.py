@@ -7,7 +7,7 @@ from .config import ResNetConfig
 
 
 def block_plans(config: ResNetConfig) -> Iterator[BlockPlan]:
-    """All blocks of a `ResNetConfig` in order, strides already turned into dilations where `output_stride` asks for it.
+    """Yield all blocks of a `ResNetConfig` in order, strides already turned into dilations where `output_stride` asks for it.
 
     Source: drop-path's linear rule, arXiv 1603.09382, section 3.
     """

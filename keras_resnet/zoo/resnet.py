@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def resnet(config: ResNetConfig, **options: Any) -> keras.Model:
-    """A residual network; differs from keras.applications by taking pixels 0–255 and returning float32 logits.
+    """Build a residual network. Unlike keras.applications', it takes pixels 0–255 and returns float32 logits.
 
     Args:
         config: `ResNetConfig`.
-        **options: the fields of `BuildOptions`.
+        **options: The fields of `BuildOptions`.
 
     Returns:
         A Functional `keras.Model`, uncompiled, that stores a card (`keras_resnet.card(model)`).
 
     Raises:
-        ValueError: the input is too small or of the wrong rank, groups that do not divide, and the like.
+        ValueError: The input is too small or of the wrong rank, groups that do not divide, and the like.
 
     Source: arXiv 1512.03385; `variants.py` names the sources of the variants.
     """

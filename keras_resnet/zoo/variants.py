@@ -188,13 +188,13 @@ VARIANTS = {**RESNETS, **CIFAR, **VGGS}
 
 # What a docstring must say because the name does not.
 NOTES = {
-    "resnet50": "v1.5: the stride sits in the 3×3, as in torchvision and timm; keras.applications' is `resnet50_v1`",
+    "resnet50": "v1.5: the 3×3 convolution has the stride, as in torchvision and timm; keras.applications has `resnet50_v1`",
     "cifar_speed": "airbench94's network with SiLU; `whiten_stem` fills its first convolution from training images",
-    "resnet20": "option A as published by akamaster: every second pixel, zero channels on both sides",
-    "resnetv2_50": "v2 in timm's form: stride in the first block of a stage; keras.applications' is `resnetv2_50_keras`",
-    "preresnet164": "the stride sits in the first 1×1, as in the authors' code; others have it in the 3×3 (`stride_in`)",
+    "resnet20": "shortcuts take every second pixel and add zero channels on both sides, as akamaster's option A does",
+    "resnetv2_50": "v2 as in timm: the first block of a stage has the stride; keras.applications has `resnetv2_50_keras`",
+    "preresnet164": "the first 1×1 has the stride, as in the authors' code; others have it in the 3×3 (`stride_in`)",
     **{
-        f"{name}_grown26": f"`{name}` with 4, 4, 3, 2 pre-activation blocks after its first four pools, gate `zero_gamma`"
+        f"{name}_grown26": f"`{name}` with 4, 4, 3 and 2 pre-activation blocks after its first four pools (gate `zero_gamma`)"
         for name in ("vgg16_w16", "vgg16_bn_w16")
     },
     "seresnet18": "squeeze width rounded to a multiple of 8, as in timm; the paper's is `se_divisor=1`",

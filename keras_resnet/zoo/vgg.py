@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def vgg(config: VGGConfig, **options: Any) -> keras.Model:
-    """A VGG network; differs from keras.applications by logits, batch norm, widths, and a head that fits small inputs.
+    """Build a VGG. Unlike keras.applications', it returns logits, and batch norm, widths and a head for small inputs are options.
 
     Args:
         config: `VGGConfig`.
-        **options: the fields of `BuildOptions`.
+        **options: The fields of `BuildOptions`.
 
     Returns:
         A Functional `keras.Model`, uncompiled, that stores a card (`keras_resnet.card(model)`).
 
     Raises:
-        ValueError: the input is smaller than the stride (32 for five stages), or has the wrong rank.
+        ValueError: The input is smaller than the stride (32 for five stages), or has the wrong rank.
 
     Source: arXiv 1409.1556, table 1.
     """

@@ -14,7 +14,7 @@ CHUNK = 250
 
 
 def has_whitening_stem(model: keras.Model) -> bool:
-    """Whether a model of the zoo has a whitening stem."""
+    """Return whether a model of the zoo has a whitening stem."""
     known = card(model)
     return bool(known and known.config and known.config.get("stem_whitening"))
 

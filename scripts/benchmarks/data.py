@@ -45,10 +45,10 @@ def sources(folder, size, count):
 
 
 @click.command()
-@click.option("--seconds", default=5.0, show_default=True, help="Seconds per pipeline.")
-@click.option("--model/--no-model", default=True, show_default=True, help="Measure training steps of the models too.")
+@click.option("--seconds", default=5.0, show_default=True, help="Seconds to measure each pipeline.")
+@click.option("--model/--no-model", default=True, show_default=True, help="Also measure training steps of the models.")
 def data(seconds, model):
-    """Images per second of each data source, with the augmentation that goes along with it.
+    """Measure the input pipelines in images per second, each with its usual augmentation.
 
     Example: scripts/benchmark.py data --seconds 10
     """

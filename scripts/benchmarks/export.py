@@ -109,15 +109,17 @@ PARTS = ("time", "depths", "latency", "openvino", "int8", "nncf", "pruned")
 
 
 @click.command()
-@click.option("--parts", default=",".join(PARTS), show_default=True, help="What to measure.")
-@click.option("--rounds", default=3, show_default=True, help="Exports per way, interleaved; medians are printed.")
+@click.option("--parts", default=",".join(PARTS), show_default=True, help="Parts to run, comma-separated.")
+@click.option(
+    "--rounds", default=3, show_default=True, help="Exports with each exporter, which take turns; the medians are printed."
+)
 @click.option("--models", default="resnet50,resnet152", show_default=True)
-@click.option("--pairs", default=31, show_default=True, help="Timed rounds of the files' latency.")
+@click.option("--pairs", default=31, show_default=True, help="Rounds in which the latency of the files is timed.")
 @click.option("--peer-python", default=sys.executable, help="Python with torch and torchvision (extra `peers`).")
 @click.option("--openvino-python", default=sys.executable, help="Python with openvino and nncf (extra `peers`).")
 @click.option("--folder", type=click.Path(path_type=Path), default="benchmark-export", show_default=True)
 def export(parts, rounds, models, pairs, peer_python, openvino_python, folder):
-    """Time and peak memory of exports, and latency of the files, side by side."""
+    """Measure time and peak memory of exports, and the latency of their files, next to other exporters."""
     wanted = parts.split(",")
     if unknown := set(wanted) - set(PARTS):
         raise click.UsageError(f"--parts must be among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")

@@ -33,10 +33,12 @@ HEAD = ("way", "batch", "ms", "p99 ms", "images/s", "opened in s", "max error")
 @click.argument("model", default="resnet50")
 @click.option("--batches", default="1,8,32,128", show_default=True, help="Batch sizes, comma-separated.")
 @click.option("--runs", default=50, show_default=True, help="Timed runs per row.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Keep files and engines here.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Folder in which files and engines are kept.")
 def gpu(model, batches, runs, folder):
-    """Latency, throughput and error of MODEL (a name or .keras file) on this machine's GPU: precisions, NHWC, CUDA graphs,
-    TensorRT. Exits 4 where there is no GPU that starts."""
+    """Measure latency, throughput and error of MODEL (a name or .keras file) on this machine's GPU.
+
+    Compares precisions, NHWC, CUDA graphs and TensorRT. Exits with code 4 if no GPU works.
+    """
     from resnet_export.errors import ExportError
 
     try:

@@ -23,7 +23,7 @@ MARGIN = 2
 @click.option("--sizes", multiple=True, type=int, default=(500, 1500, 4000), show_default=True, help="Longer side, in pixels.")
 @click.option("--samples", default=40, show_default=True, help="JPEG files per size, crops of the photos.")
 def jpeg(model, photos, sizes, samples):
-    """Profile the image route of MODEL (an ONNX file with a card) on JPEGs made from a folder of PHOTOS."""
+    """Time decoding, resizing and the model on JPEGs made from a folder of PHOTOS; MODEL is an ONNX file with a card."""
     from resnet_export.runtime.prediction import image_input, scores_output
     from resnet_export.runtime.sessions import session
 

@@ -43,10 +43,14 @@ class Outcome:
 @click.option("--threads", default=1, show_default=True, help="Threads of the server's model.")
 @click.option("--deadline-ms", type=float, help="Also give every request this deadline, in a third run.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default="overload.png", show_default=True, help="Figure; a .csv is next to it."
+    "--out",
+    type=click.Path(path_type=Path),
+    default="overload.png",
+    show_default=True,
+    help="Figure to draw; a .csv file is written next to it.",
 )
 def overload(family, data, loads, seconds, threads, deadline_ms, out):
-    """Throughput, p99 and accuracy of FAMILY (family.json) over offered load, with and without --adaptive."""
+    """Measure throughput, p99 and accuracy of FAMILY (family.json) under rising load, with and without --adaptive."""
     images, labels, expected = _answers(family, data, threads)
     capacity = _capacity(family, images, threads)
     click.echo(f"capacity of the whole network: {capacity:.0f} images per second in batches of {ROWS}")

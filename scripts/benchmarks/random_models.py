@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 @click.command()
 @click.option("--first", default=0, show_default=True, help="First seed.")
 @click.option("--models", default=60, show_default=True, help="Number of models.")
-@click.option("--processes", default=2, show_default=True, help="Models judged at a time.")
+@click.option("--processes", default=2, show_default=True, help="Models checked at the same time.")
 @click.option("--stock/--no-stock", default=True, show_default=True, help="Also export each with `model.export(format='onnx')`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def random_models(first: int, models: int, processes: int, stock: bool, as_json: bool) -> None:
-    """Export random models (tests/export/generator.py) and judge every file by plain onnxruntime and the untouched model.
+    """Export random models (tests/export/generator.py) and check every file with plain onnxruntime against its model.
 
-    The options of an export (layout, opset, dynamic size, uint8 images, float16 …) are drawn too; stock Keras gets none of them.
+    The options of an export (layout, opset, dynamic size, uint8 images, float16 …) are random too, except for stock Keras.
     Failures are printed with the seed, from which the model can be built again.
 
     Example: scripts/benchmark.py random_models --models 200

@@ -79,15 +79,25 @@ def _loopback():
 
 @click.command()
 @click.option(
-    "--speed", "speeds", multiple=True, type=float, default=(500, 1500, 3000), show_default=True, help="ResNet-50, one GPU."
+    "--speed",
+    "speeds",
+    multiple=True,
+    type=float,
+    default=(500, 1500, 3000),
+    show_default=True,
+    help="Assumed speed of ResNet-50 on one GPU, in images per second.",
 )
 @click.option("--batch", default=256, show_default=True, help="Images per GPU.")
-@click.option("--overlap", default=0.0, show_default=True, help="Share of the all-reduce hidden by the backward pass.")
 @click.option(
-    "--measure", is_flag=True, help="Measure the volume with two processes on loopback (Linux; an otherwise silent machine)."
+    "--overlap", default=0.0, show_default=True, help="Share of the communication that the backward pass hides, from 0 to 1."
+)
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Measure the volume with two processes over the loopback interface (Linux; no other network traffic).",
 )
 def scaling(speeds, batch, overlap, measure):
-    """Expected efficiency on 8 and 64 GPUs, on paper; --measure checks the volume it stands on.
+    """Estimate the efficiency on 8 and 64 GPUs; --measure checks the assumed communication volume.
 
     Example: scripts/benchmark.py scaling --speed 1200
     """

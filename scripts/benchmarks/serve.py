@@ -373,22 +373,31 @@ def _metric(url, name):
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True))
-@click.option("--small", type=click.Path(exists=True), help="A small model, for the memory over 10,000 requests.")
-@click.option("--threads", default=0, help="Threads of onnxruntime; 0: its own choice.")
+@click.option("--small", type=click.Path(exists=True), help="Small model whose memory is measured over 10,000 requests.")
+@click.option("--threads", default=0, help="Threads of onnxruntime; 0 leaves the choice to it.")
 @click.option("--max-batch", default=8, show_default=True)
 @click.option("--max-delay-ms", default=5.0, show_default=True)
-@click.option("--clients", multiple=True, type=int, default=CLIENTS, show_default=True, help="How many; may be given again.")
-@click.option("--turns", default=12, show_default=True, help="How often every alternative has its turn; 0: only the rest.")
-@click.option("--seconds", default=1.5, show_default=True, help="Length of a turn.")
+@click.option(
+    "--clients",
+    multiple=True,
+    type=int,
+    default=CLIENTS,
+    show_default=True,
+    help="Number of clients; may be given several times.",
+)
+@click.option("--turns", default=12, show_default=True, help="Turns of every alternative; 0 skips the comparison.")
+@click.option("--seconds", default=1.5, show_default=True, help="Length of a turn, in seconds.")
 @click.option("--litserve-python", default=lambda: os.environ.get("LITSERVE_PYTHON"), help="Python that has litserve.")
 @click.option("--kserve-python", default=lambda: os.environ.get("KSERVE_PYTHON"), help="Python that has kserve.")
 @click.option("--mlserver-python", default=lambda: os.environ.get("MLSERVER_PYTHON"), help="Python that has mlserver.")
 @click.option("--ray-python", default=lambda: os.environ.get("RAY_PYTHON"), help="Python that has ray[serve].")
-@click.option("--out", type=click.Path(), help="JSON file for all numbers, with a diagram next to it; further turns are added.")
+@click.option(
+    "--out", type=click.Path(), help="JSON file for all figures, with a diagram next to it. Turns of an earlier run are kept."
+)
 def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, seconds, out, **pythons):
-    """Serving over HTTP and gRPC against a bare onnxruntime loop and other servers; MODEL is an ONNX file.
+    """Compare serving over HTTP and gRPC with a bare onnxruntime loop and with other servers; MODEL is an ONNX file.
 
-    LitServe, KServe's SDK, MLServer and Ray Serve are rows where an environment that has them is named.
+    LitServe, KServe's SDK, MLServer and Ray Serve are measured if you name a Python interpreter that has them.
     """
     settings = {"model": Path(model).name, "threads": threads, "max_batch": max_batch, "max_delay_ms": max_delay_ms}
     figures = _begun(out, settings)

@@ -149,20 +149,30 @@ def torch_speed(python, name, size, batch, classes, steps, threads):
 @click.command()
 @click.option("--pairs", default=31, show_default=True, help="Turns of every comparison.")
 @click.option("--steps", default=4, show_default=True, help="Training steps per turn.")
-@click.option("--model", "models", multiple=True, type=click.Choice(list(CASES)), help="Only these.")
-@click.option("--torch-python", help="A Python with torchvision; default is this one, if it has it.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Choice(list(CASES)),
+    help="Measure only this model; may be given several times.",
+)
+@click.option("--torch-python", help="Python interpreter with torchvision; by default this one, if it has it.")
 @click.option(
     "--precision",
     default="float32",
     show_default=True,
     type=click.Choice(["float32", "mixed_bfloat16"]),
-    help="Dtype policy of the models, the peers' too, on CPUs.",
+    help="Dtype policy of all models, on CPUs.",
 )
-@click.option("--fused-norm", is_flag=True, help="Give the trainer this option; plain `fit` has none like it.")
-@click.option("--gpu", is_flag=True, help="Measure MirroredStrategy over all GPUs instead: precision, XLA, share of the input.")
+@click.option("--fused-norm", is_flag=True, help="Train with --fused-norm, which plain `fit` does not have.")
+@click.option(
+    "--gpu",
+    is_flag=True,
+    help="Measure MirroredStrategy over all GPUs instead: precision, XLA, and the share of time spent waiting for input.",
+)
 @click.option("--out", type=click.Path(dir_okay=False), help="Write all numbers to this JSON file.")
 def train(pairs, steps, models, torch_python, precision, fused_norm, gpu, out):
-    """Training steps of this trainer, of plain Keras and of PyTorch, interleaved in one run.
+    """Compare training steps of this trainer, of plain Keras and of PyTorch.
 
     \b
     Examples:

@@ -102,15 +102,18 @@ def measure_depths(rounds):
 
 @click.command()
 @click.option("--pairs", default=31, show_default=True, help="Turns of every comparison.")
-@click.option("--size", default=224, show_default=True, help="Side of the images.")
+@click.option("--size", default=224, show_default=True, help="Side of the images, in pixels.")
 @click.option("--batch", default=4, show_default=True)
 @click.option("--rounds", default=5, show_default=True, help="Repetitions of import and of build by depth.")
 @click.option(
-    "--skip", multiple=True, type=click.Choice(["import", "build", "forward", "step", "depth"]), help="Leave a part out."
+    "--skip",
+    multiple=True,
+    type=click.Choice(["import", "build", "forward", "step", "depth"]),
+    help="Part to leave out; may be given several times.",
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="Write all numbers to this JSON file.")
 def zoo(pairs, size, batch, rounds, skip, out):
-    """Time import, build, forward pass and training step, each next to a peer with as many multiply-adds."""
+    """Time import, build, forward pass and training step, next to keras.applications and KerasHub."""
     figures = {"pairs": pairs, "size": size, "batch": batch}
     if "import" not in skip:
         added, within = measure_import(rounds)

@@ -128,7 +128,7 @@ class Study:
         return tuple(depths)
 
     def macs(self, depths):
-        """Multiply-adds of a network with so many blocks in each stage."""
+        """Multiply-adds of a network with this number of blocks in each stage."""
         from keras_resnet.models.registry import config_of
         from keras_resnet.zoo.counting import arithmetic
 

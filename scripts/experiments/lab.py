@@ -53,7 +53,7 @@ class Parts(click.ParamType):
         try:
             return tuple(self.kind(part) for part in value.split(",") if part)
         except ValueError:
-            self.fail(f"{value!r} is no list of {self.kind.__name__}s between commas", param, ctx)
+            self.fail(f"{value!r} is not a list of {self.kind.__name__}s between commas", param, ctx)
 
 
 def experiment(choose, sizes, *options, images=True):
@@ -97,11 +97,11 @@ def _kind(default):
 
 
 COMMON = (
-    click.option("--quick", is_flag=True, help="Small sizes (images: scikit-learn's digits), within two minutes."),
+    click.option("--quick", is_flag=True, help="Small sizes on scikit-learn's digits, to try the experiment in two minutes."),
     click.option(
         "--out",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Folder of the results; sub-runs are kept in its folder runs/, from where a run that was broken off goes on. "
+        help="Folder for the results. Finished parts are kept in its subfolder runs/, so that an interrupted run resumes. "
         "[docs/results, with --quick runs/quick]",
     ),
     click.option("--seeds", type=Parts(0), help="Seeds, e.g. 3,4,5.  [full: 0,1,2; quick: 0]"),

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Writes docs/why-residual.md from its text (why-residual.md next to this file) and the tables in docs/results/.
+"""Write docs/why-residual.md from its text (why-residual.md next to this file) and the tables in docs/results/.
 
-In the text, `<!-- with NAME -->` … `<!-- end -->` stays only where `docs/results/NAME.csv` is, and `{NAME.fact}` is what the
-experiment's `facts` says, or a size of the run. So the page shows what was measured, and nothing that was not.
+In the text, `<!-- with NAME -->` … `<!-- end -->` stays only if `docs/results/NAME.csv` exists, and `{NAME.fact}` is replaced
+by what the experiment's `facts` returns, or by a size of the run. The page therefore shows nothing that was not measured.
 """
 
+import argparse
 import importlib
 import re
 import sys
@@ -55,6 +56,7 @@ def write():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for result, module in EXPERIMENTS.items():
         if (lab.RESULTS / f"{result}.csv").exists():
             lab.draw(result, importlib.import_module(module), lab.RESULTS)

@@ -338,7 +338,7 @@ def test_npz_and_its_faults(tmp_path, arrays):
     np.savez(tmp_path / "far.npz", **own | {"y_train": arrays.labels + 10**9})
     np.savez(tmp_path / "other.npz", **own, x_test=arrays.images[..., :1], y_test=arrays.labels)
     for name, says in (
-        ("empty", "must hold x_train"), ("broken", "no readable"), ("floats", "must be a uint8 array"),
+        ("empty", "must hold x_train"), ("broken", "not a readable"), ("floats", "must be a uint8 array"),
         ("halves", "halves.npz, train: labels must be whole"), ("words", "words.npz, train: labels must be whole"),
         ("none", "none.npz has no images in x_train"), ("far", "to 999,999, got 10"), ("endless", "got inf"),
         ("other", "must have one shape"),

@@ -135,7 +135,7 @@ BAD = {
         2,
         "not an ONNX file that onnxruntime can run",
     ),
-    "verify int8 without images": (["verify", "{tmp}/int8.onnx", "{keras}"], 2, "give images (--samples)"),
+    "verify int8 without images": (["verify", "{tmp}/int8.onnx", "{keras}"], 2, "give images on which to compare it"),
     "no calibration": (["onnx", "{keras}", "{tmp}/o.onnx", "--int8"], 2, "needs `calibration` images"),
     "empty calibration": (["onnx", "{keras}", "{tmp}/o.onnx", "--int8", "--calibration", "{tmp}/empty"], 2, "holds no images"),
     "other calibration": (

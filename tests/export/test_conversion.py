@@ -534,7 +534,7 @@ def test_other_precisions_are_rebuilt_in_float32(policy, own):
 @pytest.mark.parametrize("own", OWN_LAYERS)
 def test_dynamic_size_of_layers_without_a_config(own):
     model = _with("float32", OWN_LAYERS[own])
-    opened = rebuild.with_open_size(model)
+    opened = rebuild.with_dynamic_size(model)
     x = feeds_of(model, (9, 11))[0]
     np.testing.assert_array_equal(model(x), opened(x))
     check(opened, sizes=(14, 12))
@@ -546,13 +546,13 @@ def test_dynamic_size_of_a_network_that_takes_some_sizes_only():
         x = layers.Concatenate()([x, layers.UpSampling2D()(layers.Conv2D(2, 3, strides=2, padding="same")(x))])
     half = layers.Conv2D(2, 3, strides=4, padding="same")(x)
     model = randomise(keras.Model(entry, layers.Add()([layers.Conv2D(2, 1)(x), layers.UpSampling2D(4)(half)])))
-    check(rebuild.with_open_size(model), sizes=(32, 40))
+    check(rebuild.with_dynamic_size(model), sizes=(32, 40))
 
 
 def test_a_layer_that_needs_a_fixed_size_is_named():
     model = chain(layers.Conv2D(2, 3), layers.Reshape((7 * 9 * 2,)), layers.Dense(3, name="last"), shape=(9, 11, 3))
     with pytest.raises(UsageError, match="layer 'reshape.*' of model .* needs a fixed image size"):
-        rebuild.with_open_size(model)
+        rebuild.with_dynamic_size(model)
 
 
 def test_layers_with_lora():
@@ -560,7 +560,9 @@ def test_layers_with_lora():
     for layer in model.layers[1::2]:
         layer.enable_lora(2)
     randomise(model)
-    assert check(model) == check(rebuild.with_open_size(model)) == ["Transpose", "Conv", "GlobalAveragePool", "Flatten", "Gemm"]
+    assert (
+        check(model) == check(rebuild.with_dynamic_size(model)) == ["Transpose", "Conv", "GlobalAveragePool", "Flatten", "Gemm"]
+    )
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

@@ -95,7 +95,7 @@ def grown(tmp_path_factory):
 
 def test_grown_model(grown):
     trunk, _, result = grown
-    assert any("verified again with random weights" in note for note in result.report.notes)
+    assert any("verified again with random values" in note for note in result.report.notes)
     x = noise(2)
     assert relative(run_onnx(result.path, x)[0], np.asarray(trunk(x, training=False))) < 1e-5
 

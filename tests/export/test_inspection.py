@@ -139,3 +139,13 @@ def test_names_in_the_page_are_escaped(mixed_export):
     block = {"name": "<script>alert(1)</script>", "ops": {"Conv": 2}, "nodes": 2, "parameters": 3, "sources": [], "skips": False}
     page = inspection.picture(type(found)(**{**found.to_json(), "blocks": [block]}))
     assert "<script>" not in page and "&lt;script&gt;" in page and "Conv ×2" in page
+
+
+def test_text_has_outputs_kinds_and_the_card_without_its_curve(tmp_path, capsys):
+    rx.to_onnx(kr.resnet20(weights="cifar10"), tmp_path / "r.onnx")
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "r.onnx")]) == 0
+    lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()}
+    assert lines["outputs"] == "name logits, shape ('batch', 10), dtype float32" and lines["output_kinds"] == "logits logits"
+    assert lines["card"] == "model resnet20, labels 10, preprocessing cifar10, weights keras_resnet/resnet20.cifar10"
+    assert not {"metadata", "options", "blocks"} & set(lines)

@@ -1,4 +1,4 @@
-"""The ONNX road: names, graph, numbers, metadata, bytes, and what it refuses."""
+"""ONNX export: names, graph, numbers, metadata, bytes, and what it refuses."""
 
 import hashlib
 import json

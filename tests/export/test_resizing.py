@@ -138,8 +138,8 @@ def test_int8_leaves_the_resizing_alone(model, tmp_path):
 
 
 REFUSED = {
-    "float32": (["--resize"], "`resize` goes with uint8 images"),
-    "open size": (["--resize", "--input", "uint8", "--dynamic-size"], "exclude each other"),
+    "float32": (["--resize"], "`resize` needs uint8 images"),
+    "dynamic size": (["--resize", "--input", "uint8", "--dynamic-size"], "cannot be combined"),
 }
 
 

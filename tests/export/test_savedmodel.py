@@ -1,4 +1,4 @@
-"""The SavedModel road: names, numbers, and that nothing of this project is needed to load it."""
+"""SavedModel export: names, numbers, and that nothing of this project is needed to load it."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_missing_signature_is_noticed(mixed, exported):
     assert any("`features` is missing" in problem for problem in problems)
 
 
-def test_card_lies_in_the_folder(exported):
+def test_card_is_in_the_folder(exported):
     card = json.loads((exported[1] / "keras_resnet.json").read_text())["card"]
     assert card["labels"] == list("abcdefg") and card["preprocessing"]["size"] == [32, 32]
 
@@ -123,7 +123,7 @@ def test_old_folder_is_swapped_or_kept(mixed, tmp_path):
     target = tmp_path / "m"
     target.mkdir()
     (target / "old").write_text("old")
-    with pytest.raises(rx.UsageError, match="holds other things"):
+    with pytest.raises(rx.UsageError, match="is not an earlier export"):
         rx.to_savedmodel(mixed, target)
     (target / "saved_model.pb").write_text("old")
     with pytest.raises(rx.UsageError, match="exists already"):
@@ -151,7 +151,7 @@ def test_an_untrained_model_is_verified_with_other_variables(tmp_path, monkeypat
     x = keras.Input((8, 8, 3))
     norm = layers.BatchNormalization(name="norm")
     model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(norm(layers.Conv2D(4, 3)(x)))))
-    assert any("verified again with random weights" in note for note in rx.to_savedmodel(model, tmp_path / "m").report.notes)
+    assert any("verified again with random values" in note for note in rx.to_savedmodel(model, tmp_path / "m").report.notes)
     real = savedmodel.concrete_function
 
     def twice(view, specs):
@@ -161,7 +161,7 @@ def test_an_untrained_model_is_verified_with_other_variables(tmp_path, monkeypat
             return real(view, specs)
 
     monkeypatch.setattr(savedmodel, "concrete_function", twice)
-    with pytest.raises(rx.MismatchError, match="with random weights in place of 6 constant ones"):
+    with pytest.raises(rx.MismatchError, match="with random values for 6 variables that were constant"):
         rx.to_savedmodel(model, tmp_path / "n")
     assert os.listdir(tmp_path) == ["m"]
 

@@ -61,7 +61,7 @@ def test_class_count_of_weights_and_of_the_command(run, tmp_path):
     assert code == 0, err
     assert run("onnx", "resnet20", tmp_path / "three.onnx", *weights, "--num-classes", 3)[0] == 0
     code, _, err = run("onnx", tmp_path / "seven.npz", tmp_path / "o.onnx", "--num-classes", 3)
-    assert code == 2 and "goes with the name of a model" in err
+    assert code == 2 and "needs the name of a zoo model" in err
     assert run("info", "resnet20", "--num-classes", 0)[0] == 2
 
 

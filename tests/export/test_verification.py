@@ -191,12 +191,12 @@ def test_untrained_model_is_verified_with_random_statistics(tmp_path, monkeypatc
     model = fresh()
     before = [np.array(variable) for variable in model.variables]
     result = rx.to_onnx(model, tmp_path / "m.onnx")
-    assert "verified again with random weights in place of 5 constant ones" in result.report.notes[0]
+    assert "verified again with random values for 5 variables that were constant" in result.report.notes[0]
     assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, model.variables, strict=True))
     assert os.listdir(tmp_path) == ["m.onnx"]
     # Without shifts this fault changes nothing: only random statistics show it.
     wrong_fold(monkeypatch)
-    with pytest.raises(rx.MismatchError, match="with random weights in place of 5 constant ones"):
+    with pytest.raises(rx.MismatchError, match="with random values for 5 variables that were constant"):
         rx.to_onnx(model, tmp_path / "n.onnx")
     assert os.listdir(tmp_path) == ["m.onnx"]
     assert all(np.array_equal(a, np.array(b)) for a, b in zip(before, model.variables, strict=True))
@@ -211,13 +211,13 @@ def test_a_fault_that_zeros_hide_is_caught_in_a_file_that_is_there(tmp_path):
     model = keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.Add()([trunk, branch]))))
     rx.to_onnx(model, tmp_path / "m.onnx")
     report = rx.verify(tmp_path / "m.onnx", model)
-    assert report.passed and [note for note in report.notes if "verified again with random weights" in note]
+    assert report.passed and [note for note in report.notes if "verified again with random values" in note]
     proto = onnx.load(tmp_path / "m.onnx")
     node = next(node for node in proto.graph.node if "inner/kernel" in node.input)
     next(attribute for attribute in node.attribute if attribute.name == "pads").ints[:] = [0, 1, 2, 1]
     onnx.save(proto, tmp_path / "flipped.onnx")
     report = rx.verify(tmp_path / "flipped.onnx", model)
-    assert not report.passed and "with random weights in place of 5 constant ones" in report.problems[0]
+    assert not report.passed and "with random values for 5 variables that were constant" in report.problems[0]
     assert report.diverges == "inner"
 
 

@@ -77,7 +77,7 @@ def test_training_a_grown_model_leaves_the_original_alone():
     assert not np.array_equal(np.asarray(model(noise(model))), np.asarray(deep(noise(model))))
 
 
-def test_names_count_on_and_stack_behind_earlier_blocks():
+def test_names_count_on_and_stack_after_earlier_blocks():
     deep = kr.grow(kr.grow(small(), "act_a", blocks=2), "act_a", blocks=1)
     assert [block.path for block in kr.find_blocks(deep)] == ["act_a_grow1", "act_a_grow2", "act_a_grow3"]
     names = [layer.name for layer in deep.layers]
@@ -112,7 +112,7 @@ def test_every_place_gets_other_weights():
     assert len(kernels) == 4 and len({kernel.tobytes() for kernel in kernels}) == 4
 
 
-def test_regrowth_behind_post_activation_blocks():
+def test_regrowth_after_post_activation_blocks():
     model = small()
     deep = kr.grow(kr.grow(model, "act_a", block="postact"), "act_a", block="postact", blocks=2)
     order = [block.path for block in kr.find_blocks(deep)]
@@ -410,12 +410,12 @@ BAD = [
     ({"after": "block1_pool", "block": "postact", "gate": "fixup"}, r"cannot be used"),
     ({"after": "block1_pool", "block": "plain", "gate": "rezero"}, r"no shortcut"),
     ({"after": "block1_pool", "gate": "rezero+zero_conv"}, r"one gate"),
-    ({"after": "block1_pool", "gate": ("zero_gamma", "zero_conv")}, r"dead for ever"),
+    ({"after": "block1_pool", "gate": ("zero_gamma", "zero_conv")}, r"never trains"),
 ]
 
 
 @pytest.mark.parametrize("arguments,message", BAD)
-def test_bad_arguments_say_what_and_how_to_mend(arguments, message):
+def test_bad_arguments_say_what_and_how_to_fix(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.grow(application("VGG16"), **arguments)
 

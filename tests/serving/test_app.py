@@ -345,7 +345,7 @@ def test_limits(models, pixels):
         assert_error(client.post("/v2/models/tiny/classify", content=picture), 400, "at most 100 pixels")
         # Its header alone is beyond what Pillow itself lets pass.
         bomb = b"P6 1000000 1000000 255\n"
-        assert_error(client.post("/v2/models/tiny/classify", content=bomb), 400, "far too many pixels; at most 100 pixels")
+        assert_error(client.post("/v2/models/tiny/classify", content=bomb), 400, "too many pixels; at most 100 pixels")
         assert_error(post(client, "bytes", *protocol.encode_request({"images": pixels[:3]})), 413, "may have 2 rows, got 3")
         wide = protocol.encode_request({"images": np.zeros((1, 7, 10, 3), "f4")})
         assert_error(post(client, "open", *wide), 413, "[1, 7, 10, 3] has more than 50 pixels")

@@ -152,7 +152,7 @@ def test_interrupted_run_is_gone_on_with(models, folder, tmp_path, monkeypatch):
     assert not out.exists()
     with pytest.raises(UsageError, match="resume it with --resume"):
         bulk.run(bulk.read_items([folder]), local, out)
-    with pytest.raises(UsageError, match="was begun with"):
+    with pytest.raises(UsageError, match="was started with"):
         bulk.run(bulk.read_items([folder]), bulk.LocalClassifier(models["tiny"], "cpu", top=1), out, resume=True)
     with pytest.raises(UsageError, match="image 10 is now"):
         bulk.run(list(bulk.read_items([folder]))[1:], local, out, resume=True)

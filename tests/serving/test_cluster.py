@@ -208,8 +208,8 @@ def test_configuration_is_written_and_mistakes_are_told(models, tmp_path, enviro
     for arguments, text in [
         (again, "--force"),
         (["--engine", "ray", "--min-replicas", 3], "must be at least --min-replicas (3)"),
-        (["--engine", "ray", "--allow-control"], "does not go with --engine ray"),
-        (["--engine", "ray", "--port", 0], "needs a port of its own"),
+        (["--engine", "ray", "--allow-control"], "cannot be combined with --engine ray"),
+        (["--engine", "ray", "--port", 0], "needs a fixed --port"),
     ]:
         done = run(*arguments)
         assert done.returncode == 2 and text in done.stderr, done
@@ -237,7 +237,7 @@ def test_options_of_the_cluster_need_it(models, capsys):
     assert main(["serve", str(models["tiny"]), "--max-replicas", "3"]) == 2
     assert "--max-replicas needs --engine ray" in capsys.readouterr().err
     assert main(["serve", str(models["tiny"]), "--engine", "ray", "--force"]) == 2
-    assert "--force belongs to --write-config" in capsys.readouterr().err
+    assert "--force needs --write-config" in capsys.readouterr().err
 
 
 def test_missing_ray_is_named(models, capsys, monkeypatch):

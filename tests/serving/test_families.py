@@ -69,7 +69,7 @@ def test_a_request_gets_the_member_it_asks_for(client, pixels):
         assert_error(answer, 400, "has no depth")
         assert "it has 1, 0.75, 0.5" in answer.text
     answer = post(client, "tiny", *protocol.encode_request({"images": pixels.astype("f4")}, parameters={"depth": "1"}))
-    assert_error(answer, 400, "model 'tiny' is no family")
+    assert_error(answer, 400, "model 'tiny' is not a family")
     assert "depth" not in response_of(post(client, "tiny", *protocol.encode_request({"images": pixels.astype("f4")}))).parameters
 
 
@@ -290,7 +290,7 @@ def test_members_that_are_another_model_are_refused(tmp_path, change, what):
         (lambda stored: stored.update(members=[]), "is not a family"),
         (lambda stored: stored["members"][0].update(file="../net-1.onnx"), "is not a family"),
         (lambda stored: stored["members"][0].pop("sha256"), "is not a family"),
-        (lambda stored: stored["members"][0].update(name="0.5"), "two members have one name"),
+        (lambda stored: stored["members"][0].update(name="0.5"), "two members have the same name"),
         (lambda stored: stored.pop("name"), "is not a family"),
         (lambda stored: stored.pop("format"), "is not a family"),
     ],

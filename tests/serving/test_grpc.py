@@ -955,7 +955,7 @@ def test_the_command_refuses_what_cannot_be(models, capsys):
         for arguments, text in (
             (["--port", "0", "--grpc-port", port], f"cannot listen on 127.0.0.1:{port}"),
             (["--grpc-port", "7", "--port", "7"], "choose two ports"),
-            (["--grpc-port", "0", "--engine", "ray"], "--grpc-port does not go with --engine ray"),
+            (["--grpc-port", "0", "--engine", "ray"], "--grpc-port cannot be combined with --engine ray"),
         ):
             assert main(["serve", str(models["bytes"]), "--device", "cpu", *arguments]) == 2
             output, errors = capsys.readouterr()

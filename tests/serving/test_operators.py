@@ -87,7 +87,7 @@ def test_keys_are_read_again_on_sighup_and_stay_if_they_cannot_be(models):
         time.sleep(0.3)
         assert status("new") == 200
         server.stop()
-        assert "stay as they were" in server.process.stderr.read()
+        assert "were not reloaded" in server.process.stderr.read()
 
 
 def test_metrics_have_a_port_of_their_own_and_count_reasons_and_stages(models, pixels):

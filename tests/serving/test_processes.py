@@ -90,9 +90,9 @@ def test_what_cannot_start_is_said_once(models, tmp_path, capfd):
         port = str(taken.getsockname()[1])
         for arguments, text in (
             ([models["bytes"], "--port", port], f"cannot listen on 127.0.0.1:{port}"),
-            ([models["bytes"], "--uds", tmp_path / "s"], "--uds does not go with --processes"),
-            ([models["bytes"], "--metrics-port", "0"], "--metrics-port 0 does not go with --processes"),
-            ([models["bytes"], "--allow-control"], "--allow-control does not go with --processes"),
+            ([models["bytes"], "--uds", tmp_path / "s"], "--uds cannot be combined with --processes"),
+            ([models["bytes"], "--metrics-port", "0"], "--metrics-port 0 cannot be combined with --processes"),
+            ([models["bytes"], "--allow-control"], "--allow-control cannot be combined with --processes"),
             ([tmp_path / "broken.onnx", "--port", "0"], "broken.onnx"),
         ):
             assert main(["serve", *map(str, arguments), "--device", "cpu", "--processes", "2"]) == 2

@@ -271,7 +271,7 @@ def test_wrong_usage_is_one_sentence_and_exits_with_2(models, tmp_path):
             (["--repository", tmp_path / "none"], "is not a folder"),
             ([models["tiny"], "--port", port], f"cannot listen on 127.0.0.1:{port}"),
             ([models["tiny"], "--host", "300.1.1.1"], "cannot listen on 300.1.1.1"),
-            ([models["tiny"], "--api-key-file", tmp_path / "keys"], "holds no API key"),
+            ([models["tiny"], "--api-key-file", tmp_path / "keys"], "contains no API key"),
             ([models["tiny"], "--api-key-file", tmp_path / "nokeys"], "cannot read the API keys"),
             ([models["tiny"], "--max-batch", 0], "--max-batch"),
             ([models["tiny"], "--ssl-keyfile", tmp_path / "keys"], "needs --ssl-certfile"),

@@ -129,7 +129,11 @@ def test_models_without_batch_axis_and_of_open_size(models, tmp_path):
 @pytest.mark.parametrize(
     "files, options, text",
     [
-        (["single"], {"max_batch": 8}, "cannot be batched: the first dimension of all must be open, got images [1, 8, 8, 3]"),
+        (
+            ["single"],
+            {"max_batch": 8},
+            "cannot be batched: the first dimension of all inputs and outputs must be dynamic, got images [1, 8, 8, 3]",
+        ),
         (["same=tiny", "same=bytes"], {}, "all versions of 'same' must have the same inputs and outputs; bytes.onnx differs"),
         (["a b=tiny"], {}, "a model's name has letters"),
         (["..=tiny"], {}, "a model's name has letters"),
@@ -155,7 +159,7 @@ def test_command_writes_repository_and_yaml(models, tmp_path, capsys):
     text = yaml.read_text()
     assert 'name: "my-net"' in text and 'storageUri: "s3://bucket/repo"' in text and "nvidia.com/gpu" in text
     assert main([*arguments, "--kserve", str(yaml)]) == 2
-    assert "belong together" in capsys.readouterr().err
+    assert "must be given together" in capsys.readouterr().err
 
 
 def test_tf_serving_command(tmp_path):

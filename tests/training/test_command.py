@@ -99,7 +99,7 @@ def test_the_elastic_recipe_drops_branches_of_a_file_too(invoke, tmp_path):
         (["--batch_size", "3"], 2, "Did you mean '--batch-size'?"),
         (["--augment"], 2, "No such option '--augment'.\n"),
         (["--data", ""], 2, "`data` is empty"),
-        (["--data", __file__], 2, "is a single file and no .npz; give a folder of images"),
+        (["--data", __file__], 2, "is a file, but not an .npz; give a folder of images"),
         (["--data", "digits", "--growth-scale", "much"], 2, "must be one of 'match' or a number above 0"),
         (["--data", "digits", "--epochs", "2", "--initial-epoch", "2"], 2, "must be below `epochs` (2)"),
         (["missing.yaml"], 2, "cannot be read"),
@@ -111,7 +111,7 @@ def test_the_elastic_recipe_drops_branches_of_a_file_too(invoke, tmp_path):
         (["--data", "digits", "--devices", "0"], 4, "no device 0"),
         (["--milestones", "a,b"], 2, "a list of numbers"),
         (["--workers", "1,2"], 2, "host:port"),
-        (["--workers", "a:1, a:1"], 2, "must be different ones"),
+        (["--workers", "a:1, a:1"], 2, "must all be different"),
         (["--workers", "a:1,b:2", "--local-workers", "2"], 2, "leave out --workers"),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_pretrained_model_gets_the_recipe_for_fine_tuning_and_it_is_said(invok
     assert invoke(*flags, "--out", tmp_path / "first").exit_code == 0
     tuned = ["--model", tmp_path / "first" / "model.keras", *flags[2:], "--out"]
     result = invoke(*tuned, tmp_path / "second")
-    assert result.exit_code == 0 and "recipe finetune: the head first" in result.stderr, result.output
+    assert result.exit_code == 0 and "recipe finetune: the head alone first" in result.stderr, result.output
     assert training.Run.load(tmp_path / "second" / "run.yaml").clip_norm == 1.0
     assert training.Run.of(weights="cifar10").recipe == "finetune"
     for changes in ({"weights": "cifar10", "learning_rate": 0.1}, {}, {"weights": "cifar10", "recipe": "from-scratch"}):

@@ -90,7 +90,7 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
         DriftLogger(None, every=0)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="is no drift log"):
+    with pytest.raises(ValueError, match="is not a drift log"):
         DriftLogger(None, tmp_path / "other.csv")
     with pytest.raises(ValueError, match="nothing was measured"):
         drift_figure(DriftLogger(None))

@@ -72,7 +72,7 @@ class Validation(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_termination_during_validation_saves_at_once_and_measures_anew(tmp_path, epoch):
+def test_termination_during_validation_saves_at_once_and_measures_again(tmp_path, epoch):
     description = run(validate="test", ema=0.9, holdout=100)
     broken, losses, ends = Validation(epoch), Losses(), []
     told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append((epoch, logs["val_loss"])))

@@ -380,11 +380,11 @@ def test_results_on_disk(tmp_path):
         ({"epochs": 2, "initial_epoch": 2}, "`initial_epoch` must be below `epochs`"),
         ({"epochs": 3, "initial_epoch": 2, "growth": ((1, "x", 1),)}, "before `initial_epoch`.*give the grown model"),
         ({"workers": ("a:1",), "index": 1}, "below the number of workers"),
-        ({"index": 1}, "among `workers`, which are missing"),
+        ({"index": 1}, "`index` needs `workers`"),
         ({"workers": ("a", "b:1")}, "host:port, with a port from 1 to 65535, got 'a'"),
         ({"workers": ("a:1", "b:65536")}, "got 'b:65536'"),
         ({"workers": ("a:1", " b:2")}, "got ' b:2'"),
-        ({"workers": ("a:1", "a:1")}, "must be different ones"),
+        ({"workers": ("a:1", "a:1")}, "must all be different"),
         ({"workers": (1, 2)}, "a list of strings"),
         ({"devices": (0,)}, "a list of strings"),
         ({"milestones": ("a",)}, "a list of numbers"),
@@ -418,7 +418,7 @@ def test_descriptions_of_version_0_1_load(tmp_path):
     """A flat list of options, some under former names."""
     flat = "model: resnet56\nmodel_options: {gate: rezero}\nrecipe: he2015-cifar\nepochs: 7\nmilestones: [3.5, 5.25]\n"
     (tmp_path / "run.yaml").write_text(flat + "trunk_lr_multiplier: 0.5\nloss: softmax\ngrowth: [[1, x, 2]]\nworkers: []\n")
-    with pytest.warns(DeprecationWarning, match="is called 'backbone_lr_multiplier' now"):
+    with pytest.warns(DeprecationWarning, match="was renamed to 'backbone_lr_multiplier'"):
         told = training.Run.load(tmp_path / "run.yaml")
     assert (told.model, told.model_options, told.recipe, told.epochs) == ("resnet56", {"gate": "rezero"}, "he2015-cifar", 7)
     assert told.milestones == (3.5, 5.25) and told.growing.backbone_lr_multiplier == told.trunk_lr_multiplier == 0.5
@@ -489,13 +489,13 @@ def test_bad_models_and_data_are_named():
     cases += [
         (network(), (x, np.eye(10)[y]), {"flip": True}, "one class number for each image"),
         (network(), (x, y - 1), {"flip": True}, "whole numbers from 0 to 999,999, got -1"),
-        (network(), (x, y - 1), {}, "not whole numbers from 0 on"),
+        (network(), (x, y - 1), {}, "not whole numbers of at least 0"),
         (network(), "digits", {"holdout": 5000}, "`holdout` must be between"),
     ]
     for model, source, changes, says in cases:
         with pytest.raises(training.TrainingError, match=says):
             training.fit(model, source, run=run(**changes), quiet=True)
-    with pytest.raises(training.TrainingError, match="`precision` decides how `train` makes a model"):
+    with pytest.raises(training.TrainingError, match="`precision` is an option of `train`"):
         training.fit(network(), "digits", precision="mixed_float16")
 
 
@@ -517,7 +517,7 @@ def test_a_trained_model_is_fine_tuned_where_options_leave_open_how(capsys):
     ):  # fmt: skip
         capsys.readouterr()
         training.fit(model, x, y, epochs=3, batch_size=8, **options)
-        assert ("recipe finetune: the head first" in capsys.readouterr().err) == says, options
+        assert ("recipe finetune: the head alone first" in capsys.readouterr().err) == says, options
 
 
 def test_new_blocks_have_a_learning_rate_and_a_decay_of_their_own():

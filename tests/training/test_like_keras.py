@@ -251,7 +251,7 @@ REFUSED = [
     (vector, (X, CLASSES), dict(validation_split=0.5, validation_freq=0), "`validation_freq` must be a whole number"),
     (vector, (X, CLASSES), dict(validation_data=Batches(), validation_batch_size=4), "`validation_batch_size` is for arrays"),
     (vector, (X, CLASSES), dict(validation_split=1.5), "`validation_split` must be between 0 and 1"),
-    (vector, (X, CLASSES), dict(class_weight={"a": 1}), "no class number"),
+    (vector, (X, CLASSES), dict(class_weight={"a": 1}), "not a class number"),
     (vector, (X, CLASSES), dict(steps_per_epoch=9), "`steps_per_epoch` must be at most 3"),
     (vector, (X, CLASSES), dict(flip=True), "`flip` changes training images"),
     (vector, (generator,), {}, "give `steps_per_epoch`"),

@@ -87,7 +87,7 @@ def test_a_model_of_any_size_takes_images_of_the_size_that_is_given(photos, tmp_
     network().save(tmp_path / "fixed.keras")
     with pytest.raises(training.TrainingError, match="`image_size` is for models that take any size; .* takes images of 16×16"):
         train(training.Run.of(model=str(tmp_path / "fixed.keras"), image_size=8, **options), quiet=True)
-    with pytest.raises(training.TrainingError, match="`image_size` decides how"):
+    with pytest.raises(training.TrainingError, match="`image_size` is an option of"):
         training.fit(network(), str(photos), image_size=8, quiet=True)
 
 

@@ -300,7 +300,7 @@ def test_the_measurement_measures():
     ("changes", "message"),
     [
         ({"optimizer": "muon", "momentum": 0.0}, "`momentum` must be above 0 with the optimizer 'muon'"),
-        ({"alternate_flips": True}, "it needs `flip`"),
+        ({"alternate_flips": True}, "needs `flip`"),
         ({"tta": "crop"}, "`tta` must be one of 'none', 'flip', 'flip-shift'"),
         ({"crop_border": "black"}, "`crop_border` must be one of 'mean', 'reflect'"),
     ],

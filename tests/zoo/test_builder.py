@@ -303,7 +303,7 @@ REFUSED = [
     (lambda: kr.create_model("resnet20", depths=3), "`depths` must be a tuple, got 3"),
     (lambda: kr.create_model("resnet20", drop_path="some"), "`drop_path` must be at least 0 and below 1, got 'some'"),
     (lambda: kr.create_model("resnet20", norm_epsilon=0), "`norm_epsilon` must be a number above 0, got 0"),
-    (lambda: kr.create_model("resnet20", se_ratio=-1), "`se_ratio` must be a number from 0 up, got -1"),
+    (lambda: kr.create_model("resnet20", se_ratio=-1), "`se_ratio` must be a number of at least 0, got -1"),
     (lambda: kr.create_model("resnet20", channels=5, input_shape=(32, 32, 4)), "`channels` is 5, but the input has 4"),
     (lambda: kr.create_model("resnet20", labels=["a", "b"]), "`labels` must have one name per logit (10), got 2"),
     (lambda: kr.create_model("resnet20", labels="abcdefghij"), "`labels` must be a list of class names"),

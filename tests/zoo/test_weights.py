@@ -78,7 +78,7 @@ def test_a_pickle_that_runs_code_is_refused(form, tmp_path, monkeypatch):
             archive.writestr("archive/data.pkl", pickle.dumps({"state_dict": Evil()}))
     else:
         path.write_bytes(b"".join(pickle.dumps(item) for item in (0x1950A86A20F9469CFC6C, 1001, {}, Evil())))
-    with pytest.raises(ValueError, match=r"posix\.mkdir, which is no tensor"):
+    with pytest.raises(ValueError, match=r"posix\.mkdir, which is not a tensor"):
         open_weights(path)
     assert not (tmp_path / "ran").exists()
 
@@ -356,7 +356,7 @@ def test_files_that_unpack_to_far_more_than_they_are_take_no_memory(make, name, 
         tracemalloc.stop()
 
 
-def test_what_training_scripts_put_beside_the_tensors_is_passed_over(tmp_path):
+def test_what_training_scripts_put_next_to_the_tensors_is_ignored(tmp_path):
     """Options and scores are no reason to refuse a file; nothing of them is made."""
     beside = pickle.dumps({"args": argparse.Namespace(lr=0.1), "best": np.float64(93.1), "rows": np.ones(2)}, 2)
     # {"args": …, "best": …, "net": {"w": …}}: the tensors' dict becomes an entry of the other, which is still on the stack.
@@ -579,7 +579,7 @@ def test_misfits_are_named_and_nothing_is_loaded(what, change, message, tmp_path
         np.testing.assert_array_equal(variable, value)
 
 
-def test_half_a_classifier_is_missed_and_none_is_begun_anew(tmp_path):
+def test_half_a_classifier_is_missed_and_none_is_started_again(tmp_path):
     _, state = small_state("resnet18", torchvision.RESNET)
     kernel = state.pop("fc.weight")
     for part, message in ((state, "fc.weight"), ({**state, "fc.weight": kernel}, "fc.bias")):

@@ -115,7 +115,7 @@ def _batch_norm(node):
 
 
 def per_channel(content: np.ndarray, channels: int, rank: int) -> np.ndarray | None:
-    """A constant that broadcasts over a channels-first tensor as one float64 number per channel; None if it varies otherwise."""
+    """Return a constant of a channels-first tensor as one float64 number per channel, or None if it varies otherwise."""
     if content is None or not np.issubdtype(content.dtype, np.floating):
         return None
     if content.size == 1:

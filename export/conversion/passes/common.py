@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:
-    """The numpy array of a constant value, or None if it depends on data."""
+    """Return the numpy array of a constant value, or None if it depends on data."""
     if value is None or value.const_value is None or value.producer() is not None or value.is_graph_input():
         return None
     return value.const_value.numpy()
@@ -27,13 +27,13 @@ def constant(graph: ir.Graph, name: str, content: np.ndarray | np.generic, like:
     """Register a constant under a fresh name.
 
     Args:
-        graph: the graph that gets it.
-        name: wished name; a counter is added if it is taken.
+        graph: The graph that gets it.
+        name: Wished name; a counter is added if it is taken.
         content: numpy array.
-        like: value whose dtype (in the file), layer and weight path the new one takes over.
+        like: Value whose dtype (in the file), layer and weight path the new one takes over.
 
     Returns:
-        the new `onnx_ir.Value`.
+        The new `onnx_ir.Value`.
     """
     content = np.asarray(content)
     free, count = name, 0
@@ -61,7 +61,7 @@ def set_shape(value: ir.Value, sizes: Sequence[int] | None) -> None:
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """An attribute's value, or the default."""
+    """Return an attribute's value, or the default."""
     found = node.attributes.get(name)
     return default if found is None else found.value
 
@@ -71,7 +71,7 @@ def set_attribute(node: ir.Node, name: str, value: Any) -> None:
 
 
 def only_user(graph: ir.Graph, value: ir.Value) -> ir.Node | None:
-    """The one node in this graph that uses a value once, or None if it is an output or has other users."""
+    """Return the one node in this graph that uses a value once, or None if it is an output or has other users."""
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -90,12 +90,12 @@ def insert(
     sizes: Sequence[int] | None = None,
     meta: dict[str, Any] | None = None,
 ) -> ir.Value:
-    """A new one-output node in front of another; returns its output.
+    """Insert a node with one output before another node, and return that output.
 
     Args:
-        like: value whose dtype the output takes over.
-        sizes: shape of the output, -1 for unknown.
-        meta: entries for the output's meta data.
+        like: Value whose dtype the output takes over.
+        sizes: Shape of the output, -1 for unknown.
+        meta: Entries for the output's meta data.
     """
     node = ir.node(op, inputs, attributes or {})
     output = node.outputs[0]

@@ -88,8 +88,8 @@ def canonical_names(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[st
     after their Keras path, the rest after its op and a running number. tf2onnx's names hold counters of the process.
 
     Args:
-        graph: the graph.
-        inputs, outputs: names in order.
+        graph: The graph.
+        inputs, outputs: Names in order.
     """
     canonical_order(graph)
     _name(graph, inputs, outputs, Counter([*inputs, *outputs]))
@@ -140,7 +140,7 @@ SPATIAL = {3: ["length"], 4: ["height", "width"], 5: ["depth", "height", "width"
 
 
 def name_dimensions(graph: ir.Graph, channels_first: bool) -> None:
-    """`batch` for the first axis of every input and output, `height` and `width` for open sizes of an image input."""
+    """`batch` for the first axis of every input and output, `height` and `width` for dynamic sizes of an image input."""
     for value in graph.inputs:
         sizes = list(value.shape)
         names = SPATIAL.get(len(sizes), [])

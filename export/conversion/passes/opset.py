@@ -25,11 +25,11 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
     """Convert from `HANDLERS` to a later opset with onnx's version converter, weights left out.
 
     Args:
-        model: onnx-ir model at opset 17.
+        model: The onnx-ir model, at opset 17.
         opset: 18 to 23.
 
     Returns:
-        the new onnx-ir model.
+        The new onnx-ir model.
     """
     weights = {name: value for name, value in model.graph.initializers.items() if value.const_value.size > 64}
     meta = {value.name: dict(value.meta) for value in _values(model.graph)}

@@ -105,7 +105,7 @@ def merge_pads(graph: ir.Graph) -> None:
 
 
 def zero_pads(node: ir.Node) -> list[int] | None:
-    """The pads of a Pad node that puts zeros around space only, else None."""
+    """Return the pads of a Pad node that puts zeros around space only, else None."""
     if node.op_type != "Pad" or attribute(node, "mode", "constant") != "constant" or not is_constant(node.inputs[1]):
         return None
     if len(node.inputs) > 3 or (len(node.inputs) > 2 and node.inputs[2] is not None and _nonzero(node.inputs[2])):

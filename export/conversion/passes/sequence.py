@@ -61,7 +61,7 @@ class FinishNames(ir.passes.InPlacePass):
 
 
 class FinishModel(ir.passes.InPlacePass):
-    """Name the dynamic sizes, and leave out what nobody needs: inner shapes, documentation, the converter's name.
+    """Name the dynamic sizes, and remove what nobody needs: inner shapes, documentation, and the converter's name.
 
     Args:
         target: The opset, which decides the IR version.
@@ -81,7 +81,7 @@ class FinishModel(ir.passes.InPlacePass):
 def sequence(
     order: Iterable[Callable[[ir.Graph], object]], *, inputs: list[str], outputs: list[str], target: int, channels_first: bool
 ) -> ir.passes.Sequential:
-    """The passes of a conversion, in order.
+    """Return the passes of a conversion, in order.
 
     Graph passes run at the opset of the handlers. Only then are the weights, float64 while they are folded, rounded to the dtype
     of the file; the opset is raised; and names are given last, since every step before may add and remove values.

@@ -35,7 +35,7 @@ async function listModels() {
     model.disabled = names.length === 0;
     find("key-form").hidden = true;
     if (names.length === 0) {
-      say("The models are still being loaded …");
+      say("The models are still loading …");
       setTimeout(listModels, 1000);
     } else {
       say("Nothing classified yet.");
@@ -134,7 +134,7 @@ function take(blob, name) {
 function takeFrom(items) {
   const file = [...items].find((item) => item.type.startsWith("image/"));
   if (file) take(file, file.name);
-  else say("That is no picture.", true);
+  else say("This file is not a picture.", true);
 }
 
 // The sample is drawn here, so that the page carries no picture of anyone's.

@@ -23,7 +23,7 @@ def _translate(config, layer, variable):
 
 
 def is_akamaster(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether the names are akamaster's and the stem has 16 filters; kuangliu/pytorch-cifar has wider networks in these names."""
+    """Return whether names and stem are akamaster's; kuangliu/pytorch-cifar uses the same names for wider networks."""
     stem = arrays.get("conv1.weight", np.empty(0))
     return "linear.weight" in arrays and "layer1.0.conv1.weight" in arrays and stem.shape == (16, 3, 3, 3)
 

@@ -92,7 +92,7 @@ IGNORED = r".*num_batches_tracked"
 
 
 def is_resnet(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether arrays have the names of torchvision's ResNets, whatever the classifier is called."""
+    """Return whether arrays have the names of torchvision's ResNets, whatever the classifier is called."""
     return "layer1.0.conv1.weight" in arrays and ("conv1.weight" in arrays or "conv1.0.weight" in arrays)
 
 

@@ -38,7 +38,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
                 return _read_legacy(root, budget), None, True
             return *_read_keras3(file, budget), False
     except (*UNREADABLE, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no readable Keras weights file, or is truncated ({error})") from error
+        raise ValueError(f"{path} is not a readable Keras weights file, or it is truncated ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path} is not loaded: {error}") from error
 

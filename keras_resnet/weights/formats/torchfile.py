@@ -106,7 +106,9 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
-            raise ValueError(f"it holds {module}.{name}, which is no tensor; save the `state_dict()` alone, or as .safetensors")
+            raise ValueError(
+                f"it holds {module}.{name}, which is not a tensor; save the `state_dict()` alone, or as .safetensors"
+            )
         return ALLOWED[module, name]
 
     def persistent_load(self, identity: Any) -> _Storage:
@@ -136,7 +138,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             content = _read_zip(file, budget) if zipfile.is_zipfile(file) else _read_legacy(file, budget)
         return {name: tensor.array() for name, tensor in _state_dict(content).items()}
     except UNREADABLE as error:
-        raise ValueError(f"{path} is no readable PyTorch file, or is truncated ({error})") from error
+        raise ValueError(f"{path} is not a readable PyTorch file, or it is truncated ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path} is not loaded: {error}") from error
 
@@ -146,7 +148,7 @@ def _read_zip(file, budget):
         names = archive.namelist()
         index = next((name for name in names if name.endswith("/data.pkl") or name == "data.pkl"), None)
         if index is None:
-            raise ValueError("it is a zip file without data.pkl, i.e. no PyTorch checkpoint")
+            raise ValueError("it is a zip file without data.pkl, so it is not a PyTorch checkpoint")
 
         def member(name: str) -> Any:
             # torch does not compress, so nothing may be larger than the file.
