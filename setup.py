@@ -39,7 +39,7 @@ EXTRAS = {
     # TensorFlow 2.21 is built for CUDA 12; 1.26 is the last onnxruntime-gpu that is.
     "train-gpu": ["tensorflow[and-cuda]>=2.21,<2.22", "onnxruntime-gpu[cuda,cudnn]==1.26.*"],
     "serve": SERVE,
-    # Before 1.80, its asyncio server logs errors where a process has several event loops.
+    # `serving/grpc_core.py` is checked with grpcio from 1.80 on.
     "grpc": ["grpcio>=1.80", "protobuf>=6.31.1", *SERVE],
     "cluster": ["ray[serve,data]>=2.60", *SERVE],
     "data": ["tensorflow-datasets>=4.9"],

@@ -1,6 +1,7 @@
-"""Every use of a private API of Keras or TensorFlow by the conversion, in one place.
+"""Every use of a private API of Keras, TensorFlow or tf2onnx by the conversion, in one place.
 
-Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_internals.py` fails when one of them changes.
+Checked against Keras 3.15.1 with TensorFlow 2.21.0 and tf2onnx 1.17.0; `tests/export/test_keras_internals.py` fails when one of
+them changes.
 
 | private API | why it is needed |
 |---|---|
@@ -14,6 +15,7 @@ Checked against Keras 3.15.1 with TensorFlow 2.21.0; `tests/export/test_keras_in
 | `keras.Layer.__call__` | public, but replaced for a moment, to learn which layer made a tensor |
 | `keras.layers.BatchNormalization.call` | public, but replaced for a moment, to learn what batch norms get |
 | `object_name_uids` of Keras' global state | layers inside a rebuilt layer are named the same each time |
+| `tf2onnx.tfonnx.run_rewriters` | searches for loops in graphs without any are left out |
 | `tf.Variable._handle_name` | names of variables that TensorFlow refuses as name scopes when it saves |
 """
 
@@ -23,7 +25,7 @@ import collections
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -166,6 +168,40 @@ def upsampling_of_dynamic_size() -> Iterator[None]:
         return (keras_image.backend.image.resize if symbolic else real)(images, size, *args, **options)
 
     with _replaced(keras_image, "resize", resize):
+        yield
+
+
+LOOP_OPS = frozenset("Enter If LoopCond Merge StatelessIf StatelessWhile Switch While".split())
+RANDOM_OPS = frozenset("RandomStandardNormal RandomUniform RandomUniformLike".split())
+LOOP_REWRITERS = (
+    "rewrite_bi_direction_gru rewrite_bi_direction_lstm rewrite_cond rewrite_custom_rnn_cell rewrite_generic_loop rewrite_gru_tf2"
+    " rewrite_single_direction_gru rewrite_single_direction_lstm rewriter_lstm_tf2"
+).split()
+RANDOM_REWRITERS = "rewrite_dropout rewrite_random_normal rewrite_random_uniform rewrite_random_uniform_fold_const".split()
+# What tf2onnx' searches start from; without such an op in the graph they find nothing, and take a tenth of the conversion.
+REWRITERS = {
+    **dict.fromkeys(LOOP_REWRITERS, LOOP_OPS),
+    **dict.fromkeys(RANDOM_REWRITERS, RANDOM_OPS),
+    "rewrite_eye": frozenset({"MatrixDiag", "MatrixDiagV3", "MatrixSetDiag"}),
+    "rewrite_quantize_and_dequantize": frozenset(f"QuantizeAndDequantizeV{version}" for version in (2, 3, 4)),
+}
+
+
+@contextlib.contextmanager
+def needed_rewriters(ops: Set[str]) -> Iterator[None]:
+    """Let tf2onnx run only those of its searches through a graph that can find something.
+
+    Args:
+        ops: The types of all ops in the graph and its functions.
+    """
+    from tf2onnx import tfonnx
+
+    real = tfonnx.run_rewriters
+
+    def run(graph: Any, rewriters: list, *args: Any) -> None:
+        real(graph, [one for one in rewriters if REWRITERS.get(one.__name__, ops) & ops], *args)
+
+    with _replaced(tfonnx, "run_rewriters", run):
         yield
 
 

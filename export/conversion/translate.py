@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from ..errors import UsageError
 from . import handlers
+from .keras_internals import needed_rewriters
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -62,7 +63,8 @@ def _handlers_only(trace, opset):
     restart_names()
     weight_inputs = [f"{name}:0" for name in trace.weights]
     outputs = list(dict.fromkeys(trace.outputs.values()))
-    with tf.Graph().as_default() as tf_graph, quiet("tf2onnx"):
+    ops = {node.op for nodes in (trace.graph.node, *(f.node_def for f in trace.graph.library.function)) for node in nodes}
+    with tf.Graph().as_default() as tf_graph, quiet("tf2onnx"), needed_rewriters(ops):
         tf.import_graph_def(trace.graph, name="")
         try:
             graph = tfonnx.process_tf_graph(

@@ -174,7 +174,8 @@ def start(settings: ClusterSettings, host: str, port: int, address: str | None =
     """
     if not ray.is_initialized():
         if address is None:
-            bind(ServerOptions(host, port)).close()
+            with bind(ServerOptions(host, port)):
+                pass
             # The proxies inherit the environment of the cluster, which begins here.
             os.environ.setdefault(*PROXY_HOOK)
         join(address)

@@ -370,27 +370,28 @@ def _serve_in_process(files, repository, tell, options, as_json, reuse_port=Fals
         root_path=options["root_path"],
         with_metrics=metrics_port is None and not reuse_port,
     )
-    service = app.state.service
-    config, bound = server.configure(app, listen), server.bind(listen)
-    grpc = _with_grpc(app, listen, options["grpc_port"]) if options["grpc_port"] is not None else None
-    metrics, details = None, {"grpc": grpc.target} if grpc else {}
-    if metrics_port is not None:
-        metrics = metrics_app(service), server.bind(server.ServerOptions(options["host"], metrics_port), "--metrics-port")
-        details["metrics_url"] = server.url_of(metrics[1]) + "/metrics"
-    server.log_to_stderr(listen.access_log, as_json)
-    models.open()
-    url = server.url_of(bound, bool(tls))
-    names = ", ".join(f"{entry['name']}/{entry['version']}" for entry in models.index())
-    shown = f"{url} and, for gRPC, {grpc.target}" if grpc else url
-    tell("listening", f"serving {names} on {shown}", url=url, models=models.index(), **details)
+    service, config = app.state.service, server.configure(app, listen)
+    with contextlib.ExitStack() as stack:
+        bound = stack.enter_context(server.bind(listen))
+        grpc = _with_grpc(app, listen, options["grpc_port"]) if options["grpc_port"] is not None else None
+        metrics, details = None, {"grpc": grpc.target} if grpc else {}
+        if metrics_port is not None:
+            side = stack.enter_context(server.bind(server.ServerOptions(options["host"], metrics_port), "--metrics-port"))
+            metrics, details["metrics_url"] = (metrics_app(service), side), server.url_of(side) + "/metrics"
+        server.log_to_stderr(listen.access_log, as_json)
+        models.open()
+        url = server.url_of(bound, bool(tls))
+        names = ", ".join(f"{entry['name']}/{entry['version']}" for entry in models.index())
+        shown = f"{url} and, for gRPC, {grpc.target}" if grpc else url
+        tell("listening", f"serving {names} on {shown}", url=url, models=models.index(), **details)
 
-    def reload():
-        service.keys.replace(_keys(options))
-        if grpc:
-            grpc.reload_certificate()
+        def reload():
+            service.keys.replace(_keys(options))
+            if grpc:
+                grpc.reload_certificate()
 
-    hooks = server.Hooks(service.drain, reload, listen.shutdown_delay)
-    ended_by = server.run(config, bound, hooks, metrics, companions=[grpc] if grpc else ())
+        hooks = server.Hooks(service.drain, reload, listen.shutdown_delay)
+        ended_by = server.run(config, bound, hooks, metrics, companions=[grpc] if grpc else ())
     if grpc and grpc.failure:
         raise grpc.failure
     return ended_by
@@ -437,18 +438,18 @@ def _with_grpc(app, listen, port):
     if port and port == listen.port:
         raise UsageError(f"--port and --grpc-port are both {port}; choose two ports")
     # Said before anything starts: that the port is taken, or which one is free.
-    bound = server.bind(dataclasses.replace(listen, port=port), "--grpc-port")
+    with server.bind(dataclasses.replace(listen, port=port, uds=None), "--grpc-port") as bound:
+        port = bound.getsockname()[1]
     tls, files = dict(listen.tls), server.allow_connections()
     options = grpc_server.GrpcOptions(
         host=listen.host,
-        port=bound.getsockname()[1],
+        port=port,
         grace=listen.grace,
         max_connections=files // 2 if files else None,
         certificate=tls.get("ssl_certfile"),
         key=tls.get("ssl_keyfile"),
         reuse_port=listen.reuse_port,
     )
-    bound.close()
     made = grpc_server.GrpcServer(app.state.service, options)
     grpc_server.attach(app, made)
     return made

@@ -1,7 +1,7 @@
 """Answering gRPC calls: Triton's inference service and gRPC's health service over a `Service`.
 
 Calls arrive as streams of encoded messages, although most methods have only one message: so this module, not the library, decides
-how long to wait for it. Neither grpcio nor the generated messages have types: calls ("contexts") and messages are `Any`.
+how long to wait for it. Generated messages have no types: they are `Any`.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from prometheus_client import Counter, Histogram
 from . import grpc_codec
 from .batcher import DeadlineExceeded
 from .codec import INLINE_BYTES
+from .grpc_core import Call, ClientGone, Handler, Refused
 from .grpc_messages import HEALTH_METHOD, METHODS, STREAM_METHOD, TRITON_SERVICE, Method
 from .protocol import InferRequest, ProtocolError
 from .service import EXTENSIONS, NAME, Admission, Service
@@ -80,7 +81,7 @@ class _Held:
         self.admission.settle(0)
 
 
-class Calls(grpc.GenericRpcHandler):
+class Calls:
     """Answers calls.
 
     Args:
@@ -93,99 +94,84 @@ class Calls(grpc.GenericRpcHandler):
         self._readers: set[asyncio.Task] = set()
         self._counts = _Counts(service)
         questions = _Questions(service)
-        self._handlers = {path: self._unary(path, method, questions) for path, method in METHODS.items()}
-        self._handlers[STREAM_METHOD] = self._handler(STREAM_METHOD, self._stream, grpc.stream_stream_rpc_method_handler)
-        self._unknown = grpc.stream_unary_rpc_method_handler(_refuse_method)
+        self._methods: dict[str, Handler] = {
+            path: self._infer if method.name == "ModelInfer" else self._asking(method, getattr(questions, _snake(method.name)))
+            for path, method in METHODS.items()
+        }
+        self._methods[STREAM_METHOD] = self._stream
 
-    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler:
-        """Return the handler of the call's method."""
-        return self._handlers.get(handler_call_details.method, self._unknown)
+    def find(self, path: str) -> Handler:
+        """Return the handler of a method."""
+        return self._answer if path in self._methods else _refuse_method
 
     def end_streams(self) -> None:
         """Have all streams end once the requests that they have sent so far have been answered."""
         for reader in list(self._readers):
             reader.cancel()
 
-    def _unary(self, path: str, method: Method, questions: "_Questions") -> grpc.RpcMethodHandler:
-        if method.name == "ModelInfer":
-            return self._handler(path, self._infer)
-        respond = getattr(questions, _snake(method.name))
+    def _asking(self, method: Method, respond: Callable[[Any], Awaitable[dict[str, Any]]]) -> Handler:
+        async def ask(call: Call) -> bytes:
+            return await self._question(call, method, respond)
 
-        async def ask(context: Any) -> bytes:
-            return await self._question(context, method, respond)
+        return ask
 
-        return self._handler(path, ask)
-
-    def _handler(
-        self,
-        path: str,
-        respond: Callable[[Any], Awaitable[bytes | None]],
-        kind: Callable[..., grpc.RpcMethodHandler] = grpc.stream_unary_rpc_method_handler,
-    ) -> grpc.RpcMethodHandler:
-        async def call(messages: Any, context: Any) -> bytes | None:
-            return await self._answer(path, context, respond)
-
-        return kind(call)
-
-    async def _answer(self, path: str, context: Any, respond: Callable[[Any], Awaitable[bytes | None]]) -> bytes | None:  # type: ignore[return]
-        """Check the call's key, have `respond` read the request and encode the answer, and turn errors into a status."""
+    async def _answer(self, call: Call) -> bytes | None:
+        """Check the call's key, read the request and encode the answer, and turn errors into a status."""
         started = time.perf_counter()
         outcome = _Outcome(grpc.StatusCode.CANCELLED, "client_gone")
         try:
-            if path not in PUBLIC and not self._service.keys.accept(_metadata(context, "authorization").encode()):
+            if call.path not in PUBLIC and not self._service.keys.accept(_metadata(call, "authorization").encode()):
                 raise ProtocolError("an API key is needed: metadata `authorization` with `Bearer KEY`", 401)
-            encoded = await respond(context)
+            encoded = await self._methods[call.path](call)
             outcome = _Outcome(grpc.StatusCode.OK, "ok", len(encoded or b""))
             return encoded
         except ProtocolError as error:
             outcome = _Outcome(_code(error), error.reason)
             if error.status == 500:
-                log.error("gRPC %s: %s", path, error)
-            await context.abort(outcome.code, str(error)[:MAX_DETAILS], _retry(error))
-        except grpc.aio.BaseError:
-            # The call has been ended already.
+                log.error("gRPC %s: %s", call.path, error)
+            raise Refused(outcome.code, str(error)[:MAX_DETAILS], _retry(error)) from None
+        except ClientGone:
             raise
         except Exception as error:
             outcome = _Outcome(grpc.StatusCode.INTERNAL, "internal_error")
-            log.exception("gRPC %s: internal error", path)
-            await context.abort(outcome.code, f"internal error ({type(error).__name__})")
+            log.exception("gRPC %s: internal error", call.path)
+            raise Refused(outcome.code, f"internal error ({type(error).__name__})") from None
         finally:
-            self._counts.add(path, context, outcome, time.perf_counter() - started)
+            self._counts.add(call, outcome, time.perf_counter() - started)
 
-    async def _read(self, context: Any, held: _Held) -> bytes:
+    async def _read(self, call: Call, held: _Held) -> bytes:
         """The call's only request message, which must arrive in time."""
         try:
-            async with asyncio.timeout(self._service.options.body_timeout):
-                message = await context.read()
+            message = await call.read(self._service.options.body_timeout)
         except TimeoutError as error:
             raise ProtocolError(f"the request did not arrive within {self._service.options.body_timeout:g} s", 408) from error
-        if message is grpc.aio.EOF:
+        if message is None:
             raise ProtocolError("the call has no request message")
         held.admission.take(len(message))
         return message
 
-    def _watch(self, context: Any, held: _Held) -> None:
+    def _watch(self, call: Call, held: _Held) -> None:
         """Once the answer is being sent: give the client so much time to take it, then account for it no longer."""
-        late = asyncio.get_running_loop().call_later(self._service.options.body_timeout, self._hang_up, context)
+        late = call.loop.call_later(self._service.options.body_timeout, self._hang_up, call)
 
         def done(_: Any) -> None:
             late.cancel()
             held.release()
 
-        context.add_done_callback(done)
+        call.add_done_callback(done)
 
-    def _hang_up(self, context: Any) -> None:
-        peer = context.peer()
+    def _hang_up(self, call: Call) -> None:
+        peer = call.peer()
         log.warning("gRPC: %s does not take its answer; its connection is closed", peer)
-        asyncio.get_running_loop().run_in_executor(None, self._close, peer)
+        call.loop.run_in_executor(None, self._close, peer)
 
-    async def _infer(self, context: Any) -> bytes:
+    async def _infer(self, call: Call) -> bytes:
         """ModelInfer."""
         held = _Held(Admission(self._service))
         try:
-            return await self._inferred(await self._read(context, held), held)
+            return await self._inferred(await self._read(call, held), held)
         finally:
-            self._watch(context, held)
+            self._watch(call, held)
 
     async def _inferred(self, message: bytes, held: _Held, streamed: bool = False) -> bytes:
         """The encoded answer to an encoded request. No caller keeps the request, which may be large."""
@@ -224,17 +210,17 @@ class Calls(grpc.GenericRpcHandler):
             admission.take(sum(array.nbytes for array in decoded[2].inputs.values()))
         return decoded
 
-    async def _stream(self, context: Any) -> None:
+    async def _stream(self, call: Call) -> None:
         """ModelStreamInfer: requests are answered in their order, but run together."""
         answers: asyncio.Queue[_Held | None] = asyncio.Queue()
         window = asyncio.Semaphore(STREAM_WINDOW)
-        reader = asyncio.create_task(self._read_stream(context, answers, window))
+        reader = asyncio.create_task(self._read_stream(call, answers, window))
         self._readers.add(reader)
-        ends_with_status = _metadata(context, "triton_grpc_error").lower() == "true"
+        ends_with_status = _metadata(call, "triton_grpc_error").lower() == "true"
         held = None
         try:
             while held := await answers.get():
-                await self._write(context, await self._streamed_answer(held, ends_with_status))
+                await self._write(call, await self._streamed_answer(held, ends_with_status))
                 held.release()
                 window.release()
                 # Not kept until the next answer, which may be hours away.
@@ -251,12 +237,12 @@ class Calls(grpc.GenericRpcHandler):
             raise ProtocolError("the server is shutting down", 503)
         reader.result()
 
-    async def _read_stream(self, context: Any, answers: asyncio.Queue, window: asyncio.Semaphore) -> None:
+    async def _read_stream(self, call: Call, answers: asyncio.Queue, window: asyncio.Semaphore) -> None:
         try:
             while True:
                 await window.acquire()
-                message = await context.read()
-                if message is grpc.aio.EOF:
+                message = await call.read()
+                if message is None:
                     return
                 held = _Held(Admission(self._service))
                 held.task = asyncio.create_task(self._streamed(message, held))
@@ -285,19 +271,18 @@ class Calls(grpc.GenericRpcHandler):
             raise error
         return encoded
 
-    async def _write(self, context: Any, message: bytes) -> None:
+    async def _write(self, call: Call, message: bytes) -> None:
         try:
-            async with asyncio.timeout(self._service.options.body_timeout):
-                await context.write(message)
+            await call.write(message, self._service.options.body_timeout)
         except TimeoutError as error:
-            self._hang_up(context)
+            self._hang_up(call)
             raise ProtocolError("the client does not take its answers", 408) from error
 
-    async def _question(self, context: Any, method: Method, respond: Callable[[Any], Awaitable[dict[str, Any]]]) -> bytes:
+    async def _question(self, call: Call, method: Method, respond: Callable[[Any], Awaitable[dict[str, Any]]]) -> bytes:
         """Answer a call that carries no tensors, whose answer is the HTTP front end's JSON as a message."""
         held = _Held(Admission(self._service))
         try:
-            message = await self._read(context, held)
+            message = await self._read(call, held)
             if len(message) > MAX_CONTROL_BYTES:
                 raise ProtocolError(
                     f"the message has {len(message):,} bytes; {method.name} takes at most {MAX_CONTROL_BYTES:,}", 413
@@ -308,7 +293,7 @@ class Calls(grpc.GenericRpcHandler):
                 raise ProtocolError(f"the message is not a valid {method.request.DESCRIPTOR.name}") from error
             return json_format.ParseDict(await respond(asked), method.response()).SerializeToString()
         finally:
-            self._watch(context, held)
+            self._watch(call, held)
 
 
 class _Questions:
@@ -383,8 +368,9 @@ class _Counts:
         )
         self._found: dict[tuple[str, grpc.StatusCode, str], tuple[Any, Any]] = {}
 
-    def add(self, path: str, context: Any, outcome: _Outcome, seconds: float) -> None:
+    def add(self, call: Call, outcome: _Outcome, seconds: float) -> None:
         """Count one call."""
+        path = call.path
         key = (path, outcome.code, outcome.reason)
         if key not in self._found:
             names = ("bidi_stream" if path == STREAM_METHOD else "unary", *path[1:].split("/"))
@@ -393,15 +379,15 @@ class _Counts:
         calls.inc()
         durations.observe(seconds)
         if access_log.isEnabledFor(logging.INFO):
-            fields = {"client": unquote(context.peer()), "method": "gRPC", "path": path, "status": outcome.code.name}
+            fields = {"client": unquote(call.peer()), "method": "gRPC", "path": path, "status": outcome.code.name}
             fields |= {"reason": outcome.reason, "bytes_sent": outcome.sent, "milliseconds": round(1000 * seconds, 3)}
             text = '{client} "{method} {path}" {status} {reason} {bytes_sent} B {milliseconds} ms'.format(**fields)
             access_log.info("%s", text, extra={"fields": fields})
 
 
-async def _refuse_method(messages: Any, context: Any) -> None:
+async def _refuse_method(call: Call) -> None:
     reason = "this server has no such method; shared memory, tracing and log settings of Triton are not supported"
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, reason)
+    raise Refused(grpc.StatusCode.UNIMPLEMENTED, reason)
 
 
 def _without_frames(error: ProtocolError) -> ProtocolError:
@@ -416,8 +402,8 @@ def _snake(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).removeprefix("_")
 
 
-def _metadata(context: Any, name: str) -> str:
-    return next((value for key, value in context.invocation_metadata() or () if key == name), "")
+def _metadata(call: Call, name: str) -> str:
+    return next((value for key, value in call.metadata if key == name), "")
 
 
 def _code(error: ProtocolError) -> grpc.StatusCode:

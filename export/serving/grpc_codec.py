@@ -87,10 +87,12 @@ def parsed_size(rest: bytes) -> int:
 
 def strings_size(message: Any, raw: list[memoryview]) -> int:
     """Return the memory that `decode_request` takes for elements of BYTES tensors; 0 for a request that is decoded at once."""
-    sizes = [len(data) for entry, data in zip(message.inputs, raw, strict=False) if entry.datatype == "BYTES"]
+    size = sum(len(data) for entry, data in zip(message.inputs, raw, strict=False) if entry.datatype == "BYTES")
+    if size <= INLINE_BYTES:
+        return 0
     # Every element has its length in front, of four bytes; reading stops where there are more elements than the shape has.
     most = sum(math.prod(max(dim, 0) for dim in entry.shape) for entry in message.inputs if entry.datatype == "BYTES")
-    return STRING_SIZE * (1 + min(sum(sizes) // 4, most)) if sum(sizes) > INLINE_BYTES else 0
+    return STRING_SIZE * (1 + min(size // 4, most))
 
 
 def parse(rest: bytes) -> Any:

@@ -1,7 +1,6 @@
 """The gRPC server: where it listens, and how it starts and stops together with the HTTP server.
 
-It runs on the event loop that the HTTP server runs on. A pool of threads was measured as well: the two do not differ in
-throughput, and here a slow client costs no thread.
+It runs on the event loop that the HTTP server runs on, so that a slow client costs no thread.
 """
 
 import asyncio
@@ -18,6 +17,7 @@ import grpc
 
 from ..errors import UsageError
 from .grpc_calls import Calls
+from .grpc_core import CoreServer
 from .service import Service
 
 STREAMS_PER_CONNECTION = 1024
@@ -99,16 +99,15 @@ class GrpcServer:
         }
         if self.options.max_connections:
             options["grpc.max_allowed_incoming_connections"] = self.options.max_connections
-        self._server = grpc.aio.server(handlers=[self._calls], options=tuple(options.items()), maximum_concurrent_rpcs=MAX_CALLS)
-        try:
-            if self._certificates:
-                credentials = grpc.dynamic_ssl_server_credentials(self._certificates, lambda: self._certificates)
-                self.port = self._server.add_secure_port(self.target, credentials)
-            else:
-                self.port = self._server.add_insecure_port(self.target)
-        except RuntimeError as error:
-            raise UsageError(f"cannot listen on {self.target} for gRPC; choose another --host or --grpc-port") from error
-        await self._server.start()
+        certificates, credentials = self._certificates, None
+        if certificates:
+            credentials = grpc.dynamic_ssl_server_credentials(certificates, lambda: self._certificates)
+        self._server = CoreServer(self._calls.find, options, MAX_CALLS)
+        port = self._server.listen(self.target, credentials)
+        if not port:
+            raise UsageError(f"cannot listen on {self.target} for gRPC; choose another --host or --grpc-port")
+        self.port = port
+        self._server.start()
 
     def begin_stop(self) -> None:
         """Take no more calls from now on, and end streams; `stop` waits for what is in flight."""

@@ -56,7 +56,8 @@ def reserved_port(host: str, port: int, flag: str = "--port") -> Iterator[int]:
     from .server import ServerOptions, bind
 
     # A port that another server shares can be bound with SO_REUSEPORT, but not without.
-    bind(ServerOptions(host, port), flag).close()
+    with bind(ServerOptions(host, port), flag):
+        pass
     with bind(ServerOptions(host, port, reuse_port=True), flag) as held:
         yield held.getsockname()[1]
 

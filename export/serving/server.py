@@ -61,36 +61,48 @@ class ServerOptions:
     tls: tuple = ()
 
 
-def bind(options: ServerOptions, flag: str = "--port") -> socket.socket:
-    """A socket bound to the address, not yet listening.
+@contextlib.contextmanager
+def bind(options: ServerOptions, flag: str = "--port") -> Iterator[socket.socket]:
+    """A socket bound to the address, not yet listening, which is closed at the end.
 
     Args:
         options: `ServerOptions`.
         flag: The option that chose the port, for the error message.
 
+    Yields:
+        The socket.
+
     Raises:
         UsageError: the address is taken, not ours, or unknown.
     """
     if options.uds:
-        return _bind_unix(options.uds)
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, proto)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if options.reuse_port:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot listen on {options.host}:{options.port}: {reason}; choose another --host or {flag}") from error
-    return bound
+        with _bind_unix(options.uds) as bound:
+            try:
+                yield bound
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(options.uds)
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            family, kind, proto, _, address = socket.getaddrinfo(
+                options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            bound = stack.enter_context(socket.socket(family, kind, proto))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if options.reuse_port:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.bind(address)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UsageError(
+                f"cannot listen on {options.host}:{options.port}: {reason}; choose another --host or {flag}"
+            ) from error
+        yield bound
 
 
 def _bind_unix(path: str) -> socket.socket:
     """Bind a Unix socket; one that an earlier server left behind is replaced."""
-    bound = socket.socket(socket.AF_UNIX)
     try:
         if stat.S_ISSOCK(os.stat(path).st_mode):
             with socket.socket(socket.AF_UNIX) as probe:
@@ -98,9 +110,11 @@ def _bind_unix(path: str) -> socket.socket:
                     os.unlink(path)
     except FileNotFoundError:
         pass
+    bound = socket.socket(socket.AF_UNIX)
     try:
         bound.bind(path)
     except OSError as error:
+        bound.close()
         raise UsageError(f"cannot listen on {path}: {error.strerror or error}; choose another --uds") from error
     return bound
 
@@ -173,7 +187,7 @@ def run(
 
     Args:
         config: what `configure` returned.
-        bound: what `bind` returned.
+        bound: what `bind` yielded.
         hooks: `Hooks`.
         metrics: `(application, bound socket)` of a second listener, for metrics.
         companions: Other servers on the event loop, started and stopped by the application. Their `begin_stop` is called when
@@ -184,7 +198,6 @@ def run(
     """
     server = _Server(config, hooks or Hooks())
     server.companions = companions
-    path = bound.getsockname()
 
     async def serve() -> None:
         side = asyncio.create_task(_serve_beside(*metrics)) if metrics else None
@@ -195,13 +208,8 @@ def run(
                 side.cancel()
                 await asyncio.wait([side])
 
-    try:
-        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(serve())
-    finally:
-        if bound.family == getattr(socket, "AF_UNIX", None):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(serve())
     return server.ended_by
 
 

@@ -95,3 +95,18 @@ def test_layers_are_called_through_one_method():
         model(np.ones((2, 4), "float32"))
     assert ("inner/dense", (2, 3)) in seen and seen[-1] == ("outer", (2, 3))
     assert keras.Layer.__call__.__qualname__ == "Layer.__call__"
+
+
+def test_rewriters_of_tf2onnx_start_from_what_the_table_says(monkeypatch):
+    """Every name in the table is a rewriter of tf2onnx, and runs only on graphs with an op of its row; others always run."""
+    from tf2onnx import tfonnx
+
+    ran = []
+    for name in keras_internals.REWRITERS:
+        assert callable(getattr(tfonnx, name))
+    monkeypatch.setattr(tfonnx, "run_rewriters", lambda graph, rewriters, *args: ran.append({one.__name__ for one in rewriters}))
+    rewriters = [getattr(tfonnx, name) for name in ("rewrite_eye", "rewrite_cond", "rewrite_dropout", "rewrite_gemm")]
+    for ops in ({"MatMul"}, {"MatMul", "If"}, {"MatrixDiag"}, {"RandomUniform"}):
+        with keras_internals.needed_rewriters(ops):
+            tfonnx.run_rewriters(None, rewriters, False)
+    assert ran == [{"rewrite_gemm"}, *({"rewrite_gemm", name} for name in ("rewrite_cond", "rewrite_eye", "rewrite_dropout"))]

@@ -39,6 +39,7 @@ from resnet_export.serving import grpc_messages, protocol
 IMAGES = np.random.default_rng(11).integers(0, 256, (64, 8, 8, 3)).astype("u1")
 LARGE = np.random.default_rng(12).normal(size=(1, 200_000)).astype("f4")
 SLOW_READERS, HOSTILE = 12, 50
+SAMPLE_SECONDS = 0.5
 
 
 @dataclass
@@ -70,9 +71,17 @@ class Findings:
                 "start": round(np.median(settled[:part]) / 2**20, 1),
                 "end": round(np.median(settled[-part:]) / 2**20, 1),
                 "max": round(max(self.memory) / 2**20, 1),
+                "slope_per_hour_in_second_half": self.slope(),
             },
             "faults": self.faults,
         }
+
+    def slope(self):
+        """MiB per hour that the server's memory grows by in the second half, by medians of its tenths."""
+        half = np.array(self.memory[len(self.memory) // 2 :]) / 2**20
+        medians = [np.median(part) for part in np.array_split(half, min(10, len(half)))]
+        hours = len(half) / len(medians) * SAMPLE_SECONDS / 3600
+        return round(np.polyfit(np.arange(len(medians)) * hours, medians, 1)[0], 1) if len(medians) > 1 else 0.0
 
 
 class Load:
@@ -296,9 +305,13 @@ class Load:
             connection.close()
 
     def sample_memory(self, chance):
-        while not self.ended.wait(0.5):
+        while not self.ended.wait(SAMPLE_SECONDS):
             pages = Path(f"/proc/{self.server.process.pid}/statm").read_text().split()[1]
             self.findings.memory.append(int(pages) * os.sysconf("SC_PAGE_SIZE"))
+            if len(self.findings.memory) % round(60 / SAMPLE_SECONDS) == 0:
+                mebibytes = np.median(self.findings.memory[-round(60 / SAMPLE_SECONDS) :]) / 2**20
+                minute = len(self.findings.memory) * SAMPLE_SECONDS / 60
+                print(f"minute {minute:.0f}: {mebibytes:.1f} MiB (median)", file=sys.stderr, flush=True)
 
 
 def run(seconds, folder):

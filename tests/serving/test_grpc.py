@@ -3,6 +3,7 @@
 import itertools
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -941,6 +942,11 @@ def test_a_second_interrupt_does_not_wait_for_calls(models):
         time.sleep(0.5)
         assert server.process.poll() is None
         assert server.stop(signal.SIGINT) == 130
+
+
+def test_the_command_serves_grpc_next_to_a_unix_socket(models, tmp_path):
+    with serving(models["bytes"], "--uds", tmp_path / "s", "--grpc-port", "0") as server, Client(server.grpc) as client:
+        assert client("ServerReady").ready and stat.S_ISSOCK((tmp_path / "s").stat().st_mode)
 
 
 def test_the_command_refuses_what_cannot_be(models, capsys):

@@ -251,8 +251,8 @@ def test_repository_of_versions_is_served(tmp_path, pixels):
 
 
 def refused(*arguments):
-    command = [sys.executable, "-m", "resnet_export", "serve", "--device", "cpu", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-W", "always::ResourceWarning", "-m", "resnet_export", "serve", "--device", "cpu"]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=60)
 
 
 def test_wrong_usage_is_one_sentence_and_exits_with_2(models, tmp_path):
@@ -265,6 +265,8 @@ def test_wrong_usage_is_one_sentence_and_exits_with_2(models, tmp_path):
             ([], "no model to serve; give FILE or --repository"),
             ([tmp_path / "missing.onnx"], "does not exist"),
             ([tmp_path / "bad.onnx"], "is not a readable ONNX file"),
+            ([tmp_path / "bad.onnx", "--uds", tmp_path / "socket"], "is not a readable ONNX file"),
+            ([tmp_path / "bad.onnx", "--metrics-port", 0, "--port", 0], "is not a readable ONNX file"),
             ([tmp_path / "a b.onnx"], "write NAME="),
             (["--repository", tmp_path / "none"], "is not a folder"),
             ([models["tiny"], "--port", port], f"cannot listen on 127.0.0.1:{port}"),
@@ -277,7 +279,8 @@ def test_wrong_usage_is_one_sentence_and_exits_with_2(models, tmp_path):
         ]:
             done = refused(*arguments)
             assert done.returncode == 2 and text in done.stderr, (arguments, done)
-            assert "Traceback" not in done.stderr and done.stdout == ""
+            assert "Traceback" not in done.stderr and "ResourceWarning" not in done.stderr and done.stdout == ""
+    assert not (tmp_path / "socket").exists()
 
 
 def test_serving_imports_neither_keras_nor_tensorflow(models):
