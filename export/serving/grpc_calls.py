@@ -162,7 +162,7 @@ class Calls:
 
     def _hang_up(self, call: Call) -> None:
         peer = call.peer()
-        log.warning("gRPC: %s does not take its answer; its connection is closed", peer)
+        log.warning("gRPC: %s does not read its answer; the connection is closed", peer)
         call.loop.run_in_executor(None, self._close, peer)
 
     async def _infer(self, call: Call) -> bytes:
@@ -276,7 +276,7 @@ class Calls:
             await call.write(message, self._service.options.body_timeout)
         except TimeoutError as error:
             self._hang_up(call)
-            raise ProtocolError("the client does not take its answers", 408) from error
+            raise ProtocolError("the client does not read its answers", 408) from error
 
     async def _question(self, call: Call, method: Method, respond: Callable[[Any], Awaitable[dict[str, Any]]]) -> bytes:
         """Answer a call that carries no tensors, whose answer is the HTTP front end's JSON as a message."""

@@ -1,7 +1,7 @@
 """A gRPC server of coroutines on grpcio's core, without `grpc.aio`.
 
-`grpc.aio` wakes a thread and the event loop through the system for each of the four events of a call, which takes a third of the
-time of a small request. Here a thread hands events over as Python objects, so that those of several calls share a wake-up.
+`grpc.aio` wakes a thread and the event loop for each of the four events of a call, which takes a third of the time of a small
+request. Here a thread passes events to the loop as Python objects, so that the events of several calls share a wake-up.
 
 This is the only module that uses a private part of grpcio: `cygrpc`, on which grpcio's own server of threads (`grpc/_server.py`)
 is built in the same way. Checked with grpcio 1.80 to 1.85; all tests of gRPC run over it.
@@ -39,7 +39,7 @@ class Refused(Exception):
 
 
 class ClientGone(Exception):
-    """The client does not take messages any more."""
+    """The client does not read messages any more."""
 
 
 class Call:

@@ -63,7 +63,7 @@ class ServerOptions:
 
 @contextlib.contextmanager
 def bind(options: ServerOptions, flag: str = "--port") -> Iterator[socket.socket]:
-    """A socket bound to the address, not yet listening, which is closed at the end.
+    """Bind a socket to the address, without listening yet, and close it at the end.
 
     Args:
         options: `ServerOptions`.
@@ -73,7 +73,7 @@ def bind(options: ServerOptions, flag: str = "--port") -> Iterator[socket.socket
         The socket.
 
     Raises:
-        UsageError: the address is taken, not ours, or unknown.
+        UsageError: The address is taken, not ours, or unknown.
     """
     if options.uds:
         with _bind_unix(options.uds) as bound:
@@ -186,8 +186,8 @@ def run(
     """Serve until SIGTERM or SIGINT: report not ready, stop accepting, finish what is in flight, return.
 
     Args:
-        config: what `configure` returned.
-        bound: what `bind` yielded.
+        config: What `configure` returned.
+        bound: What `bind` yielded.
         hooks: `Hooks`.
         metrics: `(application, bound socket)` of a second listener, for metrics.
         companions: Other servers on the event loop, started and stopped by the application. Their `begin_stop` is called when
