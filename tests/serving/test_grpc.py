@@ -807,7 +807,7 @@ def test_a_client_that_does_not_take_its_answer(impatient, method, caplog):
     finally:
         impatient.service.infer = model_infer
     impatient.eventually(lambda: impatient.service.buffered == 0)
-    assert "does not take its answer" in caplog.text
+    assert "does not read its answer" in caplog.text
     with Client(impatient.address) as client:
         assert client("ModelInfer", wide(3)).outputs
 
