@@ -390,7 +390,7 @@ def _shares(outputs, counts):
     if len(counts) == 1:
         return [outputs]
     ends = np.cumsum(counts).tolist()
-    # Copies, because one client that does not take its answer would keep the outputs of the whole batch in memory.
+    # Copies, because one client that does not read its answer would keep the outputs of the whole batch in memory.
     return [
         {name: array[end - rows : end].copy() for name, array in outputs.items()} for rows, end in zip(counts, ends, strict=True)
     ]

@@ -47,7 +47,7 @@ class Connection(HttpToolsProtocol):
     - After an answer that precedes the end of the body, what still arrives is dropped for a moment before the connection closes.
       Closing at once would reset it, and the client would lose the answer.
     - A client that closes its half of the connection after its request gets its answer.
-    - A client that does not take its answer is cut off.
+    - A client that does not read its answer is cut off.
     - The number of connections from one address is bounded.
     - Refusals are JSON, and never end up in the middle of an answer.
 

@@ -177,7 +177,7 @@ def _certificates(options: GrpcOptions) -> Any:
 def close_connection(peer: str, port: int) -> None:
     """Close the connection of a client to one of this process's ports.
 
-    The library's server has no way to end a call whose client does not take the answer, and keeps the answer as long.
+    The library's server has no way to end a call whose client does not read the answer, and keeps the answer as long.
 
     Args:
         peer: The client's address as gRPC names it, e.g. `ipv4:127.0.0.1:40000`.

@@ -32,7 +32,7 @@ class ServiceOptions:
         max_body: Largest request, in bytes, also after decompression.
         max_json: Largest JSON part of a request or an answer, in bytes; larger ones must be binary.
         max_buffered: Memory that all requests and their answers may hold together, in bytes.
-        body_timeout: Time in which the body of a request must arrive, and in which the client must take the answer, in seconds.
+        body_timeout: Time in which the body of a request must arrive, and in which the client must read the answer, in seconds.
         allow_control: Whether clients may load and unload models.
         api_keys: Keys, one of which every request must name (`Authorization: Bearer KEY`) except for the page and the health
             checks. Empty: no key is needed.
