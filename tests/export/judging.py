@@ -39,6 +39,7 @@ MOVED = "model changed"
 NO_MODEL = "Keras itself fails"
 FINE = (RIGHT, REFUSED, NO_MODEL)
 LEAST_EXPORTED = 0.8
+LIMIT = 600  # seconds for one model; Keras calls a recurrent layer with a cell step by step
 
 TOLERANCE = {"float32": 2e-5, "float16": 2e-2}
 # Where the plain bound is missed, the error may be this many times what rounding of the weights does to Keras' own outputs.
@@ -402,7 +403,7 @@ class _Worker:
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
 
-    def ask(self, question: dict, limit: float = 240) -> Outcome:
+    def ask(self, question: dict, limit: float = LIMIT) -> Outcome:
         if self.process is None or self.process.poll() is not None:
             environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "TF_ENABLE_ONEDNN_OPTS": "1"}
             environment |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
@@ -422,8 +423,9 @@ class _Worker:
                     exporting = True
                 elif line.startswith("outcome "):
                     return Outcome(**json.loads(line.removeprefix("outcome ")))
-            code = process.wait()
-            return Outcome(CRASH if exporting else NO_MODEL, f"the process ended with {code}")
+            code, late = process.wait(), not timer.is_alive()
+            reason = f"stopped after {limit:.0f} s" if late else f"the process ended with {code}"
+            return Outcome(CRASH if exporting else NO_MODEL, reason)
         finally:
             timer.cancel()
 
