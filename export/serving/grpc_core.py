@@ -110,6 +110,9 @@ class Call:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Refused):
             self.refuse(error)
+        elif error and not isinstance(error, ClientGone):
+            log.error("gRPC %s: internal error", self.path, exc_info=error)
+            self.refuse(Refused(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__})"))
         elif error or task.cancelled():
             self.refuse(Refused(grpc.StatusCode.CANCELLED, "the call was cancelled"))
         else:
