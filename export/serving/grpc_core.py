@@ -239,10 +239,14 @@ class CoreServer:
         """Hand events over to the event loop, on a thread of its own, until the queue is shut down and empty."""
         while True:
             event = self._queue.poll()
-            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
-                self._loop.call_soon_threadsafe(self._finish)
+            ended = event.completion_type == cygrpc.CompletionType.queue_shutdown
+            try:
+                self._loop.call_soon_threadsafe(*((self._finish,) if ended else (event.tag, event)))
+            except RuntimeError:
+                # The event loop is closed: the process ends without having waited.
                 return
-            self._loop.call_soon_threadsafe(event.tag, event)
+            if ended:
+                return
             # The core waits actively while somebody has an event of a call that is over.
             del event
 
