@@ -13,8 +13,10 @@ REQUIRES = [
     "tensorflow>=2.21",
     "keras>=3.15",
     "tf2onnx>=1.17",
-    "onnx>=1.17",
-    "onnx-ir>=0.1.13",
+    # The first version that knows opset 23.
+    "onnx>=1.18",
+    # Copies of models keep their types from this version on; `quantize --fp16` needs them.
+    "onnx-ir>=0.1.15",
     # 1.27 on Linux declares CUDA extras that cannot be installed and does not import without CUDA 13.
     f"onnxruntime-gpu>=1.26,!=1.27.*; {LINUX_X86}",
     'onnxruntime>=1.26; sys_platform != "linux" or platform_machine != "x86_64"',

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The environment that runs the tests lends these to the new one, with whatever the small packages need themselves.
 LARGE = ("tensorflow", "keras", "tf2onnx", "onnxruntime", "onnxruntime-gpu")
 EXTRAS = ("serve", "grpc", "client", "batch")
-SERVING = ("app", "grpc", "bulk", "protocol", "server", "operators", "tritonclient")
+SERVING = ("app", "grpc", "grpc_core", "bulk", "protocol", "server", "operators", "tritonclient")
 PARTS = {
     "serving": [*(f"tests/serving/test_{name}.py" for name in SERVING), "-m", "not slow"],
     "export": ["tests/export/test_onnx.py", "tests/export/test_cli.py", "-m", "not slow", "-k", "not zoo"],

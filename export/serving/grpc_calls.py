@@ -5,6 +5,7 @@ how long to wait for it. Generated messages have no types: they are `Any`.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -92,6 +93,8 @@ class Calls:
     def __init__(self, service: Service, hang_up: Callable[[str], None]) -> None:
         self._service, self._close = service, hang_up
         self._readers: set[asyncio.Task] = set()
+        # Name and version.
+        self._last_asked: tuple[str, str | None] = "", None
         self._counts = _Counts(service)
         questions = _Questions(service)
         self._methods: dict[str, Handler] = {
@@ -169,15 +172,26 @@ class Calls:
         """ModelInfer."""
         held = _Held(Admission(self._service))
         try:
-            return await self._inferred(await self._read(call, held), held)
+            return await self._inferred(await self._read_request(call, held), held)
         finally:
             self._watch(call, held)
+
+    async def _read_request(self, call: Call, held: _Held) -> bytes:
+        """The request, for which others of the same model may wait, as over HTTP.
+
+        Its model is not known before it has been read: it is most likely the one that was asked for last.
+        """
+        with contextlib.ExitStack() as announced:
+            with contextlib.suppress(ProtocolError):
+                announced.enter_context(self._service.announced(*self._last_asked))
+            return await self._read(call, held)
 
     async def _inferred(self, message: bytes, held: _Held, streamed: bool = False) -> bytes:
         """The encoded answer to an encoded request. No caller keeps the request, which may be large."""
         rest, raw = grpc_codec.split(message)
         del message
         name, version, asked = await self._decoded(rest, raw, held)
+        self._last_asked = name, version
         with self._service.hold(name, version) as model:
             model = self._service.choose(model, asked)
             tensors = await self._service.infer(model, asked, held.admission)

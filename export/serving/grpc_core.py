@@ -110,6 +110,9 @@ class Call:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Refused):
             self.refuse(error)
+        elif error and not isinstance(error, ClientGone):
+            log.error("gRPC %s: internal error", self.path, exc_info=error)
+            self.refuse(Refused(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__})"))
         elif error or task.cancelled():
             self.refuse(Refused(grpc.StatusCode.CANCELLED, "the call was cancelled"))
         else:
@@ -236,10 +239,14 @@ class CoreServer:
         """Hand events over to the event loop, on a thread of its own, until the queue is shut down and empty."""
         while True:
             event = self._queue.poll()
-            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
-                self._loop.call_soon_threadsafe(self._finish)
+            ended = event.completion_type == cygrpc.CompletionType.queue_shutdown
+            try:
+                self._loop.call_soon_threadsafe(*((self._finish,) if ended else (event.tag, event)))
+            except RuntimeError:
+                # The event loop is closed: the process ends without having waited.
                 return
-            self._loop.call_soon_threadsafe(event.tag, event)
+            if ended:
+                return
             # The core waits actively while somebody has an event of a call that is over.
             del event
 

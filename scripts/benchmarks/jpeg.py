@@ -1,7 +1,8 @@
 """`scripts/benchmark.py jpeg`: where the time of the image route goes, and what decoding at reduced size would change.
 
 Pillow's draft mode has libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size. It is faster for large pictures, but the pixels
-differ, so that the answers may. The server does not use it; this says what it would gain and cost.
+differ, so that the answers may. The server does not use it; this says what it would gain and cost. Times are those of the
+processor, so that other work on the machine does not change them.
 """
 
 import io
@@ -67,13 +68,13 @@ def _jpegs(folder, size, samples):
 
 
 def _classify(file, opened, spec, output, draft):
-    """`((seconds to decode, resize, run), class)` of one file."""
+    """`((seconds to decode, to resize and to run the model), class)` of one file."""
     from resnet_export.runtime import images
     from resnet_export.runtime.prediction import stacked
 
     preprocessing = opened.card.get("preprocessing") or {}
     height, width = preprocessing.get("size") or spec.shape[1:3]
-    started = time.perf_counter()
+    started = time.process_time()
     if draft:
         picture = Image.open(io.BytesIO(file))
         wanted = MARGIN * max(height, width, preprocessing.get("resize") or 0)
@@ -81,8 +82,8 @@ def _classify(file, opened, spec, output, draft):
         pixels = np.asarray(picture)
     else:
         pixels = images.decode(file)
-    decoded = time.perf_counter()
+    decoded = time.process_time()
     fitted = stacked([images.fit(pixels, preprocessing, (height, width))], spec)
-    resized = time.perf_counter()
+    resized = time.process_time()
     scores = opened.run({spec.name: fitted})[output]
-    return (decoded - started, resized - decoded, time.perf_counter() - resized), int(scores[0].argmax())
+    return (decoded - started, resized - decoded, time.process_time() - resized), int(scores[0].argmax())

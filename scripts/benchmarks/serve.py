@@ -9,6 +9,7 @@ a request that lasts over several turns counts in each by its share.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import json
@@ -301,7 +302,7 @@ def _started(command, whole_group=True, **popen):
 
 
 @contextlib.contextmanager
-def _serving(model, name, *arguments):
+def _serving(model, name, *arguments, kind="binary"):
     command = [sys.executable, "-m", "resnet_export", "serve", f"{name}={model}", "--port", "0", "--json", "--device", "cpu"]
     with _started([*command, "--timeout", 600, *arguments]) as process:
         events = map(json.loads, process.stdout)
@@ -310,7 +311,7 @@ def _serving(model, name, *arguments):
         if "grpc" in listening:
             yield Server(f"grpc://{listening['grpc']}/{name}", "grpc", (process,))
         else:
-            yield Server(f"{listening['url']}/{name}", "binary", (process,))
+            yield Server(f"{listening['url']}/{name}", kind, (process,))
 
 
 @contextlib.contextmanager
@@ -385,6 +386,7 @@ def _metric(url, name):
     show_default=True,
     help="Number of clients; may be given several times.",
 )
+@click.option("--only", multiple=True, help="Row to compare with binary requests, instead of all; may be given several times.")
 @click.option("--turns", default=12, show_default=True, help="Turns of every alternative; 0 skips the comparison.")
 @click.option("--seconds", default=1.5, show_default=True, help="Length of a turn, in seconds.")
 @click.option("--litserve-python", default=lambda: os.environ.get("LITSERVE_PYTHON"), help="Python that has litserve.")
@@ -394,7 +396,7 @@ def _metric(url, name):
 @click.option(
     "--out", type=click.Path(), help="JSON file for all figures, with a diagram next to it. Turns of an earlier run are kept."
 )
-def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, seconds, out, **pythons):
+def serve(model, small, threads, max_batch, max_delay_ms, clients, only, turns, seconds, out, **pythons):
     """Compare serving over HTTP and gRPC with a bare onnxruntime loop and with other servers; MODEL is an ONNX file.
 
     LitServe, KServe's SDK, MLServer and Ray Serve are measured if you name a Python interpreter that has them.
@@ -404,27 +406,19 @@ def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, second
     # Servers lead groups of their own: whoever ends this process would leave them behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     options = ["--max-batch", max_batch, "--max-delay-ms", max_delay_ms] + (["--threads", threads] if threads else [])
-    peers = (
-        ("LitServe", "health", "litserve", model, max_batch, threads, max_delay_ms / 1000),
-        ("KServe SDK", "v2/health/ready", "binary", model, threads),
-        ("MLServer", "v2/health/ready", "json", model, max_batch, threads, max_delay_ms / 1000),
-    )
+    starts = _starts(model, options, (max_batch, threads, max_delay_ms / 1000), pythons)
+    if unknown := set(only) - set(starts):
+        raise click.UsageError(f"there is no row {unknown.pop()!r}; choose from {', '.join(starts)}")
     for count in clients if turns else ():
         with contextlib.ExitStack() as stack:
-            servers = {"binary": stack.enter_context(_serving(model, "net", *options))}
-            if importlib.util.find_spec("grpc"):
-                servers["gRPC"] = stack.enter_context(_serving(model, "net", *options, "--grpc-port", 0))
-            servers["JPEG"] = dataclasses.replace(stack.enter_context(_serving(model, "net", *options)), kind="jpeg")
-            for name, *peer in peers:
-                short = name.split()[0].lower()
-                if python := pythons[f"{short}_python"]:
-                    servers[name] = stack.enter_context(_peer(f"{short}_peer.py", python, *peer))
+            servers = {}
+            for name, start in starts.items():
+                if only and name not in ("binary", *only):
+                    continue
+                if start:
+                    servers[name] = stack.enter_context(start())
                 else:
-                    click.echo(f"{name}: not measured; --{short}-python names no environment", err=True)
-            if pythons["ray_python"]:
-                servers["Ray Serve"] = stack.enter_context(_ray(pythons["ray_python"], model, *options))
-            else:
-                click.echo("Ray Serve: not measured; --ray-python names no environment", err=True)
+                    click.echo(f"{name}: not measured; no environment that has it is named", err=True)
             # One client alone never fills a batch: what it is compared with does not either.
             rows = max_batch if count > 1 else 1
             _take_turns(figures["runs"], _contenders(stack, servers, model, rows, threads, count), count, turns, seconds)
@@ -443,6 +437,30 @@ def serve(model, small, threads, max_batch, max_delay_ms, clients, turns, second
     click.echo(_report(figures))
     if out:
         _figure(figures, Path(out).with_suffix(".png"))
+
+
+def _starts(model, options, batching, pythons):
+    """How every server is started, by the name of its row; None for those that are not installed."""
+    rows, threads, delay = batching
+    peers = {
+        "LitServe": ("health", "litserve", model, rows, threads, delay),
+        "KServe SDK": ("v2/health/ready", "binary", model, threads),
+        "MLServer": ("v2/health/ready", "json", model, rows, threads, delay),
+    }
+    started = functools.partial(_serving, model, "net", *options)
+    starts = {
+        "binary": started,
+        "gRPC": functools.partial(started, "--grpc-port", 0) if importlib.util.find_spec("grpc") else None,
+        "JPEG": functools.partial(started, kind="jpeg"),
+        "2 processes": functools.partial(started, "--processes", 2) if sys.platform == "linux" else None,
+    }
+    for name, arguments in peers.items():
+        short = name.split()[0].lower()
+        python = pythons[f"{short}_python"]
+        starts[name] = functools.partial(_peer, f"{short}_peer.py", python, *arguments) if python else None
+    python = pythons["ray_python"]
+    starts["Ray Serve"] = functools.partial(_ray, python, model, *options) if python else None
+    return starts
 
 
 def _begun(out, settings):
@@ -510,11 +528,11 @@ def _report(figures):
             p99 = np.quantile(entry["latencies"], 0.99)
             rate = statistics.mean(entry["rates"])
             lines.append(f"{count:<8} {name:12}  {rate:8.1f}   {middle:7.2f}   {low:.2f} – {high:.2f}   {p99:8.1f}")
-    if "gRPC" in names:
+    for name in [name for name in names if name in ("gRPC", "2 processes")]:
         for count in counts:
-            low, middle, high = _ratios(runs, "gRPC", "binary", count)
-            lines.append(f"gRPC over binary, {count} clients: {middle:.2f} ({low:.2f} – {high:.2f})")
-    for name in [name for name in names if name not in (BARE, AGAIN, "binary", "gRPC", "JPEG")]:
+            low, middle, high = _ratios(runs, name, "binary", count)
+            lines.append(f"{name} over binary, {count} clients: {middle:.2f} ({low:.2f} – {high:.2f})")
+    for name in [name for name in names if name not in (BARE, AGAIN, "binary", "gRPC", "JPEG", "2 processes")]:
         for count in counts:
             low, middle, high = _ratios(runs, "binary", name, count)
             lines.append(f"binary over {name}, {count} clients: {middle:.2f} ({low:.2f} – {high:.2f})")
