@@ -1,5 +1,6 @@
 """The experiments: what they write in a quick run, that a kill costs nothing, and what their tables are made to say."""
 
+import dataclasses
 import importlib
 import itertools
 import re
@@ -18,8 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts" / "experiments"
 sys.path.insert(0, str(SCRIPTS))
 
+import contest
 import degradation
 import gates
+import grow_resnet
 import grow_vgg
 import lab
 import learn_identity
@@ -312,6 +315,68 @@ def test_best_rate_of_a_gate_leaves_out_a_rate_that_diverged():
 # ---------------------------------------------------------------- options and page
 
 
+class Stub(contest.Contest):
+    """A contest in which nothing is trained: arm by arm, how many of 200 test images are right."""
+
+    arms = dict.fromkeys((*contest.MAIN, "random"))
+    right_of = {"untouched": 100, "further": 120, "identity": 130, "random": 110}
+
+    def backbone_key(self, seed):
+        return {"phase": "backbone", "seed": seed}
+
+    def train_backbone(self, seed, folder):
+        return [{}]
+
+    def images(self):
+        return None, None
+
+    def train(self, arm, seed, budget, recipe, test, folder):
+        np.save(folder / "right.npy", np.arange(200) < self.right_of[arm] + seed)
+        rate = (recipe or {}).get("learning_rate", 0.0)
+        return [{"learning_rate": rate, "held_out_accuracy": rate, "test_accuracy": self.right_of[arm] / 200}]
+
+
+def finished(folder, *arms, seeds=(0, 1, 2), **sizes):
+    """A contest whose sub-runs of some arms are done, without trained models."""
+    sizes = {"one_backbone": "yes", "backbone_epochs": 1, "trial_budget": 1, "budgets": (5,), "control_seeds": 2,
+             "rates": (0.1, 0.2), "decays": (0.1,), "gate_rates": (1.0,), **sizes}  # fmt: skip
+    kind = dataclasses.make_dataclass("Sizes", [(key, object, lab.size(value, "")) for key, value in sizes.items()])
+    run = Stub(lab.Lab("stub", kind(), seeds, "digits", folder))
+    run.arms = dict.fromkeys(arms)
+    trials = run.lab.run(run.trials(arms))
+    cells = run.finals(arms, trials)
+    return run, trials, cells, run.lab.run(cells)
+
+
+def test_contest_compares_what_is_done(tmp_path):
+    run, trials, cells, _ = finished(tmp_path, *contest.MAIN, "random")
+    assert {row["learning_rate"] for row in trials} == {0.1, 0.2}
+    # The best recipe of each arm, all seeds for the main comparison, and two for the control.
+    assert [cell.key["seed"] for cell in cells if cell.key["arm"] == "random"] == [0, 1]
+    assert run.best_recipe("identity", trials)["learning_rate"] == 0.2 and run.best_recipe("untouched", trials) is None
+    table = {row["arm"]: row for row in run.comparisons(cells)}
+    assert table.keys() == {"untouched", "identity", "random"} and {row["against"] for row in table.values()} == {"further"}
+    assert (table["identity"]["gain"], table["identity"]["standard_error"], table["identity"]["seeds"]) == (5.0, 0.0, 3)
+    assert table["identity"]["low"] > 0 and table["random"]["seeds"] == 2 and table["random"]["high"] < 0
+    # Where the control is missing there is nothing to compare with, and a single seed has no standard error.
+    assert run.comparisons([cell for cell in cells if cell.key["arm"] != "further"]) == []
+    one = run.comparisons([cell for cell in cells if cell.key["seed"] == 2])
+    assert [row["arm"] for row in one] == ["untouched", "identity"] and "standard_error" not in one[0]
+
+
+def test_report_trains_nothing(tmp_path, monkeypatch):
+    run, *_ = finished(tmp_path, *contest.MAIN)
+    monkeypatch.setattr(run.lab, "publish", lambda module: None)
+    monkeypatch.setattr(Stub, "train", lambda *_: pytest.fail("a sub-run was trained"))
+    run.arms, run.report = Stub.arms, True
+    run.run(None)
+    found = lab.Results.read("stub", tmp_path)
+    assert {row["arm"] for row in found.rows} == set(contest.MAIN) and len(found.more["comparison"]) == 2
+    run.report = False
+    with pytest.raises(pytest.fail.Exception, match="was trained"):
+        run.run(None)
+
+
 def test_missing_data_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(Exception, match="give --data FILE.npz, or --quick"):
         monkeypatch.setattr(lab, "SHARED", tmp_path)
@@ -398,6 +463,17 @@ def write_example(name, folder):
     elif name == "gates":
         measures = ("final_loss", "test_error", "steps_to_half")
         rows = rows_of(measures, gate=gates.GATES, optimizer=gates.OPTIMIZERS, rate=(0.1,), seed=(0, 1))
+    elif name == "grow_resnet":
+        final = {"phase": ("final",), "arm": grow_resnet.LABELS, "budget": (9, 3), "seed": (0, 1)}
+        trial = {"phase": ("trial",), "arm": ("further", "identity"), "recipe": (0, 1)}
+        recipe = ("learning_rate", "weight_decay", "gate_lr_multiplier")
+        rows = [
+            *rows_of(("held_out_accuracy", "train_accuracy"), phase=("backbone",), seed=(0,)),
+            *rows_of(("held_out_accuracy", *recipe), **trial),
+            *rows_of(("held_out_accuracy", "test_accuracy", "train_accuracy"), **final),
+        ]
+        keys = {"budget": (9,), "arm": ("untouched", "identity"), "against": ("further",), "seeds": (2,)}
+        more = {"comparison": rows_of(("gain", "standard_error", "low", "high"), **keys)}
     elif name == "match_scale":
         keys = {"arm": ("none", "match"), "optimizer": ("sgd",), "rate": (0.005,), "seed": (0, 1), "epoch": (0, 1)}
         rows = rows_of(("test_error",), **keys)
