@@ -39,6 +39,12 @@ def split(source, held_out):
     return dataclasses.replace(source, train=source.train.take(rest), test=source.train.take(held)), source.test
 
 
+def widths(sizes, widen=1):
+    """The fields of a CIFAR network with `sizes.filters` filters in its first stage and twice as many in each further one."""
+    found = tuple(widen * sizes.filters * factor for factor in (1, 2, 4))
+    return {"widths": found, "stem_widths": found[:1], "stem_stride": sizes.stem_stride}
+
+
 class Contest:
     """Arms that start from one backbone and compete at equal compute.
 
@@ -51,6 +57,7 @@ class Contest:
 
     arms: dict = {}
     augmentation: dict = {}
+    from_scratch: tuple = ()
     # Recipes of arms that are not tuned.
     untuned: dict = {UNTOUCHED: None}
 
@@ -197,8 +204,8 @@ class Contest:
         return [row]
 
     def budget_of(self, arm, budget):
-        """The budget of an arm; the network from scratch also gets what the backbone cost."""
-        return budget + (self.lab.sizes.backbone_epochs if arm == "scratch" else 0)
+        """The budget of an arm; a network from scratch also gets what the backbone cost."""
+        return budget + (self.lab.sizes.backbone_epochs if arm in self.from_scratch else 0)
 
     def options_of(self, arm):
         """Further fields of `Run` for an arm."""

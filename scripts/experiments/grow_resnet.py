@@ -18,6 +18,7 @@ LABELS = {
     "random": f"+ {LAYERS} residual layers, random",
     "plain": f"+ {LAYERS} plain layers",
     "scratch": "grown architecture from scratch",
+    "wider": "twice as wide, from scratch",
 }
 GROWN = {"identity": {}, "random": {"gate": "none"}, "plain": {"block": "plain"}, "scratch": {}}
 
@@ -36,8 +37,8 @@ class Sizes:
     backbone_rate: float = size(0.4, "Peak learning rate of the backbone, and of the grown architecture from scratch.")
     one_backbone: str = size("yes", 'Whether all seeds start from one backbone: "yes" or "no".')
     trial_budget: int = size(5, "Compute of a trial, in epochs of the backbone.")
-    budgets: tuple = size((25,), "Compute of the runs that are compared, in epochs of the backbone.", plan=True)
-    control_seeds: int = size(2, "Number of seeds of the arms other than untouched, further and identity.", plan=True)
+    budgets: tuple = size((25, 10), "Compute of the runs that are compared, in epochs of the backbone.", plan=True)
+    control_seeds: int = size(1, "Number of seeds of the arms other than untouched, further and identity.", plan=True)
     rates: tuple = size((0.2, 0.4), "Peak learning rates that every arm tries.")
     decays: tuple = size((0.0002,), "Weight decays that every arm tries.")
     gate_rates: tuple = size((8.0,), "Factors on the learning rate of the gates that the grown arm tries.")
@@ -66,7 +67,7 @@ def main(lab_, backbone, report):
     """Grow a trained ResNet-20 by 26 layers over its three stages and train on, next to the network itself.
 
     Recipes are chosen on held-out images, with as many trials for every arm. The budgets are equal numbers of multiply-adds; the
-    network from scratch also gets what the backbone cost.
+    networks from scratch also get what the backbone cost.
 
     \b
     Examples:
@@ -87,14 +88,15 @@ class GrowResNet(contest.Contest):
     """
 
     arms = dict.fromkeys(LABELS)
+    # References, not competitors: they get the backbone's recipe and no trials.
+    from_scratch = ("scratch", "wider")
     augmentation = {"flip": True, "crop_padding": 2, "schedule": "cosine", "fused_norm": True}
 
     def __init__(self, lab_, given, report=False):
         super().__init__(lab_, report)
         self.given = given
-        # A reference, not a competitor: it gets the backbone's recipe and no trials.
-        scratch = {"learning_rate": lab_.sizes.backbone_rate, "weight_decay": BACKBONE_DECAY, "schedule": "one-cycle"}
-        self.untuned = {**self.untuned, "scratch": scratch}
+        recipe = {"learning_rate": lab_.sizes.backbone_rate, "weight_decay": BACKBONE_DECAY, "schedule": "one-cycle"}
+        self.untuned = {**self.untuned, **dict.fromkeys(self.from_scratch, recipe)}
 
     def train_backbone(self, seed, folder):
         source, _ = self.images()
@@ -114,13 +116,9 @@ class GrowResNet(contest.Contest):
             {"held_out_accuracy": round(1 - rows[-1]["test_error"], 6), "train_accuracy": round(1 - rows[-1]["train_error"], 6)}
         ]
 
-    def create(self, seed):
-        """The backbone with random weights."""
-        sizes = self.lab.sizes
-        widths = tuple(sizes.filters * factor for factor in (1, 2, 4))
-        return self.lab.create(
-            sizes.network, seed, widths=widths, stem_widths=widths[:1], stem_stride=sizes.stem_stride
-        )  # fmt: skip
+    def create(self, seed, widen=1):
+        """The backbone with random weights, or the same network with `widen` times as many filters."""
+        return self.lab.create(self.lab.sizes.network, seed, **contest.widths(self.lab.sizes, widen))
 
     def backbone(self, seed):
         import keras
@@ -128,11 +126,11 @@ class GrowResNet(contest.Contest):
         return keras.saving.load_model(self.lab.folder(self.backbone_key(seed)) / "model.keras", compile=False)
 
     def model(self, arm, seed):
-        backbone = self.backbone(seed)
+        if arm == "wider":
+            return self.create(seed, widen=2)
+        backbone = self.create(seed) if arm == "scratch" else self.backbone(seed)
         if arm not in GROWN:
             return backbone
-        if arm == "scratch":
-            backbone = self.create(seed)
         options = {"block": self.lab.sizes.block, "gate": self.lab.sizes.gate} | GROWN[arm]
         if options.get("block") == "plain":
             options.pop("gate")
