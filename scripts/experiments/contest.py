@@ -40,8 +40,8 @@ def split(source, held_out):
 
 
 def widths(sizes, widen=1):
-    """The fields of a CIFAR network with `sizes.filters` filters in its first stage and twice as many in each further one."""
-    found = tuple(widen * sizes.filters * factor for factor in (1, 2, 4))
+    """The fields of a CIFAR network with `widen` times the filters of `sizes.widths` in its stages."""
+    found = tuple(widen * width for width in sizes.widths)
     return {"widths": found, "stem_widths": found[:1], "stem_stride": sizes.stem_stride}
 
 
@@ -291,42 +291,61 @@ def bootstrap(differences, draws=2000):
 
 def figures(results, labels):
     """Test accuracy over compute, on an axis that shows the differences."""
-    rows = [row for row in results.rows if row["phase"] == "final"]
-    figure, axes = panels(1, 1, width=6.4, height=4.2)
+    finals = pick(results.rows, phase="final")
+    figure, axes = panels(1, 1, width=6.4, height=4.6)
     axis = axes[0, 0]
     for (arm, label), colour in zip(labels.items(), lab.COLOURS, strict=False):
-        band(axis, pick(rows, arm=arm), "budget", "test_accuracy", 100, color=colour, label=label, marker="o")
-    axis.set(xlabel="compute after growth, in epochs of the backbone", ylabel="test accuracy, %")
+        rows = pick(finals, arm=arm)
+        if rows and arm == UNTOUCHED:
+            axis.axhline(100 * np.mean([row["test_accuracy"] for row in rows]), color=colour, ls="--", label=label)
+        elif rows:
+            band(axis, rows, "budget", "test_accuracy", 100, color=colour, label=label, marker="o", bars=True)
+    axis.set(xlabel="compute after the backbone, in epochs of the backbone", ylabel="test accuracy, %")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return {"": figure}
 
 
 def facts(results, labels):
-    """The tables of finals, comparisons and trials."""
-    finals = [row for row in results.rows if row["phase"] == "final"]
+    """The tables of the arms, their differences and the trials."""
+    return {
+        "table": _arms(pick(results.rows, phase="final"), labels),
+        "gains": _gains(results.more["comparison"], labels),
+        "trials": _trials(pick(results.rows, phase="trial"), labels),
+    }
+
+
+def _arms(finals, labels):
     body = []
     for budget, arm in dict.fromkeys((row["budget"], row["arm"]) for row in finals):
         rows = pick(finals, budget=budget, arm=arm)
-        drift = f"{rows[0]['smallest_drift']:.2g} to {rows[0]['largest_drift']:.2g}" if "smallest_drift" in rows[0] else "–"
-        body.append(
-            [
-                labels[arm], budget, rows[0].get("epochs", 0), plus_minus([r["test_accuracy"] for r in rows], ".2f", 100),
-                plus_minus([r["held_out_accuracy"] for r in rows], ".2f", 100), drift, len(rows),
-            ]
-        )  # fmt: skip
-    header = ["network", "budget", "epochs", "test accuracy, %", "held-out accuracy, %", "drift", "seeds"]
-    gains = [
-        [labels[r["arm"]], r["budget"], labels[r["against"]], f"{r['gain']:+.2f}",
-         f"{r['standard_error']:.2f}" if "standard_error" in r else "–", f"{r['low']:+.2f} to {r['high']:+.2f}", r["seeds"]]
-        for r in results.more["comparison"]
+        drifts = [row[key] for row in rows for key in ("smallest_drift", "largest_drift") if key in row]
+        accuracies = (
+            plus_minus([row[key] for row in rows], ".2f", 100) if key in rows[0] else "–"
+            for key in ("train_accuracy", "held_out_accuracy", "test_accuracy")
+        )
+        cost = f"{rows[0]['macs_per_image'] / 1e6:.2f} M"
+        drift = f"{min(drifts):.2g} to {max(drifts):.2g}" if drifts else "–"
+        body.append([labels[arm], cost, budget, rows[0].get("epochs", 0), *accuracies, drift, len(rows)])
+    header = [
+        "network", "multiply-adds", "compute", "epochs", "training accuracy, %", "held out, %", "test, %", "drift", "seeds"
     ]  # fmt: skip
-    gain_header = ["network", "budget", "against", "gain, points", "standard error over seeds", "95 % over images", "seeds"]
-    trials = [
-        [labels[r["arm"]], r["learning_rate"], r["weight_decay"], r["gate_lr_multiplier"], f"{100 * r['held_out_accuracy']:.2f}"]
-        for r in results.rows
-        if r["phase"] == "trial"
-    ]
-    trial_header = ["network", "learning rate", "weight decay", "factor for gates", "held-out accuracy, %"]
-    return {
-        "table": markdown(header, body), "gains": markdown(gain_header, gains), "trials": markdown(trial_header, trials),
-    }  # fmt: skip
+    return markdown(header, body)
+
+
+def _gains(comparison, labels):
+    body = [
+        [
+            labels[row["arm"]], row["budget"], labels[row["against"]], f"{row['gain']:+.2f}",
+            f"{row['standard_error']:.2f}" if "standard_error" in row else "–", f"{row['low']:+.2f} to {row['high']:+.2f}",
+            row["seeds"],
+        ]
+        for row in comparison
+    ]  # fmt: skip
+    header = ["network", "compute", "against", "gain, points", "standard error over seeds", "95 % over images", "seeds"]
+    return markdown(header, body)
+
+
+def _trials(trials, labels):
+    options = ("learning_rate", "weight_decay", "gate_lr_multiplier", "epochs")
+    body = [[labels[row["arm"]], *(row[key] for key in options), f"{100 * row['held_out_accuracy']:.2f}"] for row in trials]
+    return markdown(["network", "learning rate", "weight decay", "factor for gates", "epochs", "held out, %"], body)

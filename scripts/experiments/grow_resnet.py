@@ -28,11 +28,12 @@ class Sizes:
     """Sizes of the experiment."""
 
     network: str = size("resnet20", "Residual network of the zoo to train and to grow.")
-    filters: int = size(4, "Filters of its first stage; the others have two and four times as many.")
+    widths: tuple = size((8, 8, 8), "Filters of its stages.")
     stem_stride: int = size(2, "Stride of its first convolution.")
     images: int = size(50_000, "Training images, the held-out ones included.")
     held_out: int = size(5_000, "Training images held out to choose the recipes; nothing is trained on them.")
     test_images: int = size(5_000, "Test images.")
+    stages: tuple = size((2, 3), "Stages that grow.")
     backbone_epochs: int = size(20, "Epochs of the backbone before it grows.")
     backbone_rate: float = size(0.4, "Peak learning rate of the backbone, and of the grown architecture from scratch.")
     one_backbone: str = size("yes", 'Whether all seeds start from one backbone: "yes" or "no".')
@@ -95,8 +96,8 @@ class GrowResNet(contest.Contest):
     def __init__(self, lab_, given, report=False):
         super().__init__(lab_, report)
         self.given = given
-        recipe = {"learning_rate": lab_.sizes.backbone_rate, "weight_decay": BACKBONE_DECAY, "schedule": "one-cycle"}
-        self.untuned = {**self.untuned, **dict.fromkeys(self.from_scratch, recipe)}
+        self.recipe = {"learning_rate": lab_.sizes.backbone_rate, "weight_decay": BACKBONE_DECAY, "schedule": "one-cycle"}
+        self.untuned = {**self.untuned, **dict.fromkeys(self.from_scratch, self.recipe)}
 
     def train_backbone(self, seed, folder):
         source, _ = self.images()
@@ -109,8 +110,8 @@ class GrowResNet(contest.Contest):
         sizes = self.lab.sizes
         rows = self.lab.train(
             folder, self.create(seed), source, epochs=sizes.backbone_epochs, seed=seed, batch_size=sizes.batch,
-            base_batch=sizes.batch, learning_rate=sizes.backbone_rate, weight_decay=BACKBONE_DECAY, nesterov=True,
-            clip_norm=5.0, **{**self.augmentation, "schedule": "one-cycle"},
+            base_batch=sizes.batch, nesterov=True, clip_norm=5.0,
+            **{**self.augmentation, **self.recipe},
         )  # fmt: skip
         return [
             {"held_out_accuracy": round(1 - rows[-1]["test_error"], 6), "train_accuracy": round(1 - rows[-1]["train_error"], 6)}
@@ -134,16 +135,16 @@ class GrowResNet(contest.Contest):
         options = {"block": self.lab.sizes.block, "gate": self.lab.sizes.gate} | GROWN[arm]
         if options.get("block") == "plain":
             options.pop("gate")
-        points = [max(names) for names in _stages(backbone).values()]
+        points = [max(names) for stage, names in _stages(backbone).items() if stage in self.lab.sizes.stages]
         return self.lab.grow(backbone, points, total_layers=LAYERS, seed=1000 * seed + 1, **options)
 
 
 def _stages(model):
-    """The outputs of the blocks of each stage."""
+    """The outputs of the blocks of each stage, by its number."""
     found = {}
     for layer in model.layers:
         if layer.name.startswith("stage") and layer.name.endswith("_out") and "grow" not in layer.name:
-            found.setdefault(layer.name.split("_")[0], []).append(layer.name)
+            found.setdefault(int(layer.name.split("_")[0].removeprefix("stage")), []).append(layer.name)
     return found
 
 

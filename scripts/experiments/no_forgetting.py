@@ -24,7 +24,7 @@ class Sizes:
     """Sizes of the experiment."""
 
     network: str = size("resnet20", "Residual network of the zoo.")
-    filters: int = size(8, "Filters of its first stage; the others have two and four times as many.")
+    widths: tuple = size((4, 8, 16), "Filters of its stages.")
     stem_stride: int = size(2, "Stride of its first convolution.")
     images: int = size(50_000, "Training images of all ten classes, the held-out ones included.")
     held_out: int = size(5_000, "Training images held out to choose the recipes.")

@@ -26,6 +26,7 @@ import grow_resnet
 import grow_vgg
 import lab
 import learn_identity
+import no_forgetting
 import page
 
 
@@ -150,6 +151,33 @@ def test_grow_imagenet(tmp_path, shared_data):
     assert starts["identity"]["eager_difference"] == 0 and starts["random"]["eager_difference"] > 0.01
     assert {row["block"].split("_grow")[0] for row in found.more["drift"]} == {"block4_pool", "block5_pool"}
     assert images_of("grow_imagenet", tmp_path) == ["grow_imagenet.png", "grow_imagenet_drift.png"]
+
+
+@pytest.mark.slow
+def test_grow_resnet(tmp_path):
+    run("grow_resnet", tmp_path)
+    found = results("grow_resnet", tmp_path)
+    finals = {(row["budget"], row["arm"]): row for row in lab.pick(found.rows, phase="final")}
+    assert finals.keys() == {(budget, arm) for budget in (1, 2) for arm in grow_resnet.LABELS}
+    # Equal compute, but for rounding to whole epochs; the networks from scratch get the backbone's as well.
+    for arm, extra in (("further", 0), ("identity", 0), ("scratch", 1), ("wider", 1)):
+        row = finals[2, arm]
+        epochs = (2 + extra) * finals[2, "further"]["macs_per_image"] / row["macs_per_image"]
+        assert row["epochs"] == max(1, round(epochs)), arm
+    assert finals[2, "identity"]["largest_drift"] > 0 and "largest_drift" not in finals[2, "wider"]
+    assert images_of("grow_resnet", tmp_path) == ["grow_resnet.png"]
+    before = (tmp_path / "grow_resnet.csv").read_bytes()
+    run("grow_resnet", tmp_path, "--report")
+    assert (tmp_path / "grow_resnet.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_no_forgetting(tmp_path):
+    run("no_forgetting", tmp_path)
+    rows = lab.pick(results("no_forgetting", tmp_path).rows, phase="final")
+    assert {row["arm"]: row["old_answers_equal"] for row in rows} == {"everything": 0, "head": 1, "grown": 1}
+    assert all(row["old_accuracy"] == row["old_before"] for row in rows if row["arm"] != "everything")
+    assert images_of("no_forgetting", tmp_path) == ["no_forgetting.png"]
 
 
 @pytest.mark.slow
@@ -466,14 +494,17 @@ def write_example(name, folder):
     elif name == "grow_resnet":
         final = {"phase": ("final",), "arm": grow_resnet.LABELS, "budget": (9, 3), "seed": (0, 1)}
         trial = {"phase": ("trial",), "arm": ("further", "identity"), "recipe": (0, 1)}
-        recipe = ("learning_rate", "weight_decay", "gate_lr_multiplier")
+        recipe = ("learning_rate", "weight_decay", "gate_lr_multiplier", "epochs")
         rows = [
             *rows_of(("held_out_accuracy", "train_accuracy"), phase=("backbone",), seed=(0,)),
             *rows_of(("held_out_accuracy", *recipe), **trial),
-            *rows_of(("held_out_accuracy", "test_accuracy", "train_accuracy"), **final),
+            *rows_of(("held_out_accuracy", "test_accuracy", "macs_per_image"), **final),
         ]
         keys = {"budget": (9,), "arm": ("untouched", "identity"), "against": ("further",), "seeds": (2,)}
         more = {"comparison": rows_of(("gain", "standard_error", "low", "high"), **keys)}
+    elif name == "no_forgetting":
+        measures = ("old_accuracy", "new_accuracy", "mean_accuracy", "old_before", "old_answers_equal")
+        rows = rows_of(measures, phase=("trial", "final"), arm=no_forgetting.LABELS, rate=(0.1,), seed=(0, 1))
     elif name == "match_scale":
         keys = {"arm": ("none", "match"), "optimizer": ("sgd",), "rate": (0.005,), "seed": (0, 1), "epoch": (0, 1)}
         rows = rows_of(("test_error",), **keys)
