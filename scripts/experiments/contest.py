@@ -310,6 +310,7 @@ def facts(results, labels):
     return {
         "table": _arms(pick(results.rows, phase="final"), labels),
         "gains": _gains(results.more["comparison"], labels),
+        "gain": _gain(results.more["comparison"]),
         "trials": _trials(pick(results.rows, phase="trial"), labels),
     }
 
@@ -330,6 +331,20 @@ def _arms(finals, labels):
         "network", "multiply-adds", "compute", "epochs", "training accuracy, %", "held out, %", "test, %", "drift", "seeds"
     ]  # fmt: skip
     return markdown(header, body)
+
+
+def _gain(comparison):
+    """The gain of the identity arm at the first budget, in words."""
+    rows = pick(comparison, arm="identity")
+    if not rows:
+        return "not measured yet"
+    row = rows[0]
+    against = {"further": "the network that was trained further", UNTOUCHED: "the untouched network"}[row["against"]]
+    interval = f"95 % interval over images {row['low']:+.2f} to {row['high']:+.2f}"
+    if "standard_error" not in row:
+        return f"{row['gain']:+.2f} points against {against} (one seed; {interval})"
+    seeds = f"standard error over {row['seeds']} seeds"
+    return f"{row['gain']:+.2f} ± {row['standard_error']:.2f} points against {against} ({seeds}; {interval})"
 
 
 def _gains(comparison, labels):
