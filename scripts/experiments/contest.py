@@ -8,12 +8,16 @@ one seed are compared in pairs, and the spread over seeds and a bootstrap over i
 import dataclasses
 import functools
 
+import click
 import lab
 import numpy as np
 from lab import Cell, band, markdown, panels, pick, plus_minus
 
 HELD_OUT_SEED = 2026
+REPORT = click.option("--report", is_flag=True, help="Train nothing: write tables and figures from the sub-runs that are done.")
 UNTOUCHED = "untouched"
+# The arms of the main comparison. They run first, so that a run that is cut short has them, and with all seeds.
+MAIN = (UNTOUCHED, "further", "identity")
 
 
 def split(source, held_out):
@@ -35,21 +39,30 @@ def split(source, held_out):
     return dataclasses.replace(source, train=source.train.take(rest), test=source.train.take(held)), source.test
 
 
+def widths(sizes, widen=1):
+    """The fields of a CIFAR network with `widen` times the filters of `sizes.widths` in its stages."""
+    found = tuple(widen * width for width in sizes.widths)
+    return {"widths": found, "stem_widths": found[:1], "stem_stride": sizes.stem_stride}
+
+
 class Contest:
     """Arms that start from one backbone and compete at equal compute.
 
-    Subclasses set `arms`, `labels` and `layers`, and define `backbone`, `train_backbone`, `grown` and `images`.
+    Subclasses set `arms`, and define `backbone`, `train_backbone`, `model` and `images`.
 
     Args:
-        lab_: `Lab`; its sizes have `budgets`, `trial_budget`, `rates`, `decays`, `gate_rates`, `batch`.
+        lab_: `Lab`; its sizes have `budgets`, `trial_budget`, `rates`, `decays`, `gate_rates`, `control_seeds`, `batch`.
+        report: Whether to train nothing and to report the sub-runs that are done.
     """
 
     arms: dict = {}
-    labels: dict = {}
     augmentation: dict = {}
+    from_scratch: tuple = ()
+    # Recipes of arms that are not tuned.
+    untuned: dict = {UNTOUCHED: None}
 
-    def __init__(self, lab_):
-        self.lab = lab_
+    def __init__(self, lab_, report=False):
+        self.lab, self.report = lab_, report
         self._images = None
 
     # ------------------------------------------------------------ what differs
@@ -82,46 +95,50 @@ class Contest:
         found = [{**recipe, "gate_lr_multiplier": gate} for gate in gates for recipe in grid]
         return found[:: max(1, len(found) // len(grid))][: len(grid)]
 
-    def cells(self):
-        """All sub-runs before the choice of recipes: backbones and trials."""
+    def backbones(self):
+        """The sub-runs of the backbones."""
         seeds, sizes = self.lab.seeds, self.lab.sizes
-        backbones = [
+        return [
             Cell(self.backbone_key(seed), functools.partial(self.train_backbone, seed), sizes.backbone_epochs, ("model.keras",))
             for seed in seeds[: 1 if sizes.one_backbone == "yes" else None]
         ]
-        trials = [
+
+    def trials(self, arms):
+        """The sub-runs that choose the recipes of some arms."""
+        seed, budget = self.lab.seeds[0], self.lab.sizes.trial_budget
+        return [
             Cell(
-                {"phase": "trial", "arm": arm, "recipe": number, "seed": seeds[0]},
-                functools.partial(self.train, arm, seeds[0], sizes.trial_budget, recipe, None),
-                sizes.trial_budget,
+                {"phase": "trial", "arm": arm, "recipe": number, "seed": seed},
+                functools.partial(self.train, arm, seed, budget, recipe, None),
+                self.budget_of(arm, budget),
             )
-            for arm in self.arms
-            if arm != UNTOUCHED
+            for arm in arms
+            if arm not in self.untuned
             for number, recipe in enumerate(self.recipes(arm))
         ]
-        return backbones, trials
 
-    def finals(self, trials):
-        """The sub-runs that are tested, with each arm's best recipe."""
-        cells = []
-        for budget in self.lab.sizes.budgets:
-            for seed in self.lab.seeds:
-                for arm in self.arms:
-                    recipe = self.best_recipe(arm, trials)
+    def finals(self, arms, trials):
+        """The sub-runs of some arms that are tested, with each arm's best recipe."""
+        sizes, cells = self.lab.sizes, []
+        for budget in sizes.budgets:
+            for number, seed in enumerate(self.lab.seeds):
+                for arm in arms:
+                    if arm not in MAIN and number >= sizes.control_seeds:
+                        continue
                     cells.append(
                         Cell(
                             {"phase": "final", "arm": arm, "budget": budget, "seed": seed},
-                            functools.partial(self.train, arm, seed, budget, recipe, self.images()[1]),
-                            0.01 if arm == UNTOUCHED else budget,
+                            functools.partial(self.train, arm, seed, budget, self.best_recipe(arm, trials), self.images()[1]),
+                            0.01 if arm == UNTOUCHED else self.budget_of(arm, budget),
                             ("right.npy", "drift.csv"),
                         )
                     )
         return cells
 
     def best_recipe(self, arm, trials):
-        """The recipe of an arm with the best held-out accuracy."""
-        if arm == UNTOUCHED:
-            return None
+        """The recipe of an arm with the best held-out accuracy; None where there is no trial of it."""
+        if not pick(trials, arm=arm):
+            return self.untuned.get(arm)
         ends = {row["recipe"]: row["held_out_accuracy"] for row in pick(trials, arm=arm)}
         return self.recipes(arm)[max(ends, key=ends.get)]
 
@@ -187,8 +204,8 @@ class Contest:
         return [row]
 
     def budget_of(self, arm, budget):
-        """The budget of an arm; the network from scratch also gets what the backbone cost."""
-        return budget + (self.lab.sizes.backbone_epochs if arm == "scratch" else 0)
+        """The budget of an arm; a network from scratch also gets what the backbone cost."""
+        return budget + (self.lab.sizes.backbone_epochs if arm in self.from_scratch else 0)
 
     def options_of(self, arm):
         """Further fields of `Run` for an arm."""
@@ -209,11 +226,16 @@ class Contest:
     # ------------------------------------------------------------ run
 
     def run(self, module):
-        """Run everything that is not done, write the tables, draw the figures."""
-        backbones, trials = self.cells()
-        rows = self.lab.run([*backbones, *trials])
-        finals = self.finals([row for row in rows if row.get("phase") == "trial"])
-        rows += self.lab.run(finals)
+        """Run everything that is not done, write the tables, draw the figures.
+
+        With `report` nothing is trained, and the tables are those of the sub-runs that are done.
+        """
+        rows, finals = self._run(self.backbones()), []
+        for arms in (MAIN, [arm for arm in self.arms if arm not in MAIN]):
+            trials = self._run(self.trials(arms))
+            cells = self._done(self.finals(arms, trials))
+            rows += [*trials, *self.lab.run(cells)]
+            finals += cells
         drifts = [
             {**cell.key, **row}
             for cell in finals
@@ -223,26 +245,37 @@ class Contest:
         self.lab.write(rows, drift=drifts, comparison=self.comparisons(finals))
         self.lab.publish(module)
 
+    def _run(self, cells):
+        return self.lab.run(self._done(cells))
+
+    def _done(self, cells):
+        """The cells that count: all, or with `report` those that are done."""
+        return [cell for cell in cells if not self.report or self.lab.is_done(cell.key)]
+
     def comparisons(self, finals):
-        """Differences of every arm to the better of untouched and trained further, with both kinds of uncertainty."""
+        """Differences of every arm to the better of untouched and trained further, with both kinds of uncertainty.
+
+        Pairs are runs of one seed. The better of the two is found over the seeds that both have.
+        """
         right = {tuple(cell.key.values())[1:]: np.load(self.lab.folder(cell.key) / "right.npy") for cell in finals}
         rows = []
         for budget in self.lab.sizes.budgets:
-            means = {a: np.mean([right[a, budget, s].mean() for s in self.lab.seeds]) for a in (UNTOUCHED, "further")}
+            seeds = {arm: [s for s in self.lab.seeds if (arm, budget, s) in right] for arm in self.arms}
+            both = sorted(set(seeds[UNTOUCHED]) & set(seeds["further"]))
+            if not both:
+                continue
+            means = {arm: np.mean([right[arm, budget, seed].mean() for seed in both]) for arm in (UNTOUCHED, "further")}
             better = max(means, key=means.get)
             for arm in self.arms:
-                if arm == better:
+                pairs = [(right[arm, budget, seed], right[better, budget, seed]) for seed in seeds[arm] if seed in seeds[better]]
+                if arm == better or not pairs:
                     continue
-                pairs = [(right[arm, budget, seed], right[better, budget, seed]) for seed in self.lab.seeds]
                 gains = np.array([100 * (a.mean() - b.mean()) for a, b in pairs])
-                error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else float("nan")
                 low, high = bootstrap(np.mean([a.astype(float) - b for a, b in pairs], axis=0))
-                rows.append(
-                    {
-                        "budget": budget, "arm": arm, "against": better, "gain": round(float(gains.mean()), 4),
-                        "standard_error": round(float(error), 4), "low": round(100 * low, 4), "high": round(100 * high, 4),
-                    }
-                )  # fmt: skip
+                row = {"budget": budget, "arm": arm, "against": better, "gain": round(float(gains.mean()), 4)}
+                if len(gains) > 1:
+                    row["standard_error"] = round(float(gains.std(ddof=1) / np.sqrt(len(gains))), 4)
+                rows.append({**row, "low": round(100 * low, 4), "high": round(100 * high, 4), "seeds": len(gains)})
         return rows
 
 
@@ -258,42 +291,76 @@ def bootstrap(differences, draws=2000):
 
 def figures(results, labels):
     """Test accuracy over compute, on an axis that shows the differences."""
-    rows = [row for row in results.rows if row["phase"] == "final"]
-    figure, axes = panels(1, 1, width=6.4, height=4.2)
+    finals = pick(results.rows, phase="final")
+    figure, axes = panels(1, 1, width=6.4, height=4.6)
     axis = axes[0, 0]
     for (arm, label), colour in zip(labels.items(), lab.COLOURS, strict=False):
-        band(axis, pick(rows, arm=arm), "budget", "test_accuracy", 100, color=colour, label=label, marker="o")
-    axis.set(xlabel="compute after growth, in epochs of the backbone", ylabel="test accuracy, %")
+        rows = pick(finals, arm=arm)
+        if rows and arm == UNTOUCHED:
+            axis.axhline(100 * np.mean([row["test_accuracy"] for row in rows]), color=colour, ls="--", label=label)
+        elif rows:
+            band(axis, rows, "budget", "test_accuracy", 100, color=colour, label=label, marker="o", bars=True)
+    axis.set(xlabel="compute after the backbone, in epochs of the backbone", ylabel="test accuracy, %")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return {"": figure}
 
 
 def facts(results, labels):
-    """The tables of finals, comparisons and trials."""
-    finals = [row for row in results.rows if row["phase"] == "final"]
+    """The tables of the arms, their differences and the trials."""
+    return {
+        "table": _arms(pick(results.rows, phase="final"), labels),
+        "gains": _gains(results.more["comparison"], labels),
+        "gain": _gain(results.more["comparison"]),
+        "trials": _trials(pick(results.rows, phase="trial"), labels),
+    }
+
+
+def _arms(finals, labels):
     body = []
     for budget, arm in dict.fromkeys((row["budget"], row["arm"]) for row in finals):
         rows = pick(finals, budget=budget, arm=arm)
-        drift = f"{rows[0]['smallest_drift']:.2g} to {rows[0]['largest_drift']:.2g}" if "smallest_drift" in rows[0] else "–"
-        body.append(
-            [
-                labels[arm], budget, rows[0].get("epochs", 0), plus_minus([r["test_accuracy"] for r in rows], ".2f", 100),
-                plus_minus([r["held_out_accuracy"] for r in rows], ".2f", 100), drift, len(rows),
-            ]
-        )  # fmt: skip
-    header = ["network", "budget", "epochs", "test accuracy, %", "held-out accuracy, %", "drift", "seeds"]
-    gains = [
-        [labels[r["arm"]], r["budget"], labels[r["against"]], f"{r['gain']:+.2f}", f"{r['standard_error']:.2f}",
-         f"{r['low']:+.2f} to {r['high']:+.2f}"]
-        for r in results.more["comparison"]
+        drifts = [row[key] for row in rows for key in ("smallest_drift", "largest_drift") if key in row]
+        accuracies = (
+            plus_minus([row[key] for row in rows], ".2f", 100) if key in rows[0] else "–"
+            for key in ("train_accuracy", "held_out_accuracy", "test_accuracy")
+        )
+        cost = f"{rows[0]['macs_per_image'] / 1e6:.2f} M"
+        drift = f"{min(drifts):.2g} to {max(drifts):.2g}" if drifts else "–"
+        body.append([labels[arm], cost, budget, rows[0].get("epochs", 0), *accuracies, drift, len(rows)])
+    header = [
+        "network", "multiply-adds", "compute", "epochs", "training accuracy, %", "held out, %", "test, %", "drift", "seeds"
     ]  # fmt: skip
-    gain_header = ["network", "budget", "against", "gain, points", "standard error over seeds", "95 % over images"]
-    trials = [
-        [labels[r["arm"]], r["learning_rate"], r["weight_decay"], r["gate_lr_multiplier"], f"{100 * r['held_out_accuracy']:.2f}"]
-        for r in results.rows
-        if r["phase"] == "trial"
-    ]
-    trial_header = ["network", "learning rate", "weight decay", "factor for gates", "held-out accuracy, %"]
-    return {
-        "table": markdown(header, body), "gains": markdown(gain_header, gains), "trials": markdown(trial_header, trials),
-    }  # fmt: skip
+    return markdown(header, body)
+
+
+def _gain(comparison):
+    """The gain of the identity arm at the first budget, in words."""
+    rows = pick(comparison, arm="identity")
+    if not rows:
+        return "not measured yet"
+    row = rows[0]
+    against = {"further": "the network that was trained further", UNTOUCHED: "the untouched network"}[row["against"]]
+    interval = f"95 % interval over images {row['low']:+.2f} to {row['high']:+.2f}"
+    if "standard_error" not in row:
+        return f"{row['gain']:+.2f} points against {against} (one seed; {interval})"
+    seeds = f"standard error over {row['seeds']} seeds"
+    return f"{row['gain']:+.2f} ± {row['standard_error']:.2f} points against {against} ({seeds}; {interval})"
+
+
+def _gains(comparison, labels):
+    body = [
+        [
+            labels[row["arm"]], row["budget"], labels[row["against"]], f"{row['gain']:+.2f}",
+            f"{row['standard_error']:.2f}" if "standard_error" in row else "–", f"{row['low']:+.2f} to {row['high']:+.2f}",
+            row["seeds"],
+        ]
+        for row in comparison
+    ]  # fmt: skip
+    header = ["network", "compute", "against", "gain, points", "standard error over seeds", "95 % over images", "seeds"]
+    return markdown(header, body)
+
+
+def _trials(trials, labels):
+    options = ("learning_rate", "weight_decay", "gate_lr_multiplier", "epochs")
+    body = [[labels[row["arm"]], *(row[key] for key in options), f"{100 * row['held_out_accuracy']:.2f}"] for row in trials]
+    return markdown(["network", "learning rate", "weight decay", "factor for gates", "epochs", "held out, %"], body)

@@ -43,6 +43,7 @@ class Sizes:
     decays: tuple = size((0.0005, 0.001), "Weight decays that every arm tries.")
     gate_rates: tuple = size((1.0, 4.0), "Factors on the learning rate of the gates that the grown arm tries.")
     block: str = size("preact", "Kind of the residual blocks.")
+    control_seeds: int = size(5, "Number of seeds of the arms other than untouched, further and identity.", plan=True)
     batch: int = size(64, "Images per step.")
 
 
@@ -60,8 +61,9 @@ QUICK = Sizes(
         type=click.Path(exists=True, dir_okay=False, path_type=lab.Path),
         help="VGG16's ImageNet convolutions as .npz (block1_conv1/kernel, …).  [../shared/data/weights/vgg16_imagenet_notop.npz]",
     ),
+    contest.REPORT,
 )
-def main(lab_, weights):
+def main(lab_, weights, report):
     """Fine-tune blocks 4 and 5 of the ImageNet VGG16 on CIFAR-10, then grow it by 26 layers and train on.
 
     Blocks 1 to 3 are frozen: their features are computed once, in float16. Recipes are chosen on held-out images, with as many
@@ -72,7 +74,7 @@ def main(lab_, weights):
       scripts/experiments/grow_pretrained.py --quick
       scripts/experiments/grow_pretrained.py --seeds 0,1,2,3,4
     """
-    GrowPretrained(lab_, weights).run(sys.modules[__name__])
+    GrowPretrained(lab_, weights, report).run(sys.modules[__name__])
 
 
 class GrowPretrained(contest.Contest):
@@ -81,13 +83,14 @@ class GrowPretrained(contest.Contest):
     Args:
         lab_: `Lab`.
         weights: `.npz`; None for the default.
+        report: See `contest.Contest`.
     """
 
     arms = dict.fromkeys(LABELS)
     augmentation = {"schedule": "cosine"}
 
-    def __init__(self, lab_, weights):
-        super().__init__(lab_)
+    def __init__(self, lab_, weights, report=False):
+        super().__init__(lab_, report)
         self.vgg = grow_vgg.ImageNetStudy(lab_, weights)
 
     def images(self):

@@ -199,8 +199,8 @@ class Lab:
             self._source = dataclasses.replace(full, train=train, test=test)
         return self._source
 
-    def create(self, name, seed):
-        """A model of the zoo (by name or config) for the images, with random weights of a seed."""
+    def create(self, name, seed, **fields):
+        """A model of the zoo (by name or config, with other fields) for the images, with random weights of a seed."""
         import keras
 
         import keras_resnet as kr
@@ -209,7 +209,9 @@ class Lab:
         shape = (*source.image_size, source.train.channels)
         keras.utils.set_random_seed(seed)
         with sentences():
-            return kr.create_model(name, num_classes=len(source.classes), input_shape=shape, preprocessing=source.preprocessing)
+            return kr.create_model(
+                name, num_classes=len(source.classes), input_shape=shape, preprocessing=source.preprocessing, **fields
+            )  # fmt: skip
 
     @staticmethod
     def grow(model, after, **options):
@@ -234,11 +236,10 @@ class Lab:
     def run(self, cells):
         """Run what is not done yet; the rows of all cells, with their keys in front, in the order of the cells."""
         rows, started, spent = [], time.perf_counter(), 0.0
-        left = sum(cell.cost for cell in cells if not (self.folder(cell.key) / "rows.json").exists())
+        left = sum(cell.cost for cell in cells if not self.is_done(cell.key))
         for number, cell in enumerate(cells, 1):
             path = self.folder(cell.key) / "rows.json"
-            done = path.exists()
-            if not done:
+            if not self.is_done(cell.key):
                 elapsed = time.perf_counter() - started
                 wait = f", about {_duration(elapsed / spent * left)} left" if spent else ""
                 click.echo(f"[{number} of {len(cells)}] {' '.join(map(str, cell.key.values()))}{wait}", err=True)
@@ -248,6 +249,10 @@ class Lab:
             self.seconds += held["seconds"]
             rows += [{**cell.key, **row} for row in held["rows"]]
         return rows
+
+    def is_done(self, key):
+        """Whether a sub-run is done."""
+        return (self.folder(key) / "rows.json").exists()
 
     def rows_of(self, key):
         """The rows of a sub-run that is done."""

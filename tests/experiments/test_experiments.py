@@ -1,7 +1,9 @@
 """The experiments: what they write in a quick run, that a kill costs nothing, and what their tables are made to say."""
 
+import dataclasses
 import importlib
 import itertools
+import json
 import re
 import signal
 import subprocess
@@ -18,11 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts" / "experiments"
 sys.path.insert(0, str(SCRIPTS))
 
+import contest
 import degradation
 import gates
+import grow_resnet
 import grow_vgg
 import lab
 import learn_identity
+import no_forgetting
 import page
 
 
@@ -147,6 +152,33 @@ def test_grow_imagenet(tmp_path, shared_data):
     assert starts["identity"]["eager_difference"] == 0 and starts["random"]["eager_difference"] > 0.01
     assert {row["block"].split("_grow")[0] for row in found.more["drift"]} == {"block4_pool", "block5_pool"}
     assert images_of("grow_imagenet", tmp_path) == ["grow_imagenet.png", "grow_imagenet_drift.png"]
+
+
+@pytest.mark.slow
+def test_grow_resnet(tmp_path):
+    run("grow_resnet", tmp_path)
+    found = results("grow_resnet", tmp_path)
+    finals = {(row["budget"], row["arm"]): row for row in lab.pick(found.rows, phase="final")}
+    assert finals.keys() == {(2, arm) for arm in grow_resnet.LABELS}
+    # Equal compute, but for rounding to whole epochs; the networks from scratch get the backbone's as well.
+    for arm, extra in (("further", 0), ("identity", 0), ("scratch", 1), ("wider", 1)):
+        row = finals[2, arm]
+        epochs = (2 + extra) * finals[2, "further"]["macs_per_image"] / row["macs_per_image"]
+        assert row["epochs"] == max(1, round(epochs)), arm
+    assert finals[2, "identity"]["largest_drift"] > 0 and "largest_drift" not in finals[2, "wider"]
+    assert images_of("grow_resnet", tmp_path) == ["grow_resnet.png"]
+    before = (tmp_path / "grow_resnet.csv").read_bytes()
+    run("grow_resnet", tmp_path, "--report")
+    assert (tmp_path / "grow_resnet.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_no_forgetting(tmp_path):
+    run("no_forgetting", tmp_path)
+    rows = lab.pick(results("no_forgetting", tmp_path).rows, phase="final")
+    assert {row["arm"]: row["old_answers_equal"] for row in rows} == {"everything": 0, "head": 1, "grown": 1}
+    assert all(row["old_accuracy"] == row["old_before"] for row in rows if row["arm"] != "everything")
+    assert images_of("no_forgetting", tmp_path) == ["no_forgetting.png"]
 
 
 @pytest.mark.slow
@@ -312,6 +344,77 @@ def test_best_rate_of_a_gate_leaves_out_a_rate_that_diverged():
 # ---------------------------------------------------------------- options and page
 
 
+class Stub(contest.Contest):
+    """A contest in which nothing is trained: arm by arm, how many of 200 test images are right."""
+
+    arms = dict.fromkeys((*contest.MAIN, "random"))
+    right_of = {"untouched": 100, "further": 120, "identity": 130, "random": 110}
+
+    def backbone_key(self, seed):
+        return {"phase": "backbone", "seed": seed}
+
+    def train_backbone(self, seed, folder):
+        return [{}]
+
+    def images(self):
+        return None, None
+
+    def train(self, arm, seed, budget, recipe, test, folder):
+        np.save(folder / "right.npy", np.arange(200) < self.right_of[arm] + seed)
+        rate = (recipe or {}).get("learning_rate", 0.0)
+        return [{"learning_rate": rate, "held_out_accuracy": rate, "test_accuracy": self.right_of[arm] / 200}]
+
+
+def finished(folder, *arms, seeds=(0, 1, 2), **sizes):
+    """A contest whose sub-runs of some arms are done, without trained models."""
+    sizes = {"one_backbone": "yes", "backbone_epochs": 1, "trial_budget": 1, "budgets": (5,), "control_seeds": 2,
+             "rates": (0.1, 0.2), "decays": (0.1,), "gate_rates": (1.0,), **sizes}  # fmt: skip
+    kind = dataclasses.make_dataclass("Sizes", [(key, object, lab.size(value, "")) for key, value in sizes.items()])
+    run = Stub(lab.Lab("stub", kind(), seeds, "digits", folder))
+    run.arms = dict.fromkeys(arms)
+
+    def rows(cells):
+        for cell in cells:
+            done = run.lab.folder(cell.key)
+            done.mkdir(parents=True)
+            (done / "rows.json").write_text(json.dumps({"seconds": 1, "rows": cell.function(done)}))
+        return run.lab.run(cells)
+
+    trials = rows(run.trials(arms))
+    cells = run.finals(arms, trials)
+    rows(cells)
+    return run, trials, cells
+
+
+def test_contest_compares_what_is_done(tmp_path):
+    run, trials, cells = finished(tmp_path, *contest.MAIN, "random")
+    assert {row["learning_rate"] for row in trials} == {0.1, 0.2}
+    # The best recipe of each arm, all seeds for the main comparison, and two for the control.
+    assert [cell.key["seed"] for cell in cells if cell.key["arm"] == "random"] == [0, 1]
+    assert run.best_recipe("identity", trials)["learning_rate"] == 0.2 and run.best_recipe("untouched", trials) is None
+    table = {row["arm"]: row for row in run.comparisons(cells)}
+    assert table.keys() == {"untouched", "identity", "random"} and {row["against"] for row in table.values()} == {"further"}
+    assert (table["identity"]["gain"], table["identity"]["standard_error"], table["identity"]["seeds"]) == (5.0, 0.0, 3)
+    assert table["identity"]["low"] > 0 and table["random"]["seeds"] == 2 and table["random"]["high"] < 0
+    # Where the control is missing there is nothing to compare with, and a single seed has no standard error.
+    assert run.comparisons([cell for cell in cells if cell.key["arm"] != "further"]) == []
+    one = run.comparisons([cell for cell in cells if cell.key["seed"] == 2])
+    assert [row["arm"] for row in one] == ["untouched", "identity"] and "standard_error" not in one[0]
+
+
+def test_report_trains_nothing(tmp_path, monkeypatch):
+    run, *_ = finished(tmp_path, *contest.MAIN)
+    monkeypatch.setattr(run.lab, "publish", lambda module: None)
+    monkeypatch.setattr(Stub, "train", lambda *_: pytest.fail("a sub-run was trained"))
+    run.arms, run.report = Stub.arms, True
+    run.run(None)
+    found = lab.Results.read("stub", tmp_path)
+    assert {row["arm"] for row in found.rows} == set(contest.MAIN) and len(found.more["comparison"]) == 2
+    run.report = False
+    with pytest.raises(pytest.fail.Exception, match="was trained"):
+        run.run(None)
+
+
 def test_missing_data_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(Exception, match="give --data FILE.npz, or --quick"):
         monkeypatch.setattr(lab, "SHARED", tmp_path)
@@ -398,6 +501,20 @@ def write_example(name, folder):
     elif name == "gates":
         measures = ("final_loss", "test_error", "steps_to_half")
         rows = rows_of(measures, gate=gates.GATES, optimizer=gates.OPTIMIZERS, rate=(0.1,), seed=(0, 1))
+    elif name == "grow_resnet":
+        final = {"phase": ("final",), "arm": grow_resnet.LABELS, "budget": (9, 3), "seed": (0, 1)}
+        trial = {"phase": ("trial",), "arm": ("further", "identity"), "recipe": (0, 1)}
+        recipe = ("learning_rate", "weight_decay", "gate_lr_multiplier", "epochs")
+        rows = [
+            *rows_of(("held_out_accuracy", "train_accuracy"), phase=("backbone",), seed=(0,)),
+            *rows_of(("held_out_accuracy", *recipe), **trial),
+            *rows_of(("held_out_accuracy", "test_accuracy", "macs_per_image"), **final),
+        ]
+        keys = {"budget": (9,), "arm": ("untouched", "identity"), "against": ("further",), "seeds": (2,)}
+        more = {"comparison": rows_of(("gain", "standard_error", "low", "high"), **keys)}
+    elif name == "no_forgetting":
+        measures = ("old_accuracy", "new_accuracy", "mean_accuracy", "old_before", "old_answers_equal")
+        rows = rows_of(measures, phase=("trial", "final"), arm=no_forgetting.LABELS, rate=(0.1,), seed=(0, 1))
     elif name == "match_scale":
         keys = {"arm": ("none", "match"), "optimizer": ("sgd",), "rate": (0.005,), "seed": (0, 1), "epoch": (0, 1)}
         rows = rows_of(("test_error",), **keys)
