@@ -10,6 +10,7 @@ is built in the same way. Checked with grpcio 1.80 to 1.85; all tests of gRPC ru
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeAlias
@@ -189,6 +190,7 @@ class CoreServer:
         self._server.register_completion_queue(self._queue)
         self._stopped: asyncio.Future | None = None
         self._loop: Any = None
+        self._events: deque[Any] = deque()
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen on an address, `HOST:PORT`, and return the port; 0 if that is not possible."""
@@ -237,18 +239,32 @@ class CoreServer:
 
     def _poll(self) -> None:
         """Hand events over to the event loop, on a thread of its own, until the queue is shut down and empty."""
-        while True:
+        ended = False
+        while not ended:
             event = self._queue.poll()
             ended = event.completion_type == cygrpc.CompletionType.queue_shutdown
-            try:
-                self._loop.call_soon_threadsafe(*((self._finish,) if ended else (event.tag, event)))
-            except RuntimeError:
-                # The event loop is closed: the process ends without having waited.
-                return
-            if ended:
-                return
+            self._events.append(event)
             # The core waits actively while somebody has an event of a call that is over.
             del event
+            if len(self._events) == 1:
+                # Otherwise the loop has been woken already, and has not taken the last event yet.
+                try:
+                    self._loop.call_soon_threadsafe(self._handle)
+                except RuntimeError:
+                    # The event loop is closed: the process ends without having waited.
+                    return
+
+    def _handle(self) -> None:
+        """Handle what has come, on the event loop's thread."""
+        while self._events:
+            event = self._events.popleft()
+            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
+                self._finish()
+            else:
+                try:
+                    event.tag(event)
+                except Exception:
+                    log.exception("gRPC: internal error")
 
     def _finish(self) -> None:
         self._server.destroy()
