@@ -79,8 +79,8 @@ class Call:
         Raises:
             TimeoutError: It has not arrived in time.
         """
-        event = await self._batch((cygrpc.ReceiveMessageOperation(NO_FLAGS),), timeout)
-        return event.batch_operations[0].message()
+        _, (received,) = await self._batch((cygrpc.ReceiveMessageOperation(NO_FLAGS),), timeout)
+        return received.message()
 
     async def write(self, message: bytes, timeout: float) -> None:
         """Send a message, and return when the next one may be sent.
@@ -93,8 +93,8 @@ class Call:
             TimeoutError: The client has not taken it in time.
             ClientGone: It cannot be sent.
         """
-        event = await self._batch((*self._head(), cygrpc.SendMessageOperation(message, NO_FLAGS)), timeout)
-        if not event.success:
+        success, _ = await self._batch((*self._head(), cygrpc.SendMessageOperation(message, NO_FLAGS)), timeout)
+        if not success:
             raise ClientGone
 
     def run(self, handler: Handler) -> None:
@@ -141,11 +141,12 @@ class Call:
         if self._task and not self._ended:
             self._task.cancel()
 
-    async def _batch(self, operations: tuple[Any, ...], timeout: float | None) -> Any:
-        # `asyncio.timeout` takes several times as long.
+    async def _batch(self, operations: tuple[Any, ...], timeout: float | None) -> tuple[bool, tuple[Any, ...]]:
+        """Have the core carry out operations, and return whether they succeeded, and the operations with their results."""
         future = self.loop.create_future()
+        # `asyncio.timeout` takes several times as long.
         late = self.loop.call_later(timeout, _fail, future) if timeout else None
-        self._start(operations, lambda event: None if future.done() else future.set_result(event))
+        self._start(operations, partial(_settle_future, future))
         try:
             return await future
         finally:
@@ -168,6 +169,12 @@ class Call:
                 callback(self)
 
 
+def _settle_future(future: asyncio.Future, event: Any) -> None:
+    # The event itself refers to the future: such a cycle would keep the message until the garbage collector runs.
+    if not future.done():
+        future.set_result((event.success, event.batch_operations))
+
+
 def _fail(future: asyncio.Future) -> None:
     if not future.done():
         future.set_exception(TimeoutError())
@@ -188,6 +195,7 @@ class CoreServer:
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options.items()), False)
         self._server.register_completion_queue(self._queue)
+        self._drained = False
         self._stopped: asyncio.Future | None = None
         self._loop: Any = None
         self._events: deque[Any] = deque()
@@ -227,7 +235,7 @@ class CoreServer:
             return
         if not self._stopped:
             self._request_call()
-        call = Call(event, self._loop, self._calls.discard)
+        call = Call(event, self._loop, self._forget)
         if len(self._calls) < self._max_calls:
             call.run(self._find(call.path))
         else:
@@ -235,7 +243,17 @@ class CoreServer:
         self._calls.add(call)
 
     def _shut_down(self, event: Any) -> None:
-        self._queue.shutdown()
+        self._drained = True
+        self._end_queue()
+
+    def _forget(self, call: Call) -> None:
+        self._calls.discard(call)
+        self._end_queue()
+
+    def _end_queue(self) -> None:
+        # Not while a call is open: the core ends the process if an operation starts after its queue was shut down.
+        if self._drained and not self._calls:
+            self._queue.shutdown()
 
     def _poll(self) -> None:
         """Hand events over to the event loop, on a thread of its own, until the queue is shut down and empty."""
@@ -244,7 +262,7 @@ class CoreServer:
             event = self._queue.poll()
             ended = event.completion_type == cygrpc.CompletionType.queue_shutdown
             self._events.append(event)
-            # The core waits actively while somebody has an event of a call that is over.
+            # The core busy-waits as long as an event of a finished call is referenced.
             del event
             if len(self._events) == 1:
                 # Otherwise the loop has been woken already, and has not taken the last event yet.

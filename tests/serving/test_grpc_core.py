@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import gc
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 grpc = pytest.importorskip("grpc", reason="needs the extra `grpc`")
+from grpc._cython import cygrpc
 from grpc_running import Client, connected, opening
 
 from resnet_export.serving.grpc_core import Call, ClientGone, CoreServer, Refused
@@ -215,3 +220,29 @@ def test_a_port_that_is_taken(running):
         return server.listen(running.address)
 
     assert running.on_loop(listen()) == 0
+
+
+def test_messages_are_freed_without_the_garbage_collector(running):
+    """A reference cycle would keep every request until the collector runs, whatever the limit on buffered bytes."""
+
+    def events():
+        return sum(isinstance(thing, cygrpc.BatchOperationEvent) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = events()
+        with Client(running.address) as client:
+            for _ in range(20):
+                assert client.start("/x/echo", bytes(1000)).result() == bytes(1000)
+            list(client.channel.stream_stream("/x/doubles")(iter([b"a"] * 20)))
+        assert running.is_soon(lambda: events() <= before + 2)
+    finally:
+        gc.enable()
+
+
+def test_streams_that_are_cut_at_shutdown():
+    """The core ends the process if a batch starts after its queue was shut down; readers of streams tried to."""
+    script = Path(__file__).with_name("grpc_streams_at_shutdown.py")
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
