@@ -59,7 +59,7 @@ the shortcut | arXiv 1812.01187, timm |
 | `resnetrs50` | ResNet-RS | arXiv 2103.07579 |
 | `resnetblur50` | blurred before subsampling | arXiv 1904.11486 |
 | `resnet20` … `resnet1202` | for CIFAR. The suffix names the shortcut where shapes change: none, `_a_fixup` and `_a_avg` for \
-three forms of option A (no parameters), `_b` for projections there, `_c` for projections in every block | arXiv 1512.03385,
+three forms of option A (no parameters), `_b` for projections there, `_c` for projections in every block | arXiv 1512.03385, \
 section 4.2 |
 | `wrn28_10` | Wide ResNet for CIFAR: 28 layers, ten times as wide | arXiv 1605.07146 |
 | `plain20` | the ResNet without shortcuts, for comparisons | arXiv 1512.03385 |

@@ -265,8 +265,12 @@ def update_slice(ctx: Graph, node: Node, name: str, args: list) -> None:
     _replace(ctx, node, "Where", [inside, make.Pad(update, pads), data])
 
 
+# Above this length, the matrices of a Fourier transform would make a file of hundreds of megabytes.
+LONGEST_TRANSFORM = 4096
+
+
 def fourier(ctx: Graph, node: Node, name: str, args: list) -> None:
-    """A Fourier transform of the last axis, as products with the cosines and sines: ONNX has no complex numbers to return.
+    """Convert a Fourier transform of the last axis to products with cosines and sines, because ONNX has no complex numbers.
 
     Keras makes complex numbers of two tensors, and takes them apart again right after the transform.
     """
@@ -279,9 +283,11 @@ def fourier(ctx: Graph, node: Node, name: str, args: list) -> None:
     if not (known and taken_apart):
         return  # refused by `check_ops`
     length = int(node.inputs[1].get_tensor_value()[0]) if len(node.input) > 1 else ctx.get_shape(node.input[0])[-1]
+    if length > LONGEST_TRANSFORM:
+        return  # refused by `check_ops`
     cosines, sines = (_with_rows(matrix, size) for matrix in _fourier_matrices(node.type, length))
     make = _Builder(ctx, node)
-    products = [[make.MatMul(part, make.const(matrix)) for matrix in (cosines, sines)] for part in parts]
+    products = [[make.MatMul(part, make.const(matrix, like=part)) for matrix in (cosines, sines)] for part in parts]
     real, imaginary = products[0]
     if len(parts) == 2:
         real, imaginary = make.Sub(real, products[1][1]), make.Add(imaginary, products[1][0])
@@ -298,7 +304,7 @@ def fourier(ctx: Graph, node: Node, name: str, args: list) -> None:
 
 
 def _fourier_matrices(kind: str, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Real and imaginary part of the matrix that a row of numbers is multiplied by."""
+    """Return the real and the imaginary part of the matrix that a row of numbers is multiplied by."""
     inverse = kind in ("IFFT", "IRFFT")
     half = length // 2 + 1
     rows, columns = half if kind == "IRFFT" else length, half if kind == "RFFT" else length
@@ -310,8 +316,8 @@ def _fourier_matrices(kind: str, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_rows(matrix: np.ndarray, rows: int) -> np.ndarray:
-    """As many rows as the input has numbers: those beyond the transform's length are ignored, missing ones are zero."""
-    return np.pad(matrix[:rows], ((0, max(rows - len(matrix), 0)), (0, 0))).astype("float32")
+    """Return a matrix with as many rows as the input has numbers; those beyond the transform's length are zero."""
+    return np.pad(matrix[:rows], ((0, max(rows - len(matrix), 0)), (0, 0)))
 
 
 HANDLERS = {

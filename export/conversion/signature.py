@@ -142,10 +142,6 @@ class Signature:
             return tf.transpose(fitted(channels_first, self.fit), [0, 2, 3, 1])
         return tf.transpose(tensor, [0, 2, 3, 1]) if self.layout == "nchw" and len(spec.shape) == 4 else tensor
 
-    def with_kinds(self, kinds: dict[str, str]) -> Signature:
-        """Return the same with other kinds for some outputs."""
-        return replace(self, outputs=tuple(replace(o, kind=kinds.get(o.name, o.kind)) for o in self.outputs))
-
     def of(self, model: keras.Model) -> Signature:
         """Return the same signature on a copy of the model: in another precision, say.
 

@@ -50,7 +50,7 @@ def to_int8(
         path: File to write.
         calibration: Images that set the ranges of activations: a folder, an `.npz` or `.npy` file, an array, or
             `{input name: array}`.
-        samples: Images to measure the difference on, likewise; by default the calibration images.
+        samples: Images to measure the difference on, in the same forms; by default the calibration images.
         target: `"cpu"`: unsigned activations, 7-bit weights where the CPU has no VNNI; `"gpu"`: symmetric and signed.
         max_drop: Allowed loss of agreement with the float32 file, in percent of the images: the same best class, or the same
             side of 0.5 where classes are independent.
@@ -211,7 +211,7 @@ def quantise(source: Source, path: Path, ranges: list[Feeds], excluded: Collecti
         target: One of `TARGETS`.
 
     Raises:
-        UsageError: Onnxruntime's quantiser fails on the graph.
+        UsageError: The quantiser of onnxruntime fails on the graph.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 

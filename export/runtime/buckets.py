@@ -108,7 +108,7 @@ def checked_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
     """Batch sizes as a rising tuple without repetitions.
 
     Raises:
-        UsageError: None, or one that is not a number of at least 1.
+        UsageError: There is no size, or one is not an integer of at least 1.
     """
     sizes = tuple(sizes)
     if not sizes or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):

@@ -35,7 +35,7 @@ class Inspection:
     Attributes:
         path: The file.
         files: `{file name: bytes}`; external data is a second file.
-        ir_version, opsets: Of the format.
+        ir_version, opsets: Version of the ONNX format, and the opsets that the file uses.
         inputs, outputs: `[{"name", "shape", "dtype"}]`.
         nodes: `{op: number}`, most frequent first.
         parameters: Numbers in weights, biases and per-channel factors, quantised or not; bounds and other scalars are none.

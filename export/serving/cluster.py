@@ -95,7 +95,7 @@ def application(args: dict) -> serve.Application:
         args: `ClusterSettings.to_json()`.
 
     Returns:
-        Ray.serve.Application
+        The application, a `ray.serve.Application`.
     """
     settings = ClusterSettings.from_json(args)
 

@@ -86,7 +86,7 @@ model_options = _options(
     _number(int, "--max-batch", 16, "Maximum number of rows in a batch."),
     click.option("--max-delay-ms", type=click.FloatRange(0, 60_000), default=5.0, show_default=True, help=DELAY_HELP),
     _number(int, "--queue", 1024, "Maximum number of waiting rows; further requests get status 503."),
-    _number(int, "--instances", 1, "Batches that run at the same time, spread over all GPUs."),
+    _number(int, "--instances", 1, "Batches that run at the same time; several GPUs share them."),
     _number(int, "--max-rows", 256, "Maximum number of rows in a request."),
     _number(int, "--max-pixels", 64_000_000, "Maximum number of pixels of an image."),
     _number(int, "--max-open-pixels", 2**22, "Maximum number of pixels at which a model of dynamic size runs."),

@@ -55,7 +55,7 @@ class ModelOptions:
         timeout: Seconds for which a request may wait and run.
         warm_up: Run every batch size once before a model is ready.
         scores: Name of the output that scores classes, for files that do not state it and have such an output.
-        output_kind: Kind of that output (one of `options.KINDS`), likewise.
+        output_kind: Kind of that output (one of `options.KINDS`), for the same files.
         adaptive: Send requests to shallower members of a family while others wait.
     """
 

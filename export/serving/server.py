@@ -46,7 +46,7 @@ class ServerOptions:
         uds: Path of a Unix socket to listen on instead of an address.
         reuse_port: Share the port with other processes that do so too.
         access_log: One line per request on standard error.
-        tls: Uvicorn's `ssl_…` options.
+        tls: The `ssl_…` options of uvicorn.
     """
 
     host: str = "127.0.0.1"
@@ -280,7 +280,7 @@ class _Server(uvicorn.Server):
     """uvicorn's server, but a signal ends it with a return instead of being raised again: a clean stop exits with 0.
 
     Args:
-        config: Uvicorn's configuration.
+        config: The configuration of uvicorn.
         hooks: `Hooks`.
     """
 

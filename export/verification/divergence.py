@@ -56,16 +56,25 @@ def first_divergence(
     Returns:
         The layer's path, or None where no named tensor and no output differs.
     """
-    expected = layer_outputs(signature, feeds)
-    rng = np.random.default_rng(0)
-    nearby = layer_outputs(signature, {name: off_by_rounding(rng, array) for name, array in feeds.items()})
+    expected, nearby = _expected(signature, feeds)
     layers = {name: name for name in expected} | layers_of_outputs(signature)
     for name, value in inner_tensors(path, feeds, {name for name, layer in layers.items() if layer in expected}).items():
-        layer = layers[name]
-        rounding = _difference(nearby[layer], expected[layer]) if layer in nearby else 0.0
-        if _difference(value, expected[layer]) > max(bound, AMPLIFIED * rounding):
-            return layer
+        if _is_off(value, layers[name], expected, nearby, bound):
+            return layers[name]
     return None
+
+
+def _expected(signature: Signature, feeds: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What every layer computes for a batch, and for inputs that are off by rounding."""
+    rng = np.random.default_rng(0)
+    off = {name: off_by_rounding(rng, array) for name, array in feeds.items()}
+    return layer_outputs(signature, feeds), layer_outputs(signature, off)
+
+
+def _is_off(value: np.ndarray, layer: str, expected: dict[str, np.ndarray], nearby: dict[str, np.ndarray], bound: float) -> bool:
+    """Whether the value of a layer is off by more than a bound, and than rounding explains."""
+    rounding = _difference(nearby[layer], expected[layer]) if layer in nearby else 0.0
+    return _difference(value, expected[layer]) > max(bound, AMPLIFIED * rounding)
 
 
 def first_divergence_in_graph(signature: Signature, cases: list[Case]) -> str | None:
@@ -78,13 +87,13 @@ def first_divergence_in_graph(signature: Signature, cases: list[Case]) -> str | 
         cases: Batches; the last one that shows a difference decides.
     """
     for case in reversed(cases):
-        expected = layer_outputs(signature, case.feeds)
+        expected, nearby = _expected(signature, case.feeds)
         try:
             found = layer_outputs(signature, case.feeds, in_graph=True)
         except Exception:  # whatever a layer raises in a graph is among the problems already
             return None
-        for layer, value in expected.items():
-            if layer in found and _difference(found[layer], value) > CLEARLY_OFF["float32"]:
+        for layer in expected:
+            if layer in found and _is_off(found[layer], layer, expected, nearby, CLEARLY_OFF["float32"]):
                 return layer
     return None
 

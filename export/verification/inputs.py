@@ -15,6 +15,7 @@ import numpy as np
 
 from ..artifact import existing_file, first_line
 from ..conversion.signature import InputSpec, Signature
+from ..conversion.trace import concrete_function
 from ..errors import UsageError
 from ..runtime import images
 
@@ -38,6 +39,12 @@ VALUES = {
     "noise": (("normal", 1), ("normal", 0.1), ("normal", 0.01), ("uniform", 1), ("uniform", 255)),
 }
 BATCHES = {"pixels": 1, "noise": 3}
+# Functions of `keras.ops` that multiply all pixels with each other or loop, by the names of their classes; and the number of
+# elements above which a tensor (256 MB) is too large for a first attempt.
+PIXEL_FUNCTIONS = frozenset(
+    "AssociativeScan Dot DotProductAttention Einsum ForiLoop Inner Map Matmul Outer Scan Tensordot Vdot VectorizedMap WhileLoop".split()
+)
+LARGEST_TENSOR = 1 << 26
 MOST_SAMPLES = 64
 
 
@@ -65,19 +72,19 @@ def find_cases(reference: Reference, samples: object = None, seed: int = 0) -> l
         UsageError: Keras fails on everything that was tried, or the samples do not fit.
     """
     rng = np.random.default_rng(seed)
-    found = [_first_possible(reference, data, rng) for data in ("pixels", "noise")]
+    compares_pixels = _is_dynamic(reference.signature) and _compares_pixels(reference.signature)
+    found = [_first_possible(reference, data, rng, compares_pixels) for data in ("pixels", "noise")]
     if samples is not None:
         feeds = read_samples(samples, reference.signature)
         found.append(Case("samples", feeds, reference.values(feeds)))
     return found
 
 
-def _first_possible(reference: Reference, data: str, rng: np.random.Generator) -> Case:
+def _first_possible(reference: Reference, data: str, rng: np.random.Generator, compares_pixels: bool) -> Case:
     signature, bounds, failure = reference.signature, index_bounds(reference.signature.model), None
-    dynamic = any(None in spec.shape[1:] for spec in signature.inputs)
     # Sizes that Keras' shape inference accepts; for a layer without one, sizes that run.
     for checked, size, (distribution, scale) in itertools.product(
-        (True, False) if dynamic else (False,), _sizes(signature, data), VALUES[data]
+        (True, False) if _is_dynamic(signature) else (False,), _sizes(signature, data, compares_pixels), VALUES[data]
     ):
         feeds = {}
         for index, spec in enumerate(signature.inputs):
@@ -111,28 +118,34 @@ def scaled_cases(reference: Reference, case: Case) -> Iterator[Case]:
             yield Case(f"{case.data} × {factor:g}", feeds, values)
 
 
-def _sizes(signature: Signature, data: str) -> tuple:
+def _sizes(signature: Signature, data: str, compares_pixels: bool) -> tuple:
     if signature.fit:
         height, width = signature.fit["size"]  # images that the graph makes smaller, and larger
         bigger, smaller = (2 * height + 1, 3 * width - 2), (max(height * 3 // 4, 2), max(width - 3, 2))
         return (bigger if data == "pixels" else smaller,)
-    dynamic = any(None in spec.shape[1:] for spec in signature.inputs)
-    return sizes(data, dynamic, dynamic and _compares_pixels(signature.model))
+    return sizes(data, _is_dynamic(signature), compares_pixels)
+
+
+def _is_dynamic(signature: Signature) -> bool:
+    return any(None in spec.shape[1:] for spec in signature.inputs)
 
 
 def sizes(data: str, dynamic: bool, compares_pixels: bool) -> tuple[tuple[int, int], ...]:
-    """Return sizes `(height, width)` to try for the dynamic axes of a model, in this order.
+    """Return the sizes `(height, width)` to try for the dynamic axes of a model, in this order.
 
     Args:
         data: `"pixels"` or `"noise"`.
         dynamic: Whether there are such axes; if not, one size is enough, as none is used.
-        compares_pixels: Whether time and memory may grow with the square of the number of pixels.
+        compares_pixels: Whether time and memory grow with the square of the number of pixels.
     """
     return (*(SMALL_SIZES[data] if compares_pixels else ()), *SIZES[data]) if dynamic else SIZES[data][:1]
 
 
-def _compares_pixels(model: keras.Model) -> bool:
-    """Whether a model may compare all pixels or loop over them: by a layer that does, by a product, or in code of the user's."""
+def _compares_pixels(signature: Signature) -> bool:
+    """Whether a model may compare all pixels or loop over them.
+
+    Layers and functions of Keras that can do so are known. Of code of the user's, the largest tensor is found by tracing.
+    """
     from keras import layers
 
     from keras_resnet.graphs import graph_of, is_of_keras, layers_in, nodes
@@ -145,11 +158,25 @@ def _compares_pixels(model: keras.Model) -> bool:
         layers.AdditiveAttention,
         layers.Dot,
     )
-    found = list(layers_in(model))
-    if any(isinstance(layer, kinds) or not is_of_keras(layer) for layer in found):
+    found = list(layers_in(signature.model))
+    graphs = [graph for layer in found if (graph := graph_of(layer)) is not None]
+    functions = {type(node.operation).__name__ for graph in graphs for node in nodes(graph)}
+    if functions & PIXEL_FUNCTIONS or any(isinstance(layer, kinds) for layer in found):
         return True
-    graphs = [graph for layer in (model, *found) if (graph := graph_of(layer)) is not None]
-    return any(type(node.operation).__name__ in ("Matmul", "Einsum", "Dot") for graph in graphs for node in nodes(graph))
+    return not all(is_of_keras(layer) for layer in found) and _largest_tensor(signature) > LARGEST_TENSOR
+
+
+def _largest_tensor(signature: Signature) -> int:
+    """The number of elements of the largest tensor in a model's TensorFlow graph, for the first batch of noise."""
+    import tensorflow as tf
+
+    batch, size = BATCHES["noise"], SIZES["noise"][0]
+    specs = [tf.TensorSpec(full_shape(spec.shape, batch, size), spec.dtype) for spec in signature.inputs]
+    try:
+        operations = concrete_function(signature, specs)[0].graph.get_operations()
+    except UsageError:  # this size is none for the model, or it cannot be traced
+        return 0
+    return max(output.shape.num_elements() or 0 for operation in operations for output in operation.outputs)
 
 
 def full_shape(shape: Sequence[object], batch: int, size: tuple[int, int]) -> list[int]:
@@ -161,7 +188,7 @@ def full_shape(shape: Sequence[object], batch: int, size: tuple[int, int]) -> li
 def random_array(
     rng: np.random.Generator, dtype: str | np.dtype, shape: list[int], distribution: str, scale: float, bound: int | None
 ) -> np.ndarray:
-    """Random numbers that an input of a dtype takes.
+    """Return random numbers for an input.
 
     Args:
         rng: Where the numbers come from.
@@ -169,7 +196,7 @@ def random_array(
         shape: Shape of the input.
         distribution: `"pixels"` (from 0 to `scale` in 255 steps), `"normal"` or `"uniform"` (above 0); for float inputs.
         scale: Factor on them.
-        bound: Integers below it instead, for an input of indices; or None.
+        bound: Exclusive upper bound of the integers for an input of indices, or None.
     """
     dtype = np.dtype(dtype)
     if bound is not None:

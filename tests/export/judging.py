@@ -412,7 +412,7 @@ class _Worker:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             )  # fmt: skip
         process, exporting = self.process, False
-        timer = threading.Timer(limit, process.kill)
+        started, timer = time.monotonic(), threading.Timer(limit, process.kill)
         timer.start()
         try:
             with contextlib.suppress(BrokenPipeError):
@@ -423,8 +423,8 @@ class _Worker:
                     exporting = True
                 elif line.startswith("outcome "):
                     return Outcome(**json.loads(line.removeprefix("outcome ")))
-            code, late = process.wait(), not timer.is_alive()
-            reason = f"stopped after {limit:.0f} s" if late else f"the process ended with {code}"
+            code = process.wait()
+            reason = f"stopped after {limit:.0f} s" if time.monotonic() - started >= limit else f"the process ended with {code}"
             return Outcome(CRASH if exporting else NO_MODEL, reason)
         finally:
             timer.cancel()

@@ -209,6 +209,7 @@ SPECTRA = {
     "stft": lambda x, p, k: ops.stack(ops.stft(ops.tile(x[:, 0, 0], (1, 6)), 8, 3, 8), -1),
     "istft": lambda x, p, k: ops.istft(ops.stft(ops.tile(x[:, 0, 0], (1, 6)), 8, 3, 8), 8, 3, 8),
     "absolute value of a complex number": lambda x, p, k: tf.abs(tf.signal.rfft(x)),
+    "float64": lambda x, p, k: tf.cast(tf.abs(tf.signal.rfft(tf.cast(x, tf.float64))), tf.float32),
     "MelSpectrogram": lambda x, p, k: MEL(ops.tile(x[:, 0, 0], (1, 6))),
 }
 MEL = keras.layers.MelSpectrogram(8, 4, sampling_rate=40, num_mel_bins=4, min_freq=1, max_freq=20)

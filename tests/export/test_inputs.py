@@ -41,6 +41,8 @@ COMPARING = {
     "AdditiveAttention": attention(layers.AdditiveAttention(), 0),
     "GRU": lambda x: layers.GRU(3)(layers.Reshape((-1, 3))(x)),
     "ops.einsum": non_local,
+    "ops.dot_product_attention": lambda x: ops.mean(ops.dot_product_attention(*[layers.Reshape((-1, 1, 3))(x)] * 3), axis=(1, 2)),
+    "ops.tensordot": lambda x: ops.mean(ops.tensordot(x, ops.ones((3, 3)), 1), axis=(1, 2)),
     "layer of the user's": NonLocal(),
     "nested": lambda x: keras.Sequential([keras.Input((None, None, 3)), NonLocal()])(x),
 }
@@ -63,9 +65,18 @@ def test_models_that_compare_pixels_are_verified_on_small_images(name, tmp_path)
     assert max(shape[1] * shape[2] for shape in shapes) <= MOST_PIXELS
 
 
-def test_models_that_do_not_are_verified_on_larger_ones(tmp_path):
+@keras.saving.register_keras_serializable("test_inputs")
+class Harmless(layers.Layer):
+    """Code of the user's that does not compare pixels."""
+
+    def call(self, x):
+        return x * 2
+
+
+@pytest.mark.parametrize("layer", [layers.ReLU(), Harmless(), layers.Lambda(lambda x: x + 1)])
+def test_models_that_do_not_are_verified_on_larger_ones(layer, tmp_path):
     x = keras.Input((None, None, 3))
-    model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x))))
+    model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(layer(layers.Conv2D(4, 3)(x)))))
     report = rx.to_onnx(model, tmp_path / "m.onnx").report
     assert {tuple(comparison.shape[1:3]) for comparison in report.comparisons} == {(96, 96), (107, 131)}
 

@@ -97,7 +97,7 @@ def test_layers_are_called_through_one_method():
     assert keras.Layer.__call__.__qualname__ == "Layer.__call__"
 
 
-def test_rewriters_of_tf2onnx_start_from_what_the_table_says(monkeypatch):
+def test_rewriters_of_tf2onnx_run_only_on_graphs_with_an_op_of_their_row(monkeypatch):
     """Every name in the table is a rewriter of tf2onnx, and runs only on graphs with an op of its row; others always run."""
     from tf2onnx import tfonnx
 

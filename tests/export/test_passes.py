@@ -425,12 +425,6 @@ def test_raise_opset(version):
     assert len(pad.inputs) == 2 and len(pad.inputs[1].const_value.numpy()) == 8, "OpenVINO reads no Pad with `axes`"
 
 
-@pytest.mark.parametrize("version", [12, 24, "17", 17.0])
-def test_check_opset(version):
-    with pytest.raises(UsageError, match="13 to 23"):
-        opset.check_opset(version)
-
-
 def test_canonical_names_do_not_depend_on_old_names():
     texts = []
     for names in (("q", "r"), ("zz", "aa")):

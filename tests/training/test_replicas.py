@@ -24,7 +24,7 @@ def start(out, options, config=None):
 
 def finish(*processes):
     for process in processes:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output[-3000:]
 
 

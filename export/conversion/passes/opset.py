@@ -5,15 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from ...errors import UsageError
-
 LOWEST, HANDLERS, HIGHEST = 13, 17, 23
-
-
-def check_opset(opset: int) -> None:
-    """Raises: UsageError: the opset is outside what is tested."""
-    if not isinstance(opset, int) or not LOWEST <= opset <= HIGHEST:
-        raise UsageError(f"`opset` must be a number from {LOWEST} to {HIGHEST}, got {opset!r}")
 
 
 def ir_version(opset: int) -> int:
