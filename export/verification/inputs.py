@@ -42,7 +42,8 @@ BATCHES = {"pixels": 1, "noise": 3}
 # Functions of `keras.ops` that multiply all pixels with each other or loop, by the names of their classes; and the number of
 # elements above which a tensor (256 MB) is too large for a first attempt.
 PIXEL_FUNCTIONS = frozenset(
-    "AssociativeScan Dot DotProductAttention Einsum ForiLoop Inner Map Matmul Outer Scan Tensordot Vdot VectorizedMap WhileLoop".split()
+    "AssociativeScan Dot DotProductAttention Einsum ForiLoop Inner Map Matmul Outer Scan Tensordot Vdot VectorizedMap"
+    " WhileLoop".split()
 )
 LARGEST_TENSOR = 1 << 26
 MOST_SAMPLES = 64

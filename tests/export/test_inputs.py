@@ -42,7 +42,6 @@ COMPARING = {
     "GRU": lambda x: layers.GRU(3)(layers.Reshape((-1, 3))(x)),
     "ops.einsum": non_local,
     "ops.dot_product_attention": lambda x: ops.mean(ops.dot_product_attention(*[layers.Reshape((-1, 1, 3))(x)] * 3), axis=(1, 2)),
-    "ops.tensordot": lambda x: ops.mean(ops.tensordot(x, ops.ones((3, 3)), 1), axis=(1, 2)),
     "layer of the user's": NonLocal(),
     "nested": lambda x: keras.Sequential([keras.Input((None, None, 3)), NonLocal()])(x),
 }

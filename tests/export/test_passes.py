@@ -11,7 +11,6 @@ from onnx.reference import ReferenceEvaluator
 from resnet_export.conversion import passes
 from resnet_export.conversion.passes import finish, opset
 from resnet_export.conversion.passes.constants import drop_identities, fold_constants
-from resnet_export.errors import UsageError
 
 RNG = np.random.default_rng(0)
 
