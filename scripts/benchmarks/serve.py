@@ -28,6 +28,7 @@ import click
 import numpy as np
 
 CLIENTS = (1, 8, 64)
+HALF_OF = 8  # half load is half of what so many clients get
 BARE, AGAIN = "bare", "bare again"
 
 
@@ -424,13 +425,9 @@ def serve(model, small, threads, max_batch, max_delay_ms, clients, only, turns, 
             _take_turns(figures["runs"], _contenders(stack, servers, model, rows, threads, count), count, turns, seconds)
             _kept(out, figures)
             click.echo(f"{count} clients: done", err=True)
-    with _serving(model, "net", *options) as server:
-        capacity = statistics.mean(figures["runs"]["binary 8"]["rates"])
-        rate = ["--rate", capacity / 2, "--requests", round(10 * capacity)]
-        figures["half_load"] = _latencies(server.url, "binary", 32, *rate)
-        before = _metric(server.url, "nv_inference_exec_count")
-        _latencies(server.url, "binary", 64, "--requests", 64)
-        figures["executions_of_64"] = _metric(server.url, "nv_inference_exec_count") - before
+    if full := figures["runs"].get(f"binary {HALF_OF}"):
+        with _serving(model, "net", *options) as server:
+            figures |= _at_half_load(server, statistics.mean(full["rates"]))
     if small:
         figures["memory"] = _memory(small)
     _kept(out, figures)
@@ -516,6 +513,14 @@ def _memory(model):
         return {"after_1000": before, "after_11000": _metric(server.url, "process_resident_memory_bytes")}
 
 
+def _at_half_load(server, capacity):
+    """Latencies at half of a server's capacity, and the executions of 64 requests that come at once."""
+    rate = ["--rate", capacity / 2, "--requests", round(10 * capacity)]
+    latencies, before = _latencies(server.url, "binary", 32, *rate), _metric(server.url, "nv_inference_exec_count")
+    _latencies(server.url, "binary", 64, "--requests", 64)
+    return {"half_load": latencies, "executions_of_64": _metric(server.url, "nv_inference_exec_count") - before}
+
+
 def _report(figures):
     runs, settings = figures["runs"], figures["settings"]
     names = dict.fromkeys(name.rsplit(" ", 1)[0] for name in runs)
@@ -536,14 +541,15 @@ def _report(figures):
         for count in counts:
             low, middle, high = _ratios(runs, "binary", name, count)
             lines.append(f"binary over {name}, {count} clients: {middle:.2f} ({low:.2f} – {high:.2f})")
-    half, memory = figures["half_load"], figures.get("memory")
-    batch = statistics.median(runs[f"{BARE} 8"]["latencies"])
-    lines += [
-        f"{len(runs[f'{BARE} 8']['rates'])} turns; a batch of {settings['max_batch']} takes {batch:.1f} ms",
-        f"p99 at half load ({half['rate']:.1f}/s): {half['p99']:.1f} ms, bar {3 * batch + settings['max_delay_ms']:.1f} ms",
-        f"64 requests at once: {figures['executions_of_64']:.0f} executions",
-    ]
-    if memory:
+    if half := figures.get("half_load"):
+        full = runs[f"{BARE} {HALF_OF}"]
+        batch = statistics.median(full["latencies"])
+        lines += [
+            f"{len(full['rates'])} turns; a batch of {settings['max_batch']} takes {batch:.1f} ms",
+            f"p99 at half load ({half['rate']:.1f}/s): {half['p99']:.1f} ms, bar {3 * batch + settings['max_delay_ms']:.1f} ms",
+            f"64 requests at once: {figures['executions_of_64']:.0f} executions",
+        ]
+    if memory := figures.get("memory"):
         after = [f"{memory[f'after_{count}'] / 2**20:.1f} MiB after {count}" for count in (1000, 11000)]
         lines.append(f"memory: {', '.join(after)} requests")
     return "\n".join(lines)

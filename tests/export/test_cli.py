@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -248,7 +249,7 @@ def test_an_artefact_does_not_take_the_place_of_what_it_is_made_from(run, saved,
     assert run("quantize", onnx_file, onnx_file, "--fp16", "--force")[0] == 2
     code, _, err = run("onnx", saved, "/dev/null", "--force")
     assert code == 2 and "it is a device or a pipe" in err
-    assert keras_file.read_bytes() == open(saved, "rb").read() and onnx_file.read_bytes() == mixed_export[1].read_bytes()
+    assert keras_file.read_bytes() == Path(saved).read_bytes() and onnx_file.read_bytes() == mixed_export[1].read_bytes()
 
 
 @pytest.fixture
