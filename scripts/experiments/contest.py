@@ -300,6 +300,7 @@ def figures(results, labels):
             axis.axhline(100 * np.mean([row["test_accuracy"] for row in rows]), color=colour, ls="--", label=label)
         elif rows:
             band(axis, rows, "budget", "test_accuracy", 100, color=colour, label=label, marker="o", bars=True)
+    axis.set_xticks(sorted({row["budget"] for row in finals}))
     axis.set(xlabel="compute after the backbone, in epochs of the backbone", ylabel="test accuracy, %")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return {"": figure}
