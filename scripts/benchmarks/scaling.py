@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-LINKS = {"NVLink, 300 GB/s": 300e9, "100 Gbit/s": 12.5e9, "25 Gbit/s": 3.125e9}
+LINKS = {"NVLink (300 GB/s)": 300e9, "100 Gbit/s": 12.5e9, "25 Gbit/s": 3.125e9}
 MODELS = ("resnet50", "resnet152", "wide_resnet50_2")
 LATENCY = 20e-6
 
@@ -37,7 +37,7 @@ def table(speeds, batch, overlap):
     import keras_resnet as kr
 
     lines = [
-        "| model | gradients | one GPU, images/s | " + " | ".join(f"8 / 64 GPUs, {link}" for link in LINKS) + " |",
+        f"| model | gradients | one GPU, images/s | efficiency on 8 / 64 GPUs, {' | '.join(LINKS)} |",
         "|---|---|---|" + "---|" * len(LINKS),
     ]
     base = kr.model_info(MODELS[0]).macs
