@@ -148,6 +148,19 @@ def budget_options(function: Callable) -> Callable:
     return drop(error(function))
 
 
+def int8_options(function: Callable) -> Callable:
+    """Add the options of the commands that write one int8 file."""
+    calibration = click.option("--calibration", help="Images from which int8 takes its ranges: a folder, .npz or .npy file.")
+    target = click.option(
+        "--target",
+        type=click.Choice(["cpu", "gpu"]),
+        default="cpu",
+        show_default=True,
+        help="Hardware on which the int8 file will run.",
+    )
+    return calibration(target(budget_options(function)))
+
+
 @command("list")
 @click.argument("pattern", default="*")
 def list_command(pattern: str, as_json: bool) -> None:
@@ -177,15 +190,7 @@ def info_command(model: str, as_json: bool, **source: Any) -> None:
 @declared("opset", "input_dtype", "resize", "dynamic_size", "top_k", "prune_identity")
 @click.option("--fp16", "precision", flag_value="float16", help="Convert to float16, with float32 inputs and outputs.")
 @click.option("--int8", "precision", flag_value="int8", help="Quantise to static int8; needs --calibration.")
-@click.option("--calibration", help="Images from which int8 takes its ranges: a folder, .npz or .npy file.")
-@click.option(
-    "--target",
-    type=click.Choice(["cpu", "gpu"]),
-    default="cpu",
-    show_default=True,
-    help="Hardware on which the int8 file will run.",
-)
-@budget_options
+@int8_options
 @click.option(
     "--external-data", is_flag=True, default=None, help="Store the weights in a second file, as is always done above 2 GB."
 )
@@ -402,16 +407,8 @@ register(cli)
 @click.argument("out")
 @click.option("--fp16", is_flag=True, help="Convert to float16, with float32 inputs and outputs.")
 @click.option("--int8", is_flag=True, help="Quantise to static int8, per channel; needs --calibration.")
-@click.option("--calibration", help="Images from which int8 takes its ranges: a folder, .npz or .npy file.")
 @click.option("--samples", help="Images to compare on: a folder, .npz or .npy file.")
-@click.option(
-    "--target",
-    type=click.Choice(["cpu", "gpu"]),
-    default="cpu",
-    show_default=True,
-    help="Hardware on which the int8 file will run.",
-)
-@budget_options
+@int8_options
 @scores_options
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--keep-failed", is_flag=True, help="Keep a file that failed verification as OUT.failed.")
