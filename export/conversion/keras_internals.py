@@ -10,6 +10,7 @@ them changes.
 | `keras.src.backend.tensorflow.nn.adaptive_…_pool` | adaptive pooling to one pixel, and of dynamic size, is traced |
 | `keras.layers.RandomCrop.get_random_transformation` | it crops nothing in inference, but computes where, from known sizes only |
 | `keras.layers.CenterCrop.transform_images` | the size of its output is noted |
+| `keras.layers.RNN.call` | with `unroll=True` it is traced as a loop where the number of steps is unknown |
 | `keras.src.ops.image.resize` | `UpSampling2D` with interpolation is traced with dynamic height and width |
 | `tf.image.resize` | public, but replaced for a moment, because ONNX lacks most of its filters |
 | `keras.Layer.__call__` | public, but replaced for a moment, to learn which layer made a tensor |
@@ -168,6 +169,25 @@ def upsampling_of_dynamic_size() -> Iterator[None]:
         return (keras_image.backend.image.resize if symbolic else real)(images, size, *args, **options)
 
     with _replaced(keras_image, "resize", resize):
+        yield
+
+
+@contextlib.contextmanager
+def unrolling_of_dynamic_length() -> Iterator[None]:
+    """Trace recurrent layers with `unroll=True` as a loop where the number of steps is a tensor; the numbers are the same."""
+    import keras
+
+    real = keras.layers.RNN.call
+
+    @functools.wraps(real)
+    def call(layer: keras.layers.RNN, sequences: tf.Tensor, *args: Any, **options: Any) -> Any:
+        if layer.unroll and sequences.shape[1] is None:
+            rolled = object.__new__(type(layer))  # the same weights and states; the layer itself is not touched
+            rolled.__dict__ |= layer.__dict__ | {"unroll": False}
+            layer = rolled
+        return real(layer, sequences, *args, **options)
+
+    with _replaced(keras.layers.RNN, "call", call):
         yield
 
 

@@ -10,11 +10,14 @@ import numpy as np
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
 
 
-def off_by_rounding(rng: np.random.Generator, array: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    """Return an array whose numbers are off by up to two unit roundoffs of a format at random; whole numbers stay."""
+def off_by_rounding(rng: np.random.Generator, array: np.ndarray, dtype: str = "float32", times: float = 1) -> np.ndarray:
+    """Return an array whose numbers are off by up to two unit roundoffs of a format, `times` so many, at random.
+
+    Whole numbers stay.
+    """
     if array.dtype.kind != "f":
         return array
-    return (array * (1 + UNIT_ROUNDOFF[dtype] * rng.uniform(-2, 2, array.shape))).astype(array.dtype)
+    return (array * (1 + times * UNIT_ROUNDOFF[dtype] * rng.uniform(-2, 2, array.shape))).astype(array.dtype)
 
 
 def measure(reference: np.ndarray, got: np.ndarray, scale: float | None = None) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,25 +107,47 @@ class Reference:
         """
         rng = np.random.default_rng(1)
         exact = self._exact_values(feeds)
-        if exact is None:
-            alike = [_values(self.signature, _off_by_roundoff(rng, feeds)) for _ in range(PERTURBATIONS)]
-            return Rounding(values, alike, alike)
+        with contextlib.closing(self._perturbed(feeds, rng, exact is not None)) as changed:
+            pairs = list(itertools.islice(changed, PERTURBATIONS))
+        alike, approximated = [values for values, _ in pairs], [values for _, values in pairs]
+        return Rounding(exact or values, [values, *alike], approximated)
+
+    def reachable(self, feeds: dict[str, np.ndarray], times: float) -> Generator[Values, None, None]:
+        """Yield what the model computes if float32 rounds `times` as much as it does; each time another result, without end."""
+        rng = np.random.default_rng(2)
+        with contextlib.closing(self._perturbed(feeds, rng, self._exact_values(feeds) is not None, times)) as changed:
+            for pair in changed:
+                yield from pair
+
+    def _perturbed(
+        self, feeds: dict[str, np.ndarray], rng: np.random.Generator, exact: bool, times: float = 1
+    ) -> Generator[tuple[Values, Values], None, None]:
+        """Yield results with weights and inputs that are off by rounding, without and with approximated functions; without end.
+
+        Args:
+            feeds: The batch.
+            rng: Source of the changes.
+            exact: Whether the float64 copy computes; else the model itself does, with changed inputs only.
+            times: How many times as large the changes are as the rounding of float32.
+        """
+        if not exact or self._exact is None:
+            while True:
+                values = _values(self.signature, _off_by_roundoff(rng, feeds, times))
+                yield values, values
         signature, noise = self._exact
-        alike, approximated = [values], []
         variables = [variable for variable in signature.model.weights if "float" in str(variable.dtype)]
         before = [np.asarray(variable) for variable in variables]
         try:
-            for _ in range(PERTURBATIONS):
+            while True:
                 for variable, value in zip(variables, before, strict=True):
-                    variable.assign(off_by_rounding(rng, value))
-                off = _off_by_roundoff(rng, feeds)
-                alike.append(_values(signature, off))
-                with noise.of(rng, APPROXIMATION):
-                    approximated.append(_values(signature, off))
+                    variable.assign(off_by_rounding(rng, value, times=times))
+                off = _off_by_roundoff(rng, feeds, times)
+                alike = _values(signature, off)
+                with noise.of(rng, times * APPROXIMATION):
+                    yield alike, _values(signature, off)
         finally:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
-        return Rounding(exact, alike, approximated)
 
 
 class ActivationNoise:
@@ -210,8 +233,8 @@ def _values(signature: Signature, feeds: dict[str, np.ndarray], but: Iterable[ke
     return Values([np.asarray(value) for value in own], [np.asarray(value) for value in inner])
 
 
-def _off_by_roundoff(rng: np.random.Generator, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: off_by_rounding(rng, array) for name, array in feeds.items()}
+def _off_by_roundoff(rng: np.random.Generator, feeds: dict[str, np.ndarray], times: float) -> dict[str, np.ndarray]:
+    return {name: off_by_rounding(rng, array, times=times) for name, array in feeds.items()}
 
 
 # ---------------------------------------------------------------- pairs of arrays to compare

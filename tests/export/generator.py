@@ -753,8 +753,8 @@ class Recipe:
             The model, with the weights that the recipe's seed gives it.
         """
         before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(policy or self.policy)
         keras.utils.clear_session(free_memory=False)
+        keras.config.set_dtype_policy(policy or self.policy)  # which clear_session forgets
         keras.utils.set_random_seed(self.seed)
         scope = dict(NAMESPACE)
         try:

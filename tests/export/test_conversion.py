@@ -271,6 +271,13 @@ def test_center_crop_of_dynamic_size(data_format):
     check(chain(crop, layers.Lambda(lambda x: keras.ops.max(x, 1)), layers.SimpleRNN(3, unroll=True)))
 
 
+@pytest.mark.parametrize("kind", [layers.SimpleRNN, layers.GRU, layers.LSTM])
+def test_unrolled_layers_of_dynamic_length(kind):
+    layer = kind(3, unroll=True, go_backwards=True)
+    check(chain(layers.Reshape((-1, 3)), layer, shape=(None, None, 3)))
+    assert layer.unroll
+
+
 @pytest.mark.parametrize("kind", ["DepthwiseConv2D", "SeparableConv2D", "Conv2D", "Conv2DTranspose"])
 def test_bias_of_channels_first_layout(kind):
     filters = () if kind.startswith("Depthwise") else (4,)

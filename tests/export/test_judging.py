@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +11,6 @@ import pytest
 import resnet_export as rx
 
 from . import generator, judging
-from .conftest import run_onnx
 
 RECIPE = generator.Recipe(
     lines=(
@@ -125,9 +123,25 @@ def test_a_false_refusal_is_no_true_one() -> None:
     assert found.kind == judging.FALSE_REFUSAL
 
 
-def test_the_sigmoid_of_onnxruntime_sets_the_smallest_probability_that_is_judged_relatively(tmp_path: Path) -> None:
-    inputs = keras.Input((1,))
-    rx.to_onnx(keras.Model(inputs, keras.layers.Activation("sigmoid")(inputs)), tmp_path / "sigmoid.onnx")
-    x = np.linspace(-30, 30, 1_000_001, dtype="float32")[:, None]
-    error = np.abs(run_onnx(tmp_path / "sigmoid.onnx", x)[0] - 1 / (1 + np.exp(-x.astype("float64")))).max()
-    assert judging.SMALLEST_PROBABILITY / 2 < error / judging.TOLERANCE["float32"] <= judging.SMALLEST_PROBABILITY
+SMALL_GATE = generator.Recipe(
+    lines=(
+        "x = inputs = keras.Input((4,))",
+        "outputs = layers.Dense(3, activation='sigmoid', bias_initializer=keras.initializers.Constant(-9))(x)",
+        "model = keras.Model(inputs, outputs)",
+    ),
+    trained=False,
+)
+
+
+def test_the_error_of_onnxruntimes_sigmoid_is_no_fault_of_a_file(tmp_path: Path) -> None:
+    model = SMALL_GATE.model()
+    model.layers[-1].kernel.assign(np.zeros((4, 3)))
+    batches = generator.feeds_of(SMALL_GATE, model)
+    want = [generator.outputs_of(model, feeds) for feeds in batches]
+    path = tmp_path / "gate.onnx"
+    rx.to_onnx(model, path)
+    assert "is off by" in judging._wrong(SMALL_GATE, path, batches, want, model)
+    assert not judging.compare(SMALL_GATE, path, batches, want, model)
+    model.layers[-1].bias.assign(np.full(3, -9.001))
+    want = [generator.outputs_of(model, feeds) for feeds in batches]
+    assert "is off by" in judging.compare(SMALL_GATE, path, batches, want, model)

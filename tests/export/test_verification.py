@@ -20,6 +20,9 @@ from resnet_export.metadata import metadata_of
 from resnet_export.options import ExportOptions
 from resnet_export.verification import metrics, onnx_file, randomization, refolding
 from resnet_export.verification.cards import check_metadata
+from resnet_export.verification.inputs import Case
+from resnet_export.verification.outputs import OutputComparison
+from resnet_export.verification.reference import Reference
 from tests.helpers import randomise
 
 from .conftest import build_mixed, noise
@@ -315,6 +318,47 @@ def test_ill_conditioned_model_is_judged_in_float64(tmp_path):
     kernel = model.get_layer("last").kernel
     kernel.assign(np.asarray(kernel) * 1.01)
     assert not rx.verify(tmp_path / "m.onnx", model).passed
+
+
+DECISIONS = {
+    "argmax": lambda first, second: keras.ops.argmax(keras.ops.concatenate([first, second], axis=-1), axis=-1),
+    "argsort": lambda first, second: keras.ops.argsort(keras.ops.concatenate([first, second], axis=-1), axis=-1),
+    "comparison": lambda first, second: first > second,
+    "floor": lambda first, second: keras.ops.cast(keras.ops.floor(first - second), "int32"),
+}
+
+
+@pytest.mark.parametrize("decide", DECISIONS.values(), ids=DECISIONS)
+def test_a_whole_number_may_differ_only_where_rounding_decides_it(decide):
+    rng = np.random.default_rng(5)
+    x = keras.Input((64,))
+    first, second = (layers.Dense(1, use_bias=False, name=name) for name in ("first", "second"))
+    model = keras.Model(x, decide(first(x), second(x)))
+    weights = rng.normal(size=(64, 1)).astype("float32")
+
+    def answers(first_weights, second_weights, rows):
+        first.kernel.assign(first_weights)
+        second.kernel.assign(second_weights)
+        return np.asarray(model(rows))
+
+    for _ in range(100):  # a palindrome has the same sum in both orders, but for rounding
+        half = rng.normal(size=32)
+        rows = np.stack([np.concatenate([half, half[::-1]]), rng.normal(size=64)]).astype("float32")
+        other, ours = answers(weights[::-1], weights, rows), answers(weights, weights[::-1], rows)
+        if (other != ours).reshape(2, -1).any(1).all():
+            break
+    reference = Reference(prepare(model).signature)
+    feeds = {reference.signature.inputs[0].name: rows}
+    case = Case("noise", feeds, reference.values(feeds))
+    (name,) = [output.name for output in reference.signature.outputs]
+    for row, decided in ((0, True), (1, False)):
+        comparison = OutputComparison(reference)
+        got = case.values.own[0].copy()
+        got[row] = other[row]
+        comparison.compare(case, "planted", lambda feeds, got=got: {name: got})
+        assert (not comparison.failed) == decided
+        assert any("the rounding of float32 decides" in note for note in comparison.conditioning_notes()) == decided
+    assert np.array_equal(first.kernel, weights)
 
 
 def chaotic(depth=16, width=8):
