@@ -1,7 +1,8 @@
 """A gRPC server of coroutines on grpcio's core, without `grpc.aio`.
 
 `grpc.aio` wakes a thread and the event loop for each of the four events of a call, which takes a third of the time of a small
-request. Here a thread passes events to the loop as Python objects, so that the events of several calls share a wake-up.
+request. Here a thread passes events to the loop as Python objects, so that events share a wake-up: those of several calls; a
+call's start and its first message, which the thread asks for itself; the end of one call and the start of the next.
 
 This is the only module that uses a private part of grpcio: `cygrpc`, on which grpcio's own server of threads (`grpc/_server.py`)
 is built in the same way. Checked with grpcio 1.80 to 1.85; all tests of gRPC run over it.
@@ -10,10 +11,11 @@ is built in the same way. Checked with grpcio 1.80 to 1.85; all tests of gRPC ru
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 from grpc._cython import cygrpc
@@ -21,6 +23,8 @@ from grpc._cython import cygrpc
 log = logging.getLogger("resnet_export.serving")
 
 NO_FLAGS = 0
+# How long an event that is not urgent waits for others before the event loop is woken, in seconds.
+TOGETHER = 0.001
 
 Handler: TypeAlias = "Callable[[Call], Coroutine[Any, Any, bytes | None]]"
 
@@ -43,8 +47,18 @@ class ClientGone(Exception):
     """The client does not read messages any more."""
 
 
+class _Tag(NamedTuple):
+    """What the core gives back with the event of an operation, and the loop calls with it."""
+
+    call: "Call"
+    done: Callable[[Any], None]
+
+    def __call__(self, event: Any) -> None:
+        self.call._complete(self.done, event)
+
+
 class Call:
-    """A call that is being answered, on the event loop's thread.
+    """A call that is being answered, on the event loop's thread. It is made on the thread that polls, and reads at once.
 
     Attributes:
         path: The method, as `/SERVICE/METHOD`.
@@ -61,6 +75,7 @@ class Call:
         self._started_answer = self._ended = self._closed = False
         self._callbacks: list[Callable[[Call], None]] = [forget]
         self._start((cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),), self._close)
+        self._first: asyncio.Future | None = self._batch((cygrpc.ReceiveMessageOperation(NO_FLAGS),))
 
     def peer(self) -> str:
         """Return the client's address, e.g. `ipv4:127.0.0.1:40000`."""
@@ -79,7 +94,8 @@ class Call:
         Raises:
             TimeoutError: It has not arrived in time.
         """
-        _, (received,) = await self._batch((cygrpc.ReceiveMessageOperation(NO_FLAGS),), timeout)
+        message, self._first = self._first or self._batch((cygrpc.ReceiveMessageOperation(NO_FLAGS),)), None
+        _, (received,) = await self._within(message, timeout)
         return received.message()
 
     async def write(self, message: bytes, timeout: float) -> None:
@@ -93,7 +109,8 @@ class Call:
             TimeoutError: The client has not taken it in time.
             ClientGone: It cannot be sent.
         """
-        success, _ = await self._batch((*self._head(), cygrpc.SendMessageOperation(message, NO_FLAGS)), timeout)
+        sent = self._batch((*self._head(), cygrpc.SendMessageOperation(message, NO_FLAGS)))
+        success, _ = await self._within(sent, timeout)
         if not success:
             raise ClientGone
 
@@ -141,12 +158,15 @@ class Call:
         if self._task and not self._ended:
             self._task.cancel()
 
-    async def _batch(self, operations: tuple[Any, ...], timeout: float | None) -> tuple[bool, tuple[Any, ...]]:
-        """Have the core carry out operations, and return whether they succeeded, and the operations with their results."""
+    def _batch(self, operations: tuple[Any, ...]) -> asyncio.Future:
+        """Have the core carry out operations; the future tells whether they succeeded, and gives them with their results."""
         future = self.loop.create_future()
-        # `asyncio.timeout` takes several times as long.
-        late = self.loop.call_later(timeout, _fail, future) if timeout else None
         self._start(operations, partial(_settle_future, future))
+        return future
+
+    async def _within(self, future: asyncio.Future, timeout: float | None) -> tuple[bool, tuple[Any, ...]]:
+        # `asyncio.timeout` takes several times as long.
+        late = self.loop.call_later(timeout, _fail, future) if timeout and not future.done() else None
         try:
             return await future
         finally:
@@ -155,12 +175,17 @@ class Call:
 
     def _start(self, operations: tuple[Any, ...], done: Callable[[Any], None]) -> None:
         self._pending += 1
-        self._core.start_server_batch(operations, partial(self._complete, done))
+        self._core.start_server_batch(operations, _Tag(self, done))
 
     def _complete(self, done: Callable[[Any], None], event: Any) -> None:
         self._pending -= 1
         done(event)
         self._settle()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the answer is on its way, so that nobody waits for further events."""
+        return self._ended
 
     def _settle(self) -> None:
         if self._closed and self._ended and not self._pending:
@@ -198,7 +223,10 @@ class CoreServer:
         self._drained = False
         self._stopped: asyncio.Future | None = None
         self._loop: Any = None
-        self._events: deque[Any] = deque()
+        # What the loop has to call, with an argument; whether it has been told so; and the tag of calls that begin.
+        self._events: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._woken = False
+        self._new_call = object()
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen on an address, `HOST:PORT`, and return the port; 0 if that is not possible."""
@@ -228,19 +256,16 @@ class CoreServer:
         await asyncio.shield(self._stopped)
 
     def _request_call(self) -> None:
-        self._server.request_call(self._queue, self._queue, self._accept)
+        self._server.request_call(self._queue, self._queue, self._new_call)
 
-    def _accept(self, event: Any) -> None:
-        if not event.success:
-            return
+    def _accept(self, call: Call) -> None:
+        self._calls.add(call)
         if not self._stopped:
             self._request_call()
-        call = Call(event, self._loop, self._forget)
-        if len(self._calls) < self._max_calls:
+        if len(self._calls) <= self._max_calls:
             call.run(self._find(call.path))
         else:
             call.refuse(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server answers {self._max_calls:,} calls already"))
-        self._calls.add(call)
 
     def _shut_down(self, event: Any) -> None:
         self._drained = True
@@ -257,34 +282,49 @@ class CoreServer:
 
     def _poll(self) -> None:
         """Hand events over to the event loop, on a thread of its own, until the queue is shut down and empty."""
-        ended = False
-        while not ended:
-            event = self._queue.poll()
-            ended = event.completion_type == cygrpc.CompletionType.queue_shutdown
-            self._events.append(event)
+        deadline: float | None = None  # until when what has come may wait for more
+        while True:
+            event = self._queue.poll(deadline)
+            urgent, ended = True, event.completion_type == cygrpc.CompletionType.queue_shutdown
+            if ended:
+                self._events.append((self._finish, None))
+            elif event.completion_type == cygrpc.CompletionType.operation_complete:
+                if event.tag is self._new_call:
+                    if event.success:
+                        self._events.append((self._accept, Call(event, self._loop, self._forget)))
+                    urgent = False
+                else:
+                    self._events.append((event.tag, event))
+                    urgent = not (isinstance(event.tag, _Tag) and event.tag.call.answered)
             # The core busy-waits as long as an event of a finished call is referenced.
             del event
-            if len(self._events) == 1:
-                # Otherwise the loop has been woken already, and has not taken the last event yet.
+            if not urgent:
+                deadline = deadline or time.time() + TOGETHER
+                urgent = time.time() >= deadline
+            if not urgent:
+                continue
+            deadline = None
+            if self._events and not self._woken:
+                self._woken = True
                 try:
                     self._loop.call_soon_threadsafe(self._handle)
                 except RuntimeError:
                     # The event loop is closed: the process ends without having waited.
                     return
+            if ended:
+                return
 
     def _handle(self) -> None:
         """Handle what has come, on the event loop's thread."""
+        self._woken = False
         while self._events:
-            event = self._events.popleft()
-            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
-                self._finish()
-            else:
-                try:
-                    event.tag(event)
-                except Exception:
-                    log.exception("gRPC: internal error")
+            handle, argument = self._events.popleft()
+            try:
+                handle(argument)
+            except Exception:
+                log.exception("gRPC: internal error")
 
-    def _finish(self) -> None:
+    def _finish(self, _: None) -> None:
         self._server.destroy()
         if self._stopped and not self._stopped.done():
             self._stopped.set_result(None)
