@@ -10,6 +10,7 @@ them changes.
 | `keras.src.backend.tensorflow.nn.adaptive_…_pool` | adaptive pooling to one pixel, and of dynamic size, is traced |
 | `keras.layers.RandomCrop.get_random_transformation` | it crops nothing in inference, but computes where, from known sizes only |
 | `keras.layers.CenterCrop.transform_images` | the size of its output is noted |
+| `keras.layers.TimeDistributed.call` | is traced as one call where the number of steps is unknown |
 | `keras.layers.RNN.call` | with `unroll=True` it is traced as a loop where the number of steps is unknown |
 | `keras.src.ops.image.resize` | `UpSampling2D` with interpolation is traced with dynamic height and width |
 | `tf.image.resize` | public, but replaced for a moment, because ONNX lacks most of its filters |
@@ -188,6 +189,33 @@ def unrolling_of_dynamic_length() -> Iterator[None]:
         return real(layer, sequences, *args, **options)
 
     with _replaced(keras.layers.RNN, "call", call):
+        yield
+
+
+@contextlib.contextmanager
+def time_distribution_of_dynamic_length() -> Iterator[None]:
+    """Trace `TimeDistributed` as one call for the steps of all rows where the number of steps is a tensor.
+
+    Keras maps the layer over the steps, and the shapes inside have no rank then. Layers of the user's may see the rows together,
+    and stateful ones know how many there are; those stay as they are.
+    """
+    import keras
+
+    from keras_resnet.graphs import is_of_keras, layers_in
+
+    real = keras.layers.TimeDistributed.call
+
+    @functools.wraps(real)
+    def call(layer: keras.layers.TimeDistributed, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        plain = all(is_of_keras(inner) and not getattr(inner, "stateful", False) for inner in layers_in(layer.layer))
+        if inputs.shape[1] is not None or mask is not None or not plain:
+            return real(layer, inputs, training=training, mask=mask)
+        rows, steps, *rest = keras.ops.shape(inputs)
+        merged = keras.ops.reshape(inputs, [rows * steps, *rest])
+        outputs = layer.layer.call(merged, **({"training": training} if layer.layer._call_has_training_arg else {}))
+        return keras.ops.reshape(outputs, [rows, steps, *keras.ops.shape(outputs)[1:]])
+
+    with _replaced(keras.layers.TimeDistributed, "call", call):
         yield
 
 

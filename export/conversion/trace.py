@@ -27,6 +27,7 @@ from .keras_internals import (
     other_resize,
     plain_grouped_convolutions,
     random_crop_of_dynamic_size,
+    time_distribution_of_dynamic_length,
     unrolling_of_dynamic_length,
     upsampling_of_dynamic_size,
 )
@@ -141,6 +142,7 @@ def concrete_function(
                 center_crop_of_dynamic_size(),
                 upsampling_of_dynamic_size(),
                 unrolling_of_dynamic_length(),
+                time_distribution_of_dynamic_length(),
                 calls_of_layers(noted),
                 *((native_dilation(), other_resize(resized_as_tensorflow)) if to_convert else ()),
             ):

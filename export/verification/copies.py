@@ -12,7 +12,7 @@ from ..conversion.signature import call_in_inference
 from .inputs import Case
 from .metrics import largest_difference, measure, off_by_rounding
 from .outputs import BOUND, ROUNDINGS
-from .reference import Values
+from .reference import PERTURBATIONS, Values
 
 if TYPE_CHECKING:
     import keras
@@ -47,7 +47,7 @@ def compare_copy(prepared: Prepared, cases: list[Case]) -> list[str]:
             figures = measure(a, b)
             if figures["relative"] <= bound or a.dtype.kind not in "fV":
                 continue
-            noise = _noise(keras, original, feeds, want, index, bound)
+            noise = _noise(keras, copy, feeds, got, index, bound)
             if figures["max_abs"] <= ROUNDINGS * noise:
                 continue
             return [
@@ -94,8 +94,18 @@ def _is_half(tensor: Any) -> bool:
     return "float16" in str(tensor.dtype)
 
 
-def _noise(keras: ModuleType, model: keras.Model, feeds: list[np.ndarray], want: Values, index: int, bound: float) -> float:
-    """How far the original is from itself when its inputs are off by as much as its precision rounds."""
+def _noise(keras: ModuleType, copy: keras.Model, feeds: list[np.ndarray], got: Values, index: int, bound: float) -> float:
+    """How far the copy is from itself when its weights and inputs are off by as much as the original's precision rounds."""
     rng, dtype = np.random.default_rng(0), "bfloat16" if bound == HALF_BOUND else "float32"
-    off = [off_by_rounding(rng, array, dtype) for array in feeds]
-    return largest_difference(want.own[index], _call(keras, model, off).own[index])
+    variables = [variable for variable in copy.weights if "float" in str(variable.dtype)]
+    before, worst = [np.asarray(variable) for variable in variables], 0.0
+    try:
+        for _ in range(PERTURBATIONS):
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(off_by_rounding(rng, value, dtype))
+            off = [off_by_rounding(rng, array, dtype) for array in feeds]
+            worst = max(worst, largest_difference(got.own[index], _call(keras, copy, off).own[index]))
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+    return worst

@@ -278,6 +278,20 @@ def test_unrolled_layers_of_dynamic_length(kind):
     assert layer.unroll
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: layers.Conv1D(4, 2, padding="same", strides=2),
+        lambda: layers.Conv1D(6, 3, groups=3),
+        lambda: layers.BatchNormalization(),
+        lambda: layers.LSTM(3),
+        lambda: chain(layers.Conv1D(4, 2), layers.Dense(5, activation="softmax"), shape=(None, 3)),
+    ],
+)
+def test_time_distributed_of_dynamic_length(inner):
+    check(chain(layers.TimeDistributed(inner()), shape=(None, None, 3)))
+
+
 @pytest.mark.parametrize("kind", ["DepthwiseConv2D", "SeparableConv2D", "Conv2D", "Conv2DTranspose"])
 def test_bias_of_channels_first_layout(kind):
     filters = () if kind.startswith("Depthwise") else (4,)
