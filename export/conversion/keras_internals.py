@@ -10,6 +10,7 @@ them changes.
 | `keras.src.backend.tensorflow.nn.adaptive_…_pool` | adaptive pooling to one pixel, and of dynamic size, is traced |
 | `keras.layers.RandomCrop.get_random_transformation` | it crops nothing in inference, but computes where, from known sizes only |
 | `keras.layers.CenterCrop.transform_images` | the size of its output is noted |
+| `keras.layers.Equalization.compute_output_spec` | returns its input itself, of which no model can be built |
 | `keras.layers.TimeDistributed.call` | is traced as one call where the number of steps is unknown |
 | `keras.layers.RNN.call` | with `unroll=True` it is traced as a loop where the number of steps is unknown |
 | `keras.src.ops.image.resize` | `UpSampling2D` with interpolation is traced with dynamic height and width |
@@ -216,6 +217,18 @@ def time_distribution_of_dynamic_length() -> Iterator[None]:
         return keras.ops.reshape(outputs, [rows, steps, *keras.ops.shape(outputs)[1:]])
 
     with _replaced(keras.layers.TimeDistributed, "call", call):
+        yield
+
+
+@contextlib.contextmanager
+def equalization_of_an_input() -> Iterator[None]:
+    """Build models in which `Equalization` comes first; in the dtype of its input it returns the symbolic input itself."""
+    import keras
+
+    def compute_output_spec(layer: keras.Layer, inputs: keras.KerasTensor, **options: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
+
+    with _replaced(keras.layers.Equalization, "compute_output_spec", compute_output_spec):
         yield
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..artifact import first_line
 from ..errors import UsageError
-from .keras_internals import calls_of_layers, names_from_the_start
+from .keras_internals import calls_of_layers, equalization_of_an_input, names_from_the_start
 
 if TYPE_CHECKING:
     import keras
@@ -136,10 +136,10 @@ def _rebuilt(model, policy, change):
     keras.config.set_dtype_policy(policy)
     try:
         try:
-            with names_from_the_start():
+            with names_from_the_start(), equalization_of_an_input():
                 rebuilt = _from_config(model, change)
         except Exception:  # a layer that cannot be made from its config
-            with names_from_the_start():
+            with names_from_the_start(), equalization_of_an_input():
                 rebuilt = _layer_by_layer(model, policy, change)
         rebuilt.set_weights(model.get_weights())
     except Exception as error:

@@ -552,6 +552,12 @@ def test_other_precisions_are_rebuilt_in_float32(policy, own):
         assert old.dtype == new.dtype and (old == new).all()
 
 
+def test_a_layer_that_returns_its_input_itself_is_rebuilt_in_float32():
+    x = keras.Input((8, 12, 3), dtype="float32")
+    model = keras.Model(x, layers.Conv2D(2, 3, dtype="float64")(layers.Equalization(dtype="float64")(x)))
+    check(rebuild.in_float32(model)[0])
+
+
 @pytest.mark.parametrize("own", OWN_LAYERS)
 def test_dynamic_size_of_layers_without_a_config(own):
     model = _with("float32", OWN_LAYERS[own])

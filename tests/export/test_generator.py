@@ -20,6 +20,15 @@ def test_a_seed_always_gives_the_same_recipe() -> None:
     assert generator.draw(random.Random(1)) != generator.draw(random.Random(2))
 
 
+def test_models_compute_in_the_dtype_that_was_drawn() -> None:
+    seen = set()
+    for recipe in map(generator.recipe, range(40)):
+        if recipe.policy not in seen:
+            assert recipe.policy in {layer.dtype_policy.name for layer in recipe.model().layers}
+            seen.add(recipe.policy)
+    assert seen == set(generator.FLOATS)
+
+
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(generator.recipes())
