@@ -362,20 +362,18 @@ def test_a_whole_number_may_differ_only_where_rounding_decides_it(decide):
 
 
 def test_what_bfloat16_rounds_in_weights_is_no_difference_of_the_copy(tmp_path):
-    """Mean pixels lose what noise in pixels adds; weights and logits are rounded all the same."""
+    """The mean of many pixels does not show what noise in them does; weights and logits are rounded all the same."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         x = keras.Input((12, 14, 4))
-        y = layers.Conv2D(3, 1, kernel_initializer=keras.initializers.RandomNormal(0, 0.3, seed=1))(
+        y = layers.Conv2D(3, 1, kernel_initializer=keras.initializers.Constant(0.2))(
             layers.GlobalAveragePooling2D(keepdims=True)(x)
         )
-        y = layers.Conv2D(1, 1, bias_initializer=keras.initializers.Constant(-7), name="last")(y)
+        y = layers.Conv2D(1, 1, kernel_initializer=keras.initializers.Constant(-0.123), bias_initializer="ones", name="last")(y)
         model = keras.Model(x, layers.Activation("sigmoid")(y))
     finally:
         keras.config.set_dtype_policy("float32")
-    for sign in (1, -1):
-        model.get_layer("last").kernel.assign(np.full((1, 1, 3, 1), sign * 0.2))
-        assert rx.to_onnx(model, tmp_path / "m.onnx").report.passed
+    assert rx.to_onnx(model, tmp_path / "m.onnx").report.passed
 
 
 def chaotic(depth=16, width=8):
