@@ -61,6 +61,15 @@ def in_float64(model: keras.Model) -> keras.Model:
     return _rebuilt(model, "float64", _with_float64)
 
 
+def copied(model: keras.Model) -> keras.Model:
+    """Return another model that computes the same.
+
+    Raises:
+        UsageError: The model cannot be rebuilt from its config.
+    """
+    return _rebuilt(model, "float32", dict)
+
+
 def _with_float64(node):
     if node.get("class_name") == "DTypePolicy":
         return {**node, "config": {**node["config"], "name": "float64"}}

@@ -201,9 +201,10 @@ def signature_of(
 ) -> Signature:
     """Decide the names and shapes of a file's inputs, and the names and kinds of its outputs.
 
-    A single input is called `images`. The outputs are the model's own: of a zoo classifier `logits`, of another model with one
-    output `probabilities` where it ends in a softmax or sigmoid over the last axis, else `output` (`features` for a zoo model
-    without top); several outputs keep Keras' names, outputs in a dict their keys.
+    A single input is called `images`, several keep Keras' names; one that is named like an output gets `_input` appended. The
+    outputs are the model's own: of a zoo classifier `logits`, of another model with one output `probabilities` where it ends in a
+    softmax or sigmoid over the last axis, else `output` (`features` for a zoo model without top); several outputs keep Keras'
+    names, outputs in a dict their keys.
 
     Args:
         model: A built Functional or Sequential model.
@@ -231,6 +232,7 @@ def signature_of(
     chosen = {name: replace(spec, index=list(taps).index(name)) if name in taps else spec for name, spec in chosen.items()}
     if top_k is not None:
         chosen |= _top_outputs(model, own, top_k)
+    inputs = _apart(inputs, set(chosen))
     return Signature(model, inputs, tuple(chosen.values()), layout, _with_taps(model, taps), top_k, fit)
 
 
@@ -278,6 +280,15 @@ def _inputs(model: keras.Model, layout: str, input_dtype: str, resize: bool) -> 
     fit, channels = _fit(model, input_dtype), tensors[0].shape[3]
     shape = (None, channels, None, None) if layout == "nchw" else (None, None, None, channels)
     return (replace(specs[0], shape=shape),), fit
+
+
+def _apart(inputs: tuple[InputSpec, ...], outputs: set[str]) -> tuple[InputSpec, ...]:
+    """The inputs with names that no output has, since each tensor of an ONNX graph has a name of its own."""
+    names = [spec.name for spec in inputs]
+    for index in range(len(names)):
+        while names[index] in {*outputs, *names[:index], *names[index + 1 :]}:
+            names[index] += "_input"
+    return tuple(replace(spec, name=name) for spec, name in zip(inputs, names, strict=True))
 
 
 def _fit(model: keras.Model, input_dtype: str) -> dict:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..conversion.rebuild import in_float64
+from ..conversion.rebuild import copied, in_float64
 from ..conversion.signature import OutputSpec, Signature, call_in_inference
 from ..errors import UsageError
 from .metrics import UNIT_ROUNDOFF, largest_difference, off_by_rounding
@@ -78,19 +78,25 @@ class Reference:
     @functools.cached_property
     def _exact(self) -> tuple[Signature, ActivationNoise] | None:
         """The same signature on a float64 copy of the model, or None if the model cannot be rebuilt from its config."""
+        return self._on_copy(in_float64)
+
+    @functools.cached_property
+    def _single(self) -> tuple[Signature, ActivationNoise] | None:
+        """The same signature on a float32 copy, for models that a layer keeps from computing in float64."""
+        return self._on_copy(copied)
+
+    def _on_copy(self, make: Callable[[keras.Model], keras.Model]) -> tuple[Signature, ActivationNoise] | None:
         try:
-            copy = in_float64(self.signature.model)
+            copy = make(self.signature.model)
             return self.signature.of(copy), ActivationNoise(copy)
         except UsageError:
             return None
 
     def _exact_values(self, feeds: dict[str, np.ndarray]) -> Values | None:
-        """What the float64 copy computes; None without one, or where TensorFlow has a convolution only in float32."""
-        import tensorflow as tf
-
+        """What the float64 copy computes; None without one, or where TensorFlow or a layer has no float64 form."""
         try:
             return _values(self._exact[0], feeds) if self._exact else None
-        except tf.errors.UnimplementedError:
+        except Exception:  # whatever a layer raises is about its dtype: in float32 the batch is known to work
             return None
 
     def rounding(self, feeds: dict[str, np.ndarray], values: Values) -> Rounding:
@@ -98,8 +104,8 @@ class Reference:
 
         Keras in float32 is compared with Keras in float64, once with the weights and inputs as they are, and once with weights
         and inputs that are changed by a unit roundoff of float32. In the second case, functions such as the sigmoid are changed
-        by as much as runtimes approximate them. A model that cannot be rebuilt or computed in float64 is called in float32 with
-        changed inputs only.
+        by as much as runtimes approximate them. A model that cannot compute in float64 is changed in float32, and of one that
+        cannot be rebuilt, only the inputs are.
 
         Args:
             feeds: The batch.
@@ -127,14 +133,15 @@ class Reference:
         Args:
             feeds: The batch.
             rng: Source of the changes.
-            exact: Whether the float64 copy computes; else the model itself does, with changed inputs only.
+            exact: Whether the float64 copy computes.
             times: How many times as large the changes are as the rounding of float32.
         """
-        if not exact or self._exact is None:
+        copy = self._exact if exact else self._single
+        if copy is None:
             while True:
                 values = _values(self.signature, _off_by_roundoff(rng, feeds, times))
                 yield values, values
-        signature, noise = self._exact
+        signature, noise = copy
         variables = [variable for variable in signature.model.weights if "float" in str(variable.dtype)]
         before = [np.asarray(variable) for variable in variables]
         try:
@@ -167,9 +174,10 @@ class ActivationNoise:
         self._rng: np.random.Generator | None = None
         self._size = 0.0
         for layer in layers_in(model):
-            if getattr(getattr(layer, "activation", None), "__name__", "") in self.APPROXIMATED:
-                with contextlib.suppress(AttributeError):  # of a recurrent layer it belongs to its cell, which is a layer too
-                    layer.activation = self._noisy(layer.activation)
+            for name in ("activation", "recurrent_activation"):
+                if getattr(getattr(layer, name, None), "__name__", "") in self.APPROXIMATED:
+                    with contextlib.suppress(AttributeError):  # of a recurrent layer it belongs to its cell, which is a layer too
+                        setattr(layer, name, self._noisy(getattr(layer, name)))
             for operation in getattr(layer, "operations", None) or []:  # functions of `keras.ops` in a Functional model
                 if type(operation).__name__.lower() in self.APPROXIMATED and not hasattr(operation, "built"):
                     operation.call = self._noisy(operation.call)
@@ -181,7 +189,8 @@ class ActivationNoise:
             if self._rng is None:
                 return result
             factor = np.maximum(1, np.abs(np.asarray(x))) if function.__name__ in ("silu", "gelu", "mish") else 1.0
-            return result + (self._size * self._rng.uniform(-1, 1, tuple(result.shape)) * factor).astype("float64")
+            added = self._size * self._rng.uniform(-1, 1, tuple(result.shape)) * factor
+            return result + added.astype(result.dtype.as_numpy_dtype)
 
         return noisy
 

@@ -177,7 +177,7 @@ def steps_of(sizes):
 def facts(results):
     """The table, and what it says of the default."""
     found = {}
-    header = ["gate", "best rate", "steps to half the loss", "final loss", f"against `{DEFAULT}`", "test accuracy, %"]
+    header = ["gate", "best learning rate", "steps to half the loss", "final loss", f"against `{DEFAULT}`", "test accuracy, %"]
     for optimizer in OPTIMIZERS:
         body = []
         for gate in GATES:

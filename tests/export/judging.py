@@ -226,9 +226,9 @@ def _refusal(recipe: Any, model: Any, message: str, reference_model: Any) -> Out
 
 
 def _overflows(recipe: Any, model: Any) -> bool:
-    """Whether a model in mixed float16 computes something else in float32, which is what a file computes in, on pixels 0–255.
+    """Whether a model in mixed float16 computes something else in float32, which is what a file computes in.
 
-    A sum of squares that exceeds 65,504 is infinite, and what is divided by it is 0.
+    A sum of squares of pixels that exceeds 65,504 is infinite, and what is divided by it is 0.
     """
     from . import generator
 
@@ -237,12 +237,17 @@ def _overflows(recipe: Any, model: Any) -> bool:
     single = recipe.model(policy="float32")
     for variable, value in zip(single.variables, model.variables, strict=True):
         variable.assign(np.asarray(value.value))
-    feeds = [
-        np.random.default_rng(0).integers(0, 256, value.shape).astype(value.dtype)
-        for value in generator.feeds_of(recipe, model)[0]
+    own = generator.feeds_of(recipe, model)
+    rng = np.random.default_rng(0)
+    drawn = [
+        [values.astype(value.dtype) for value, values in zip(own[0], batch, strict=True)]
+        for batch in ([rng.integers(0, 256, value.shape) for value in own[0]], [rng.normal(size=value.shape) for value in own[0]])
     ]
-    pairs = zip(generator.outputs_of(model, feeds), generator.outputs_of(single, feeds), strict=True)
-    return any(np.abs(half - full).max() > _tolerance(recipe) * np.abs(half).max() for half, full in pairs)
+    return any(
+        np.abs(half - full).max() > _tolerance(recipe) * np.abs(half).max()
+        for feeds in (*own, *drawn)
+        for half, full in zip(generator.outputs_of(model, feeds), generator.outputs_of(single, feeds), strict=True)
+    )
 
 
 def _predicts(recipe: Any, model: Any) -> bool:
@@ -334,17 +339,18 @@ def _named(recipe: Any, session: Any, model: Any, feeds: list[np.ndarray]) -> di
 
 def _differs(recipe: Any, model: Any, feeds: list, want: list[np.ndarray], got: dict[str, np.ndarray]) -> str:
     """What is wrong with a file's outputs, or an empty string."""
-    got = dict(got)
+    got, bound = dict(got), max(1e-3, _tolerance(recipe))
     if recipe.options.get("top_k"):
         classes, best = got.pop("top_classes"), got.pop("top_probabilities")
-        if not np.allclose(np.take_along_axis(want[0], classes.astype("int64"), -1), best, 0, 1e-3):
+        if not np.allclose(np.take_along_axis(want[0], classes.astype("int64"), -1), best, 0, bound):
             return "top_classes and top_probabilities do not belong to the model's probabilities"
-        if not np.allclose(np.sort(want[0], axis=-1)[:, ::-1][:, : best.shape[-1]], best, 0, 1e-3):
+        if not np.allclose(np.sort(want[0], axis=-1)[:, ::-1][:, : best.shape[-1]], best, 0, bound):
             return "top_probabilities are not the largest"
     if "logits" in (recipe.options.get("outputs") or ()):
         logits = got.pop("logits").astype("float64")
         exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-        if not np.allclose(exponentials / exponentials.sum(-1, keepdims=True), want[0], 0, 1e-3):
+        probabilities = got.get("probabilities", want[0])
+        if not np.allclose(exponentials / exponentials.sum(-1, keepdims=True), probabilities, 0, bound):
             return "softmax of `logits` is not what the model returns"
     if len(got) != len(want):
         return f"{len(got)} outputs ({', '.join(got)}), the model has {len(want)}"

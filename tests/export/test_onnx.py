@@ -237,6 +237,24 @@ def test_several_inputs_and_outputs_keep_their_names(tmp_path):
     assert relative(large, expected["large"]) < 1e-5 and relative(small, expected["small"]) < 1e-5
 
 
+def test_inputs_and_outputs_of_one_name_stay_apart(tmp_path):
+    a, b = keras.Input((4,), name="logits"), keras.Input((4,), name="logits_input")
+    two = keras.Model([a, b], layers.Dense(3, activation="softmax")(layers.Subtract()([a, b])))
+    c = keras.Input((4,))
+    one = keras.Model(c, {"images": layers.Dense(2)(c), "other": layers.Dense(5)(c)})
+    rng = np.random.default_rng(0)
+    for model, options, names in (
+        (two, {"outputs": ["logits", "probabilities"]}, ["logits_input_input", "logits_input"]),
+        (one, {}, ["images_input"]),
+    ):
+        rx.to_onnx(model, tmp_path / "m.onnx", **options)
+        assert [value.name for value in onnx.load(tmp_path / "m.onnx").graph.input] == names
+        feeds = [rng.normal(size=(2, 4)).astype("float32") for _ in names]
+        expected = keras.tree.flatten(model(feeds if len(feeds) > 1 else feeds[0]))
+        for got, want in zip(run_onnx(tmp_path / "m.onnx", *feeds)[-len(expected) :], expected, strict=True):
+            assert relative(got, want) < 1e-5
+
+
 @pytest.mark.parametrize("opset", [13, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (15, 18, 20)), 23])
 def test_opsets(mixed, tmp_path, opset):
     rx.to_onnx(mixed, tmp_path / "m.onnx", opset=opset, outputs=["probabilities"])
