@@ -6,8 +6,10 @@ import importlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -105,9 +107,10 @@ def load_model_file(path: str | os.PathLike[str], *, unsafe_lambda: bool = False
     """
     file = recognise_model_file(path)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Do not pass an `input_shape`")  # advice to whoever made the model
             return keras.saving.load_model(
-                _named(file, folder), custom_objects=_compatible(file), compile=False, safe_mode=not unsafe_lambda
+                _readable(file, folder), custom_objects=_compatible(file), compile=False, safe_mode=not unsafe_lambda
             )
     except Exception as error:  # Keras raises all kinds of errors for what it cannot rebuild.
         raise _explained(file, error) from error
@@ -176,13 +179,48 @@ def _hdf5_version(path: Path) -> str:
     return version.decode() if isinstance(version, bytes) else str(version)
 
 
-def _named(file: ModelFile, folder: str) -> Path:
-    """The file under a name with the ending that Keras goes by."""
+def _readable(file: ModelFile, folder: str) -> Path:
+    """The file in a form, and under a name with the ending, that Keras reads: itself, a link or a copy in the folder."""
+    copy = Path(folder) / f"model{file.suffix}"
+    if file.suffix == ".h5":
+        with h5py.File(file.path, "r") as opened:
+            config = json.loads(opened.attrs["model_config"])
+        if (readable := _with_input_layers(config)) != config:
+            shutil.copyfile(file.path, copy)
+            with h5py.File(copy, "r+") as opened:
+                opened.attrs["model_config"] = json.dumps(readable)
+            return copy
     if file.path.suffix == file.suffix or (file.suffix == ".h5" and file.path.suffix == ".hdf5"):
         return file.path
-    link = Path(folder) / f"model{file.suffix}"
-    link.symlink_to(file.path.resolve())
-    return link
+    copy.symlink_to(file.path.resolve())
+    return copy
+
+
+def _with_input_layers(config: Any) -> Any:
+    """A config in which Sequential models are dicts and begin with an `InputLayer`.
+
+    Before Keras 2.2.3 they were lists of layers. An input shape that their first layer holds is read by Keras 3 with the batch
+    axis twice.
+    """
+    if isinstance(config, list):
+        return [_with_input_layers(node) for node in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: _with_input_layers(value) for key, value in config.items()}
+    if config.get("class_name") != "Sequential":
+        return config
+    inner = config["config"] if isinstance(config["config"], dict) else {"name": "sequential", "layers": config["config"]}
+    first, *others = inner["layers"] or [{}]
+    shape = first.get("config", {}).get("batch_input_shape")
+    if shape and first["class_name"] != "InputLayer":
+        first = {**first, "config": {key: value for key, value in first["config"].items() if key != "batch_input_shape"}}
+        entry = {
+            "batch_shape": shape,
+            "dtype": first["config"].get("dtype", "float32"),
+            "name": f"{first['config']['name']}_input",
+        }
+        inner = {**inner, "layers": [{"class_name": "InputLayer", "config": entry}, first, *others]}
+    return {**config, "config": inner}
 
 
 class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):
@@ -206,6 +244,8 @@ def _explained(file: ModelFile, error: Exception) -> ModelFileError:
             "if you trust the file, load it with `keras_resnet.load_model_file(path, unsafe_lambda=True)`",
             "lambda",
         )
+    if "allow_pickle" in text:
+        return ModelFileError(f"{path} holds pickled Python objects where weights belong, and reading them could run any code")
     unknown = re.search(r"(?:Could not locate \w+|Unknown \w+:) '(.+?)'", text)
     if file.is_keras_2 and unknown and unknown[1] in KERAS_2_CALLS:
         return ModelFileError(

@@ -5,7 +5,9 @@ predicts for `default_rng(0).uniform(0, 1, (2, 8, 8, 3))`, and a functional mode
 """
 
 import json
+import pickle
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -100,8 +102,53 @@ def folder(path):
     (path / "saved_model.pb").write_bytes(b"")
 
 
+def pickled(path):
+    """A pickle in place of the weights, which numpy would read by running its code."""
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if not name.startswith("model.weights")}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**members, "model.weights.npz": pickle.dumps({"a": 1})}.items():
+            archive.writestr(name, content)
+
+
+def without_input_layer(sequential, as_list):
+    """The config of a Sequential model as Keras 2 wrote it before it knew input layers: the first layer holds the shape."""
+    entry, first, *others = sequential["config"]["layers"]
+    first = {**first, "config": {**first["config"], "batch_input_shape": entry["config"]["batch_shape"]}}
+    layers = [first, *others]
+    return {**sequential, "config": layers if as_list else {**sequential["config"], "layers": layers}}
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_sequential_models_without_an_input_layer(tmp_path, nested, as_list):
+    model = keras.Sequential([
+        keras.Input((6, 7, 3)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(), keras.layers.Flatten(),
+        keras.layers.Dense(2),
+    ])  # fmt: skip
+    if nested:
+        x = keras.Input((6, 7, 3))
+        model = keras.Model(x, keras.layers.Activation("tanh")(model(x)))
+    model.save(tmp_path / "m.h5")
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        if nested:
+            layers = config["config"]["layers"]
+            layers[1] = {**layers[1], **without_input_layer(layers[1], as_list)}
+        else:
+            config = without_input_layer(config, as_list)
+        file.attrs["model_config"] = json.dumps(config)
+    before = (tmp_path / "m.h5").read_bytes()
+    x = np.random.default_rng(0).normal(size=(2, 6, 7, 3)).astype("float32")
+    with warnings.catch_warnings(action="error"):
+        np.testing.assert_array_equal(load_model_file(tmp_path / "m.h5")(x), model(x))
+    assert (tmp_path / "m.h5").read_bytes() == before
+
+
 # name -> (writer, what the message says)
 REFUSED = {
+    "p.keras": (pickled, "holds pickled Python objects where weights belong"),
     "k2.keras": (
         lambda path: shutil.copy(FIXTURES / "keras2.keras", path),
         "saved by Keras 2.21.0, whose .keras files .* save it as .h5",
