@@ -14,12 +14,12 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import keras
 
 from ..checks import first_line
+from .legacy import as_keras_3
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LONGEST = 300  # characters of a message of Keras
@@ -91,8 +91,8 @@ class ModelFile:
 def load_model_file(path: str | os.PathLike[str], *, unsafe_lambda: bool = False) -> keras.Model:
     """Load a model that Keras saved.
 
-    Differs from `keras.saving.load_model` in three ways: the format is recognised by the file's content instead of its name,
-    depthwise convolutions of Keras 2 load, and errors are messages of one line.
+    Differs from `keras.saving.load_model` in three ways: the format is recognised by the file's content instead of its name, HDF5
+    files of Keras 2 load that Keras 3 refuses or reads otherwise, and errors are messages of one line.
 
     Args:
         path: `.keras` file, or legacy `.h5` or `.hdf5` file with the whole model.
@@ -109,9 +109,7 @@ def load_model_file(path: str | os.PathLike[str], *, unsafe_lambda: bool = False
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Do not pass an `input_shape`")  # advice to whoever made the model
-            return keras.saving.load_model(
-                _readable(file, folder), custom_objects=_compatible(file), compile=False, safe_mode=not unsafe_lambda
-            )
+            return keras.saving.load_model(_readable(file, folder), compile=False, safe_mode=not unsafe_lambda)
     except Exception as error:  # Keras raises all kinds of errors for what it cannot rebuild.
         raise _explained(file, error) from error
 
@@ -185,7 +183,7 @@ def _readable(file: ModelFile, folder: str) -> Path:
     if file.suffix == ".h5":
         with h5py.File(file.path, "r") as opened:
             config = json.loads(opened.attrs["model_config"])
-        if (readable := _with_input_layers(config)) != config:
+        if (readable := as_keras_3(config, file.is_keras_2)) != config:
             shutil.copyfile(file.path, copy)
             with h5py.File(copy, "r+") as opened:
                 opened.attrs["model_config"] = json.dumps(readable)
@@ -194,45 +192,6 @@ def _readable(file: ModelFile, folder: str) -> Path:
         return file.path
     copy.symlink_to(file.path.resolve())
     return copy
-
-
-def _with_input_layers(config: Any) -> Any:
-    """A config in which Sequential models are dicts and begin with an `InputLayer`.
-
-    Before Keras 2.2.3 they were lists of layers. An input shape that their first layer holds is read by Keras 3 with the batch
-    axis twice.
-    """
-    if isinstance(config, list):
-        return [_with_input_layers(node) for node in config]
-    if not isinstance(config, dict):
-        return config
-    config = {key: _with_input_layers(value) for key, value in config.items()}
-    if config.get("class_name") != "Sequential":
-        return config
-    inner = config["config"] if isinstance(config["config"], dict) else {"name": "sequential", "layers": config["config"]}
-    first, *others = inner["layers"] or [{}]
-    shape = first.get("config", {}).get("batch_input_shape")
-    if shape and first["class_name"] != "InputLayer":
-        first = {**first, "config": {key: value for key, value in first["config"].items() if key != "batch_input_shape"}}
-        entry = {
-            "batch_shape": shape,
-            "dtype": first["config"].get("dtype", "float32"),
-            "name": f"{first['config']['name']}_input",
-        }
-        inner = {**inner, "layers": [{"class_name": "InputLayer", "config": entry}, first, *others]}
-    return {**config, "config": inner}
-
-
-class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Reads what Keras 2 wrote: its config has `groups`, which is always 1 and which Keras 3 refuses."""
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> keras.layers.DepthwiseConv2D:
-        return keras.layers.DepthwiseConv2D.from_config({key: value for key, value in config.items() if key != "groups"})
-
-
-def _compatible(file: ModelFile) -> dict | None:
-    return {"DepthwiseConv2D": _DepthwiseConv2D} if file.suffix == ".h5" else None
 
 
 def _explained(file: ModelFile, error: Exception) -> ModelFileError:

@@ -1,7 +1,8 @@
 """Model files that Keras wrote: recognised by content, and refused with one line that says what to do.
 
 The fixtures `keras2*` were written by tf_keras 2.21.0: a Sequential model with a depthwise convolution and batch norm, what it
-predicts for `default_rng(0).uniform(0, 1, (2, 8, 8, 3))`, and a functional model that calls `tf.nn.relu`.
+predicts for `default_rng(0).uniform(0, 1, (2, 8, 8, 3))`, a functional model that calls `tf.nn.relu`, and one of layers whose
+configs Keras 3 refuses or reads otherwise, with its two outputs for the same images.
 """
 
 import json
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import keras_resnet as kr
+from keras_resnet.models.legacy import as_keras_3
 from keras_resnet.models.loading import ModelFileError, load_model_file, recognise_model_file
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -144,6 +146,39 @@ def test_sequential_models_without_an_input_layer(tmp_path, nested, as_list):
     with warnings.catch_warnings(action="error"):
         np.testing.assert_array_equal(load_model_file(tmp_path / "m.h5")(x), model(x))
     assert (tmp_path / "m.h5").read_bytes() == before
+
+
+def test_layers_of_keras_2_whose_configs_keras_3_refuses_or_reads_otherwise():
+    loaded = load_model_file(FIXTURES / "keras2_layers.h5")
+    x = np.random.default_rng(0).uniform(0, 1, (2, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(np.stack(loaded(x, training=False)), np.load(FIXTURES / "keras2_layers.npy"), atol=1e-6)
+    assert "keras_2_hard_sigmoid" in json.dumps(keras.saving.serialize_keras_object(loaded))
+    with pytest.raises((TypeError, ValueError), match="Unrecognized keyword"):
+        keras.saving.load_model(FIXTURES / "keras2_layers.h5", compile=False)
+
+
+def test_the_hard_sigmoid_of_keras_2_survives_saving(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="hard_sigmoid")])
+    model.save(tmp_path / "m.h5")
+    x = np.linspace(-4, 4, 8, dtype="float32").reshape(2, 4)
+    np.testing.assert_array_equal(load_model_file(tmp_path / "m.h5")(x), model(x))
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        file.attrs["keras_version"] = "2.4.0"
+    old = load_model_file(tmp_path / "m.h5")
+    want = np.clip(0.2 * (x @ np.asarray(model.layers[0].kernel)) + 0.5, 0, 1)
+    np.testing.assert_allclose(old(x), want, atol=1e-6)
+    for name in ("again.keras", "again.h5"):
+        old.save(tmp_path / name)
+        np.testing.assert_array_equal(load_model_file(tmp_path / name)(x), old(x))
+
+
+def test_only_entries_that_say_nothing_are_left_out():
+    def config(**entries):
+        return {"class_name": "LSTM", "config": entries}
+
+    assert as_keras_3(config(time_major=False, units=2), keras_2=True) == config(units=2)
+    assert as_keras_3(config(time_major=True), keras_2=True) == config(time_major=True)
+    assert as_keras_3(config(recurrent_activation="hard_sigmoid"), keras_2=False) == config(recurrent_activation="hard_sigmoid")
 
 
 # name -> (writer, what the message says)
