@@ -116,7 +116,7 @@ def _within_budget(source: Source, work: Path, trial: _Trial, calibrated_on_test
     for attempt in range(ROUNDS):
         report = _attempt(source, work, trial, [*before, *excluded])
         remaining = [layer for layer in layers if layer not in excluded]
-        errors = layer_errors(source.model, artifact.read_proto(work), _first_rows(trial.tests[0]))
+        errors = layer_errors(source.model, artifact.read_proto(work), _first_rows(source.model, trial.tests[0]))
         errors = {layer: error for layer, error in errors.items() if layer not in before}
         if not _has_int8(work):
             break
@@ -172,8 +172,10 @@ def _with_what_is_reachable(report: VerificationReport, outputs: list[QuantisedO
     return dataclasses.replace(report, problems=problems)
 
 
-def _first_rows(feeds: Feeds, rows: int = 8) -> Feeds:
-    return {name: value[:rows] for name, value in feeds.items()}
+def _first_rows(model: ir.Model, feeds: Feeds, rows: int = 8) -> Feeds:
+    """A few rows of a batch; all where the model has a fixed number of them."""
+    fixed = any(value.shape and isinstance(value.shape[0], int) for value in model.graph.inputs)
+    return feeds if fixed else {name: value[:rows] for name, value in feeds.items()}
 
 
 def _has_int8(path: Path) -> bool:

@@ -9,6 +9,8 @@ import keras
 
 ANY = object()
 MODELS = ("Sequential", "Functional", "Model")
+# Entries of wrappers, Bidirectional for one, that hold the configs of other layers.
+INNER = ("layer", "backward_layer", "cell", "cells")
 WITHOUT_GROUPS = "Conv1DTranspose Conv2DTranspose Conv3DTranspose SeparableConv1D SeparableConv2D DepthwiseConv1D DepthwiseConv2D"
 RECURRENT = "RNN SimpleRNN GRU LSTM ConvLSTM1D ConvLSTM2D ConvLSTM3D"
 RANDOM = "RandomBrightness RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom"
@@ -53,12 +55,25 @@ def as_keras_3(node: Any, keras_2: bool) -> Any:
     name, config = found.get("class_name"), found.get("config")
     if isinstance(config, dict):
         found["config"] = {key: value for key, value in config.items() if not _is_obsolete(name, key, value)}
+        for key in INNER:
+            if key in found["config"]:
+                found["config"][key] = _with_module(found["config"][key])
         axis = config.get("axis")
         if isinstance(axis, list) and len(axis) == 1:  # Keras 3 does this too, but not inside of inner models
             found["config"]["axis"] = axis[0]
     if name == "Sequential":
         return _sequential(found)
     return _functional(found) if keras_2 and name in MODELS and "output_layers" in found["config"] else found
+
+
+def _with_module(node: Any) -> Any:
+    """A layer inside a wrapper with the module that Keras 3 looks it up in; versions before 2.13 did not write it."""
+    if isinstance(node, list):
+        return [_with_module(inner) for inner in node]
+    if not isinstance(node, dict) or "module" in node or not hasattr(keras.layers, str(node.get("class_name"))):
+        return node
+    config = {key: value for key, value in node["config"].items() if key != "batch_input_shape"}
+    return {**node, "module": "keras.layers", "registered_name": None, "config": config}
 
 
 def _is_obsolete(layer: str | None, entry: str, value: Any) -> bool:

@@ -211,18 +211,19 @@ def test_photos_of_any_size(tmp_path):
     assert result.report.comparisons[0].batch == 4 and result.report.passed
 
 
-def test_fixed_batches_and_several_inputs(tmp_path):
-    """13 rows for batches of 4; inputs by name, from an .npz file."""
+@pytest.mark.parametrize(("rows", "tested"), [(4, 16), (10, 20)])
+def test_fixed_batches_and_several_inputs(tmp_path, rows, tested):
+    """13 rows for batches of a fixed size; inputs by name, from an .npz file."""
     source = write_graph(
         tmp_path / "m.onnx",
-        """g (float[4,3,8,8] left, float[4,3,8,8] right) => (float[4,4] y) { a = Conv(left, w)  b = Conv(right, w)  c = Sub(a, b)
-        g = GlobalMaxPool(c)  y = Flatten(g) }""",
+        f"""g (float[{rows},3,8,8] left, float[{rows},3,8,8] right) => (float[{rows},4] y) {{
+        a = Conv(left, w)  b = Conv(right, w)  c = Sub(a, b)  g = GlobalMaxPool(c)  y = Flatten(g) }}""",
         {"w": normal(4, 3, 3, 3)},
         kinds={"y": "logits"},
     )
     np.savez(tmp_path / "pairs.npz", left=noise(13, 3, 8, 8), right=noise(13, 3, 8, 8, seed=1))
     result = rx.to_int8(source, tmp_path / "q.onnx", calibration=str(tmp_path / "pairs.npz"), max_drop=30)
-    assert result.report.comparisons[0].batch == 16 and "DequantizeLinear" in op_counts(tmp_path / "q.onnx")
+    assert result.report.comparisons[0].batch == tested and "DequantizeLinear" in op_counts(tmp_path / "q.onnx")
     with pytest.raises(rx.UsageError, match="has 2 inputs; give samples as an array for each of left, right"):
         rx.to_int8(source, tmp_path / "q.onnx", calibration=noise(13, 3, 8, 8))
 
