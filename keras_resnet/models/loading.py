@@ -108,7 +108,8 @@ def load_model_file(path: str | os.PathLike[str], *, unsafe_lambda: bool = False
     file = recognise_model_file(path)
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Do not pass an `input_shape`")  # advice to whoever made the model
+            for advice in ("Do not pass an `input_shape`", "Argument `input_length`"):  # to whoever made the model
+                warnings.filterwarnings("ignore", advice)
             return keras.saving.load_model(_readable(file, folder), compile=False, safe_mode=not unsafe_lambda)
     except Exception as error:  # Keras raises all kinds of errors for what it cannot rebuild.
         raise _explained(file, error) from error

@@ -312,6 +312,7 @@ def facts(results, labels):
         "table": _arms(pick(results.rows, phase="final"), labels),
         "gains": _gains(results.more["comparison"], labels),
         "gain": _gain(results.more["comparison"]),
+        "longest": str(max(results.about["budgets"])),
         "trials": _trials(pick(results.rows, phase="trial"), labels),
     }
 
@@ -335,11 +336,11 @@ def _arms(finals, labels):
 
 
 def _gain(comparison):
-    """The gain of the identity arm at the first budget, in words."""
+    """The gain of the identity arm at the largest budget, in words."""
     rows = pick(comparison, arm="identity")
     if not rows:
         return "not measured yet"
-    row = rows[0]
+    row = max(rows, key=lambda row: row["budget"])
     against = {"further": "the network that was trained further", UNTOUCHED: "the untouched network"}[row["against"]]
     interval = f"95 % interval over images {row['low']:+.2f} to {row['high']:+.2f}"
     if "standard_error" not in row:

@@ -38,7 +38,9 @@ class Sizes:
     backbone_rate: float = size(0.4, "Peak learning rate of the backbone, and of the grown architecture from scratch.")
     one_backbone: str = size("yes", 'Whether all seeds start from one backbone: "yes" or "no".')
     trial_budget: int = size(5, "Compute of a trial, in epochs of the backbone.")
-    budgets: tuple = size((25,), "Compute of the runs that are compared, in epochs of the backbone.", plan=True)
+    budgets: tuple = size(
+        (10, 25, 50), "Compute of the runs that are compared, in epochs of the backbone; the largest decides.", plan=True
+    )
     control_seeds: int = size(1, "Number of seeds of the arms other than untouched, further and identity.", plan=True)
     rates: tuple = size((0.2, 0.4), "Peak learning rates that every arm tries.")
     decays: tuple = size((0.0002,), "Weight decays that every arm tries.")
