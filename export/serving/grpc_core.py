@@ -290,9 +290,9 @@ class CoreServer:
                 self._events.append((self._finish, None))
             elif event.completion_type == cygrpc.CompletionType.operation_complete:
                 if event.tag is self._new_call:
-                    if event.success:
-                        self._events.append((self._accept, Call(event, self._loop, self._forget)))
                     urgent = False
+                    if event.success:
+                        self._new(event)
                 else:
                     self._events.append((event.tag, event))
                     urgent = not (isinstance(event.tag, _Tag) and event.tag.call.answered)
@@ -313,6 +313,13 @@ class CoreServer:
                     return
             if ended:
                 return
+
+    def _new(self, event: Any) -> None:
+        try:
+            self._events.append((self._accept, Call(event, self._loop, self._forget)))
+        except Exception:  # the thread must go on, and the next call be asked for
+            log.exception("gRPC: internal error")
+            self._request_call()
 
     def _handle(self) -> None:
         """Handle what has come, on the event loop's thread."""

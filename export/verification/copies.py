@@ -48,13 +48,17 @@ def compare_copy(prepared: Prepared, cases: list[Case]) -> list[str]:
             if figures["relative"] <= bound or a.dtype.kind not in "fV":
                 continue
             noise = _noise(keras, copy, feeds, got, index, bound)
-            if figures["max_abs"] <= ROUNDINGS * noise:
+            if np.isfinite(noise) and figures["max_abs"] <= ROUNDINGS * noise:
                 continue
             half = any(layer.compute_dtype == "float16" for layer in layers_in(original))
             return [
                 f"the copy made for the export ({', '.join(prepared.copied)}) differs from the model: max error "
                 f"{figures['max_abs']:.3g}, {figures['relative']:.3g} of the largest value of output {index}"
-                + ("; float16 ends at 65,504, and the model may exceed that inside" if half else "")
+                + (
+                    "; float16 cannot represent values above 65,504, which intermediate values of the model may exceed"
+                    if half
+                    else ""
+                )
             ]
     return []
 

@@ -19,7 +19,7 @@ from .reference import Reference, Rounding, expected, saturated, seen
 
 # Two roundings of one computation differ by chance; a file may be this much farther from the exact result than Keras is.
 ROUNDINGS = 8
-# How often rounding is drawn anew to see whether a whole number of an output depends on it.
+# How many perturbed runs are made to see whether a whole number of an output depends on rounding.
 ATTEMPTS = 32
 BOUND = TOLERANCES["float32"]
 
@@ -132,7 +132,7 @@ class OutputComparison:
         return max((comparison.relative for comparison in self.comparisons), default=0.0)
 
     def conditioning_notes(self) -> list[str]:
-        """Return notes on what was let pass because float32 itself is no more precise; empty where there was nothing."""
+        """Return notes on differences that were accepted because float32 itself is no more precise; empty without any."""
         notes = []
         if self.ill_conditioned:
             error, noise = (max(figures) for figures in zip(*self.ill_conditioned, strict=True))
@@ -140,7 +140,7 @@ class OutputComparison:
             notes.append(f"ill-conditioned: {there}")
         if self.ties:
             numbers = "1 whole number differs" if self.ties == 1 else f"{self.ties} whole numbers differ"
-            notes.append(f"ties: {numbers} from Keras because the rounding of float32 decides there")
+            notes.append(f"ties: {numbers} from Keras where the rounding of float32 decides the result")
         return notes
 
 

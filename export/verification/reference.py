@@ -151,7 +151,8 @@ class Reference:
                 off = _off_by_roundoff(rng, feeds, times)
                 alike = _values(signature, off)
                 with noise.of(rng, times * APPROXIMATION):
-                    yield alike, _values(signature, off)
+                    approximated = _values(signature, off)
+                yield alike, approximated
         finally:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
@@ -243,7 +244,9 @@ def _values(signature: Signature, feeds: dict[str, np.ndarray], but: Iterable[ke
 
 
 def _off_by_roundoff(rng: np.random.Generator, feeds: dict[str, np.ndarray], times: float) -> dict[str, np.ndarray]:
-    return {name: off_by_rounding(rng, array, times=times) for name, array in feeds.items()}
+    """Whole numbers stay: pixels and indices are exact in float32, and a cast or comparison would make others of them."""
+    off = {name: off_by_rounding(rng, array, times=times) for name, array in feeds.items()}
+    return {name: np.where(array == np.rint(array), array, off[name]).astype(array.dtype) for name, array in feeds.items()}
 
 
 # ---------------------------------------------------------------- pairs of arrays to compare

@@ -9,12 +9,13 @@ import keras
 
 ANY = object()
 MODELS = ("Sequential", "Functional", "Model")
+MODULES = {"keras.layers": keras.layers, "keras": keras}
 # Entries of wrappers, Bidirectional for one, that hold the configs of other layers.
 INNER = ("layer", "backward_layer", "cell", "cells")
 WITHOUT_GROUPS = "Conv1DTranspose Conv2DTranspose Conv3DTranspose SeparableConv1D SeparableConv2D DepthwiseConv1D DepthwiseConv2D"
 RECURRENT = "RNN SimpleRNN GRU LSTM ConvLSTM1D ConvLSTM2D ConvLSTM3D"
 RANDOM = "RandomBrightness RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom"
-# Entries that Keras 2 wrote and Keras 3 refuses: names of layers, entry, and the value that says nothing, so that it can go.
+# Entries that Keras 2 wrote and Keras 3 refuses: names of layers, the entry, and the value with which it has no effect.
 OBSOLETE = (
     (WITHOUT_GROUPS, "groups", 1),
     *(("SeparableConv1D SeparableConv2D", f"kernel_{kind}", ANY) for kind in ("initializer", "regularizer", "constraint")),
@@ -55,11 +56,13 @@ def as_keras_3(node: Any, keras_2: bool) -> Any:
     name, config = found.get("class_name"), found.get("config")
     if isinstance(config, dict):
         found["config"] = {key: value for key, value in config.items() if not _is_obsolete(name, key, value)}
+        if keras_2 and name in ("GRU", "GRUCell"):  # versions before the option existed computed as without it
+            found["config"].setdefault("reset_after", False)
         for key in INNER:
             if key in found["config"]:
                 found["config"][key] = _with_module(found["config"][key])
         axis = config.get("axis")
-        if isinstance(axis, list) and len(axis) == 1:  # Keras 3 does this too, but not inside of inner models
+        if isinstance(axis, list) and len(axis) == 1:  # Keras 3 does this too, but not within nested models
             found["config"]["axis"] = axis[0]
     if name == "Sequential":
         return _sequential(found)
@@ -70,10 +73,13 @@ def _with_module(node: Any) -> Any:
     """A layer inside a wrapper with the module that Keras 3 looks it up in; versions before 2.13 did not write it."""
     if isinstance(node, list):
         return [_with_module(inner) for inner in node]
-    if not isinstance(node, dict) or "module" in node or not hasattr(keras.layers, str(node.get("class_name"))):
+    if not isinstance(node, dict) or "module" in node or node.get("class_name") in keras.saving.get_custom_objects():
+        return node
+    module = next((name for name, where in MODULES.items() if hasattr(where, str(node.get("class_name")))), None)
+    if module is None:
         return node
     config = {key: value for key, value in node["config"].items() if key != "batch_input_shape"}
-    return {**node, "module": "keras.layers", "registered_name": None, "config": config}
+    return {**node, "module": module, "registered_name": None, "config": config}
 
 
 def _is_obsolete(layer: str | None, entry: str, value: Any) -> bool:
@@ -104,7 +110,7 @@ def _sequential(node: dict[str, Any]) -> dict[str, Any]:
 def _functional(node: dict[str, Any]) -> dict[str, Any]:
     """A functional model that returns its only output as a tensor, and numbers the calls of inner models as Keras 3 does.
 
-    Keras 2 counted from 1. Keras 3 counts from 0, but for functional models among the outputs. Of a list of one output Keras 3
+    Keras 2 counted from 1. Keras 3 counts from 0, except for functional models among the outputs. Of a list of one output Keras 3
     returns a list, which no layer after it takes.
     """
     config = node["config"]

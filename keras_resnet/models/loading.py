@@ -85,7 +85,7 @@ class ModelFile:
     @property
     def is_keras_2(self) -> bool:
         """Whether a version of Keras before 3 wrote the file."""
-        return self.version.startswith(("1.", "2."))
+        return self.version.startswith(("1.", "2.")) or (self.suffix == ".h5" and not self.version)
 
 
 def load_model_file(path: str | os.PathLike[str], *, unsafe_lambda: bool = False) -> keras.Model:
@@ -108,7 +108,7 @@ def load_model_file(path: str | os.PathLike[str], *, unsafe_lambda: bool = False
     file = recognise_model_file(path)
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            for advice in ("Do not pass an `input_shape`", "Argument `input_length`"):  # to whoever made the model
+            for advice in ("Do not pass an `input_shape`", "Argument `input_length`"):  # for the model's author
                 warnings.filterwarnings("ignore", advice)
             return keras.saving.load_model(_readable(file, folder), compile=False, safe_mode=not unsafe_lambda)
     except Exception as error:  # Keras raises all kinds of errors for what it cannot rebuild.
@@ -205,7 +205,9 @@ def _explained(file: ModelFile, error: Exception) -> ModelFileError:
             "lambda",
         )
     if "allow_pickle" in text:
-        return ModelFileError(f"{path} holds pickled Python objects where weights belong, and reading them could run any code")
+        return ModelFileError(
+            f"{path} holds pickled Python objects where weights belong, and reading them could run any code; save the model again"
+        )
     unknown = re.search(r"(?:Could not locate \w+|Unknown \w+:) '(.+?)'", text)
     if file.is_keras_2 and unknown and unknown[1] in KERAS_2_CALLS:
         return ModelFileError(

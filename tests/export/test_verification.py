@@ -302,6 +302,27 @@ def test_convert_leaves_no_float64_behind(mixed):
     assert {str(value.const_value.dtype) for value in model.graph.initializers.values()} <= {"FLOAT", "INT64"}
 
 
+WHOLE_INPUTS = {
+    "cast": lambda x: keras.ops.cast(x, "int32"),
+    "comparison": lambda x: x >= 5.0,
+    "floor": lambda x: keras.ops.cast(keras.ops.floor(x), "int32"),
+}
+
+
+@pytest.mark.parametrize("decide", WHOLE_INPUTS.values(), ids=WHOLE_INPUTS)
+def test_whole_numbers_in_float_inputs_are_not_rounded(decide):
+    """Pixels and indices are exact: a file that takes 4 for 5 is wrong, however near 4.9999995 is."""
+    x = keras.Input((6,))
+    reference = Reference(prepare(keras.Model(x, decide(x))).signature)
+    feeds = {reference.signature.inputs[0].name: np.arange(18, dtype="float32").reshape(3, 6)}
+    case = Case("pixels", feeds, reference.values(feeds))
+    (name,) = [output.name for output in reference.signature.outputs]
+    below = reference.values({key: value - 1 for key, value in feeds.items()}).own[0]
+    comparison = OutputComparison(reference)
+    comparison.compare(case, "planted", lambda feeds: {name: below})
+    assert comparison.failed
+
+
 def steep(scale):
     """A sigmoid of large numbers: a thousandth part of rounding decides between 0 and 1 where `scale` is large."""
     x = keras.Input((64,))
