@@ -93,7 +93,8 @@ def _sequential(node: dict[str, Any]) -> dict[str, Any]:
     Before Keras 2.2.3 it was a list of layers. An input shape that its first layer holds is read by Keras 3 with the batch axis
     twice.
     """
-    config = node["config"] if isinstance(node["config"], dict) else {"name": "sequential", "layers": node["config"]}
+    config = node["config"] if isinstance(node["config"], dict) else {"layers": node["config"]}
+    config = {"name": node.get("name", "sequential"), **config}
     first, *others = config["layers"] or [{}]
     shape = first.get("config", {}).get("batch_input_shape")
     if shape and first["class_name"] != "InputLayer":
@@ -114,15 +115,19 @@ def _functional(node: dict[str, Any]) -> dict[str, Any]:
     returns a list, which no layer after it takes.
     """
     config = node["config"]
-    kinds = {layer["config"]["name"]: layer["class_name"] for layer in config.get("layers", []) if layer["class_name"] in MODELS}
-    calls = [(tensor[0], tensor[1]) for tensor in _tensors(config, kinds)]
+    layers = config.get("layers", [])
+    kinds = {
+        layer.get("name", layer["config"].get("name")): layer["class_name"] for layer in layers if layer["class_name"] in MODELS
+    }
+    references = [*(layer.get("inbound_nodes", []) for layer in layers), config["output_layers"]]
+    calls = [(tensor[0], tensor[1]) for tensor in _tensors(references, kinds)]
     first = {name: min(call for inner, call in calls if inner == name) for name in {name for name, _ in calls}}
     sequential = {name: call for name, call in first.items() if kinds[name] == "Sequential"}
-    found = {key: _renumbered(value, first) for key, value in config.items()}
-    outputs = _renumbered(config.get("output_layers", []), sequential)
+    layers = [{**layer, "inbound_nodes": _renumbered(layer.get("inbound_nodes", []), first)} for layer in layers]
+    outputs = _renumbered(config["output_layers"], sequential)
     if isinstance(outputs, list) and len(outputs) == 1:
         outputs = outputs[0]
-    return {**node, "config": {**found, "output_layers": outputs}}
+    return {**node, "config": {**config, "layers": layers, "output_layers": outputs}}
 
 
 def _renumbered(part: Any, first: dict[str, int]) -> Any:

@@ -110,3 +110,16 @@ def test_rewriters_of_tf2onnx_run_only_on_graphs_with_an_op_of_their_row(monkeyp
         with keras_internals.needed_rewriters(ops):
             tfonnx.run_rewriters(None, rewriters, False)
     assert ran == [{"rewrite_gemm"}, *({"rewrite_gemm", name} for name in ("rewrite_cond", "rewrite_eye", "rewrite_dropout"))]
+
+
+def test_layers_that_need_their_sizes_still_do():
+    """Keras refuses to unroll over an unknown length, maps `TimeDistributed` over it, and passes an input through as it is."""
+    x = keras.KerasTensor((None, None, 3))
+    with pytest.raises(ValueError, match="Cannot unroll"):
+        keras.layers.RNN(keras.layers.SimpleRNNCell(2), unroll=True).call(x)
+    time_distributed = keras.layers.TimeDistributed
+    assert list(inspect.signature(time_distributed.call).parameters) == ["self", "inputs", "training", "mask"]
+    assert "vectorized_map" in inspect.getsource(time_distributed.call)
+    assert time_distributed(keras.layers.Dropout(0.5)).layer._call_has_training_arg
+    image = keras.KerasTensor((None, 8, 8, 3))
+    assert keras.layers.Equalization().compute_output_spec(image) is image
