@@ -128,7 +128,9 @@ def _savedmodel(recipe: Any, model: Any, path: Path) -> str:
         return f"{type(error).__name__}: {_line(error)}"
     served = tf.saved_model.load(str(path)).signatures["serving_default"]
     names = list(served.structured_input_signature[1])
-    ours = names if len(names) == 1 else [re.sub(r"\W", "_", tensor.name, flags=re.ASCII) for tensor in model.inputs]
+    ours = [re.sub(r"\W", "_", tensor.name, flags=re.ASCII) for tensor in model.inputs]
+    others = [name for name in names if name not in ours]  # of an only input, or of one without a name in a rebuilt model
+    ours = [name if name in names else others.pop(0) for name in ours]
     for feeds in generator.feeds_of(plain, model):
         found = served(**{name: tf.constant(value) for name, value in zip(ours, feeds, strict=True)})
         want = generator.outputs_of(model, feeds)
