@@ -10,9 +10,9 @@ import numpy as np
 from ..conversion.prepare import PRUNED_WITH_TOLERANCE, Prepared
 from ..conversion.signature import call_in_inference
 from .inputs import Case
-from .metrics import largest_difference, measure, off_by_rounding
+from .metrics import input_off_by_rounding, largest_difference, measure, off_by_rounding
 from .outputs import BOUND, ROUNDINGS
-from .reference import PERTURBATIONS, Values
+from .reference import PERTURBATIONS, Values, weights_kept
 
 if TYPE_CHECKING:
     import keras
@@ -103,15 +103,11 @@ def _is_half(tensor: Any) -> bool:
 def _noise(keras: ModuleType, copy: keras.Model, feeds: list[np.ndarray], got: Values, index: int, bound: float) -> float:
     """How far the copy is from itself when its weights and inputs are off by as much as the original's precision rounds."""
     rng, dtype = np.random.default_rng(0), "bfloat16" if bound == HALF_BOUND else "float32"
-    variables = [variable for variable in copy.weights if "float" in str(variable.dtype)]
-    before, worst = [np.asarray(variable) for variable in variables], 0.0
-    try:
+    worst = 0.0
+    with weights_kept(copy) as weights:
         for _ in range(PERTURBATIONS):
-            for variable, value in zip(variables, before, strict=True):
+            for variable, value in weights:
                 variable.assign(off_by_rounding(rng, value, dtype))
-            off = [off_by_rounding(rng, array, dtype) for array in feeds]
+            off = [input_off_by_rounding(rng, array, dtype) for array in feeds]
             worst = max(worst, largest_difference(got.own[index], _call(keras, copy, off).own[index]))
-    finally:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
     return worst

@@ -10,7 +10,7 @@ import onnx
 
 from ..artifact import read_proto
 from ..conversion.trace import calls_of_layers, concrete_function
-from .metrics import off_by_rounding
+from .metrics import input_off_by_rounding
 
 if TYPE_CHECKING:
     from ..conversion.signature import Signature
@@ -67,7 +67,7 @@ def first_divergence(
 def _expected(signature: Signature, feeds: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What every layer computes for a batch, and for inputs that are off by rounding."""
     rng = np.random.default_rng(0)
-    off = {name: off_by_rounding(rng, array) for name, array in feeds.items()}
+    off = {name: input_off_by_rounding(rng, array) for name, array in feeds.items()}
     return layer_outputs(signature, feeds), layer_outputs(signature, off)
 
 

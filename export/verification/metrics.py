@@ -20,6 +20,14 @@ def off_by_rounding(rng: np.random.Generator, array: np.ndarray, dtype: str = "f
     return (array * (1 + times * UNIT_ROUNDOFF[dtype] * rng.uniform(-2, 2, array.shape))).astype(array.dtype)
 
 
+def input_off_by_rounding(rng: np.random.Generator, array: np.ndarray, dtype: str = "float32", times: float = 1) -> np.ndarray:
+    """Return an input whose numbers are off by rounding, except for whole ones.
+
+    Pixels and indices are exact, and a cast or comparison would make others of them.
+    """
+    return np.where(array == np.rint(array), array, off_by_rounding(rng, array, dtype, times)).astype(array.dtype)
+
+
 def measure(reference: np.ndarray, got: np.ndarray, scale: float | None = None) -> dict[str, Any]:
     """Error figures of two arrays; infinite where shapes differ or a number of only one of them is not finite.
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..conversion.rebuild import copied, in_float64
 from ..conversion.signature import OutputSpec, Signature, call_in_inference
 from ..errors import UsageError
-from .metrics import UNIT_ROUNDOFF, largest_difference, off_by_rounding
+from .metrics import UNIT_ROUNDOFF, input_off_by_rounding, largest_difference, off_by_rounding
 
 if TYPE_CHECKING:
     import keras
@@ -142,20 +142,26 @@ class Reference:
                 values = _values(self.signature, _off_by_roundoff(rng, feeds, times))
                 yield values, values
         signature, noise = copy
-        variables = [variable for variable in signature.model.weights if "float" in str(variable.dtype)]
-        before = [np.asarray(variable) for variable in variables]
-        try:
+        with weights_kept(signature.model) as weights:
             while True:
-                for variable, value in zip(variables, before, strict=True):
+                for variable, value in weights:
                     variable.assign(off_by_rounding(rng, value, times=times))
                 off = _off_by_roundoff(rng, feeds, times)
                 alike = _values(signature, off)
                 with noise.of(rng, times * APPROXIMATION):
                     approximated = _values(signature, off)
                 yield alike, approximated
-        finally:
-            for variable, value in zip(variables, before, strict=True):
-                variable.assign(value)
+
+
+@contextlib.contextmanager
+def weights_kept(model: keras.Model) -> Iterator[list[tuple[keras.Variable, np.ndarray]]]:
+    """Put the weights of a copy back afterwards; in the context, they are given with what they were."""
+    weights = [(variable, np.asarray(variable)) for variable in model.weights if "float" in str(variable.dtype)]
+    try:
+        yield weights
+    finally:
+        for variable, value in weights:
+            variable.assign(value)
 
 
 class ActivationNoise:
@@ -244,9 +250,7 @@ def _values(signature: Signature, feeds: dict[str, np.ndarray], but: Iterable[ke
 
 
 def _off_by_roundoff(rng: np.random.Generator, feeds: dict[str, np.ndarray], times: float) -> dict[str, np.ndarray]:
-    """Whole numbers stay: pixels and indices are exact in float32, and a cast or comparison would make others of them."""
-    off = {name: off_by_rounding(rng, array, times=times) for name, array in feeds.items()}
-    return {name: np.where(array == np.rint(array), array, off[name]).astype(array.dtype) for name, array in feeds.items()}
+    return {name: input_off_by_rounding(rng, array, times=times) for name, array in feeds.items()}
 
 
 # ---------------------------------------------------------------- pairs of arrays to compare

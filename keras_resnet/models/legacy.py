@@ -83,8 +83,8 @@ def _with_module(node: Any) -> Any:
 
 
 def _is_obsolete(layer: str | None, entry: str, value: Any) -> bool:
-    unused = DROPPED.get((str(layer), entry), value)
-    return (str(layer), entry) in DROPPED and (unused is ANY or unused == value)
+    key = (str(layer), entry)
+    return key in DROPPED and (DROPPED[key] is ANY or DROPPED[key] == value)
 
 
 def _sequential(node: dict[str, Any]) -> dict[str, Any]:

@@ -227,6 +227,16 @@ def _refusal(recipe: Any, model: Any, message: str, reference_model: Any) -> Out
     return Outcome(FALSE_REFUSAL, line)
 
 
+def _in_float32(recipe: Any, model: Any, opened: bool = False) -> Any:
+    """A mixed model as Keras builds it in float32, with the same weights."""
+    from . import generator
+
+    single = recipe.model(policy="float32", size=generator.OPEN if opened else None)
+    for variable, weight in zip(single.variables, model.variables, strict=True):
+        variable.assign(np.asarray(weight.value))
+    return single
+
+
 def _overflows(recipe: Any, model: Any) -> bool:
     """Whether a model in mixed float16 computes something else in float32, which is what a file computes in.
 
@@ -236,9 +246,7 @@ def _overflows(recipe: Any, model: Any) -> bool:
 
     if recipe.policy != "mixed_float16":
         return False
-    single = recipe.model(policy="float32")
-    for variable, value in zip(single.variables, model.variables, strict=True):
-        variable.assign(np.asarray(value.value))
+    single = _in_float32(recipe, model)
     own = generator.feeds_of(recipe, model)
     rng = np.random.default_rng(0)
     drawn = [
@@ -375,10 +383,7 @@ def _is_in_float32(recipe: Any, model: Any, feeds: list, position: int, value: n
 
     if not recipe.policy.startswith("mixed"):
         return False
-    single = recipe.model(policy="float32", size=generator.OPEN if recipe.options.get("dynamic_size") else None)
-    for variable, weight in zip(single.variables, model.variables, strict=True):
-        variable.assign(np.asarray(weight.value))
-    want = generator.outputs_of(single, feeds)[position]
+    want = generator.outputs_of(_in_float32(recipe, model, opened=recipe.options.get("dynamic_size")), feeds)[position]
     bound = TOLERANCE[recipe.options.get("precision", "float32")] * np.abs(want).max(initial=0)
     return want.shape == value.shape and bool(np.abs(value - want).max(initial=0) <= bound)
 
